@@ -1,0 +1,399 @@
+"""The storage contract in code: what every backend promises, ordering, units and errors included.
+
+A host depends on these Protocols and on nothing below them; a backend's own docstrings say only how. For
+every method that takes `user_id`:
+
+- `AUTO` (where it is the default) is the current actor's id; with no actor, or one without an id, the method
+  raises `RuntimeError` that names it before anything is read or written;
+- a string is that user, also the empty one;
+- None is no filter, for migrations and trusted code; where a vote is written or looked up, None is the one
+  anonymous user.
+
+A row of another user, or of nobody, does not exist for a named caller. Identifiers are text of at most
+1,024 bytes, else `TypeError` or `ValueError`; a `limit` is a whole number from 0 up, and 0 gives nothing.
+Every method may raise `StorageUnavailableError`, which is safe to retry, and `StorageAccessError`; a write may
+raise `InvalidPayloadError` or `PayloadTooLargeError` and has then written nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Protocol, Self, runtime_checkable
+
+from .actor import AUTO
+from .rows import (
+    Caller,
+    FeedbackRow,
+    FeedbackTotals,
+    RunRow,
+    ThreadMeta,
+    ThreadMetaCreate,
+    TimeInput,
+    TokenUsage,
+    UserId,
+)
+
+
+class RunReadRepository(Protocol):
+    """Queries of runs."""
+
+    async def get(self, run_id: str, *, user_id: UserId = AUTO) -> RunRow | None:
+        """The run, or None."""
+        ...
+
+    async def list_by_thread(
+        self, thread_id: str, *, limit: int = 100, user_id: UserId = AUTO
+    ) -> list[RunRow]:
+        """The thread's runs, newest `created_at` first, in the same order at every call.
+
+        The limit counts rows of `user_id` only. Runs that one process creates one after the other are never
+        tied or swapped.
+        """
+        ...
+
+
+class RunWriteRepository(Protocol):
+    """Writes of runs. Updating a run that does not exist changes nothing and is logged at WARNING."""
+
+    async def create(
+        self,
+        run_id: str,
+        thread_id: str,
+        *,
+        status: str = "pending",
+        created_at: TimeInput | None = None,
+        started_at: TimeInput | None = None,
+        ended_at: TimeInput | None = None,
+        assistant_id: str | None = None,
+        user_id: UserId = AUTO,
+        follow_up_to_run_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        model_name: str | None = None,
+        multitask_strategy: str = "reject",
+    ) -> None:
+        """Store a new run and every field given.
+
+        `status` is "pending" by default, `multitask_strategy` "reject", `created_at` now, `user_id` AUTO.
+        Raises `RunExistsError` for a known `run_id` and leaves that run as it is.
+        """
+        ...
+
+    async def update_status(
+        self,
+        run_id: str,
+        status: str,
+        *,
+        started_at: TimeInput | None = None,
+        ended_at: TimeInput | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Set the status and the times given, and merge `metadata` key by key, in one atomic update.
+
+        A run that is over (success, error, timeout, interrupted) is not put back to pending, starting or
+        running: such an update merges its metadata and fills times that are not set. One ending may replace
+        another.
+        """
+        ...
+
+    async def set_error(self, run_id: str, error: str) -> None:
+        """Set status "error" and the error's text in one update."""
+        ...
+
+    async def update_run_completion(
+        self,
+        run_id: str,
+        *,
+        status: str,
+        total_input_tokens: int = 0,
+        total_output_tokens: int = 0,
+        total_tokens: int = 0,
+        llm_call_count: int = 0,
+        lead_agent_tokens: int = 0,
+        subagent_tokens: int = 0,
+        middleware_tokens: int = 0,
+        message_count: int = 0,
+        first_human_message: str | None = None,
+        last_ai_message: str | None = None,
+        error: str | None = None,
+        ended_at: TimeInput | None = None,
+    ) -> None:
+        """Set the status, all token figures, the texts and `ended_at` in one atomic update.
+
+        An absent figure becomes 0, an absent text None. `ended_at` is the given one, or now where the status
+        is an ending and none is set. Figures by model stay as recorded. With a status of a run that is going
+        on, a run that is over keeps everything but times that are not set.
+        """
+        ...
+
+
+class RunDeleteRepository(Protocol):
+    """Deletion of runs."""
+
+    async def delete(self, run_id: str, *, user_id: UserId = AUTO) -> bool:
+        """Delete the run; False if there is none for `user_id`."""
+        ...
+
+
+class TokenUsageRepository(Protocol):
+    """Token figures while a run is going, and their totals."""
+
+    async def record_token_usage(
+        self,
+        run_id: str,
+        *,
+        caller: Caller,
+        model_name: str | None = None,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        llm_calls: int = 1,
+    ) -> None:
+        """Add to the run's figures, atomically, from any number of processes, also after the run's end.
+
+        Raises `ValueError` for another caller than "lead_agent", "subagent" or "middleware".
+        """
+        ...
+
+    async def token_usage_by_thread(self, thread_id: str, *, user_id: UserId = AUTO) -> TokenUsage:
+        """The sums over all runs of the thread.
+
+        A run without figures by model counts under its own `model_name`, or "unknown" if it has none.
+        """
+        ...
+
+
+class RunStore(RunReadRepository, RunWriteRepository, RunDeleteRepository, TokenUsageRepository, Protocol):
+    """Everything about runs."""
+
+
+class FeedbackStore(Protocol):
+    """Votes and comments on runs and messages. A rating other than the integers 1 and -1: `ValueError`."""
+
+    async def create(
+        self,
+        *,
+        run_id: str,
+        thread_id: str,
+        rating: int,
+        owner_id: str | None = None,
+        user_id: UserId = None,
+        message_id: str | None = None,
+        comment: str | None = None,
+    ) -> FeedbackRow:
+        """Store one more row; `user_id` wins over `owner_id`. A user may have several."""
+        ...
+
+    async def upsert(
+        self,
+        *,
+        run_id: str,
+        thread_id: str,
+        rating: int,
+        user_id: UserId,
+        comment: str | None = None,
+    ) -> FeedbackRow:
+        """Make or replace the user's one vote on the run, in one atomic operation.
+
+        `feedback_id` stays the same and `created_at` becomes now. Feedback on a message is not the vote; a
+        row that `create` made without a message becomes it. Any number of concurrent calls leave one vote.
+        """
+        ...
+
+    async def get(self, feedback_id: str) -> FeedbackRow | None:
+        """The row, or None."""
+        ...
+
+    async def delete(self, feedback_id: str) -> bool:
+        """Delete the row; False if there is none."""
+        ...
+
+    async def list_by_run(
+        self, thread_id: str, run_id: str, *, limit: int = 100, user_id: UserId = None
+    ) -> list[FeedbackRow]:
+        """The run's rows, newest first; the limit counts rows of `user_id` only."""
+        ...
+
+    async def list_by_thread(self, thread_id: str, *, limit: int = 100) -> list[FeedbackRow]:
+        """The thread's rows, newest first."""
+        ...
+
+    async def list_by_thread_grouped(self, thread_id: str, *, user_id: UserId) -> dict[str, FeedbackRow]:
+        """The user's newest row on each run of the thread, by run id. None is the anonymous user."""
+        ...
+
+    async def aggregate_by_run(self, thread_id: str, run_id: str) -> FeedbackTotals:
+        """The run's votes, counted by the database over all rows."""
+        ...
+
+    async def delete_by_run(self, *, thread_id: str, run_id: str, user_id: UserId) -> bool:
+        """Delete the user's vote on the run; False if there is none. None is the anonymous user."""
+        ...
+
+
+class ThreadMetaRepository(Protocol):
+    """Thread metadata for the host's own code: asks for no actor."""
+
+    async def create_thread_meta(self, data: ThreadMetaCreate) -> ThreadMeta:
+        """Store a new thread. Raises `ThreadExistsError` for a known id and leaves that thread as it is."""
+        ...
+
+    async def get_thread_meta(self, thread_id: str) -> ThreadMeta | None:
+        """The thread, whoever owns it, or None."""
+        ...
+
+    async def update_thread_meta(
+        self,
+        thread_id: str,
+        *,
+        assistant_id: str | None = None,
+        display_name: str | None = None,
+        status: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Set what is given (None leaves a field as it is); `metadata` replaces the stored one whole.
+
+        A missing thread: nothing is changed, and it is logged at WARNING.
+        """
+        ...
+
+    async def delete_thread(self, thread_id: str) -> bool:
+        """Delete the thread's metadata; False if there is none."""
+        ...
+
+
+class ThreadMetaStorage(Protocol):
+    """Thread metadata as the host's routes use it."""
+
+    async def get_thread(self, thread_id: str, *, user_id: UserId = AUTO) -> ThreadMeta | None:
+        """The thread, or None."""
+        ...
+
+    async def ensure_thread(
+        self,
+        *,
+        thread_id: str,
+        assistant_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        user_id: UserId = AUTO,
+    ) -> ThreadMeta:
+        """Get the thread or make it, in one atomic operation; all concurrent callers get the same one.
+
+        On a thread of somebody else: `PermissionError`, which tells nothing about it.
+        """
+        ...
+
+    async def ensure_thread_running(
+        self,
+        *,
+        thread_id: str,
+        assistant_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> ThreadMeta:
+        """Set the thread's status to "running", making the thread if there is none.
+
+        Asks for no actor; a new thread belongs to the one that is bound, if any.
+        """
+        ...
+
+    async def sync_thread_title(self, *, thread_id: str, title: str) -> None:
+        """Set `display_name`."""
+        ...
+
+    async def sync_thread_assistant_id(self, *, thread_id: str, assistant_id: str) -> None:
+        """Set `assistant_id`."""
+        ...
+
+    async def sync_thread_status(self, *, thread_id: str, status: str) -> None:
+        """Set `status`."""
+        ...
+
+    async def sync_thread_metadata(self, *, thread_id: str, metadata: Mapping[str, Any]) -> None:
+        """Replace `metadata`."""
+        ...
+
+    async def delete_thread(self, thread_id: str) -> bool:
+        """Delete the thread's metadata; False if there is none. Asks for no actor."""
+        ...
+
+    async def search_threads(
+        self,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        status: str | None = None,
+        user_id: UserId = AUTO,
+        assistant_id: str | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> list[ThreadMeta]:
+        """Threads, newest `created_time` first.
+
+        `metadata` matches whole values, equal in type and content, of any top-level key: 1 is not True, None
+        is not "missing", the order of keys does not count. A blank `status` or `assistant_id` is ignored.
+        """
+        ...
+
+
+class ThreadStore(ThreadMetaRepository, ThreadMetaStorage, Protocol):
+    """Everything about threads: both halves in one object."""
+
+
+class RunLifecycleEvent(Protocol):
+    """What happened to a run. `event_type` is text or an enum whose value is that text."""
+
+    @property
+    def event_type(self) -> Any: ...
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def thread_id(self) -> str: ...
+    @property
+    def occurred_at(self) -> datetime: ...
+    @property
+    def payload(self) -> Mapping[str, Any] | None: ...
+
+
+class RunObserver(Protocol):
+    """Is told of every run lifecycle event."""
+
+    async def on_event(self, event: RunLifecycleEvent) -> None:
+        """Store the event. What cannot be stored is logged and raises nothing."""
+        ...
+
+
+@runtime_checkable
+class Storage(Protocol):
+    """One backend's stores. Building it connects to nothing; it is used within one event loop."""
+
+    @property
+    def runs(self) -> RunStore: ...
+    @property
+    def feedback(self) -> FeedbackStore: ...
+    @property
+    def threads(self) -> ThreadStore: ...
+
+    def observer(self) -> RunObserver:
+        """An observer that writes to these stores."""
+        ...
+
+    async def setup(self) -> None:
+        """Make what the backend needs; idempotent, and harmless from many processes at once."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of connections; idempotent, and bounded in time when the server is gone."""
+        ...
+
+    async def __aenter__(self) -> Self:
+        """`setup()`."""
+        ...
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """`aclose()`."""
+        ...

@@ -1,0 +1,174 @@
+"""What goes into the stores and what comes out: rows, thread metadata and the fields of a run.
+
+A row is a plain dict of JSON types; nothing of a database driver is in it. How a row is stored is not told
+here but in `codec.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, TypeAlias, TypedDict
+
+JSONValue: TypeAlias = "bool | int | float | str | list[JSONValue] | dict[str, JSONValue] | None"
+"""What JSON can say: the only values a row holds."""
+
+TimeInput: TypeAlias = str | datetime
+"""An ISO-8601 string (any offset, `Z` too) or a datetime; a naive one means UTC."""
+
+UserId: TypeAlias = str | object | None
+"""A user, None, or the `AUTO` marker of this package or of the host, whose type is the host's own."""
+
+Caller: TypeAlias = Literal["lead_agent", "subagent", "middleware"]
+"""Who spent tokens; DeerFlow's own three names."""
+
+CALLERS: tuple[Caller, ...] = ("lead_agent", "subagent", "middleware")
+ACTIVE_STATUSES: tuple[str, ...] = ("pending", "starting", "running")
+ENDED_STATUSES: tuple[str, ...] = ("success", "error", "timeout", "interrupted")
+
+
+class RunCreateFields(TypedDict, total=False):
+    """What `runs.create` takes besides the two ids; every field is kept."""
+
+    status: str
+    created_at: TimeInput | None
+    started_at: TimeInput | None
+    ended_at: TimeInput | None
+    assistant_id: str | None
+    user_id: UserId
+    follow_up_to_run_id: str | None
+    metadata: Mapping[str, Any] | None
+    kwargs: Mapping[str, Any] | None
+    model_name: str | None
+    multitask_strategy: str
+
+
+class RunStatusUpdateFields(TypedDict, total=False):
+    """What `runs.update_status` takes besides the id and the status."""
+
+    started_at: TimeInput | None
+    ended_at: TimeInput | None
+    metadata: Mapping[str, Any] | None
+
+
+class RunCompletionFields(TypedDict, total=False):
+    """What `runs.update_run_completion` takes; an absent figure is 0, an absent text None."""
+
+    total_input_tokens: int
+    total_output_tokens: int
+    total_tokens: int
+    llm_call_count: int
+    lead_agent_tokens: int
+    subagent_tokens: int
+    middleware_tokens: int
+    message_count: int
+    first_human_message: str | None
+    last_ai_message: str | None
+    error: str | None
+    ended_at: TimeInput | None
+
+
+class RunRow(TypedDict):
+    """One run. Times are ISO-8601 text in UTC; `updated_at` is "" until the first update."""
+
+    run_id: str
+    thread_id: str
+    assistant_id: str | None
+    user_id: str | None
+    status: str
+    model_name: str | None
+    multitask_strategy: str
+    follow_up_to_run_id: str | None
+    metadata: dict[str, JSONValue]
+    kwargs: dict[str, JSONValue]
+    created_at: str
+    updated_at: str
+    started_at: str | None
+    ended_at: str | None
+    error: str | None
+    total_input_tokens: int
+    total_output_tokens: int
+    total_tokens: int
+    llm_call_count: int
+    lead_agent_tokens: int
+    subagent_tokens: int
+    middleware_tokens: int
+    message_count: int
+    first_human_message: str | None
+    last_ai_message: str | None
+
+
+class ModelTokenUsage(TypedDict):
+    """One model's share of a thread's tokens, and the number of runs that used it."""
+
+    runs: int
+    tokens: int
+    input_tokens: int
+    output_tokens: int
+    llm_calls: int
+
+
+class TokenUsage(TypedDict):
+    """A thread's tokens, summed by the database over all its runs."""
+
+    total_runs: int
+    total_input_tokens: int
+    total_output_tokens: int
+    total_tokens: int
+    llm_call_count: int
+    by_caller: dict[str, int]
+    by_model: dict[str, ModelTokenUsage]
+
+
+class FeedbackRow(TypedDict):
+    """One piece of feedback; `owner_id` always equals `user_id`."""
+
+    feedback_id: str
+    run_id: str
+    thread_id: str
+    user_id: str | None
+    owner_id: str | None
+    message_id: str | None
+    rating: int
+    comment: str | None
+    created_at: str
+
+
+class FeedbackTotals(TypedDict):
+    """The votes on one run, counted by the database over all of them."""
+
+    run_id: str
+    total: int
+    positive: int
+    negative: int
+
+
+def _empty_metadata() -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadMetaCreate:
+    """A thread to be made with `threads.create_thread_meta`."""
+
+    thread_id: str
+    assistant_id: str | None = None
+    user_id: str | None = None
+    display_name: str | None = None
+    status: str = "idle"
+    metadata: Mapping[str, Any] = field(default_factory=_empty_metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadMeta:
+    """A thread's metadata. Both times are aware, in UTC; `updated_time` is the creation's until an update."""
+
+    thread_id: str
+    assistant_id: str | None
+    user_id: str | None
+    display_name: str | None
+    status: str
+    metadata: dict[str, JSONValue]
+    created_time: datetime
+    updated_time: datetime
