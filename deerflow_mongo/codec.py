@@ -1,0 +1,287 @@
+"""Row <-> document. The only place that knows how a document looks.
+
+A payload (`metadata`, `kwargs`) is stored as a native subdocument, so that people can query it. What would
+not come back from BSON as it went in (an integer beyond 64 bits, a lone surrogate, a key with NUL, a
+`$ref`) is stored as marked JSON instead, `{"_json": "<text>"}`, each top-level value for itself, so that one
+odd value neither hides the others nor stands in the way of a merge by key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, TypeAlias, cast
+
+from .errors import StorageError
+from .filters import MAX_INT64
+from .rows import CALLERS, FeedbackRow, JSONValue, RunRow, ThreadMeta
+from .times import optional_row_time, row_time
+
+Document: TypeAlias = dict[str, Any]
+
+SCHEMA_VERSION = 1
+"""The version of the documents written here and of the indexes and validators beside them."""
+
+JSON_MARK = "_json"
+"""The one key of a marked value, and the beginning of a marked key."""
+
+VOTE = "vote"
+"""Present and true on the one feedback document that is a user's vote on a run."""
+
+MODEL_NAME_WHEN_UNKNOWN = "unknown"
+
+_DBREF_KEY = "$ref"  # a subdocument with it comes back from BSON as a DBRef
+_MIN_INT64 = -MAX_INT64 - 1
+_DIGEST_BYTES = 16
+
+
+# -- payloads --------------------------------------------------------------------------------------
+
+
+def _text_is_native(value: str) -> bool:
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _key_is_native(key: str) -> bool:
+    return "\0" not in key and key != _DBREF_KEY and _text_is_native(key)
+
+
+def _is_native(value: JSONValue) -> bool:
+    """Whether BSON gives `value` back as it is."""
+    kind = type(value)
+    if kind is str:
+        return _text_is_native(cast("str", value))
+    if kind is dict:
+        for key, item in cast("dict[str, JSONValue]", value).items():
+            if not _key_is_native(key) or not _is_native(item):
+                return False
+        return True
+    if kind is list:
+        return all(map(_is_native, cast("list[JSONValue]", value)))
+    if kind is int:
+        return _MIN_INT64 <= cast("int", value) <= MAX_INT64
+    return True
+
+
+def _marked(value: JSONValue) -> Document:
+    return {JSON_MARK: json.dumps(value, separators=(",", ":"))}
+
+
+def _is_marked(value: object) -> bool:
+    return type(value) is dict and JSON_MARK in value
+
+
+def encode_value(value: JSONValue) -> Any:
+    """A JSON-like value as it is stored."""
+    return _marked(value) if _is_marked(value) or not _is_native(value) else value
+
+
+def decode_value(stored: Any) -> JSONValue:
+    return json.loads(stored[JSON_MARK]) if _is_marked(stored) else stored
+
+
+def _encode_key(key: str) -> str:
+    if _key_is_native(key) and not key.startswith(JSON_MARK):
+        return key
+    return JSON_MARK + json.dumps(key)
+
+
+def encode_mapping(payload: Mapping[str, JSONValue]) -> Document:
+    """A payload as the subdocument that is stored; keys and values each for themselves."""
+    return {_encode_key(key): encode_value(value) for key, value in payload.items()}
+
+
+def decode_mapping(stored: Mapping[str, Any]) -> dict[str, JSONValue]:
+    return {
+        (json.loads(key[len(JSON_MARK) :]) if key.startswith(JSON_MARK) else key): decode_value(value)
+        for key, value in stored.items()
+    }
+
+
+def encode_text(name: str, value: object) -> Any:
+    """A text of any length, or None, as it is stored; `TypeError` for anything else."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be text or None, got {type(value).__name__}")
+    return encode_value(value if type(value) is str else str.__str__(value))
+
+
+def decode_text(stored: Any) -> str | None:
+    return cast("str | None", decode_value(stored))
+
+
+def metadata_digests(payload: Mapping[str, JSONValue]) -> list[str]:
+    """One digest for each top-level key and its whole value, equal only for values equal in type and content.
+
+    Stored beside a thread's metadata and indexed: one index answers a search by any key, whatever characters
+    are in it and however large the value is.
+    """
+    return [_digest(key, value) for key, value in payload.items()]
+
+
+def _digest(key: str, value: JSONValue) -> str:
+    # Canonical JSON tells 1 from true and from 1.0, and None from a missing key; -0.0 equals 0.0 in Python.
+    canonical = json.dumps([key, value], sort_keys=True, separators=(",", ":"))
+    if "-0.0" in canonical:
+        canonical = json.dumps([key, _without_negative_zero(value)], sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+
+
+def _without_negative_zero(value: JSONValue) -> JSONValue:
+    if isinstance(value, dict):
+        return {key: _without_negative_zero(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_negative_zero(item) for item in value]
+    return 0.0 if isinstance(value, float) and value == 0.0 else value
+
+
+# -- token figures by model ------------------------------------------------------------------------
+
+_MODEL_KEY_ESCAPES = {"%": "%25", ".": "%2E", "$": "%24", "\0": "%00"}
+_MODEL_KEY_TABLE = str.maketrans(_MODEL_KEY_ESCAPES)
+
+
+def model_key(model_name: str) -> str:
+    """A model's name as one step of an update's path, where a dot would end the step ("gpt-4.1")."""
+    return model_name.translate(_MODEL_KEY_TABLE) or "%"
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+COMPLETION_FIGURES: dict[str, str] = {
+    "total_input_tokens": "tokens.input",
+    "total_output_tokens": "tokens.output",
+    "total_tokens": "tokens.total",
+    "llm_call_count": "tokens.llm_calls",
+    "lead_agent_tokens": "tokens.by_caller.lead_agent",
+    "subagent_tokens": "tokens.by_caller.subagent",
+    "middleware_tokens": "tokens.by_caller.middleware",
+    "message_count": "message_count",
+}
+"""A row's figure -> its path in the document."""
+
+COMPLETION_TEXTS = ("first_human_message", "last_ai_message", "error")
+
+
+def no_tokens() -> Document:
+    """The token figures of a run that has spent none."""
+    return {
+        "input": 0,
+        "output": 0,
+        "total": 0,
+        "llm_calls": 0,
+        "by_caller": dict.fromkeys(CALLERS, 0),
+        "by_model": {},
+    }
+
+
+def new_run(run_id: str, thread_id: str, fields: Mapping[str, Any], order: int) -> Document:
+    """A run's first document. `fields` are checked and encoded; `order` is the clock's stamp."""
+    return {
+        "_id": run_id,
+        "schema_version": SCHEMA_VERSION,
+        "thread_id": thread_id,
+        **fields,
+        "order": order,
+        "updated_at": None,
+        "error": None,
+        "tokens": no_tokens(),
+        "message_count": 0,
+        "first_human_message": None,
+        "last_ai_message": None,
+    }
+
+
+def check_version(document: Mapping[str, Any]) -> None:
+    """Refuse a document that a newer release wrote, whose fields may mean something else."""
+    version = document["schema_version"]
+    if version > SCHEMA_VERSION:
+        raise StorageError(
+            f"document {document['_id']!r} has schema version {version}, and this release of deerflow-mongo "
+            f"reads up to {SCHEMA_VERSION}: upgrade deerflow-mongo"
+        )
+
+
+def run_row(document: Document) -> RunRow:
+    check_version(document)
+    tokens = document["tokens"]
+    by_caller = tokens["by_caller"]
+    updated_at = document["updated_at"]
+    return {
+        "run_id": document["_id"],
+        "thread_id": document["thread_id"],
+        "assistant_id": document["assistant_id"],
+        "user_id": document["user_id"],
+        "status": document["status"],
+        "model_name": document["model_name"],
+        "multitask_strategy": document["multitask_strategy"],
+        "follow_up_to_run_id": document["follow_up_to_run_id"],
+        "metadata": decode_mapping(document["metadata"]),
+        "kwargs": decode_mapping(document["kwargs"]),
+        "created_at": row_time(document["created_at"]),
+        "updated_at": "" if updated_at is None else row_time(updated_at),
+        "started_at": optional_row_time(document["started_at"]),
+        "ended_at": optional_row_time(document["ended_at"]),
+        "error": decode_text(document["error"]),
+        "total_input_tokens": tokens["input"],
+        "total_output_tokens": tokens["output"],
+        "total_tokens": tokens["total"],
+        "llm_call_count": tokens["llm_calls"],
+        "lead_agent_tokens": by_caller["lead_agent"],
+        "subagent_tokens": by_caller["subagent"],
+        "middleware_tokens": by_caller["middleware"],
+        "message_count": document["message_count"],
+        "first_human_message": decode_text(document["first_human_message"]),
+        "last_ai_message": decode_text(document["last_ai_message"]),
+    }
+
+
+# -- feedback --------------------------------------------------------------------------------------
+
+
+def feedback_row(document: Document) -> FeedbackRow:
+    check_version(document)
+    user_id = document["user_id"]
+    return {
+        "feedback_id": document["_id"],
+        "run_id": document["run_id"],
+        "thread_id": document["thread_id"],
+        "user_id": user_id,
+        "owner_id": user_id,
+        "message_id": document["message_id"],
+        "rating": document["rating"],
+        "comment": decode_text(document["comment"]),
+        "created_at": row_time(document["created_at"]),
+    }
+
+
+# -- threads ---------------------------------------------------------------------------------------
+
+
+def thread_metadata(payload: Mapping[str, JSONValue]) -> Document:
+    """The two fields that hold a thread's metadata; they are only ever written together."""
+    return {"metadata": encode_mapping(payload), "metadata_digests": metadata_digests(payload)}
+
+
+def thread_row(document: Document) -> ThreadMeta:
+    check_version(document)
+    parse: Callable[[str], datetime] = datetime.fromisoformat
+    return ThreadMeta(
+        thread_id=document["_id"],
+        assistant_id=document["assistant_id"],
+        user_id=document["user_id"],
+        display_name=decode_text(document["display_name"]),
+        status=document["status"],
+        metadata=decode_mapping(document["metadata"]),
+        created_time=parse(document["created_at"]),
+        updated_time=parse(document["updated_at"]),
+    )
