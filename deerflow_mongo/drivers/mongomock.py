@@ -1,0 +1,100 @@
+"""mongomock: no server at all, for a host's quick tests.
+
+It must agree with the real ones and proves nothing about them. What it lacks and the stores need is made up
+for here (`$mergeObjects` in updates, the limit of a document's size); what it lacks beyond that is listed in
+`UNSUPPORTED`.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import bson
+from mongomock_motor import AsyncMongoMockClient  # pyright: ignore[reportMissingTypeStubs]
+
+from .base import MAX_DOCUMENT_BYTES, Collection, Document, Driver, DriverOptions, Update, too_large
+
+UNSUPPORTED: dict[str, str] = {
+    "validators": "mongomock ignores a collection's validator",
+    "processes": "a mock lives in one process: another one sees nothing of it",
+    "durability": "a mock keeps nothing when its process ends",
+    "server": "a mock has no server to be unreachable, to log who connects or to explain a query",
+}
+"""What no test can show on the mock, with the reason."""
+
+
+class MongomockCollection(Collection):
+    async def insert_one(self, document: Document) -> None:
+        _check_size(document, document)
+        # The mock keeps references to what it is given.
+        await super().insert_one(copy.deepcopy(document))
+
+    async def update_one(self, query: Document, update: Update) -> int:
+        _check_size(update, update)
+        return await super().update_one(query, _without_merge_objects(update))
+
+    async def find_one_and_upsert(self, query: Document, update: Update, *, sort: Any = None) -> Document:
+        _check_size(update, update)
+        return await super().find_one_and_upsert(query, update, sort=sort)
+
+
+class MongomockDriver(Driver):
+    name = "mongomock"
+
+    def connect(self, options: DriverOptions) -> Any:
+        return cast("Any", AsyncMongoMockClient())
+
+    def introduce(self, client: Any) -> None:
+        """Nobody is there to be told."""
+
+    async def close_client(self, client: Any) -> None:
+        client.close()
+
+    def database_of(self, client: Any, options: DriverOptions) -> Any:
+        return client[options.database]
+
+    def collection(self, name: str) -> Collection:
+        return self.adopt(MongomockCollection(self, name))
+
+    async def command(self, document: Document, *, database: str | None = None) -> Document:
+        await self.opened()
+        if "ping" in document:
+            return {"ok": 1.0}
+        raise NotImplementedError(f"mongomock runs no command such as {next(iter(document))}")
+
+    async def list_collections(self) -> dict[str, Document]:
+        names: list[str] = await (await self.opened()).list_collection_names()
+        return {name: {} for name in names}
+
+    async def create_collection(self, name: str, validator: Document) -> None:
+        await (await self.opened()).create_collection(name)
+
+    async def set_validator(self, name: str, validator: Document) -> None:
+        """Ignored, as the mock ignores every validator."""
+
+    async def list_indexes(self, name: str) -> list[Document]:
+        found: dict[str, Any] = await (await self.opened())[name].index_information()
+        return [{**options, "name": index, "key": dict(options["key"])} for index, options in found.items()]
+
+    async def create_index(self, name: str, index: Document) -> None:
+        options = {key: value for key, value in index.items() if key not in ("key", "v")}
+        await (await self.opened())[name].create_index(list(index["key"].items()), **options)
+
+
+def _check_size(document: object, written: object) -> None:
+    if len(bson.encode({"": document})) > MAX_DOCUMENT_BYTES:
+        raise too_large(written)
+
+
+def _without_merge_objects(expression: Any) -> Any:
+    """`expression` with `$mergeObjects` of two objects said by operators that the mock knows."""
+    if isinstance(expression, list):
+        return [_without_merge_objects(item) for item in cast("list[Any]", expression)]
+    if not isinstance(expression, dict) or "$literal" in expression:
+        return cast("Any", expression)
+    document = cast("Document", expression)
+    if "$mergeObjects" in document:
+        pairs = [{"$objectToArray": item} for item in document["$mergeObjects"]]
+        return {"$arrayToObject": {"$concatArrays": pairs}}
+    return {key: _without_merge_objects(value) for key, value in document.items()}
