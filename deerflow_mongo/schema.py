@@ -1,0 +1,373 @@
+"""Collections, indexes, validators and the schema's version: data, and the code that applies it.
+
+Which query an index serves stands beside it. A validator refuses every document that `codec.py` would not
+write. `apply` is idempotent and may be raced by many processes; `inspect` changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from .codec import JSON_MARK, SCHEMA_VERSION, VOTE, Document
+from .drivers.base import Driver
+from .errors import StorageConfigError, StorageError
+from .filters import RATINGS
+from .rows import CALLERS
+from .times import stored_now
+
+RUNS = "runs"
+FEEDBACK = "feedback"
+THREADS = "threads"
+VERSIONS = "schema_versions"
+
+_VERSION_ID = "deerflow-mongo"
+_INDEX_CONFLICT_CODES = (85, 86)  # IndexOptionsConflict, IndexKeySpecsConflict
+_COLLECTION_EXISTS_CODE = 48
+_DUPLICATE_KEY_CODE = 11000
+_NO_COLLECTION_CODE = 26
+
+Keys: TypeAlias = tuple[tuple[str, int], ...]
+NEWEST_FIRST: Keys = (("created_at", -1), ("order", -1))
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """One index; `serves` says which operation needs it."""
+
+    name: str
+    keys: Keys
+    serves: str
+    unique: bool = False
+    partial: Document | None = None
+
+    def specification(self) -> Document:
+        """As the server's `createIndexes` takes it and `listIndexes` gives it."""
+        specification: Document = {"name": self.name, "key": dict(self.keys)}
+        if self.unique:
+            specification["unique"] = True
+        if self.partial is not None:
+            specification["partialFilterExpression"] = self.partial
+        return specification
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionSchema:
+    name: str
+    validator: Document
+    indexes: tuple[Index, ...]
+
+
+# -- validators ------------------------------------------------------------------------------------
+
+_WHOLE = ["int", "long"]
+_ID: Document = {"bsonType": "string", "minLength": 1}
+_OPTIONAL_ID: Document = {"bsonType": ["string", "null"]}
+_TIME: Document = {
+    "bsonType": "string",
+    "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00$",
+}
+_OPTIONAL_TIME: Document = {"anyOf": [{"bsonType": "null"}, _TIME]}
+_COUNT: Document = {"bsonType": _WHOLE, "minimum": 0}
+_PAYLOAD: Document = {"bsonType": "object"}
+_TEXT: Document = {
+    "anyOf": [
+        {"bsonType": ["string", "null"]},
+        {
+            "bsonType": "object",
+            "required": [JSON_MARK],
+            "properties": {JSON_MARK: {"bsonType": "string"}},
+            "additionalProperties": False,
+        },
+    ]
+}
+
+
+def _object(properties: Document, *, optional: tuple[str, ...] = ()) -> Document:
+    """An object of exactly these properties."""
+    return {
+        "bsonType": "object",
+        "required": [name for name in properties if name not in optional],
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+_SCHEMA_VERSION: Document = {"bsonType": _WHOLE, "minimum": 1}
+
+_MODEL_FIGURES = _object(
+    {"model": {"bsonType": "string"}, "input": _COUNT, "output": _COUNT, "total": _COUNT, "llm_calls": _COUNT}
+)
+
+_TOKENS = _object(
+    {
+        "input": _COUNT,
+        "output": _COUNT,
+        "total": _COUNT,
+        "llm_calls": _COUNT,
+        "by_caller": _object(dict.fromkeys(CALLERS, _COUNT)),
+        "by_model": {"bsonType": "object", "additionalProperties": _MODEL_FIGURES},
+    }
+)
+
+_RUN = _object(
+    {
+        "_id": _ID,
+        "schema_version": _SCHEMA_VERSION,
+        "thread_id": _ID,
+        "user_id": _OPTIONAL_ID,
+        "assistant_id": _OPTIONAL_ID,
+        "status": _ID,
+        "model_name": _OPTIONAL_ID,
+        "multitask_strategy": _ID,
+        "follow_up_to_run_id": _OPTIONAL_ID,
+        "metadata": _PAYLOAD,
+        "kwargs": _PAYLOAD,
+        "created_at": _TIME,
+        "started_at": _OPTIONAL_TIME,
+        "ended_at": _OPTIONAL_TIME,
+        "order": _COUNT,
+        "updated_at": _OPTIONAL_TIME,
+        "error": _TEXT,
+        "tokens": _TOKENS,
+        "message_count": _COUNT,
+        "first_human_message": _TEXT,
+        "last_ai_message": _TEXT,
+    }
+)
+
+_FEEDBACK = _object(
+    {
+        "_id": _ID,
+        "schema_version": _SCHEMA_VERSION,
+        "run_id": _ID,
+        "thread_id": _ID,
+        "user_id": _OPTIONAL_ID,
+        "message_id": _OPTIONAL_ID,
+        "rating": {"enum": list(RATINGS)},
+        "comment": _TEXT,
+        "created_at": _TIME,
+        "order": _COUNT,
+        VOTE: {"enum": [True]},
+    },
+    optional=(VOTE,),
+)
+
+_THREAD = _object(
+    {
+        "_id": _ID,
+        "schema_version": _SCHEMA_VERSION,
+        "user_id": _OPTIONAL_ID,
+        "assistant_id": _OPTIONAL_ID,
+        "display_name": _TEXT,
+        "status": _ID,
+        "metadata": _PAYLOAD,
+        "metadata_digests": {"bsonType": "array", "items": {"bsonType": "string"}},
+        "created_at": _TIME,
+        "updated_at": _TIME,
+        "order": _COUNT,
+    }
+)
+
+_VERSION = _object({"_id": _ID, "version": _SCHEMA_VERSION, "updated_at": _TIME})
+
+# -- collections -----------------------------------------------------------------------------------
+
+VOTE_INDEX = Index(
+    "one_vote_per_user",
+    (("thread_id", 1), ("run_id", 1), ("user_id", 1)),
+    "feedback.upsert: at most one vote of a user on a run",
+    unique=True,
+    partial={VOTE: True},
+)
+
+COLLECTIONS: tuple[CollectionSchema, ...] = (
+    CollectionSchema(
+        RUNS,
+        _RUN,
+        (
+            Index(
+                "thread_newest",
+                (("thread_id", 1), *NEWEST_FIRST),
+                "runs.list_by_thread and token_usage_by_thread for everybody",
+            ),
+            Index(
+                "thread_user_newest",
+                (("thread_id", 1), ("user_id", 1), *NEWEST_FIRST),
+                "runs.list_by_thread and token_usage_by_thread for one user",
+            ),
+        ),
+    ),
+    CollectionSchema(
+        FEEDBACK,
+        _FEEDBACK,
+        (
+            VOTE_INDEX,
+            Index("thread_newest", (("thread_id", 1), *NEWEST_FIRST), "feedback.list_by_thread"),
+            Index(
+                "run_newest",
+                (("thread_id", 1), ("run_id", 1), *NEWEST_FIRST, ("rating", 1)),
+                "feedback.list_by_run for everybody; aggregate_by_run, from the index alone",
+            ),
+            Index(
+                "user_run_newest",
+                (("thread_id", 1), ("user_id", 1), ("run_id", 1), *NEWEST_FIRST),
+                "feedback.list_by_run for one user, list_by_thread_grouped, upsert, delete_by_run",
+            ),
+        ),
+    ),
+    CollectionSchema(
+        THREADS,
+        _THREAD,
+        (
+            Index("newest", NEWEST_FIRST, "threads.search_threads for everybody"),
+            Index("user_newest", (("user_id", 1), *NEWEST_FIRST), "threads.search_threads for one user"),
+            Index(
+                "user_status_newest",
+                (("user_id", 1), ("status", 1), *NEWEST_FIRST),
+                "threads.search_threads for one user by status",
+            ),
+            Index(
+                "metadata_newest",
+                (("metadata_digests", 1), *NEWEST_FIRST),
+                "threads.search_threads by metadata, any key",
+            ),
+            Index(
+                "user_metadata_newest",
+                (("user_id", 1), ("metadata_digests", 1), *NEWEST_FIRST),
+                "threads.search_threads for one user by metadata, any key",
+            ),
+        ),
+    ),
+    CollectionSchema(VERSIONS, _VERSION, ()),
+)
+
+
+# -- inspecting ------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class SchemaReport:
+    """What a database has of the schema; names of indexes are `collection.index`."""
+
+    version: int | None = None
+    collections: list[str] = field(default_factory=lambda: list[str]())
+    missing_collections: list[str] = field(default_factory=lambda: list[str]())
+    indexes: list[str] = field(default_factory=lambda: list[str]())
+    missing_indexes: list[str] = field(default_factory=lambda: list[str]())
+    other_indexes: list[str] = field(default_factory=lambda: list[str]())
+    """Indexes of the right name with other keys or options."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether `setup()` would find nothing to do and nothing in its way."""
+        return self.version == SCHEMA_VERSION and not (
+            self.missing_collections or self.missing_indexes or self.other_indexes
+        )
+
+
+def _comparable(index: Document) -> Document:
+    return {
+        "key": list(dict(index["key"]).items()),
+        "unique": bool(index.get("unique")),
+        "partial": index.get("partialFilterExpression"),
+        "sparse": bool(index.get("sparse")),
+        "ttl": index.get("expireAfterSeconds"),
+        "collation": index.get("collation"),
+        "hidden": bool(index.get("hidden")),
+    }
+
+
+async def stored_version(driver: Driver, prefix: str) -> int | None:
+    """The schema's version in the database; None before the first `apply`."""
+    document = await driver.collection(prefix + VERSIONS).find_one({"_id": _VERSION_ID})
+    return None if document is None else document["version"]
+
+
+async def inspect(driver: Driver, prefix: str) -> SchemaReport:
+    """Hold the database against the schema."""
+    report = SchemaReport()
+    present = await driver.list_collections()
+    if prefix + VERSIONS in present:
+        report.version = await stored_version(driver, prefix)
+    for schema in COLLECTIONS:
+        name = prefix + schema.name
+        known = name in present
+        (report.collections if known else report.missing_collections).append(name)
+        found = {index["name"]: index for index in await driver.list_indexes(name)} if known else {}
+        for index in schema.indexes:
+            label = f"{name}.{index.name}"
+            if index.name not in found:
+                report.missing_indexes.append(label)
+            elif _comparable(found[index.name]) == _comparable(index.specification()):
+                report.indexes.append(label)
+            else:
+                report.other_indexes.append(label)
+    return report
+
+
+# -- applying --------------------------------------------------------------------------------------
+
+
+def check_version(version: int | None, database: str) -> None:
+    """Refuse a database that a newer release has set up."""
+    if version is not None and version > SCHEMA_VERSION:
+        raise StorageConfigError(
+            f"database {database!r} has schema version {version}, and this release of deerflow-mongo knows "
+            f"up to {SCHEMA_VERSION}: upgrade deerflow-mongo"
+        )
+
+
+async def apply(driver: Driver, prefix: str, database: str) -> None:
+    """Make collections, validators and indexes, and store the version."""
+    check_version(await stored_version(driver, prefix), database)
+    present = await driver.list_collections()
+    for schema in COLLECTIONS:
+        await _apply_collection(driver, prefix + schema.name, schema, present)
+    # $max: of two releases that set up the same database, the newer one's version stays.
+    await driver.collection(prefix + VERSIONS).find_one_and_upsert(
+        {"_id": _VERSION_ID}, {"$max": {"version": SCHEMA_VERSION}, "$set": {"updated_at": stored_now()}}
+    )
+
+
+async def _apply_collection(
+    driver: Driver, name: str, schema: CollectionSchema, present: dict[str, Document]
+) -> None:
+    validator: Document = {"$jsonSchema": schema.validator}
+    if name not in present:
+        present[name] = await _create_collection(driver, name, validator)
+    if present[name].get("validator") != validator:
+        await driver.set_validator(name, validator)
+    for index in schema.indexes:
+        await _create_index(driver, name, index)
+
+
+async def _create_collection(driver: Driver, name: str, validator: Document) -> Document:
+    try:
+        await driver.create_collection(name, validator)
+    except StorageError as error:
+        if _code(error) != _COLLECTION_EXISTS_CODE:
+            raise
+        return {}  # another process was first; its validator is set below
+    return {"validator": validator}
+
+
+async def _create_index(driver: Driver, name: str, index: Index) -> None:
+    try:
+        await driver.create_index(name, index.specification())
+    except StorageError as error:
+        if _code(error) in _INDEX_CONFLICT_CODES:
+            raise StorageConfigError(
+                f"index {index.name!r} of collection {name!r} cannot be made, because an index with other "
+                f"keys or options is in its place: {error}. Drop that index, then run setup again"
+            ) from error
+        if _code(error) == _DUPLICATE_KEY_CODE:
+            raise StorageConfigError(
+                f"unique index {index.name!r} of collection {name!r} cannot be made, because the collection "
+                "holds duplicates. Remove them, then run setup again"
+            ) from error
+        raise
+
+
+def _code(error: StorageError) -> Any:
+    return getattr(error.__cause__, "code", None)
