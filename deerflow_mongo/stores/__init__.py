@@ -1,0 +1,1 @@
+"""The stores: one module each, one server command per method."""

@@ -1,0 +1,181 @@
+"""Every operation is one command to the server, counted by command monitoring (CONTRACT section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from motor.motor_asyncio import AsyncIOMotorClient
+from pymongo import AsyncMongoClient
+from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
+
+from deerflow_mongo import Storage, ThreadMetaCreate, create_storage
+
+RUN, THREAD, USER = "run-1", "thread-1", "alice"
+
+
+class CommandLog(CommandListener):
+    """The names of the commands that a client sent."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def started(self, event: CommandStartedEvent) -> None:
+        self.names.append(event.command_name)
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        pass
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        pass
+
+
+Operation = Callable[[Storage], Awaitable[Any]]
+
+OPERATIONS: dict[str, tuple[str, Operation]] = {
+    "runs.get": ("find", lambda s: s.runs.get(RUN, user_id=USER)),
+    "runs.list_by_thread": ("find", lambda s: s.runs.list_by_thread(THREAD, limit=500, user_id=USER)),
+    "runs.create": ("insert", lambda s: s.runs.create("run-new", THREAD, user_id=USER)),
+    "runs.update_status": (
+        "update",
+        lambda s: s.runs.update_status(RUN, "running", started_at="2026-01-01T00:00:00Z", metadata={"a.b": 1}),
+    ),
+    "runs.set_error": ("update", lambda s: s.runs.set_error(RUN, "boom")),
+    "runs.update_run_completion": (
+        "update",
+        lambda s: s.runs.update_run_completion(RUN, status="success", total_tokens=3),
+    ),
+    "runs.update_status, no such run": ("update", lambda s: s.runs.update_status("none", "running")),
+    "runs.record_token_usage": (
+        "update",
+        lambda s: s.runs.record_token_usage(RUN, caller="lead_agent", model_name="m.1", input_tokens=3),
+    ),
+    "runs.token_usage_by_thread": ("aggregate", lambda s: s.runs.token_usage_by_thread(THREAD, user_id=USER)),
+    "runs.delete": ("delete", lambda s: s.runs.delete(RUN, user_id=USER)),
+    "feedback.create": (
+        "insert",
+        lambda s: s.feedback.create(run_id=RUN, thread_id=THREAD, rating=1, user_id=USER),
+    ),
+    "feedback.upsert": (
+        "findAndModify",
+        lambda s: s.feedback.upsert(run_id=RUN, thread_id=THREAD, rating=-1, user_id=USER),
+    ),
+    "feedback.upsert, first vote": (
+        "findAndModify",
+        lambda s: s.feedback.upsert(run_id=RUN, thread_id=THREAD, rating=-1, user_id="new"),
+    ),
+    "feedback.get": ("find", lambda s: s.feedback.get("none")),
+    "feedback.delete": ("delete", lambda s: s.feedback.delete("none")),
+    "feedback.list_by_run": ("find", lambda s: s.feedback.list_by_run(THREAD, RUN, limit=500, user_id=USER)),
+    "feedback.list_by_thread": ("find", lambda s: s.feedback.list_by_thread(THREAD, limit=500)),
+    "feedback.list_by_thread_grouped": (
+        "aggregate",
+        lambda s: s.feedback.list_by_thread_grouped(THREAD, user_id=USER),
+    ),
+    "feedback.aggregate_by_run": ("aggregate", lambda s: s.feedback.aggregate_by_run(THREAD, RUN)),
+    "feedback.delete_by_run": (
+        "findAndModify",
+        lambda s: s.feedback.delete_by_run(thread_id=THREAD, run_id=RUN, user_id=USER),
+    ),
+    "threads.create_thread_meta": (
+        "insert",
+        lambda s: s.threads.create_thread_meta(ThreadMetaCreate(thread_id="thread-new")),
+    ),
+    "threads.get_thread_meta": ("find", lambda s: s.threads.get_thread_meta(THREAD)),
+    "threads.update_thread_meta": (
+        "update",
+        lambda s: s.threads.update_thread_meta(THREAD, status="busy", metadata={"k": 2}),
+    ),
+    "threads.get_thread": ("find", lambda s: s.threads.get_thread(THREAD, user_id=USER)),
+    "threads.ensure_thread": (
+        "findAndModify",
+        lambda s: s.threads.ensure_thread(thread_id=THREAD, user_id=USER),
+    ),
+    "threads.ensure_thread, new": (
+        "findAndModify",
+        lambda s: s.threads.ensure_thread(thread_id="thread-newer", user_id=USER),
+    ),
+    "threads.ensure_thread_running": (
+        "findAndModify",
+        lambda s: s.threads.ensure_thread_running(thread_id=THREAD),
+    ),
+    "threads.sync_thread_title": (
+        "update",
+        lambda s: s.threads.sync_thread_title(thread_id=THREAD, title="t"),
+    ),
+    "threads.sync_thread_assistant_id": (
+        "update",
+        lambda s: s.threads.sync_thread_assistant_id(thread_id=THREAD, assistant_id="a"),
+    ),
+    "threads.sync_thread_status": (
+        "update",
+        lambda s: s.threads.sync_thread_status(thread_id=THREAD, status="idle"),
+    ),
+    "threads.sync_thread_metadata": (
+        "update",
+        lambda s: s.threads.sync_thread_metadata(thread_id=THREAD, metadata={}),
+    ),
+    "threads.search_threads": (
+        "find",
+        lambda s: s.threads.search_threads(user_id=USER, metadata={"k": 1}, limit=500),
+    ),
+    "threads.delete_thread": ("delete", lambda s: s.threads.delete_thread(THREAD)),
+}
+
+ROWS = 150
+"""More than the 101 documents that a server's first answer holds by default."""
+
+
+async def _fill(storage: Storage) -> None:
+    await storage.setup()
+    for position in range(ROWS):
+        run_id = f"run-{position}"
+        await storage.runs.create(run_id, THREAD, user_id=USER, model_name="m")
+        await storage.feedback.create(run_id=run_id, thread_id=THREAD, rating=1, user_id=USER)
+        await storage.feedback.create(run_id=RUN, thread_id=THREAD, rating=1, user_id=USER)
+        thread = ThreadMetaCreate(thread_id=f"thread-{position}", user_id=USER, metadata={"k": 1})
+        await storage.threads.create_thread_meta(thread)
+
+
+async def count_commands(storage: Storage, log: CommandLog) -> dict[str, list[str]]:
+    """The commands each operation sent, by operation."""
+    await _fill(storage)
+    sent: dict[str, list[str]] = {}
+    for name, (_, operation) in OPERATIONS.items():
+        log.names.clear()
+        await operation(storage)
+        sent[name] = list(log.names)
+    return sent
+
+
+@pytest.fixture(params=[AsyncMongoClient, AsyncIOMotorClient], ids=["pymongo", "motor"])
+async def sent(
+    request: pytest.FixtureRequest, mongodb_url: str, database_name: str
+) -> AsyncIterator[dict[str, list[str]]]:
+    log = CommandLog()
+    client = request.param(mongodb_url, event_listeners=[log])
+    storage = create_storage({"backend": "mongodb", "database": database_name}, client=client)
+    yield await count_commands(storage, log)
+    await storage.aclose()
+    closing = client.close()
+    if closing is not None:
+        await closing
+
+
+async def test_every_operation_is_one_command(sent: dict[str, list[str]]) -> None:
+    expected = {name: [command] for name, (command, _) in OPERATIONS.items()}
+    assert sent == expected
+
+
+def test_every_method_of_the_contract_is_counted() -> None:
+    from deerflow_mongo import FeedbackStore, RunStore, ThreadStore
+
+    stores = {"runs": RunStore, "feedback": FeedbackStore, "threads": ThreadStore}
+    methods = {
+        f"{store}.{name}"
+        for store, protocol in stores.items()
+        for name in dir(protocol)
+        if not name.startswith("_")
+    }
+    assert methods == {name.split(",")[0] for name in OPERATIONS}

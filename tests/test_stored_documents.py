@@ -1,0 +1,151 @@
+"""The stored documents, pinned: a format must not change by accident (a change is a new schema version)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+
+from deerflow_mongo import Storage, create_storage
+from deerflow_mongo.codec import SCHEMA_VERSION
+
+Raw = MongoClient[dict[str, Any]]
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00")
+
+
+@pytest.fixture
+async def storage(mongodb_url: str, database_name: str) -> AsyncIterator[Storage]:
+    config = {"backend": "mongodb", "url": mongodb_url, "database": database_name}
+    async with create_storage(config) as opened:
+        yield opened
+
+
+def test_the_documents_below_are_those_of_schema_version_1() -> None:
+    assert SCHEMA_VERSION == 1
+
+
+async def test_run_document(storage: Storage, raw_client: Raw, database_name: str) -> None:
+    await storage.runs.create(
+        "r",
+        "t",
+        user_id="alice",
+        assistant_id="lead",
+        model_name="gpt-4.1",
+        created_at="2026-04-22T11:26:38+08:00",
+        metadata={"source": "web", "a.b": {"$gt": 1}, "big": 2**70, "n\0l": 1, "_json": "x"},
+        kwargs={"input": {"messages": [{"$ref": "x", "$id": 1}]}},
+    )
+    await storage.runs.update_status("r", "running", started_at="2026-04-22T03:26:39.5Z")
+    await storage.runs.record_token_usage(
+        "r", caller="lead_agent", model_name="gpt-4.1", input_tokens=7, output_tokens=5
+    )
+    await storage.runs.set_error("r", "lone \udc00")
+    document = raw_client[database_name]["runs"].find_one({"_id": "r"}) or {}
+    assert TIME.fullmatch(document.pop("updated_at"))
+    assert isinstance(document.pop("order"), int)
+    assert document == {
+        "_id": "r",
+        "schema_version": 1,
+        "thread_id": "t",
+        "user_id": "alice",
+        "assistant_id": "lead",
+        "status": "error",
+        "model_name": "gpt-4.1",
+        "multitask_strategy": "reject",
+        "follow_up_to_run_id": None,
+        "metadata": {
+            "source": "web",
+            "a.b": {"$gt": 1},
+            "big": {"_json": "1180591620717411303424"},
+            '_json"n\\u0000l"': 1,
+            '_json"_json"': "x",
+        },
+        "kwargs": {"input": {"_json": '{"messages":[{"$ref":"x","$id":1}]}'}},
+        "created_at": "2026-04-22T03:26:38.000000+00:00",
+        "started_at": "2026-04-22T03:26:39.500000+00:00",
+        "ended_at": None,
+        "error": {"_json": '"lone \\udc00"'},
+        "tokens": {
+            "input": 7,
+            "output": 5,
+            "total": 12,
+            "llm_calls": 1,
+            "by_caller": {"lead_agent": 12, "subagent": 0, "middleware": 0},
+            "by_model": {
+                "gpt-4%2E1": {"model": "gpt-4.1", "input": 7, "output": 5, "total": 12, "llm_calls": 1}
+            },
+        },
+        "message_count": 0,
+        "first_human_message": None,
+        "last_ai_message": None,
+    }
+
+
+async def test_feedback_document(storage: Storage, raw_client: Raw, database_name: str) -> None:
+    row = await storage.feedback.upsert(run_id="r", thread_id="t", rating=-1, user_id=None, comment="no")
+    document = raw_client[database_name]["feedback"].find_one({"_id": row["feedback_id"]}) or {}
+    assert TIME.fullmatch(document.pop("created_at"))
+    assert isinstance(document.pop("order"), int)
+    assert document == {
+        "_id": row["feedback_id"],
+        "schema_version": 1,
+        "run_id": "r",
+        "thread_id": "t",
+        "user_id": None,
+        "message_id": None,
+        "rating": -1,
+        "comment": "no",
+        "vote": True,
+    }
+
+
+async def test_feedback_that_is_not_the_vote_has_no_vote_field(
+    storage: Storage, raw_client: Raw, database_name: str
+) -> None:
+    row = await storage.feedback.create(run_id="r", thread_id="t", rating=1, user_id="a", message_id="m")
+    document = raw_client[database_name]["feedback"].find_one({"_id": row["feedback_id"]}) or {}
+    assert "vote" not in document
+    assert document["message_id"] == "m"
+
+
+async def test_thread_document(storage: Storage, raw_client: Raw, database_name: str) -> None:
+    await storage.threads.ensure_thread(
+        thread_id="t", user_id="alice", assistant_id="lead", metadata={"source": "web", "n": 1}
+    )
+    await storage.threads.sync_thread_title(thread_id="t", title="A title")
+    document = raw_client[database_name]["threads"].find_one({"_id": "t"}) or {}
+    for name in ("created_at", "updated_at"):
+        assert TIME.fullmatch(document.pop(name))
+    assert isinstance(document.pop("order"), int)
+    assert document == {
+        "_id": "t",
+        "schema_version": 1,
+        "user_id": "alice",
+        "assistant_id": "lead",
+        "display_name": "A title",
+        "status": "idle",
+        "metadata": {"source": "web", "n": 1},
+        # BLAKE2b-128 of the texts ["source","web"] and ["n",1]: stored, so never to be computed otherwise.
+        "metadata_digests": ["ef08b4854b4fcb189a7f6ae6dc91f469", "184f2157f18e77ffcb5136c75b7f3cc8"],
+    }
+
+
+async def test_schema_version_document(storage: Storage, raw_client: Raw, database_name: str) -> None:
+    document = raw_client[database_name]["schema_versions"].find_one() or {}
+    assert TIME.fullmatch(document.pop("updated_at"))
+    assert document == {"_id": "deerflow-mongo", "version": 1}
+
+
+async def test_people_can_query_what_is_stored(
+    storage: Storage, raw_client: Raw, database_name: str
+) -> None:
+    for number in range(3):
+        await storage.runs.create(f"r{number}", "t", user_id="a", metadata={"n": number, "huge": 10**30})
+        await storage.runs.record_token_usage(f"r{number}", caller="subagent", input_tokens=number)
+    runs = raw_client[database_name]["runs"]
+    assert [run["_id"] for run in runs.find({"metadata.n": {"$gte": 2}})] == ["r2"]
+    assert [run["_id"] for run in runs.find({"tokens.by_caller.subagent": 1})] == ["r1"]
+    assert runs.count_documents({"created_at": {"$gt": "2020-01-01", "$lt": "2999"}}) == 3
