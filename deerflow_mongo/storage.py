@@ -1,0 +1,158 @@
+"""`MongoStorage`: opens a driver, wires the stores, sets the schema up and closes everything again.
+
+What a store does is in `stores/`, what is stored in `codec.py` and `schema.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from . import schema
+from .config import EMBEDDED, MongoConfig, mongo_config, redacted
+from .drivers.base import Driver, DriverOptions
+from .errors import MissingDependencyError, StorageConfigError
+from .observer import StorageRunObserver
+from .stores.feedback import MongoFeedbackStore
+from .stores.runs import MongoRunStore
+from .stores.threads import MongoThreadStore
+
+logger = logging.getLogger(__name__)
+
+# driver -> (module here, class, package, extra)
+_DRIVERS: dict[str, tuple[str, str, str, str]] = {
+    "pymongo": ("pymongo_async", "PyMongoDriver", "pymongo", "pymongo"),
+    "motor": ("motor", "MotorDriver", "motor", "motor"),
+    "mongomock": ("mongomock", "MongomockDriver", "mongomock-motor", "mongomock"),
+}
+
+# The module a caller's client comes from -> the driver for it. The mock's client passes itself off as Motor's.
+_CLIENT_MODULES = {"mongomock_motor": "mongomock", "pymongo.asynchronous": "pymongo", "motor": "motor"}
+
+
+def _driver_class(name: str) -> type[Driver]:
+    module, class_name, package, extra = _DRIVERS[name]
+    try:
+        return getattr(importlib.import_module(f".drivers.{module}", __package__), class_name)
+    except ImportError as error:
+        raise MissingDependencyError(f"driver: {name}", package, extra) from error
+
+
+def _driver_of(client: Any) -> str:
+    modules = [base.__module__ + "." for base in type(client).__mro__]
+    for prefix, driver in _CLIENT_MODULES.items():
+        if any(module.startswith(prefix + ".") for module in modules):
+            return driver
+    raise StorageConfigError(
+        f"client is a {modules[0]}{type(client).__qualname__}; an AsyncMongoClient of PyMongo, an "
+        "AsyncIOMotorClient or an AsyncMongoMockClient is needed"
+    )
+
+
+class MongoStorage:
+    """`Storage` on MongoDB. Building it connects to nothing; it is used within one event loop and process.
+
+    A `client` that is passed in is used as it is, its timeouts included, and never closed.
+    """
+
+    def __init__(self, config: MongoConfig, *, client: Any = None) -> None:
+        self._config = config
+        self._server: Any = None
+        driver_name = config.driver if client is None else _driver_of(client)
+        self._driver = _driver_class(driver_name)(self._driver_options, client)
+        self._runs = MongoRunStore(self._collection(schema.RUNS))
+        self._feedback = MongoFeedbackStore(self._collection(schema.FEEDBACK))
+        self._threads = MongoThreadStore(self._collection(schema.THREADS))
+
+    def __repr__(self) -> str:
+        url, database = redacted(self._config.url), self._config.database
+        return f"MongoStorage({url!r}, database={database!r}, driver={self._driver.name!r})"
+
+    @property
+    def config(self) -> MongoConfig:
+        return self._config
+
+    @property
+    def driver(self) -> Driver:
+        """The driver below the stores, for tools that look at the server itself."""
+        return self._driver
+
+    @property
+    def runs(self) -> MongoRunStore:
+        return self._runs
+
+    @property
+    def feedback(self) -> MongoFeedbackStore:
+        return self._feedback
+
+    @property
+    def threads(self) -> MongoThreadStore:
+        return self._threads
+
+    def observer(self) -> StorageRunObserver:
+        """An observer that writes to these stores."""
+        return StorageRunObserver(self._runs, self._threads)
+
+    async def setup(self) -> None:
+        """Make collections, validators and indexes; idempotent, harmless when raced by many processes.
+
+        Raises `StorageConfigError` where a newer release has set up the database, and where an index of ours
+        exists with other options.
+        """
+        await schema.apply(self._driver, self._config.collection_prefix, self._config.database)
+
+    async def inspect(self) -> schema.SchemaReport:
+        """Which collections and indexes exist or are missing; changes nothing."""
+        return await schema.inspect(self._driver, self._config.collection_prefix)
+
+    async def aclose(self) -> None:
+        """Close the client, unless the caller made it, and let go of an embedded server; idempotent."""
+        try:
+            await self._driver.close()
+        finally:
+            server, self._server = self._server, None
+            if server is not None:
+                await asyncio.to_thread(server.release)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.setup()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def _collection(self, name: str) -> Any:
+        return self._driver.collection(self._config.collection_prefix + name)
+
+    async def _driver_options(self) -> DriverOptions:
+        config = self._config
+        url = config.url
+        if url == EMBEDDED and self._driver.name != "mongomock":
+            url = await self._start_embedded()
+        return DriverOptions(url, config.database, config.timeout_ms)
+
+    async def _start_embedded(self) -> str:
+        from .embedded import start_embedded
+
+        self._server = await asyncio.to_thread(
+            start_embedded, self._config.data_dir, mongod_path=self._config.mongod_path
+        )
+        return self._server.url
+
+
+def create_mongo_storage(options: Mapping[str, Any], *, client: Any = None) -> MongoStorage:
+    """The entry point of the backend `mongodb`: validates the options and builds the storage."""
+    return MongoStorage(mongo_config(options, url_needed=client is None), client=client)

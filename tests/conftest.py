@@ -1,0 +1,40 @@
+"""A real server for the tests: one private `mongod` for the whole run, which dies with it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import pymongo
+import pytest
+
+from deerflow_mongo.embedded import EmbeddedServer, start_embedded
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[EmbeddedServer]:
+    """A server in a temporary folder; its keeper stops it also when the tests are killed."""
+    started = start_embedded()
+    yield started
+    started.release()
+
+
+@pytest.fixture(scope="session")
+def mongodb_url(server: EmbeddedServer) -> str:
+    return server.url
+
+
+@pytest.fixture(scope="session")
+def raw_client(mongodb_url: str) -> Generator[pymongo.MongoClient[dict[str, Any]]]:
+    """A plain client beside the storage under test, to see what is really stored."""
+    with pymongo.MongoClient[dict[str, Any]](mongodb_url) as client:
+        yield client
+
+
+@pytest.fixture
+def database_name(raw_client: pymongo.MongoClient[dict[str, Any]]) -> Iterator[str]:
+    """An empty database, dropped afterwards."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    yield name
+    raw_client.drop_database(name)
