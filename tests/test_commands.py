@@ -39,7 +39,9 @@ OPERATIONS: dict[str, tuple[str, Operation]] = {
     "runs.create": ("insert", lambda s: s.runs.create("run-new", THREAD, user_id=USER)),
     "runs.update_status": (
         "update",
-        lambda s: s.runs.update_status(RUN, "running", started_at="2026-01-01T00:00:00Z", metadata={"a.b": 1}),
+        lambda s: s.runs.update_status(
+            RUN, "running", started_at="2026-01-01T00:00:00Z", metadata={"a.b": 1}
+        ),
     ),
     "runs.set_error": ("update", lambda s: s.runs.set_error(RUN, "boom")),
     "runs.update_run_completion": (

@@ -53,7 +53,9 @@ async def _fill(storage: Storage) -> None:
 class Explainer:
     """Runs a read and gives what the server says of it: (index, documents examined, rows returned)."""
 
-    def __init__(self, storage: Storage, log: ReadLog, raw: MongoClient[dict[str, Any]], database: str) -> None:
+    def __init__(
+        self, storage: Storage, log: ReadLog, raw: MongoClient[dict[str, Any]], database: str
+    ) -> None:
         self.storage = storage
         self._log = log
         self._raw = raw[database]
@@ -111,7 +113,11 @@ async def test_feedback_lists_examine_what_they_return(explainer: Explainer) -> 
     assert await explainer.explain(read) == ("run_newest", LIMIT, LIMIT)
     read = feedback.list_by_run("t", "alice-1", limit=LIMIT, user_id="bob")
     assert await explainer.explain(read) == ("user_run_newest", LIMIT, LIMIT)
-    assert await explainer.explain(feedback.list_by_thread("t", limit=LIMIT)) == ("thread_newest", LIMIT, LIMIT)
+    assert await explainer.explain(feedback.list_by_thread("t", limit=LIMIT)) == (
+        "thread_newest",
+        LIMIT,
+        LIMIT,
+    )
 
 
 async def test_votes_are_counted_from_the_index_alone(explainer: Explainer) -> None:

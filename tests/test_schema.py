@@ -42,7 +42,9 @@ async def test_setup_makes_every_collection_index_and_validator(
         assert made == {index.name for index in schema.indexes}
 
 
-async def test_setup_again_changes_nothing(storage: MongoStorage, raw_client: Raw, database_name: str) -> None:
+async def test_setup_again_changes_nothing(
+    storage: MongoStorage, raw_client: Raw, database_name: str
+) -> None:
     await storage.setup()
     before = [sorted(raw_client[database_name][s.name].index_information()) for s in COLLECTIONS]
     await storage.setup()
@@ -73,7 +75,9 @@ async def test_prefix_keeps_two_storages_of_one_database_apart(
         config = mongo_config({"url": mongodb_url, "database": database_name, "collection_prefix": prefix})
         async with MongoStorage(config) as storage:
             await storage.runs.create("r", "t", user_id=prefix)
-            assert [run["user_id"] for run in await storage.runs.list_by_thread("t", user_id=None)] == [prefix]
+            assert [run["user_id"] for run in await storage.runs.list_by_thread("t", user_id=None)] == [
+                prefix
+            ]
     names = {prefix + schema.name for prefix in ("a_", "b-") for schema in COLLECTIONS}
     assert set(raw_client[database_name].list_collection_names()) == names
 
@@ -133,7 +137,7 @@ async def test_duplicate_votes_already_there_are_an_error_that_says_so(
 ) -> None:
     vote = {"thread_id": "t", "run_id": "r", "user_id": "u", "vote": True}
     raw_client[database_name]["feedback"].insert_many([dict(vote), dict(vote)])
-    with pytest.raises(StorageConfigError, match="one_vote_per_user.*duplicates"):
+    with pytest.raises(StorageConfigError, match=r"one_vote_per_user.*duplicates"):
         await storage.setup()
 
 

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from motor.motor_asyncio import AsyncIOMotorClient
@@ -65,9 +65,7 @@ async def test_a_server_that_is_not_there_is_told_within_the_time(
     await _within_time(storage.setup)
     await _within_time(lambda: storage.runs.get("r", user_id=None))
     await _within_time(lambda: storage.runs.create("r", "t", user_id=None))
-    await _within_time(
-        lambda: storage.feedback.upsert(run_id="r", thread_id="t", rating=1, user_id="u")
-    )
+    await _within_time(lambda: storage.feedback.upsert(run_id="r", thread_id="t", rating=1, user_id="u"))
     began = time.monotonic()
     await storage.aclose()
     assert time.monotonic() - began < SLACK_S
@@ -75,7 +73,9 @@ async def test_a_server_that_is_not_there_is_told_within_the_time(
 
 @pytest.mark.parametrize("driver", ["pymongo", "motor"])
 async def test_entering_the_context_fails_within_the_time_and_closes(driver: str, dead_port: int) -> None:
-    storage = create_storage(_config(f"mongodb://127.0.0.1:{dead_port}", driver=driver, timeout_ms=TIMEOUT_MS))
+    storage = create_storage(
+        _config(f"mongodb://127.0.0.1:{dead_port}", driver=driver, timeout_ms=TIMEOUT_MS)
+    )
     await _within_time(storage.__aenter__)
     with pytest.raises(StorageError, match="this storage is closed"):
         await storage.runs.get("r", user_id=None)
@@ -109,11 +109,14 @@ async def test_a_closed_storage_says_so(driver: str, mongodb_url: str, database_
             await call()
 
 
-@pytest.mark.parametrize("client_class", [AsyncMongoClient, AsyncIOMotorClient])
+CLIENT_CLASSES: list[Any] = [AsyncMongoClient, AsyncIOMotorClient]
+
+
+@pytest.mark.parametrize("client_class", CLIENT_CLASSES)
 async def test_a_client_that_the_caller_made_is_used_and_never_closed(
     client_class: Any, mongodb_url: str, database_name: str
 ) -> None:
-    client = client_class(mongodb_url)
+    client: Any = client_class(mongodb_url)
     async with create_storage({"backend": "mongodb", "database": database_name}, client=client) as storage:
         await storage.runs.create("r", "t", user_id="u")
     assert (await client[database_name]["runs"].find_one({}))["_id"] == "r"
@@ -127,7 +130,7 @@ async def test_a_client_that_the_caller_made_is_used_and_never_closed(
 async def test_a_mock_client_that_the_caller_made_is_used() -> None:
     from mongomock_motor import AsyncMongoMockClient  # pyright: ignore[reportMissingTypeStubs]
 
-    client: Any = AsyncMongoMockClient()
+    client = cast("Any", AsyncMongoMockClient())
     async with create_storage({"backend": "mongodb", "database": "d"}, client=client) as storage:
         await storage.runs.create("r", "t", user_id="u")
     assert (await client["d"]["runs"].find_one({}))["_id"] == "r"

@@ -139,9 +139,7 @@ async def test_schema_version_document(storage: Storage, raw_client: Raw, databa
     assert document == {"_id": "deerflow-mongo", "version": 1}
 
 
-async def test_people_can_query_what_is_stored(
-    storage: Storage, raw_client: Raw, database_name: str
-) -> None:
+async def test_people_can_query_what_is_stored(storage: Storage, raw_client: Raw, database_name: str) -> None:
     for number in range(3):
         await storage.runs.create(f"r{number}", "t", user_id="a", metadata={"n": number, "huge": 10**30})
         await storage.runs.record_token_usage(f"r{number}", caller="subagent", input_tokens=number)

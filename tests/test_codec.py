@@ -1,0 +1,169 @@
+"""Payloads: what is stored natively, what as marked JSON, and that everything comes back as it went in."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, cast
+
+import bson
+import pytest
+
+from deerflow_mongo import codec
+from deerflow_mongo.drivers.base import CODEC_OPTIONS
+
+NATIVE: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    2**31,
+    2**63 - 1,
+    -(2**63),
+    1.0,
+    -0.0,
+    1e308,
+    "",
+    "text with \0",
+    "多字节 🦌",
+    [],
+    {},
+    [1, [2, {"": {"a.b": {"$set": None}}}]],
+    {"$id": 1, "$db": 2},
+    {"deeper": {"_json": "only a mark at the top"}},
+]
+MARKED: list[Any] = [
+    2**63,
+    -(2**63) - 1,
+    10**4299,
+    "\ud800",
+    ["\udfff"],
+    {"\ud800": 1},
+    {"n\0": 1},
+    {"$ref": "c", "$id": 1},
+    [[{"$ref": None}]],
+    {"_json": "x"},
+    {"_json": 1, "b": 2},
+    {"deep": [{"er": 2**64}]},
+]
+
+
+def _through_bson(document: dict[str, Any]) -> dict[str, Any]:
+    return bson.decode(bson.encode(document), CODEC_OPTIONS)  # pyright: ignore[reportUnknownMemberType]
+
+
+def _identical(left: Any, right: Any) -> bool:
+    """Equal in value, in the order of keys and in plain type, all the way down."""
+    return _shape(left) == _shape(right)
+
+
+def _shape(value: Any) -> Any:
+    if type(value) is dict:
+        items = cast("dict[str, Any]", value).items()
+        return "dict", [(key, _shape(item)) for key, item in items]
+    if type(value) is list:
+        return "list", [_shape(item) for item in cast("list[Any]", value)]
+    return type(value).__name__, repr(value)
+
+
+@pytest.mark.parametrize("value", NATIVE, ids=repr)
+def test_what_bson_gives_back_is_stored_natively(value: Any) -> None:
+    assert codec.encode_value(value) is value
+    assert _identical(codec.decode_mapping(_through_bson(codec.encode_mapping({"k": value}))), {"k": value})
+
+
+@pytest.mark.parametrize("value", MARKED, ids=lambda value: repr(value)[:40])
+def test_what_bson_would_change_or_refuse_is_stored_as_marked_json(value: Any) -> None:
+    stored = codec.encode_value(value)
+    assert list(stored) == ["_json"]
+    assert stored["_json"].isascii()
+    assert _identical(codec.decode_mapping(_through_bson(codec.encode_mapping({"k": value}))), {"k": value})
+
+
+@pytest.mark.parametrize(
+    "key", ["", "a.b", "$set", "$ref", "$id", "_json", '_json"x"', "_jsonx", "n\0l", "\ud800", "键", "\\"]
+)
+def test_any_key_comes_back(key: str) -> None:
+    payload: dict[str, Any] = {"before": 1, key: {key: key}, "after": 2}
+    assert _identical(codec.decode_mapping(_through_bson(codec.encode_mapping(payload))), payload)
+
+
+def test_a_key_is_always_encoded_in_the_same_way_so_that_a_merge_meets_it() -> None:
+    [first] = codec.encode_mapping({"n\0l": 1})
+    [second] = codec.encode_mapping({"n\0l": 2**80})
+    assert first == second
+
+
+def test_one_odd_value_leaves_the_others_native() -> None:
+    assert codec.encode_mapping({"a": 1, "b": 2**70, "c": {"d": 1}}) == {
+        "a": 1,
+        "b": {"_json": str(2**70)},
+        "c": {"d": 1},
+    }
+
+
+def _random_value(rng: random.Random, depth: int) -> Any:
+    kind = rng.randrange(9 if depth else 7)
+    if kind >= 7:
+        size = rng.randrange(4)
+        if kind == 7:
+            return [_random_value(rng, depth - 1) for _ in range(size)]
+        return {_random_text(rng): _random_value(rng, depth - 1) for _ in range(size)}
+    return [
+        None,
+        True,
+        False,
+        rng.randrange(-(2**70), 2**70),
+        rng.random(),
+        _random_text(rng),
+        rng.randrange(9),
+    ][kind]
+
+
+def _random_text(rng: random.Random) -> str:
+    return "".join(rng.choice("ab.$\0_é\ud800鹿🦌") for _ in range(rng.randrange(4)))
+
+
+def test_two_thousand_random_payloads_come_back_identical() -> None:
+    rng = random.Random(20261123)  # noqa: S311 - repeatable, not secret
+    for _ in range(2_000):
+        payload = {_random_text(rng): _random_value(rng, 4) for _ in range(rng.randrange(5))}
+        back = codec.decode_mapping(_through_bson(codec.encode_mapping(payload)))
+        assert _identical(back, payload), payload
+
+
+@pytest.mark.parametrize("name", ["gpt-4.1", "a$b", "", "%", "%2E", "n\0l", "0", "a..b", "模型", "%25"])
+def test_model_keys_are_one_step_of_a_path_and_never_meet(name: str) -> None:
+    key = codec.model_key(name)
+    assert key
+    assert not set(key) & set(".$\0")
+    others = ["gpt-4.1", "gpt-4%2E1", "a$b", "", "%", "%2E", "n\0l", "0", "a..b", "%25"]
+    assert [other for other in others if codec.model_key(other) == key] in ([name], [])
+
+
+def test_digests_are_equal_for_equal_values_only() -> None:
+    values: list[Any] = [
+        1,
+        True,
+        1.0,
+        "1",
+        None,
+        [1],
+        [True],
+        {"a": 1},
+        {"a": 1.0},
+        {"a": None},
+        {},
+        [],
+        0,
+        False,
+    ]
+    digests = [codec.metadata_digests({"k": value})[0] for value in values]
+    assert len(set(digests)) == len(values)
+    equal: list[tuple[Any, Any]] = [
+        ({"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"d": 3, "c": 2}, "a": 1}),
+        (-0.0, 0.0),
+        ([{"x": [-0.0]}], [{"x": [0.0]}]),
+    ]
+    for left, right in equal:
+        assert codec.metadata_digests({"k": left}) == codec.metadata_digests({"k": right})
+    assert codec.metadata_digests({"a": "b"}) != codec.metadata_digests({"b": "a"})
