@@ -326,7 +326,8 @@ class Driver(ABC):
 
     def introduce(self, client: Any) -> None:
         """Tell the server's log, by way of a client that the caller made, who uses it."""
-        if hasattr(client, "append_metadata"):  # PyMongo 4.14
+        # Asked of the class: a client takes any other attribute for the name of a database.
+        if hasattr(type(client), "append_metadata"):
             client.append_metadata(DRIVER_INFO)
 
     async def rows(self, cursor: Any) -> list[Document]:
