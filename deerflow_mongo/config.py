@@ -105,10 +105,11 @@ def _uri_options(url: str) -> Mapping[str, Any]:
     try:
         parsed = cast("Mapping[str, Any]", parse_uri(plain, validate=True, warn=False))
     except (InvalidURI, ConfigurationError, ValueError) as error:
-        reason = str(error)
-        if any(secret in reason for secret in _secrets_of(url)):
-            reason = "a part of it is malformed; escape the login's special characters as RFC 3986 says"
-        raise StorageConfigError(f"url is not a MongoDB URI that can be used: {reason}") from None
+        message = "url is not a MongoDB URI that can be used: "
+        if any(secret in str(error) for secret in _secrets_of(url)):
+            # Neither its text nor the error itself may come along.
+            raise StorageConfigError(message + "escape the login's special characters (RFC 3986)") from None
+        raise StorageConfigError(message + str(error)) from error
     hosts = url.partition("://")[2].partition("/")[0].rpartition("@")[2]
     if plain != url and ("," in hosts or ":" in hosts):
         raise StorageConfigError("url: mongodb+srv:// takes one host name and no port")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import logging
+import threading
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -15,13 +15,12 @@ from typing import Any, Self
 from . import schema
 from .config import EMBEDDED, MongoConfig, mongo_config, redacted
 from .drivers.base import Driver, DriverOptions
-from .errors import MissingDependencyError, StorageConfigError
+from .embedded import EmbeddedServer, start_embedded
+from .errors import MissingDependencyError, StorageConfigError, StorageError
 from .observer import StorageRunObserver
 from .stores.feedback import MongoFeedbackStore
 from .stores.runs import MongoRunStore
 from .stores.threads import MongoThreadStore
-
-logger = logging.getLogger(__name__)
 
 # driver -> (module here, class, package, extra)
 _DRIVERS: dict[str, tuple[str, str, str, str]] = {
@@ -30,7 +29,8 @@ _DRIVERS: dict[str, tuple[str, str, str, str]] = {
     "mongomock": ("mongomock", "MongomockDriver", "mongomock-motor", "mongomock"),
 }
 
-# The module a caller's client comes from -> the driver for it. The mock's client passes itself off as Motor's.
+# The module a caller's client comes from -> the driver for it. The mock's client passes itself off as
+# Motor's, so it stands first.
 _CLIENT_MODULES = {"mongomock_motor": "mongomock", "pymongo.asynchronous": "pymongo", "motor": "motor"}
 
 
@@ -61,7 +61,9 @@ class MongoStorage:
 
     def __init__(self, config: MongoConfig, *, client: Any = None) -> None:
         self._config = config
-        self._server: Any = None
+        self._server: EmbeddedServer | None = None
+        self._server_lock = threading.Lock()
+        self._closed = False
         driver_name = config.driver if client is None else _driver_of(client)
         self._driver = _driver_class(driver_name)(self._driver_options, client)
         self._runs = MongoRunStore(self._collection(schema.RUNS))
@@ -114,7 +116,9 @@ class MongoStorage:
         try:
             await self._driver.close()
         finally:
-            server, self._server = self._server, None
+            with self._server_lock:
+                self._closed = True
+                server, self._server = self._server, None
             if server is not None:
                 await asyncio.to_thread(server.release)
 
@@ -141,16 +145,18 @@ class MongoStorage:
         config = self._config
         url = config.url
         if url == EMBEDDED and self._driver.name != "mongomock":
-            url = await self._start_embedded()
+            url = await asyncio.to_thread(self._start_embedded)
         return DriverOptions(url, config.database, config.timeout_ms)
 
-    async def _start_embedded(self) -> str:
-        from .embedded import start_embedded
-
-        self._server = await asyncio.to_thread(
-            start_embedded, self._config.data_dir, mongod_path=self._config.mongod_path
-        )
-        return self._server.url
+    def _start_embedded(self) -> str:
+        """Start or share the server; runs in a thread, which goes on when the waiting task is cancelled."""
+        server = start_embedded(self._config.data_dir, mongod_path=self._config.mongod_path)
+        with self._server_lock:
+            if not self._closed:
+                self._server = server
+                return server.url
+        server.release()
+        raise StorageError("this storage is closed")
 
 
 def create_mongo_storage(options: Mapping[str, Any], *, client: Any = None) -> MongoStorage:

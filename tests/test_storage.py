@@ -197,6 +197,22 @@ async def test_url_embedded_starts_a_server_whose_data_is_there_the_next_time(tm
     assert row["metadata"] == {"k": 1}
 
 
+async def test_a_start_that_is_cancelled_leaves_no_server(tmp_path: Any) -> None:
+    folder = tmp_path / "data"
+    storage = create_storage({"backend": "mongodb", "url": "embedded", "data_dir": str(folder)})
+    starting = asyncio.create_task(storage.setup())
+    await asyncio.sleep(0.05)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await storage.aclose()
+    for _ in range(200):  # the thread that was starting it gives it up when it is up
+        if (folder / "mongod.log").exists() and not (folder / "server.json").exists():
+            break
+        await asyncio.sleep(0.1)
+    assert not (folder / "server.json").exists()
+
+
 async def test_two_storages_of_one_folder_share_a_server(tmp_path: Any) -> None:
     config = {"backend": "mongodb", "url": "embedded", "data_dir": str(tmp_path / "data")}
     async with create_storage(config) as first:

@@ -1,0 +1,71 @@
+"""What it costs to turn a stored run into a row and a row's payloads into what is stored.
+
+Run it with `python benchmarks/row_conversion.py`. The figures are the best of several repetitions, in
+microseconds of one core, without any server; the target is less than 15 us for a row that is read.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import timeit
+from collections.abc import Callable
+from typing import Any
+
+from deerflow_mongo import codec
+from deerflow_mongo.serialization import to_json_mapping
+from deerflow_mongo.times import clock, stored_now
+
+CALLS, REPETITIONS = 20_000, 7
+
+METADATA: dict[str, Any] = {
+    "source": "web",
+    "turn": 3,
+    "tags": ["demo", "billing"],
+    "client": {"address": "192.0.2.1", "agent": "Mozilla/5.0 (X11; Linux x86_64) Gecko/20100101"},
+}
+KWARGS: dict[str, Any] = {
+    "input": {"messages": [{"role": "user", "content": "Compare the three proposals and say why. " * 30}]},
+    "config": {"recursion_limit": 100, "configurable": {"model_name": "gpt-4.1", "thinking_enabled": True}},
+    "stream_mode": ["values", "messages-tuple"],
+}
+
+
+def _document() -> dict[str, Any]:
+    fields = {
+        "user_id": "alice",
+        "assistant_id": "lead_agent",
+        "status": "running",
+        "model_name": "gpt-4.1",
+        "multitask_strategy": "reject",
+        "follow_up_to_run_id": None,
+        "metadata": codec.encode_mapping(METADATA),
+        "kwargs": codec.encode_mapping(KWARGS),
+        "created_at": stored_now(),
+        "started_at": stored_now(),
+        "ended_at": None,
+    }
+    return codec.new_run("9a0b" * 9, "77f1" * 9, fields, clock.stamp_us())
+
+
+def _encode() -> None:
+    for name, payload in (("metadata", METADATA), ("kwargs", KWARGS)):
+        codec.encode_mapping(to_json_mapping(payload, name))
+
+
+def _cost_us(call: Callable[[], Any]) -> float:
+    return min(timeit.repeat(call, number=CALLS, repeat=REPETITIONS)) / CALLS * 1e6
+
+
+def main() -> None:
+    document = _document()
+    payload_bytes = len(json.dumps([METADATA, KWARGS]).encode())
+    sys.stdout.write(
+        f"payloads of {payload_bytes:,} bytes as JSON, Python {sys.version.split()[0]}\n"
+        f"document -> row              {_cost_us(lambda: codec.run_row(document)):5.1f} us\n"
+        f"payloads -> what is stored   {_cost_us(_encode):5.1f} us\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
