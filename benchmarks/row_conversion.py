@@ -1,6 +1,6 @@
 """What it costs to turn a stored run into a row and a row's payloads into what is stored.
 
-Run it with `python benchmarks/row_conversion.py`. The figures are the best of several repetitions, in
+Run it with `python -m benchmarks.row_conversion`. The figures are the best of several repetitions, in
 microseconds of one core, without any server; the target is less than 15 us for a row that is read.
 """
 
