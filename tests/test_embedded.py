@@ -37,7 +37,7 @@ try:
 except MissingDependencyError:
     pytest.skip("no mongod on this machine", allow_module_level=True)
 
-_REPOSITORY = Path(embedded.__file__).parents[1]
+_REPOSITORY = Path(embedded.__file__).parents[2]
 _GONE_WITHIN_S = 20.0
 
 on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
