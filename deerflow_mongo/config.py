@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
-from urllib.parse import unquote_plus
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -25,24 +24,21 @@ DEFAULT_DATABASE = "deerflow"
 DEFAULT_TIMEOUT_MS = 25_000
 """Longer than a replica set's election takes by default (about 11 s), so that writers only pause for it."""
 
+# PyMongo ignores the second where a timeoutMS is set, so ours must not be.
+_URI_TIMEOUTS = ("timeoutms", "serverselectiontimeoutms")
+
 _ENVIRONMENT_NAME = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
-_CREDENTIALS = re.compile(r"(?<=://)[^/?#]*@")
+# Up to the last @, be it in the options: a login whose special characters are not escaped may hold anything.
+_LOGIN = re.compile(r"(?<=://).*@", re.DOTALL)
+_SECRET_OPTIONS = re.compile(r"(tlsCertificateKeyFilePassword=|authMechanismProperties=)[^&]*", re.IGNORECASE)
 _NAME_CHARACTERS = re.compile(r'[/\\. "$*<>:|?\0]')
 _PREFIX = re.compile(r"[A-Za-z0-9_-]{0,60}")
 _MAX_DATABASE_BYTES = 63
 
 
 def redacted(url: str) -> str:
-    """The URL without its login."""
-    return _CREDENTIALS.sub("***@", url)
-
-
-def _secrets_of(url: str) -> list[str]:
-    credentials = _CREDENTIALS.search(url)
-    if credentials is None:
-        return []
-    _, _, password = credentials.group()[:-1].partition(":")
-    return [secret for secret in {password, unquote_plus(password)} if secret]
+    """The URL without its login and without options that are secret."""
+    return _SECRET_OPTIONS.sub(r"\1***", _LOGIN.sub("***@", url))
 
 
 class MongoConfig(BaseModel):
@@ -102,14 +98,16 @@ def _uri_options(url: str) -> Mapping[str, Any]:
     from pymongo.uri_parser import parse_uri
 
     plain = url.replace("mongodb+srv://", "mongodb://", 1)
+    message = "url is not a MongoDB URI that can be used: "
     try:
         parsed = cast("Mapping[str, Any]", parse_uri(plain, validate=True, warn=False))
-    except (InvalidURI, ConfigurationError, ValueError) as error:
-        message = "url is not a MongoDB URI that can be used: "
-        if any(secret in str(error) for secret in _secrets_of(url)):
-            # Neither its text nor the error itself may come along.
-            raise StorageConfigError(message + "escape the login's special characters (RFC 3986)") from None
-        raise StorageConfigError(message + str(error)) from error
+    except (InvalidURI, ConfigurationError, ValueError):
+        # The driver's text may quote what it takes for a part of the URI: let it judge one without secrets.
+        try:
+            parse_uri(redacted(plain), validate=True, warn=False)
+        except (InvalidURI, ConfigurationError, ValueError) as error:
+            raise StorageConfigError(message + str(error)) from error
+        raise StorageConfigError(message + "escape the login's special characters (RFC 3986)") from None
     hosts = url.partition("://")[2].partition("/")[0].rpartition("@")[2]
     if plain != url and ("," in hosts or ":" in hosts):
         raise StorageConfigError("url: mongodb+srv:// takes one host name and no port")
@@ -124,22 +122,24 @@ def mongo_config(options: Mapping[str, Any], *, url_needed: bool = True) -> Mong
         details = error.errors(include_url=False, include_input=False, include_context=False)
         raise StorageConfigError("storage configuration: " + "; ".join(map(_sentence, details))) from None
     if config.driver == "mongomock" or config.url == EMBEDDED or not (config.url or url_needed):
-        return config.model_copy(update=_defaults(config, None, None))
+        return config.model_copy(update=_defaults(config, None, has_timeout=False))
     if not config.url:
         raise StorageConfigError(
             f"storage configuration: `url` is missing: a MongoDB URI, or `{EMBEDDED}` for a server of our own"
         )
     said = _uri_options(config.url)
-    if said["options"].get("w") == 0:
+    said_options = {str(name).lower(): value for name, value in said["options"].items()}
+    if said_options.get("w") == 0:
         raise StorageConfigError("url says w=0, which acknowledges no write: take it out")
-    return config.model_copy(update=_defaults(config, said["database"], said["options"].get("timeoutms")))
+    has_timeout = any(name in said_options for name in _URI_TIMEOUTS)
+    return config.model_copy(update=_defaults(config, said["database"], has_timeout=has_timeout))
 
 
-def _defaults(config: MongoConfig, uri_database: str | None, uri_timeout: object) -> dict[str, Any]:
+def _defaults(config: MongoConfig, uri_database: str | None, *, has_timeout: bool) -> dict[str, Any]:
     return {
         "database": config.database or uri_database or DEFAULT_DATABASE,
-        # Where the URI has a timeout of its own, the client reads it from there.
-        "timeout_ms": config.timeout_ms or (None if uri_timeout is not None else DEFAULT_TIMEOUT_MS),
+        # A timeout that the URI says is read from there by the client.
+        "timeout_ms": config.timeout_ms or (None if has_timeout else DEFAULT_TIMEOUT_MS),
     }
 
 

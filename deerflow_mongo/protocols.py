@@ -11,8 +11,8 @@ every method that takes `user_id`:
 
 A row of another user, or of nobody, does not exist for a named caller. Identifiers are text of at most
 1,024 bytes, else `TypeError` or `ValueError`; a `limit` is a whole number from 0 up, and 0 gives nothing.
-Every method may raise `StorageUnavailableError`, which is safe to retry, and `StorageAccessError`; a write may
-raise `InvalidPayloadError` or `PayloadTooLargeError` and has then written nothing.
+Every method may raise `StorageUnavailableError`, which is safe to retry, and `StorageAccessError`; a write
+may raise `InvalidPayloadError` or `PayloadTooLargeError` and has then written nothing.
 """
 
 from __future__ import annotations

@@ -257,12 +257,14 @@ class SchemaReport:
     missing_indexes: list[str] = field(default_factory=lambda: list[str]())
     other_indexes: list[str] = field(default_factory=lambda: list[str]())
     """Indexes of the right name with other keys or options."""
+    renamed_indexes: list[str] = field(default_factory=lambda: list[str]())
+    """Indexes under another name that the server takes for one of ours, and so refuses to make ours."""
 
     @property
     def complete(self) -> bool:
         """Whether `setup()` would find nothing to do and nothing in its way."""
         return self.version == SCHEMA_VERSION and not (
-            self.missing_collections or self.missing_indexes or self.other_indexes
+            self.missing_collections or self.missing_indexes or self.other_indexes or self.renamed_indexes
         )
 
 
@@ -297,9 +299,12 @@ async def inspect(driver: Driver, prefix: str) -> SchemaReport:
         found = {index["name"]: index for index in await driver.list_indexes(name)} if known else {}
         for index in schema.indexes:
             label = f"{name}.{index.name}"
+            wanted = _comparable(index.specification())
             if index.name not in found:
                 report.missing_indexes.append(label)
-            elif _comparable(found[index.name]) == _comparable(index.specification()):
+                renamed = [other for other in found if _comparable(found[other]) == wanted]
+                report.renamed_indexes += [f"{name}.{other}" for other in renamed]
+            elif _comparable(found[index.name]) == wanted:
                 report.indexes.append(label)
             else:
                 report.other_indexes.append(label)
@@ -348,7 +353,9 @@ async def _create_collection(driver: Driver, name: str, validator: Document) -> 
     except StorageError as error:
         if _code(error) != _COLLECTION_EXISTS_CODE:
             raise
-        return {}  # another process was first; its validator is set below
+        # Another process was first. With the same validator there is nothing left to do, and a user who may
+        # read and write only is not allowed to.
+        return (await driver.list_collections())[name]
     return {"validator": validator}
 
 
@@ -358,8 +365,8 @@ async def _create_index(driver: Driver, name: str, index: Index) -> None:
     except StorageError as error:
         if _code(error) in _INDEX_CONFLICT_CODES:
             raise StorageConfigError(
-                f"index {index.name!r} of collection {name!r} cannot be made, because an index with other "
-                f"keys or options is in its place: {error}. Drop that index, then run setup again"
+                f"index {index.name!r} of collection {name!r} cannot be made, because one with other keys "
+                f"or options, or another name, is in its place: {error}. Drop that one, then run setup again"
             ) from error
         if _code(error) == _DUPLICATE_KEY_CODE:
             raise StorageConfigError(

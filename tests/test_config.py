@@ -30,6 +30,8 @@ def test_defaults() -> None:
 def test_the_uris_database_and_timeout_hold_where_no_option_says_otherwise() -> None:
     said = mongo_config({"url": URL + "/own?timeoutMS=700"})
     assert (said.database, said.timeout_ms) == ("own", None)
+    selecting = mongo_config({"url": URL + "/?serverSelectionTimeoutMS=200"})
+    assert selecting.timeout_ms is None
     over = mongo_config({"url": URL + "/own?timeoutMS=700", "database": "other", "timeout_ms": 90})
     assert (over.database, over.timeout_ms) == ("other", 90)
 
@@ -151,6 +153,11 @@ def test_without_pyyaml_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.M
         {"url": SECRET_URL.replace("127.0.0.1:1", "h:port")},
         {"url": SECRET_URL.replace("mongodb:", "postgresql:")},
         {"url": f"mongodb://user:{SECRET}/@h/"},
+        {"url": f"mongodb://user:a/{SECRET}@h/db"},
+        {"url": f"mongodb://user:a?{SECRET}@h/db"},
+        {"url": f"mongodb://user:a:{SECRET}@h/db"},
+        {"url": f"mongodb://user:a@{SECRET}@h/db"},
+        {"url": f"mongodb+srv://user:{SECRET}@h.example.net:5/db"},
         {"url": [SECRET_URL]},
     ],
 )
@@ -174,5 +181,8 @@ async def test_no_repr_nor_failure_shows_the_password() -> None:
 
 def test_redacted_keeps_everything_but_the_login() -> None:
     assert redacted("mongodb://u:p@h:1/db?x=1") == "mongodb://***@h:1/db?x=1"
-    assert redacted("mongodb://h/db?x=a@b") == "mongodb://h/db?x=a@b"
+    assert redacted("mongodb://u:a/b?c#d:e@f@h/db") == "mongodb://***@h/db"
+    url = "mongodb://h/?tlsCertificateKeyFilePassword=s&AUTHMECHANISMPROPERTIES=AWS_SESSION_TOKEN:s&a=b"
+    assert redacted(url) == "mongodb://h/?tlsCertificateKeyFilePassword=***&AUTHMECHANISMPROPERTIES=***&a=b"
+    assert redacted("mongodb://h/db?x=1") == "mongodb://h/db?x=1"
     assert redacted("embedded") == "embedded"

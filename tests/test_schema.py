@@ -130,6 +130,11 @@ async def test_inspect_tells_another_index_of_the_same_name(
     assert (await storage.inspect()).missing_indexes == ["runs.thread_newest"]
     runs.create_index([("thread_id", 1)], name="thread_newest")
     assert (await storage.inspect()).other_indexes == ["runs.thread_newest"]
+    runs.drop_index("thread_newest")
+    runs.create_index([("thread_id", 1), ("created_at", -1), ("order", -1)], name="somebody_elses")
+    report = await storage.inspect()
+    assert report.renamed_indexes == ["runs.somebody_elses"]
+    assert not report.complete
 
 
 async def test_duplicate_votes_already_there_are_an_error_that_says_so(

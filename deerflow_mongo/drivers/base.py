@@ -8,6 +8,7 @@ this one. Nothing here knows what a run or a vote is.
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,6 +55,9 @@ _LIST_BATCH = 10_000
 
 DRIVER_INFO = DriverInfo("deerflow-mongo", __version__)
 """How the server's log names the clients made here."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class DuplicateKeyError(StorageError):
@@ -327,7 +331,7 @@ class Driver(ABC):
     def introduce(self, client: Any) -> None:
         """Tell the server's log, by way of a client that the caller made, who uses it."""
         # Asked of the class: a client takes any other attribute for the name of a database.
-        if hasattr(type(client), "append_metadata"):
+        if hasattr(cast("type[Any]", type(client)), "append_metadata"):
             client.append_metadata(DRIVER_INFO)
 
     async def rows(self, cursor: Any) -> list[Document]:
@@ -410,4 +414,11 @@ class Driver(ABC):
         client, self._client, self._database = self._client, None, None
         if client is not None and self._own_client:
             with translating(), timeout(CLOSE_TIMEOUT_S):
-                await self.close_client(client)
+                await self._bounded_close(client)
+
+    async def _bounded_close(self, client: Any) -> None:
+        # The driver's own timeout does not cover its locks, which a cancelled operation may have left taken.
+        try:
+            await asyncio.wait_for(self.close_client(client), 2 * CLOSE_TIMEOUT_S)
+        except TimeoutError:
+            logger.warning("the %s client did not close in time and was left alone", self.name)
