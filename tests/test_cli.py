@@ -23,15 +23,15 @@ from pymongo.errors import PyMongoError
 from typer.testing import CliRunner, Result
 
 from deerflow_mongo import __version__
-from deerflow_mongo.cli import (
-    SAMPLE,
+from deerflow_mongo.cli.app import app
+from deerflow_mongo.cli.check import (
     Finding,
-    app,
     login_finding,
     topology_finding,
     version_finding,
     version_of_schema,
 )
+from deerflow_mongo.cli.demo import SAMPLE
 from deerflow_mongo.config import mongo_config
 from deerflow_mongo.embedded import find_mongod
 from deerflow_mongo.schema import SchemaReport

@@ -1,0 +1,29 @@
+"""The command `deerflow-mongo`. No host needs it, and no rule of the storage is here: what is asked goes
+through the stores or, about the server itself, through their driver.
+
+Its packages come with the extra `cli`; without them `main` says so and ends the process.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from io import TextIOWrapper
+
+from ..errors import MissingDependencyError
+
+
+def main() -> None:
+    """The entry point of the console script."""
+    try:
+        for package in ("typer", "rich"):
+            import_module(package)
+    except ImportError:
+        sys.stderr.write(f"{MissingDependencyError('the command deerflow-mongo', 'typer', 'cli')}\n")
+        raise SystemExit(2) from None
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    from .app import app
+
+    app(prog_name="deerflow-mongo")

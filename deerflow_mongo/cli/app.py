@@ -1,0 +1,37 @@
+"""The command's options that stand before `demo` and `check`, and the two put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from .check import check
+from .demo import demo
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode=None,
+    help="MongoDB storage for DeerFlow: see it work, and check a configuration.",
+)
+app.command()(demo)
+app.command()(check)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"deerflow-mongo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options_of_all(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """MongoDB storage for DeerFlow: see it work, and check a configuration."""
