@@ -157,7 +157,7 @@ def model_key(model_name: str) -> str:
 
 # -- runs ------------------------------------------------------------------------------------------
 
-COMPLETION_FIGURES: dict[str, str] = {
+FIGURE_PATHS: dict[str, str] = {
     "total_input_tokens": "tokens.input",
     "total_output_tokens": "tokens.output",
     "total_tokens": "tokens.total",
@@ -168,8 +168,6 @@ COMPLETION_FIGURES: dict[str, str] = {
     "message_count": "message_count",
 }
 """A row's figure -> its path in the document."""
-
-COMPLETION_TEXTS = ("first_human_message", "last_ai_message", "error")
 
 
 def no_tokens() -> Document:

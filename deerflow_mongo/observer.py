@@ -14,23 +14,11 @@ from enum import Enum
 from typing import Any, cast
 
 from .protocols import RunLifecycleEvent, RunWriteRepository, ThreadMetaStorage
-from .rows import RunCompletionFields
+from .rows import COMPLETION_FIGURES, COMPLETION_TEXTS, RunCompletionFields
 
 logger = logging.getLogger(__name__)
 
 UNKNOWN_ERROR = "Unknown error"
-
-_FIGURES = (
-    "total_input_tokens",
-    "total_output_tokens",
-    "total_tokens",
-    "llm_call_count",
-    "lead_agent_tokens",
-    "subagent_tokens",
-    "middleware_tokens",
-    "message_count",
-)
-_TEXTS = ("first_human_message", "last_ai_message", "error")
 
 
 class LifecycleEventType(Enum):
@@ -84,10 +72,12 @@ def _completion_of(event: RunLifecycleEvent) -> RunCompletionFields | None:
         return None
     fields: dict[str, Any] = {"ended_at": _time_of(event)}
     for name, value in cast("Mapping[str, object]", data).items():
-        fits = (name in _FIGURES and _is_figure(value)) or (name in _TEXTS and isinstance(value, str))
+        fits = (name in COMPLETION_FIGURES and _is_figure(value)) or (
+            name in COMPLETION_TEXTS and isinstance(value, str)
+        )
         if fits:
             fields[name] = value
-        elif name in _FIGURES or (name in _TEXTS and value is not None):
+        elif name in COMPLETION_FIGURES or (name in COMPLETION_TEXTS and value is not None):
             logger.warning("run %s: completion figure %s=%r is left out", event.run_id, name, value)
     return cast("RunCompletionFields", fields)
 

@@ -69,6 +69,13 @@ class RunCompletionFields(TypedDict, total=False):
     ended_at: TimeInput | None
 
 
+COMPLETION_TEXTS = ("first_human_message", "last_ai_message", "error")
+COMPLETION_FIGURES = tuple(
+    name for name in RunCompletionFields.__annotations__ if name not in (*COMPLETION_TEXTS, "ended_at")
+)
+"""The two kinds of `RunCompletionFields`: whole numbers from 0 up, and texts."""
+
+
 class RunRow(TypedDict):
     """One run. Times are ISO-8601 text in UTC; `updated_at` is "" until the first update."""
 

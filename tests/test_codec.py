@@ -10,6 +10,7 @@ import pytest
 
 from deerflow_mongo import codec
 from deerflow_mongo.drivers.base import CODEC_OPTIONS
+from deerflow_mongo.rows import COMPLETION_FIGURES
 
 NATIVE: list[Any] = [
     None,
@@ -99,6 +100,10 @@ def test_one_odd_value_leaves_the_others_native() -> None:
         "b": {"_json": str(2**70)},
         "c": {"d": 1},
     }
+
+
+def test_every_figure_of_a_completion_has_a_path() -> None:
+    assert list(codec.FIGURE_PATHS) == list(COMPLETION_FIGURES)
 
 
 def _random_value(rng: random.Random, depth: int) -> Any:

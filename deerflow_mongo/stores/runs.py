@@ -150,7 +150,7 @@ class MongoRunStore:
             "message_count": message_count,
         }
         changes: Document = {"status": filters.status_text("status", status)}
-        for name, path in codec.COMPLETION_FIGURES.items():
+        for name, path in codec.FIGURE_PATHS.items():
             changes[path] = filters.count_of(name, given[name])
         texts = {
             "first_human_message": first_human_message,
