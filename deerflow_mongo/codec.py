@@ -15,7 +15,6 @@ from datetime import datetime
 from typing import Any, TypeAlias, cast
 
 from .errors import StorageError
-from .filters import MAX_INT64
 from .rows import CALLERS, FeedbackRow, JSONValue, RunRow, ThreadMeta
 from .times import optional_row_time, row_time
 
@@ -33,7 +32,7 @@ VOTE = "vote"
 MODEL_NAME_WHEN_UNKNOWN = "unknown"
 
 _DBREF_KEY = "$ref"  # a subdocument with it comes back from BSON as a DBRef
-_MIN_INT64 = -MAX_INT64 - 1
+_MIN_INT64, _MAX_INT64 = -(2**63), 2**63 - 1
 _DIGEST_BYTES = 16
 
 
@@ -67,7 +66,7 @@ def _is_native(value: JSONValue) -> bool:
     if kind is list:
         return all(map(_is_native, cast("list[JSONValue]", value)))
     if kind is int:
-        return _MIN_INT64 <= cast("int", value) <= MAX_INT64
+        return _MIN_INT64 <= cast("int", value) <= _MAX_INT64
     return True
 
 

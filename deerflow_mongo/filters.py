@@ -10,12 +10,12 @@ from enum import Enum
 from typing import Any, TypeAlias
 
 from .actor import resolve_user_id
+from .rows import MAX_FIGURE
 
 Query: TypeAlias = dict[str, Any]
 
 MAX_IDENTIFIER_BYTES = 1_024
 MAX_LIMIT = 2**31 - 1
-MAX_INT64 = 2**63 - 1
 RATINGS = (1, -1)
 
 
@@ -73,7 +73,7 @@ def count_of(name: str, value: object) -> int:
         return 0
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, got {type(value).__name__}")
-    if not 0 <= value <= MAX_INT64:
+    if not 0 <= value <= MAX_FIGURE:
         raise ValueError(f"{name} must lie between 0 and 2^63-1, got {value}")
     return int(value)
 

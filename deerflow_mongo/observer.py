@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Any, cast
 
 from .protocols import RunLifecycleEvent, RunWriteRepository, ThreadMetaStorage
-from .rows import COMPLETION_FIGURES, COMPLETION_TEXTS, RunCompletionFields
+from .rows import COMPLETION_FIGURES, COMPLETION_TEXTS, MAX_FIGURE, RunCompletionFields
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def _time_of(event: RunLifecycleEvent) -> str:
 
 
 def _is_figure(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_FIGURE
 
 
 def _completion_of(event: RunLifecycleEvent) -> RunCompletionFields | None:
@@ -134,8 +134,13 @@ class StorageRunObserver:
         if completion is not None:
             if error is not None:
                 completion["error"] = error
-            await self._runs.update_run_completion(run_id=event.run_id, status=status, **completion)
-            return
+            try:
+                await self._runs.update_run_completion(run_id=event.run_id, status=status, **completion)
+            except ValueError:
+                # A text that no document holds, say; the run has ended all the same.
+                logger.exception("run %s: the figures of its %s could not be stored", event.run_id, status)
+            else:
+                return
         await self._runs.update_status(run_id=event.run_id, status=status, ended_at=_time_of(event))
         if error is not None:
             await self._runs.set_error(run_id=event.run_id, error=error)

@@ -75,6 +75,9 @@ COMPLETION_FIGURES = tuple(
 )
 """The two kinds of `RunCompletionFields`: whole numbers from 0 up, and texts."""
 
+MAX_FIGURE = 2**63 - 1
+"""The largest token figure or count that a row holds."""
+
 
 class RunRow(TypedDict):
     """One run. Times are ISO-8601 text in UTC; `updated_at` is "" until the first update."""

@@ -7,12 +7,12 @@ for here (`$mergeObjects` in updates, the limit of a document's size); what it l
 
 from __future__ import annotations
 
-import copy
 from typing import Any, cast
 
 import bson
 from mongomock_motor import AsyncMongoMockClient  # pyright: ignore[reportMissingTypeStubs]
 
+from ..errors import PayloadTooLargeError
 from .base import MAX_DOCUMENT_BYTES, Collection, Document, Driver, DriverOptions, Update, too_large
 
 UNSUPPORTED: dict[str, str] = {
@@ -27,12 +27,24 @@ UNSUPPORTED: dict[str, str] = {
 class MongomockCollection(Collection):
     async def insert_one(self, document: Document) -> None:
         _check_size(document, document)
-        # The mock keeps references to what it is given.
-        await super().insert_one(copy.deepcopy(document))
+        await super().insert_one(document)
 
     async def update_one(self, query: Document, update: Update) -> int:
         _check_size(update, update)
-        return await super().update_one(query, _without_merge_objects(update))
+        before = await self.find_one(query)
+        matched = await super().update_one(query, _without_merge_objects(update))
+        if before is not None:
+            await self._check_growth(before, update)
+        return matched
+
+    async def _check_growth(self, before: Document, update: Update) -> None:
+        """Undo an update whose result a server would refuse; nothing else runs in between."""
+        by_id: Document = {"_id": before["_id"]}
+        try:
+            _check_size(await self.find_one(by_id), update)
+        except PayloadTooLargeError:
+            await (await self.handle()).replace_one(by_id, before)
+            raise
 
     async def find_one_and_upsert(self, query: Document, update: Update, *, sort: Any = None) -> Document:
         _check_size(update, update)

@@ -51,7 +51,8 @@ class MongoFeedbackStore:
         message_id: str | None = None,
         comment: str | None = None,
     ) -> FeedbackRow:
-        user = owner_id if user_id is None else user_id
+        owner = filters.optional_text("owner_id", owner_id)
+        user = owner if user_id is None else user_id
         document: Document = {
             "_id": str(uuid.uuid4()),
             "schema_version": codec.SCHEMA_VERSION,

@@ -109,8 +109,8 @@ class MongoRunStore:
             if value is not None:
                 changes[name] = stored_from_optional(name, value)
         update = _transition(changes)
-        if metadata:
-            update["metadata"] = {"$mergeObjects": ["$metadata", _literal(_payload("metadata", metadata))]}
+        if merged := _payload("metadata", metadata):
+            update["metadata"] = {"$mergeObjects": ["$metadata", _literal(merged)]}
         await self._update(run_id, [{"$set": update}], "update_status")
 
     async def set_error(self, run_id: str, error: str) -> None:

@@ -1,0 +1,26 @@
+"""What must be so before the suite's tests are imported: pytest is there and rewrites their asserts."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+
+from ..errors import MissingDependencyError
+
+PACKAGES = {"pytest": "pytest", "pytest_asyncio": "pytest-asyncio"}
+"""Module -> the package that brings it."""
+
+for _module, _package in PACKAGES.items():
+    try:
+        import_module(_module)
+    except ImportError as error:
+        raise MissingDependencyError("deerflow_mongo.testing", _package, "testing") from error
+
+import_module("pytest").register_assert_rewrite(
+    *(
+        f"{__package__}.{part.name}"
+        for part in iter_modules([str(Path(__file__).parent)])
+        if not part.name.startswith("_")
+    )
+)

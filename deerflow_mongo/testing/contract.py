@@ -1,0 +1,205 @@
+"""What every part of the suite stands on: the class to inherit from, the fixtures, and how a backend says
+what it lacks. What a storage promises is in the modules beside this one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any, ClassVar, TypeVar, cast
+
+import pytest
+import pytest_asyncio
+
+from ..actor import ActorContext, bind_actor_context, reset_actor_context
+from ..factory import create_storage
+from ..protocols import Storage
+from ..rows import RunRow, ThreadMeta
+
+KINDS: Mapping[str, str] = {
+    "processes": "several processes share one database",
+    "durability": "what was acknowledged is there for the next storage that is opened",
+    "server": "there is a server, which the option `url` names",
+    "validators": "the database itself refuses a malformed document",
+}
+"""What a test may need and a backend may lack."""
+
+RUN, THREAD = "run-1", "thread-1"
+ALICE, BOB = "alice", "bob"
+
+_NEEDS = "_conformance_needs"
+_FROM_NOTHING = "_conformance_from_nothing"
+_ORIGINAL = "_conformance_original"
+
+Test = TypeVar("Test", bound=Callable[..., Any])
+
+
+def _checked_kinds(kinds: Iterator[str] | tuple[str, ...], where: str) -> None:
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ValueError(f"{where}: there is no kind {kind!r}; known: {', '.join(sorted(KINDS))}")
+
+
+def needs(*kinds: str) -> Callable[[Test], Test]:
+    """Skip the test, by its name, where the backend `lacks` one of these kinds."""
+    _checked_kinds(kinds, "needs")
+
+    def declare(test: Test) -> Test:
+        setattr(test, _NEEDS, kinds)
+        return test
+
+    return declare
+
+
+def from_nothing(test: Test) -> Test:
+    """The test is about `setup()`: its database must be new, and not only emptied."""
+    setattr(test, _FROM_NOTHING, True)
+    return test
+
+
+def is_from_nothing(request: pytest.FixtureRequest) -> bool:
+    """Whether the requesting test needs a new database; for fixtures that otherwise empty one they have."""
+    return getattr(request.function, _FROM_NOTHING, False)
+
+
+class Contract:
+    """A part of the contract, to be bound to a backend by a subclass with the fixture `storage_config`."""
+
+    lacks: ClassVar[Mapping[str, str]] = {}
+    """What the backend cannot do (see `KINDS`), with the reason; tests that need it are skipped."""
+
+    expected_failures: ClassVar[Mapping[str, str]] = {}
+    """Tests that must fail, with the reason: where the backend is known to break the contract."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        tests = _tests_of(cls)
+        _check_nothing_hidden(cls, tests)
+        _checked_kinds(tuple(cls.lacks), f"{cls.__name__}.lacks")
+        for name in cls.expected_failures:
+            if name not in tests:
+                raise ValueError(f"{cls.__name__}.expected_failures: there is no test {name!r}")
+        for name, test in tests.items():
+            _bind(cls, name, test)
+
+    @pytest.fixture
+    def storage_config(self) -> Mapping[str, Any]:
+        """What `create_storage` takes, for an empty database each time; the backend's author writes it."""
+        raise NotImplementedError(f"{type(self).__name__} needs a fixture `storage_config`")
+
+    @pytest_asyncio.fixture
+    async def storage(self, storage_config: Mapping[str, Any]) -> AsyncGenerator[Storage]:
+        """The storage, opened and closed as hosts do it."""
+        async with create_storage(storage_config) as storage:
+            yield storage
+
+
+def _tests_of(cls: type) -> dict[str, FunctionType]:
+    found = {name: inspect.getattr_static(cls, name) for name in dir(cls) if name.startswith("test_")}
+    return {name: test for name, test in found.items() if isinstance(test, FunctionType)}
+
+
+def _original(test: FunctionType) -> FunctionType:
+    return getattr(test, _ORIGINAL, test)
+
+
+def _check_nothing_hidden(cls: type, tests: Mapping[str, FunctionType]) -> None:
+    """Two parts of the contract with a test of one name: one of them would never run."""
+    for name in tests:
+        promises = {_original(found[name]) for found in map(_tests_of, cls.__bases__) if name in found}
+        if len(promises) > 1 and name not in vars(cls):
+            raise TypeError(f"{cls.__name__} inherits more than one {name}")
+
+
+def _bind(cls: type[Contract], name: str, test: FunctionType) -> None:
+    """Give `cls` its own copy of an inherited test if this backend's marks are on it, and only then."""
+    original = _original(test)
+    if inspect.iscoroutinefunction(original) and original is test and name in vars(cls):
+        pytest.mark.asyncio(original)
+    marks = [
+        pytest.mark.skip(reason=f"{name} needs {kind}: {reason}") for kind, reason in _lacking(cls, original)
+    ]
+    if name in cls.expected_failures:
+        marks.append(pytest.mark.xfail(reason=cls.expected_failures[name], strict=True))
+    if not marks and original is test:
+        return
+    copied = _copy(original)
+    for mark in marks:
+        mark(copied)
+    setattr(cls, name, copied)
+
+
+def _lacking(cls: type[Contract], test: FunctionType) -> list[tuple[str, str]]:
+    return [(kind, cls.lacks[kind]) for kind in getattr(test, _NEEDS, ()) if kind in cls.lacks]
+
+
+def _copy(test: FunctionType) -> FunctionType:
+    copied = FunctionType(test.__code__, test.__globals__, test.__name__, test.__defaults__, test.__closure__)
+    copied.__kwdefaults__ = cast("dict[str, Any]", test.__kwdefaults__)
+    copied.__annotations__ = test.__annotations__
+    copied.__qualname__, copied.__module__, copied.__doc__ = test.__qualname__, test.__module__, test.__doc__
+    copied.__dict__.update(test.__dict__)
+    copied.__dict__["pytestmark"] = list(getattr(test, "pytestmark", ()))
+    setattr(copied, _ORIGINAL, test)
+    return copied
+
+
+# -- what tests say --------------------------------------------------------------------------------
+
+
+@contextmanager
+def case(*names: object) -> Generator[None]:
+    """One line of a table: a failure inside names it."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note("case: " + ", ".join(name if isinstance(name, str) else repr(name) for name in names))
+        raise
+
+
+@contextmanager
+def acting_as(user_id: str | None) -> Generator[None]:
+    """The current task works for this user."""
+    token = bind_actor_context(ActorContext(user_id=user_id))
+    try:
+        yield
+    finally:
+        reset_actor_context(token)
+
+
+async def given_run(
+    storage: Storage,
+    run_id: str = RUN,
+    thread_id: str = THREAD,
+    *,
+    user_id: str | None = ALICE,
+    **fields: Any,
+) -> RunRow:
+    """A run that is there."""
+    await storage.runs.create(run_id, thread_id, user_id=user_id, **fields)
+    return await stored_run(storage, run_id)
+
+
+async def stored_run(storage: Storage, run_id: str = RUN) -> RunRow:
+    """The run's row, whoever owns it; there must be one."""
+    row = await storage.runs.get(run_id, user_id=None)
+    assert row is not None, f"there is no run {run_id!r}"
+    return row
+
+
+async def stored_thread(storage: Storage, thread_id: str = THREAD) -> ThreadMeta:
+    """The thread, whoever owns it; there must be one."""
+    thread = await storage.threads.get_thread_meta(thread_id)
+    assert thread is not None, f"there is no thread {thread_id!r}"
+    return thread
+
+
+async def everything(storage: Storage, *thread_ids: str) -> list[object]:
+    """All that is stored about these threads, to compare before and after."""
+    found: list[object] = [await storage.threads.search_threads(user_id=None, limit=1_000)]
+    for thread_id in thread_ids or (THREAD,):
+        found.append(await storage.runs.list_by_thread(thread_id, user_id=None, limit=1_000))
+        found.append(await storage.feedback.list_by_thread(thread_id, limit=1_000))
+    return found

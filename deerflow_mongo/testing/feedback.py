@@ -1,0 +1,215 @@
+"""Feedback: rows as they are created, listed, counted and deleted (CONTRACT section 4)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from ..protocols import Storage
+from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case
+from .values import assert_is_now, assert_row_time, exactly, now
+
+_ON_RUN: dict[str, Any] = {"run_id": RUN, "thread_id": THREAD}
+_NO_RATINGS: tuple[Any, ...] = (
+    0,
+    5,
+    -5,
+    1.5,
+    1.0,
+    -1.0,
+    "1",
+    "+1",
+    "",
+    True,
+    False,
+    None,
+    [1],
+    {"$gt": 0},
+    2**64,
+)
+
+
+async def _given(storage: Storage, count: int, **fields: Any) -> list[dict[str, Any]]:
+    """Rows made one after the other, the newest first."""
+    rows: list[dict[str, Any]] = []
+    for number in range(count):
+        arguments: dict[str, Any] = {**_ON_RUN, "rating": 1, "comment": str(number), **fields}
+        rows.insert(0, dict(await storage.feedback.create(**arguments)))
+    return rows
+
+
+class FeedbackStoreContract(Contract):
+    async def test_a_created_row_is_returned_and_stored(self, storage: Storage) -> None:
+        since = now()
+        row = await storage.feedback.create(
+            **_ON_RUN, rating=-1, user_id=ALICE, message_id="m-1", comment="no"
+        )
+        expected: dict[str, Any] = {
+            **_ON_RUN,
+            "feedback_id": row["feedback_id"],
+            "user_id": ALICE,
+            "owner_id": ALICE,
+            "message_id": "m-1",
+            "rating": -1,
+            "comment": "no",
+            "created_at": row["created_at"],
+        }
+        assert exactly(dict(row)) == exactly(expected)
+        assert_is_now(assert_row_time(row["created_at"]), since=since)
+        assert await storage.feedback.get(row["feedback_id"]) == row
+
+    async def test_what_is_not_given_is_none(self, storage: Storage) -> None:
+        row = await storage.feedback.create(**_ON_RUN, rating=1)
+        assert [row[name] for name in ("user_id", "owner_id", "message_id", "comment")] == [None] * 4
+        assert await storage.feedback.get(row["feedback_id"]) == row
+
+    async def test_the_feedback_id_is_a_uuid4_string(self, storage: Storage) -> None:
+        rows = await _given(storage, 3)
+        rows.append(dict(await storage.feedback.upsert(**_ON_RUN, rating=1, user_id=ALICE)))
+        for row in rows:
+            assert (str(UUID(row["feedback_id"])), UUID(row["feedback_id"]).version) == (
+                row["feedback_id"],
+                4,
+            )
+        assert len({row["feedback_id"] for row in rows}) == 4
+
+    async def test_user_id_wins_over_owner_id(self, storage: Storage) -> None:
+        """And `owner_id` in a row is the same as `user_id`."""
+        table = ((ALICE, BOB, ALICE), (None, BOB, BOB), (ALICE, None, ALICE), ("", BOB, ""), (None, "", ""))
+        for user_id, owner_id, expected in table:
+            with case(user_id, owner_id):
+                row = await storage.feedback.create(**_ON_RUN, rating=1, user_id=user_id, owner_id=owner_id)
+                assert (row["user_id"], row["owner_id"]) == (expected, expected)
+                assert await storage.feedback.get(row["feedback_id"]) == row
+
+    async def test_a_user_may_have_several_rows(self, storage: Storage) -> None:
+        rows = await _given(storage, 3, user_id=ALICE, message_id="m-1")
+        rows = await _given(storage, 3, user_id=ALICE) + rows
+        assert await storage.feedback.list_by_run(THREAD, RUN, user_id=ALICE) == rows
+
+    async def test_a_rating_that_is_no_vote_is_refused_and_nothing_is_written(self, storage: Storage) -> None:
+        """Anything but the integers 1 and -1: `ValueError` naming the value."""
+        vote = await storage.feedback.upsert(**_ON_RUN, rating=1, user_id=ALICE, comment="first")
+        for rating in _NO_RATINGS:
+            for write in (storage.feedback.create, storage.feedback.upsert):
+                with case(write.__name__, rating):
+                    with pytest.raises(ValueError, match="rating") as refused:
+                        await write(**_ON_RUN, rating=rating, user_id=ALICE, comment="second")
+                    assert repr(rating) in str(refused.value)
+        assert await storage.feedback.list_by_thread(THREAD) == [vote]
+
+    async def test_unknown_feedback_is_none(self, storage: Storage) -> None:
+        await _given(storage, 1)
+        for feedback_id in ("0b6ad8a6-3c0a-4b0e-9a37-0a8b0f6f2f11", "no uuid at all", RUN):
+            with case(feedback_id):
+                assert await storage.feedback.get(feedback_id) is None
+                assert await storage.feedback.delete(feedback_id) is False
+        assert len(await storage.feedback.list_by_thread(THREAD)) == 1
+
+    async def test_delete_removes_exactly_the_row(self, storage: Storage) -> None:
+        rows = await _given(storage, 3, user_id=ALICE)
+        assert await storage.feedback.delete(rows[1]["feedback_id"]) is True
+        assert await storage.feedback.get(rows[1]["feedback_id"]) is None
+        assert await storage.feedback.list_by_run(THREAD, RUN) == [rows[0], rows[2]]
+        assert await storage.feedback.delete(rows[1]["feedback_id"]) is False
+
+    async def test_of_a_hundred_deletes_of_feedback_exactly_one_succeeds(self, storage: Storage) -> None:
+        feedback_id = (await storage.feedback.create(**_ON_RUN, rating=1))["feedback_id"]
+        results = await asyncio.gather(*(storage.feedback.delete(feedback_id) for _ in range(100)))
+        assert sorted(results) == [False] * 99 + [True]
+
+    async def test_rows_of_a_run_are_listed_newest_first(self, storage: Storage) -> None:
+        """Only those of this run in this thread; never tied or swapped, the same order at every call."""
+        rows = await _given(storage, 60, user_id=ALICE)
+        await _given(storage, 2, run_id="run-2")
+        await _given(storage, 2, thread_id="thread-2")
+        for limit in (1, 2, 59, 60, 100):
+            with case("limit", limit):
+                assert await storage.feedback.list_by_run(THREAD, RUN, limit=limit) == rows[:limit]
+        assert await storage.feedback.list_by_run("unknown", RUN) == []
+        assert await storage.feedback.list_by_run(THREAD, "unknown") == []
+        assert await storage.feedback.list_by_run("thread-2", "run-2") == []
+
+    async def test_rows_of_a_thread_are_listed_newest_first(self, storage: Storage) -> None:
+        rows: list[dict[str, Any]] = []
+        for number in range(20):
+            rows = await _given(storage, 1, run_id=f"run-{number % 3}", user_id=f"user-{number % 2}") + rows
+        await _given(storage, 2, thread_id="thread-2")
+        assert await storage.feedback.list_by_thread(THREAD) == rows
+        assert await storage.feedback.list_by_thread(THREAD, limit=7) == rows[:7]
+        assert await storage.feedback.list_by_thread("unknown") == []
+
+    async def test_a_hundred_rows_are_listed_by_default(self, storage: Storage) -> None:
+        rows = await _given(storage, 105, user_id=ALICE)
+        assert await storage.feedback.list_by_run(THREAD, RUN) == rows[:100]
+        assert await storage.feedback.list_by_run(THREAD, RUN, user_id=ALICE) == rows[:100]
+        assert await storage.feedback.list_by_thread(THREAD) == rows[:100]
+
+    async def test_the_limit_counts_the_users_feedback_only(self, storage: Storage) -> None:
+        rows = await _given(storage, 5, user_id=ALICE)
+        for number in range(25):
+            await _given(storage, 1, user_id=BOB if number % 2 else None)
+        assert await storage.feedback.list_by_run(THREAD, RUN, limit=20, user_id=ALICE) == rows
+        assert await storage.feedback.list_by_run(THREAD, RUN, limit=2, user_id=ALICE) == rows[:2]
+        assert len(await storage.feedback.list_by_run(THREAD, RUN, user_id=None)) == 30
+        assert await storage.feedback.list_by_run(THREAD, RUN, user_id="") == []
+
+    async def test_totals_count_every_row(self, storage: Storage) -> None:
+        """Over all rows: 150 votes are 150."""
+        for number in range(150):
+            await storage.feedback.upsert(**_ON_RUN, rating=1 if number % 3 else -1, user_id=f"user-{number}")
+        await _given(storage, 2, run_id="run-2")
+        await _given(storage, 2, thread_id="thread-2")
+        expected = {"run_id": RUN, "total": 150, "positive": 100, "negative": 50}
+        assert exactly(dict(await storage.feedback.aggregate_by_run(THREAD, RUN))) == exactly(expected)
+
+    async def test_totals_of_one_kind_of_vote_or_of_none(self, storage: Storage) -> None:
+        async def totals(run_id: str) -> tuple[object, ...]:
+            found = await storage.feedback.aggregate_by_run(THREAD, run_id)
+            assert found["run_id"] == run_id
+            return found["total"], found["positive"], found["negative"]
+
+        await _given(storage, 2, run_id="up", message_id="m")
+        await _given(storage, 3, run_id="down", rating=-1)
+        assert [await totals(run_id) for run_id in ("up", "down", "none")] == [
+            (2, 2, 0),
+            (3, 0, 3),
+            (0, 0, 0),
+        ]
+
+    async def test_grouped_gives_the_newest_row_of_every_run_of_the_user(self, storage: Storage) -> None:
+        """All of the user's runs in the thread, however many rows there are."""
+        expected: dict[str, Any] = {}
+        for number in range(130):
+            run_id = f"run-{number}"
+            await _given(storage, 1, run_id=run_id, user_id=ALICE, rating=-1)
+            [expected[run_id]] = await _given(
+                storage, 1, run_id=run_id, user_id=ALICE, message_id=f"m-{number}"
+            )
+            await _given(storage, 1, run_id=run_id, user_id=BOB)
+        await _given(storage, 1, run_id="of nobody")
+        await _given(storage, 1, thread_id="thread-2", run_id="elsewhere", user_id=ALICE)
+        assert await storage.feedback.list_by_thread_grouped(THREAD, user_id=ALICE) == expected
+        anonymous = await storage.feedback.list_by_thread_grouped(THREAD, user_id=None)
+        assert [(run_id, row["user_id"]) for run_id, row in anonymous.items()] == [("of nobody", None)]
+        assert await storage.feedback.list_by_thread_grouped(THREAD, user_id="") == {}
+
+    async def test_texts_in_a_comment_are_data(self, storage: Storage) -> None:
+        for comment in ("", " ", "a\0b", "$rating", "%s", "'; --", "💬 x", "x" * 100_000, '{"_json":"1"}'):
+            with case(comment[:20]):
+                created = await storage.feedback.create(**_ON_RUN, rating=1, user_id=ALICE, comment=comment)
+                voted = await storage.feedback.upsert(**_ON_RUN, rating=1, user_id=BOB, comment=comment)
+                for row in (created, voted):
+                    assert row["comment"] == comment
+                    assert await storage.feedback.get(row["feedback_id"]) == row
+
+    async def test_feedback_asks_for_no_actor_unless_told_so(self, storage: Storage) -> None:
+        """`user_id` of `create` and `list_by_run` is None by default."""
+        with acting_as(ALICE):
+            row = await storage.feedback.create(**_ON_RUN, rating=1)
+            assert row["user_id"] is None
+            await storage.feedback.create(**_ON_RUN, rating=1, user_id=BOB)
+            assert len(await storage.feedback.list_by_run(THREAD, RUN)) == 2

@@ -1,0 +1,217 @@
+"""Identifiers and limits: plain text and whole numbers, or an error before any query (CONTRACT section 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from ..errors import StorageError
+from ..factory import create_storage
+from ..protocols import Storage
+from ..rows import ThreadMetaCreate
+from .contract import (
+    ALICE,
+    BOB,
+    RUN,
+    THREAD,
+    Contract,
+    acting_as,
+    case,
+    everything,
+    given_run,
+    stored_thread,
+)
+from .methods import LIMITED, METHODS, OPTIONAL, REQUIRED, Method
+from .network import no_connections
+
+_MAX_BYTES = 1_024
+
+_NO_IDENTIFIERS: tuple[Any, ...] = (
+    {"$ne": None},
+    {"$gt": ""},
+    {"$regex": ".*"},
+    {"$exists": True},
+    {},
+    5,
+    0,
+    1.5,
+    True,
+    b"run-1",
+    [],
+    ["run-1"],
+    ("run-1",),
+    object(),
+    "x" * (_MAX_BYTES + 1),
+    "é" * (_MAX_BYTES // 2) + "x",
+    "💬" * (_MAX_BYTES // 4 + 1),
+)
+_NO_REQUIRED_IDENTIFIERS = (*_NO_IDENTIFIERS, None, "")
+_LONGEST = ("x" * _MAX_BYTES, "é" * (_MAX_BYTES // 2), "💬" * (_MAX_BYTES // 4), "$" + "." * (_MAX_BYTES - 1))
+
+# `user_id` of None is "no filter", and a host's AUTO may be any object.
+_TELLING = [value for value in _NO_IDENTIFIERS if type(value) is not object]
+
+
+def _wrong_calls() -> list[tuple[Method, str, Any]]:
+    """Every method, identifier and value that is none."""
+    calls: list[tuple[Method, str, Any]] = []
+    for method in METHODS:
+        for name in method.named(REQUIRED):
+            calls += [(method, name, value) for value in _NO_REQUIRED_IDENTIFIERS]
+        for name in method.named(OPTIONAL):
+            calls += [(method, name, value) for value in _TELLING]
+    return calls
+
+
+async def _given(storage: Storage) -> list[object]:
+    """One of everything, twice, so that a filter that fits all would show."""
+    for run_id, user_id in ((RUN, ALICE), ("run-2", BOB)):
+        await given_run(storage, run_id, user_id=user_id)
+        await storage.feedback.upsert(run_id=run_id, thread_id=THREAD, rating=1, user_id=user_id)
+    for thread_id, user_id in ((THREAD, ALICE), ("thread-2", BOB)):
+        await storage.threads.ensure_thread(thread_id=thread_id, user_id=user_id)
+    return await everything(storage, THREAD, "thread-2")
+
+
+class IdentifierContract(Contract):
+    async def test_what_is_no_identifier_is_refused_and_changes_nothing(self, storage: Storage) -> None:
+        """A `TypeError` or `ValueError`; a dict such as `{"$ne": None}` above all."""
+        before = await _given(storage)
+        for method, name, value in _wrong_calls():
+            with case(method.path, name, repr(value)[:60]), pytest.raises((TypeError, ValueError)):
+                await method(storage, **{name: value})
+        assert await everything(storage, THREAD, "thread-2") == before
+
+    async def test_what_is_no_identifier_is_refused_before_any_query(
+        self, storage_config: Mapping[str, Any]
+    ) -> None:
+        """Also by a storage that has not even connected yet."""
+        storage = create_storage(storage_config)
+        with no_connections():
+            for method, name, value in _wrong_calls():
+                with case(method.path, name, repr(value)[:60]), pytest.raises((TypeError, ValueError)):
+                    await method(storage, **{name: value})
+        await storage.aclose()
+
+    async def test_the_refusal_names_the_argument(self, storage: Storage) -> None:
+        for method, name, value in _wrong_calls():
+            with case(method.path, name, repr(value)[:60]):
+                with pytest.raises((TypeError, ValueError)) as refused:
+                    await method(storage, **{name: value})
+                assert name in str(refused.value)
+
+    async def test_lone_surrogates_in_identifiers_are_refused_or_kept(self, storage: Storage) -> None:
+        """They are no characters, and have no size in bytes."""
+        before = await everything(storage)
+        for method in METHODS:
+            for name in method.named(REQUIRED | OPTIONAL):
+                with case(method.path, name), pytest.raises((TypeError, ValueError, StorageError)) as refused:
+                    await method(storage, **{name: "a\ud800"})
+                assert not isinstance(refused.value, UnicodeError), (method.path, name)
+        assert await everything(storage) == before
+
+    async def test_identifiers_of_1024_bytes_work_in_every_method(self, storage: Storage) -> None:
+        for number, longest in enumerate(_LONGEST):
+            for method in METHODS:
+                for name in method.named(REQUIRED | OPTIONAL):
+                    with case(method.path, name, longest[:2]):
+                        ids = method.named(frozenset({"run_id", "thread_id"}))
+                        own = dict.fromkeys(ids, f"{number} {method.path} {name}")
+                        await storage.threads.delete_thread(longest)
+                        await storage.runs.delete(longest, user_id=None)
+                        await method(storage, **{**own, name: longest})
+
+    async def test_identifiers_of_1024_bytes_come_back(self, storage: Storage) -> None:
+        for longest in _LONGEST:
+            with case(longest[:2]):
+                names = dict.fromkeys(("assistant_id", "user_id", "follow_up_to_run_id"), longest)
+                await storage.runs.create(longest, longest, **names)
+                row = await storage.runs.get(longest, user_id=longest)
+                assert row is not None
+                assert {row[name] for name in (*names, "run_id", "thread_id")} == {longest}  # pyright: ignore[reportGeneralTypeIssues]
+                assert await storage.runs.list_by_thread(longest, user_id=longest) == [row]
+                vote = await storage.feedback.create(
+                    run_id=longest, thread_id=longest, rating=1, user_id=longest, message_id=longest
+                )
+                assert {vote["run_id"], vote["thread_id"], vote["user_id"], vote["message_id"]} == {longest}
+                assert await storage.feedback.list_by_run(longest, longest, user_id=longest) == [vote]
+                thread = await storage.threads.create_thread_meta(
+                    ThreadMetaCreate(thread_id=longest, user_id=longest, assistant_id=longest)
+                )
+                assert {thread.thread_id, thread.user_id, thread.assistant_id} == {longest}
+                assert await storage.threads.get_thread(longest, user_id=longest) == thread
+
+    async def test_optional_identifiers_may_be_empty(self, storage: Storage) -> None:
+        """`user_id`, `assistant_id`, `message_id`, `follow_up_to_run_id`: any text or None."""
+        row = await given_run(storage, user_id="", assistant_id="", follow_up_to_run_id="")
+        assert (row["user_id"], row["assistant_id"], row["follow_up_to_run_id"]) == ("", "", "")
+        vote = await storage.feedback.create(
+            run_id=RUN, thread_id=THREAD, rating=1, user_id="", message_id=""
+        )
+        assert (vote["user_id"], vote["message_id"]) == ("", "")
+        await storage.threads.create_thread_meta(
+            ThreadMetaCreate(thread_id=THREAD, user_id="", assistant_id="")
+        )
+        thread = await stored_thread(storage)
+        assert (thread.user_id, thread.assistant_id) == ("", "")
+
+    async def test_no_operator_reaches_a_query_by_way_of_a_status(self, storage: Storage) -> None:
+        before = await _given(storage)
+        for status in ({"$ne": None}, {"$gt": ""}, ["idle"], 5, True):
+            value: Any = status
+            with case(value):
+                with pytest.raises((TypeError, ValueError)):
+                    await storage.threads.search_threads(status=value, user_id=None)
+                with pytest.raises((TypeError, ValueError)):
+                    await storage.threads.update_thread_meta(THREAD, status=value)
+                with pytest.raises((TypeError, ValueError)):
+                    await storage.runs.update_status(RUN, value)
+        assert await everything(storage, THREAD, "thread-2") == before
+
+    async def test_a_limit_of_zero_gives_nothing(self, storage: Storage) -> None:
+        await _given(storage)
+        for method, name in LIMITED:
+            with case(method.path, name):
+                found = await method(storage, **{name: 0})
+                assert (found == []) == (name == "limit")
+                assert await method(storage) != []
+
+    async def test_a_limit_that_is_no_count_is_refused(self, storage: Storage) -> None:
+        """A negative one is a `ValueError`."""
+        await _given(storage)
+        for method, name in LIMITED:
+            for value in (-1, -(10**12)):
+                with case(method.path, name, value), pytest.raises(ValueError):  # noqa: PT011 - the promise is the type
+                    await method(storage, **{name: value})
+            for value in (True, False, 1.5, 1.0, "5", "", None, [1], {"$gt": 0}):
+                with case(method.path, name, value), pytest.raises((TypeError, ValueError)):
+                    await method(storage, **{name: value})
+
+    async def test_a_limit_is_refused_before_any_query(self, storage_config: Mapping[str, Any]) -> None:
+        storage = create_storage(storage_config)
+        with no_connections():
+            for method, name in LIMITED:
+                for value in (-1, True, "5", None):
+                    with case(method.path, name, value), pytest.raises((TypeError, ValueError)):
+                        await method(storage, **{name: value})
+        await storage.aclose()
+
+    async def test_a_limit_may_be_larger_than_any_table(self, storage: Storage) -> None:
+        await _given(storage)
+        for method, name in LIMITED:
+            for value in (2**31 - 1, 2**31, 10**12):
+                with case(method.path, name, value):
+                    found = await method(storage, **{name: value})
+                    assert (found == await method(storage)) == (name == "limit")
+
+    async def test_the_actors_id_is_an_identifier_too(self, storage: Storage) -> None:
+        before = await given_run(storage)
+        with acting_as("x" * (_MAX_BYTES + 1)):
+            for method in METHODS:
+                if method.auto_by_default:
+                    arguments = {name: value for name, value in method.arguments.items() if name != "user_id"}
+                    with case(method.path), pytest.raises((TypeError, ValueError)):
+                        await method.exactly(storage, arguments)
+        assert await storage.runs.list_by_thread(THREAD, user_id=None) == [before]

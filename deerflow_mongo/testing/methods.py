@@ -1,0 +1,98 @@
+"""Every method of the stores that names something, with arguments that fit: a table for other tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..protocols import Storage
+from ..rows import ThreadMetaCreate
+from .contract import ALICE, RUN, THREAD
+
+REQUIRED = frozenset({"run_id", "thread_id", "feedback_id"})
+OPTIONAL = frozenset({"user_id", "owner_id", "assistant_id", "message_id", "follow_up_to_run_id"})
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method: `path` is `store.name`."""
+
+    path: str
+    arguments: Mapping[str, Any]
+    auto_by_default: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.path.partition(".")[2]
+
+    def named(self, names: frozenset[str]) -> list[str]:
+        return [name for name in self.arguments if name in names]
+
+    async def __call__(self, storage: Storage, **changes: Any) -> Any:
+        """Call it with its arguments, some of them changed."""
+        return await self.exactly(storage, {**self.arguments, **changes})
+
+    async def exactly(self, storage: Storage, arguments: Mapping[str, Any]) -> Any:
+        store, _, name = self.path.partition(".")
+        call = getattr(getattr(storage, store), name)
+        if name == "create_thread_meta":
+            return await call(ThreadMetaCreate(**arguments))
+        return await call(**arguments)
+
+
+_FEEDBACK_ID = "0b6ad8a6-3c0a-4b0e-9a37-0a8b0f6f2f11"
+_OF_RUN = {"thread_id": THREAD, "run_id": RUN}
+
+METHODS: tuple[Method, ...] = (
+    Method("runs.get", {"run_id": RUN, "user_id": ALICE}, auto_by_default=True),
+    Method("runs.list_by_thread", {"thread_id": THREAD, "user_id": ALICE}, auto_by_default=True),
+    Method(
+        "runs.create",
+        {**_OF_RUN, "user_id": ALICE, "assistant_id": "assistant", "follow_up_to_run_id": "run-0"},
+        auto_by_default=True,
+    ),
+    Method("runs.update_status", {"run_id": RUN, "status": "running"}),
+    Method("runs.set_error", {"run_id": RUN, "error": "broken"}),
+    Method("runs.update_run_completion", {"run_id": RUN, "status": "success"}),
+    Method("runs.delete", {"run_id": RUN, "user_id": ALICE}, auto_by_default=True),
+    Method("runs.record_token_usage", {"run_id": RUN, "caller": "lead_agent"}),
+    Method("runs.token_usage_by_thread", {"thread_id": THREAD, "user_id": ALICE}, auto_by_default=True),
+    Method("feedback.create", {**_OF_RUN, "rating": 1, "user_id": ALICE, "message_id": "message"}),
+    Method("feedback.create", {**_OF_RUN, "rating": 1, "owner_id": ALICE}),
+    Method("feedback.upsert", {**_OF_RUN, "rating": 1, "user_id": ALICE}),
+    Method("feedback.get", {"feedback_id": _FEEDBACK_ID}),
+    Method("feedback.delete", {"feedback_id": _FEEDBACK_ID}),
+    Method("feedback.list_by_run", {**_OF_RUN, "user_id": ALICE}),
+    Method("feedback.list_by_thread", {"thread_id": THREAD}),
+    Method("feedback.list_by_thread_grouped", {"thread_id": THREAD, "user_id": ALICE}),
+    Method("feedback.aggregate_by_run", _OF_RUN),
+    Method("feedback.delete_by_run", {**_OF_RUN, "user_id": ALICE}),
+    Method(
+        "threads.create_thread_meta", {"thread_id": THREAD, "assistant_id": "assistant", "user_id": ALICE}
+    ),
+    Method("threads.get_thread_meta", {"thread_id": THREAD}),
+    Method("threads.update_thread_meta", {"thread_id": THREAD, "assistant_id": "assistant"}),
+    Method("threads.get_thread", {"thread_id": THREAD, "user_id": ALICE}, auto_by_default=True),
+    Method(
+        "threads.ensure_thread",
+        {"thread_id": THREAD, "assistant_id": "assistant", "user_id": ALICE},
+        auto_by_default=True,
+    ),
+    Method("threads.ensure_thread_running", {"thread_id": THREAD, "assistant_id": "assistant"}),
+    Method("threads.sync_thread_title", {"thread_id": THREAD, "title": "a title"}),
+    Method("threads.sync_thread_assistant_id", {"thread_id": THREAD, "assistant_id": "assistant"}),
+    Method("threads.sync_thread_status", {"thread_id": THREAD, "status": "busy"}),
+    Method("threads.sync_thread_metadata", {"thread_id": THREAD, "metadata": {"a": 1}}),
+    Method("threads.search_threads", {"user_id": ALICE, "assistant_id": "assistant"}, auto_by_default=True),
+    Method("threads.delete_thread", {"thread_id": THREAD}),
+)
+
+LIMITED: tuple[tuple[Method, str], ...] = (
+    (Method("runs.list_by_thread", {"thread_id": THREAD, "user_id": None}), "limit"),
+    (Method("feedback.list_by_run", {**_OF_RUN, "user_id": None}), "limit"),
+    (Method("feedback.list_by_thread", {"thread_id": THREAD}), "limit"),
+    (Method("threads.search_threads", {"user_id": None}), "limit"),
+    (Method("threads.search_threads", {"user_id": None}), "offset"),
+)
+"""Methods that count rows, and the argument that says how many."""

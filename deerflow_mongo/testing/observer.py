@@ -1,0 +1,307 @@
+"""The observer: run lifecycle events into the stores, whichever they are (CONTRACT section 7)."""
+
+from __future__ import annotations
+
+import enum
+import logging
+from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ..observer import LifecycleEvent, LifecycleEventType, StorageRunObserver
+from ..protocols import Storage
+from .contract import ALICE, RUN, THREAD, Contract, case, everything, given_run, stored_run, stored_thread
+
+_AT = datetime(2026, 4, 22, 8, 56, 38, 123456, tzinfo=timezone(timedelta(hours=5, minutes=30)))
+_AT_TEXT = "2026-04-22T03:26:38.123456+00:00"
+
+_FIGURES: dict[str, Any] = {
+    "total_input_tokens": 11,
+    "total_output_tokens": 12,
+    "total_tokens": 23,
+    "llm_call_count": 4,
+    "lead_agent_tokens": 10,
+    "subagent_tokens": 8,
+    "middleware_tokens": 5,
+    "message_count": 7,
+    "first_human_message": "hi",
+    "last_ai_message": "bye",
+}
+
+_NO_FIGURES: tuple[Any, ...] = ({}, None, {"completion_data": None}, {"completion_data": "none"})
+
+# event -> the status it leaves
+_ENDINGS = {"run_completed": "success", "run_failed": "error", "run_cancelled": "interrupted"}
+
+
+class HostEventType(enum.Enum):
+    """A host's own enum."""
+
+    RUN_STARTED = "run_started"
+    RUN_COMPLETED = "run_completed"
+    RUN_FAILED = "run_failed"
+    RUN_CANCELLED = "run_cancelled"
+    THREAD_STATUS_UPDATED = "thread_status_updated"
+    SOMETHING_ELSE = "something_else"
+
+
+_STORED = [kind for kind in HostEventType if kind is not HostEventType.SOMETHING_ELSE]
+
+
+def _event(kind: object, payload: Any = None, *, run_id: str = RUN, thread_id: str = THREAD) -> Any:
+    """An event as a host may have it: any object with these attributes."""
+    return SimpleNamespace(
+        event_type=kind, run_id=run_id, thread_id=thread_id, occurred_at=_AT, payload=payload, event_id="e-1"
+    )
+
+
+class _Recorder:
+    """A run write repository and a thread storage that only remember what was called."""
+
+    def __init__(self, failing: tuple[str, ...] = ()) -> None:
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self._failing = failing
+
+    def _remember(self, name: str, arguments: dict[str, Any]) -> None:
+        self.calls.append((name, arguments))
+        if name in self._failing:
+            raise ConnectionError("the database is on fire")
+
+    async def update_status(self, run_id: str, status: str, **fields: Any) -> None:
+        self._remember("update_status", {"run_id": run_id, "status": status, **fields})
+
+    async def set_error(self, run_id: str, error: str) -> None:
+        self._remember("set_error", {"run_id": run_id, "error": error})
+
+    async def update_run_completion(self, run_id: str, *, status: str, **fields: Any) -> None:
+        self._remember("update_run_completion", {"run_id": run_id, "status": status, **fields})
+
+    async def sync_thread_title(self, *, thread_id: str, title: str) -> None:
+        self._remember("sync_thread_title", {"thread_id": thread_id, "title": title})
+
+    async def sync_thread_status(self, *, thread_id: str, status: str) -> None:
+        self._remember("sync_thread_status", {"thread_id": thread_id, "status": status})
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.calls]
+
+
+def _observing(runs: Any = None, threads: Any = None) -> StorageRunObserver:
+    return StorageRunObserver(runs, threads)
+
+
+async def _after(storage: Storage, kind: object, payload: Any, **fields: Any) -> dict[str, Any]:
+    """The row of a new run after one event."""
+    run_id = f"run {kind} {payload!r}"[:200]
+    await given_run(storage, run_id, **{"status": "running", **fields})
+    await storage.observer().on_event(_event(kind, payload, run_id=run_id))
+    return dict(await stored_run(storage, run_id))
+
+
+class ObserverContract(Contract):
+    async def test_a_started_run_is_running_since_the_event(self, storage: Storage) -> None:
+        row = await _after(storage, "run_started", {"anything": 1}, status="pending")
+        assert (row["status"], row["started_at"], row["ended_at"]) == ("running", _AT_TEXT, None)
+
+    async def test_an_ending_without_figures_sets_status_and_end(self, storage: Storage) -> None:
+        """`ended_at` is kept in every ending."""
+        for kind, status in _ENDINGS.items():
+            for payload in _NO_FIGURES:
+                with case(kind, payload):
+                    row = await _after(storage, kind, payload)
+                    assert (row["status"], row["ended_at"]) == (status, _AT_TEXT)
+                    assert (row["total_tokens"], row["last_ai_message"]) == (0, None)
+
+    async def test_an_ending_with_figures_stores_them_and_the_end(self, storage: Storage) -> None:
+        for kind, status in _ENDINGS.items():
+            with case(kind):
+                row = await _after(storage, kind, {"completion_data": _FIGURES})
+                assert (row["status"], row["ended_at"]) == (status, _AT_TEXT)
+                assert {name: row[name] for name in _FIGURES} == _FIGURES
+
+    async def test_an_ending_with_empty_figures_is_an_ending(self, storage: Storage) -> None:
+        for kind, status in _ENDINGS.items():
+            with case(kind):
+                row = await _after(storage, kind, {"completion_data": {}})
+                assert (row["status"], row["ended_at"], row["total_tokens"]) == (status, _AT_TEXT, 0)
+
+    async def test_status_or_error_among_the_figures_breaks_nothing(self, storage: Storage) -> None:
+        """A payload's own `error` or `status` inside `completion_data` never breaks the call."""
+        own = {
+            **_FIGURES,
+            "status": "running",
+            "error": "inner",
+            "run_id": "another",
+            "ended_at": "never",
+            "extra": object(),
+        }
+        for kind, status in _ENDINGS.items():
+            with case(kind):
+                row = await _after(storage, kind, {"completion_data": own, "error": "outer"})
+                assert (row["status"], row["ended_at"]) == (status, _AT_TEXT)
+                assert {name: row[name] for name in _FIGURES} == _FIGURES
+
+    async def test_the_payloads_error_wins(self, storage: Storage) -> None:
+        inner = {"completion_data": {"error": "inner"}}
+        table: tuple[tuple[dict[str, Any], str], ...] = (
+            ({"error": "outer"}, "outer"),
+            ({"error": "outer", **inner}, "outer"),
+            (inner, "inner"),
+            ({"error": ValueError("an exception")}, "an exception"),
+            ({"error": ValueError("an exception"), **inner}, "an exception"),
+        )
+        for payload, expected in table:
+            with case(payload):
+                assert (await _after(storage, "run_failed", payload))["error"] == expected
+
+    async def test_a_failed_run_has_an_error_text_even_if_none_was_given(self, storage: Storage) -> None:
+        payloads: tuple[Any, ...] = (None, {}, {"completion_data": {}}, {"completion_data": {"error": None}})
+        for payload in payloads:
+            with case(payload):
+                row = await _after(storage, "run_failed", payload)
+                assert row["status"] == "error"
+                assert row["error"]
+
+    async def test_a_completed_run_titles_its_thread(self, storage: Storage) -> None:
+        """The thread's title if the payload has `title`."""
+        await storage.threads.ensure_thread(thread_id=THREAD, user_id=ALICE)
+        for payload in ({"title": "First"}, {"title": "Second", "completion_data": _FIGURES}):
+            with case(payload):
+                await _after(storage, "run_completed", payload)
+                assert (await stored_thread(storage)).display_name == payload["title"]
+        await _after(storage, "run_completed", {"completion_data": {}})
+        await _after(storage, "run_failed", {"title": "Third"})
+        assert (await stored_thread(storage)).display_name == "Second"
+
+    async def test_a_threads_status_is_updated_and_idle_by_default(self, storage: Storage) -> None:
+        await storage.threads.ensure_thread(thread_id=THREAD, user_id=ALICE)
+        for payload, status in (
+            ({"status": "busy"}, "busy"),
+            ({}, "idle"),
+            ({"status": "error"}, "error"),
+            (None, "idle"),
+        ):
+            with case(payload):
+                await storage.observer().on_event(_event("thread_status_updated", payload))
+                assert (await stored_thread(storage)).status == status
+
+    async def test_events_are_matched_by_the_value_of_their_type(self) -> None:
+        """So a host's own enum works, and plain text."""
+        for given in (*_STORED, *LifecycleEventType, *(kind.value for kind in LifecycleEventType)):
+            with case(given):
+                recorder = _Recorder()
+                await _observing(recorder, recorder).on_event(_event(given, {"title": "T"}))
+                assert recorder.calls
+
+    async def test_other_events_are_ignored(self, storage: Storage) -> None:
+        await given_run(storage)
+        before = await everything(storage)
+        for kind in (
+            "something_else",
+            HostEventType.SOMETHING_ELSE,
+            "RUN_STARTED",
+            "",
+            None,
+            5,
+            ["run_started"],
+        ):
+            with case(kind):
+                await storage.observer().on_event(_event(kind, {"title": "T", "status": "busy"}))
+        assert await everything(storage) == before
+
+    async def test_the_packages_own_event_is_one(self, storage: Storage) -> None:
+        await given_run(storage)
+        await storage.observer().on_event(
+            LifecycleEvent(
+                event_type=LifecycleEventType.RUN_COMPLETED, run_id=RUN, thread_id=THREAD, occurred_at=_AT
+            )
+        )
+        row = await stored_run(storage)
+        assert (row["status"], row["ended_at"]) == ("success", _AT_TEXT)
+
+    async def test_a_run_that_is_over_is_not_started_again(self, storage: Storage) -> None:
+        """A late event does not bring a run back."""
+        for kind, status in _ENDINGS.items():
+            with case(kind):
+                await given_run(storage, kind, status="running")
+                await storage.observer().on_event(_event(kind, {"completion_data": _FIGURES}, run_id=kind))
+                await storage.observer().on_event(_event("run_started", run_id=kind))
+                assert (await stored_run(storage, kind))["status"] == status
+
+    async def test_an_event_that_cannot_be_stored_is_logged_and_raises_nothing(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Logged with its type and run id: the agent's run goes on."""
+        failing = ("update_status", "update_run_completion", "sync_thread_title", "sync_thread_status")
+        payloads: tuple[Any, ...] = ({"title": "T"}, {"completion_data": {}})
+        for kind in _STORED:
+            for payload in payloads:
+                with case(kind.value, payload), caplog.at_level(logging.ERROR):
+                    caplog.clear()
+                    recorder = _Recorder(failing)
+                    await _observing(recorder, recorder).on_event(_event(kind, payload, run_id="run-on-fire"))
+                    assert recorder.calls
+                    told = [
+                        record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR
+                    ]
+                    assert told
+                    assert all(kind.value in text and "run-on-fire" in text for text in told)
+
+    async def test_an_event_after_the_storage_was_closed_raises_nothing(
+        self, storage: Storage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        observer = storage.observer()
+        await storage.aclose()
+        await observer.on_event(_event("run_started"))
+        assert any(
+            "run_started" in record.getMessage() and RUN in record.getMessage() for record in caplog.records
+        )
+
+    async def test_either_store_may_be_missing(self) -> None:
+        """Both are optional."""
+        payload = {"title": "T", "status": "busy", "completion_data": {"total_tokens": 1}}
+        for kind in HostEventType:
+            with case(kind.value):
+                await _observing().on_event(_event(kind, payload))
+                runs, threads = _Recorder(), _Recorder()
+                await _observing(runs, None).on_event(_event(kind, payload))
+                await _observing(None, threads).on_event(_event(kind, payload))
+                assert not [name for name in runs.names if "thread" in name]
+                assert [name for name in threads.names if "thread" in name] == threads.names
+
+    async def test_any_run_write_repository_gets_only_fields_it_knows(self) -> None:
+        """Unknown keys of `completion_data` are left out."""
+        known = {*_FIGURES, "error", "ended_at", "run_id", "status"}
+        for kind, status in _ENDINGS.items():
+            with case(kind):
+                recorder = _Recorder()
+                payload = {
+                    "completion_data": {
+                        **_FIGURES,
+                        "unknown": 1,
+                        "status": "x",
+                        "run_id": "x",
+                        "thread_id": 2,
+                    }
+                }
+                await _observing(recorder).on_event(_event(kind, payload))
+                [(name, arguments)] = recorder.calls
+                assert name == "update_run_completion"
+                assert set(arguments) <= known
+                assert (arguments["run_id"], arguments["status"]) == (RUN, status)
+                assert {name: arguments[name] for name in _FIGURES} == _FIGURES
+                assert datetime.fromisoformat(str(arguments["ended_at"])) == _AT
+
+    async def test_the_payload_is_left_as_it_was(self) -> None:
+        for kind in HostEventType:
+            with case(kind.value):
+                payload: dict[str, Any] = {
+                    "title": "T",
+                    "error": "e",
+                    "completion_data": {"error": "x", "y": 1},
+                }
+                await _observing(_Recorder(), _Recorder()).on_event(_event(kind, payload))
+                assert payload == {"title": "T", "error": "e", "completion_data": {"error": "x", "y": 1}}

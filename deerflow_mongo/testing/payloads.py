@@ -1,0 +1,265 @@
+"""Payloads: what goes in comes back, or is refused and nothing is written (CONTRACT section 8)."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from ..errors import InvalidPayloadError, PayloadTooLargeError
+from ..protocols import Storage
+from ..rows import ThreadMetaCreate
+from .contract import ALICE, RUN, THREAD, Contract, case, everything, given_run, stored_run, stored_thread
+from .payload_values import (
+    CONVERSIONS,
+    DOUBTFUL,
+    REFUSED,
+    ROUND_TRIPS,
+    WHOLE,
+    holding_itself,
+    nested,
+    random_json,
+    random_text,
+    with_own_keys,
+)
+from .values import assert_plain, exactly
+
+_CONTROL = "".join(map(chr, range(32)))
+
+Write = Callable[[Any], Awaitable[object]]
+
+
+def payload_writes(storage: Storage) -> dict[str, Write]:
+    """Every way to write a payload; "field of method" -> the write."""
+    runs, threads = storage.runs, storage.threads
+    return {
+        "metadata of create": lambda value: runs.create("new", THREAD, user_id=None, metadata=value),
+        "kwargs of create": lambda value: runs.create("new", THREAD, user_id=None, kwargs=value),
+        "metadata of update_status": lambda value: runs.update_status(RUN, "running", metadata=value),
+        "metadata of create_thread_meta": lambda value: threads.create_thread_meta(
+            ThreadMetaCreate(thread_id="new", metadata=value)
+        ),
+        "metadata of update_thread_meta": lambda value: threads.update_thread_meta(THREAD, metadata=value),
+        "metadata of sync_thread_metadata": lambda value: threads.sync_thread_metadata(
+            thread_id=THREAD, metadata=value
+        ),
+        "metadata of ensure_thread": lambda value: threads.ensure_thread(
+            thread_id="new", metadata=value, user_id=ALICE
+        ),
+        "metadata of ensure_thread_running": lambda value: threads.ensure_thread_running(
+            thread_id="new", metadata=value
+        ),
+    }
+
+
+async def _stored_payload(storage: Storage, name: str) -> Any:
+    """What `payload_writes(storage)[name]` has written."""
+    if "thread" in name:
+        meta = await stored_thread(storage, THREAD if "update" in name or "sync" in name else "new")
+        return meta.metadata
+    row = await stored_run(storage, RUN if "update" in name else "new")
+    return row["kwargs"] if name.startswith("kwargs") else row["metadata"]
+
+
+def _depth_of(value: Any) -> int:
+    depth = 0
+    while not isinstance(value, str):
+        [value] = value.values() if isinstance(value, dict) else value  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+        depth += 1
+    return depth
+
+
+async def _forget_new(storage: Storage) -> None:
+    await storage.runs.delete("new", user_id=None)
+    await storage.threads.delete_thread("new")
+
+
+async def _given(storage: Storage) -> None:
+    await given_run(storage)
+    await storage.threads.ensure_thread(thread_id=THREAD, user_id=ALICE)
+
+
+async def _refused(storage: Storage, name: str, payload: Any) -> None:
+    """The write names the field, and nothing is written."""
+    before = await everything(storage)
+    with pytest.raises((InvalidPayloadError, PayloadTooLargeError)) as refused:
+        await payload_writes(storage)[name](payload)
+    assert name.partition(" ")[0] in str(refused.value)
+    assert await everything(storage) == before
+
+
+async def refusal_of(write: Awaitable[object]) -> InvalidPayloadError | PayloadTooLargeError | None:
+    """The package's refusal, or None if the write went through."""
+    try:
+        await write
+    except (InvalidPayloadError, PayloadTooLargeError) as error:
+        return error
+    return None
+
+
+async def _equal_or_refused(storage: Storage, name: str, payload: Any) -> None:
+    before = await everything(storage)
+    refusal = await refusal_of(payload_writes(storage)[name](payload))
+    if refusal is None:
+        assert exactly((await _stored_payload(storage, name))["k"]) == exactly(payload["k"])
+    else:
+        assert name.partition(" ")[0] in str(refusal)
+        assert await everything(storage) == before
+
+
+class PayloadContract(Contract):
+    async def test_a_runs_payloads_come_back_as_they_went_in(self, storage: Storage) -> None:
+        """Every key and value."""
+        for name, value in ROUND_TRIPS.items():
+            with case(name):
+                payload = with_own_keys(value)
+                row = await given_run(storage, name, metadata=payload, kwargs=payload)
+                assert exactly(row["metadata"]) == exactly(payload)
+                assert exactly(row["kwargs"]) == exactly(payload)
+
+    async def test_every_payload_written_comes_back_as_it_went_in(self, storage: Storage) -> None:
+        await _given(storage)
+        for value_name, value in ROUND_TRIPS.items():
+            payload = with_own_keys(value)
+            for name, write in payload_writes(storage).items():
+                with case(name, value_name):
+                    await _forget_new(storage)
+                    await write(payload)
+                    stored = await _stored_payload(storage, name)
+                    assert exactly({key: stored[key] for key in payload}) == exactly(payload)
+
+    async def test_all_values_at_once_come_back_as_they_went_in(self, storage: Storage) -> None:
+        row = await given_run(storage, metadata=ROUND_TRIPS, kwargs={"all": ROUND_TRIPS})
+        assert exactly(row["metadata"]) == exactly(ROUND_TRIPS)
+        assert exactly(row["kwargs"]) == exactly({"all": ROUND_TRIPS})
+        await storage.runs.update_status(RUN, "running", metadata={"$more": 1})
+        assert exactly((await stored_run(storage))["metadata"]) == exactly({**ROUND_TRIPS, "$more": 1})
+
+    async def test_every_character_comes_back(self, storage: Storage) -> None:
+        text = (
+            _CONTROL + "".join(chr(code) for code in range(32, 0x3000)) + "\ufffe\uffff\U0001f600\U0010ffff"
+        )
+        row = await given_run(storage, metadata={"text": text}, kwargs={text.replace("\0", ""): 1})
+        assert row["metadata"] == {"text": text}
+        assert row["kwargs"] == {text.replace("\0", ""): 1}
+
+    async def test_random_payloads_come_back_as_they_went_in(self, storage: Storage) -> None:
+        source = random.Random(20260422)  # noqa: S311 - a table that is the same every time
+        for number in range(300):
+            payload = {random_text(source): random_json(source) for _ in range(source.randrange(6))}
+            with case(number, payload):
+                run_id = f"run-{number}"
+                row = await given_run(storage, run_id, metadata=payload, kwargs={"payload": payload})
+                assert exactly(row["metadata"]) == exactly(payload)
+                assert exactly(row["kwargs"]) == exactly({"payload": payload})
+                more = {random_text(source): random_json(source) for _ in range(source.randrange(4))}
+                await storage.runs.update_status(run_id, "running", metadata=more)
+                assert exactly((await stored_run(storage, run_id))["metadata"]) == exactly(
+                    {**payload, **more}
+                )
+
+    async def test_objects_are_made_json_first(self, storage: Storage) -> None:
+        """Messages, models, datetimes, UUIDs, bytes, dataclasses, unknown objects."""
+        for name, given, expected in CONVERSIONS:
+            with case(name):
+                row = await given_run(storage, name, metadata={"k": given}, kwargs={"k": [given]})
+                assert exactly(row["metadata"]) == exactly({"k": expected})
+                assert exactly(row["kwargs"]) == exactly({"k": [expected]})
+
+    async def test_objects_are_made_json_wherever_they_are_written(self, storage: Storage) -> None:
+        await _given(storage)
+        given = {name: value for name, value, _ in CONVERSIONS}
+        expected = {name: value for name, _, value in CONVERSIONS}
+        for name, write in payload_writes(storage).items():
+            with case(name):
+                await _forget_new(storage)
+                await write(given)
+                assert exactly(await _stored_payload(storage, name)) == exactly(expected)
+
+    async def test_sets_become_lists(self, storage: Storage) -> None:
+        sets: list[tuple[Any, list[Any]]] = [
+            ({3, 1, 2}, [1, 2, 3]),
+            (frozenset({"b", "a"}), ["a", "b"]),
+            ({1, "a"}, [1, "a"]),
+            (set[int](), []),
+            ({(1, 2)}, [[1, 2]]),
+        ]
+        for number, (given, expected) in enumerate(sets):
+            with case(given):
+                row = await given_run(storage, f"run-{number}", metadata={"k": given})
+                stored: Any = row["metadata"]["k"]
+                assert_plain(stored)
+                assert sorted(map(repr, stored)) == sorted(map(repr, expected))
+
+    async def test_whole_objects_may_be_payloads(self, storage: Storage) -> None:
+        """A model or a dataclass whose fields are the payload."""
+        for name, given, expected in CONVERSIONS:
+            if name in WHOLE:
+                with case(name):
+                    row = await given_run(storage, name, metadata=given)
+                    assert exactly(row["metadata"]) == exactly(expected)
+
+    async def test_what_is_doubtful_comes_back_equal_or_is_refused(self, storage: Storage) -> None:
+        """`InvalidPayloadError` or `PayloadTooLargeError` naming the field, and nothing is written."""
+        await _given(storage)
+        for value_name, value in DOUBTFUL.items():
+            payload = with_own_keys(value)
+            for name in payload_writes(storage):
+                with case(name, value_name):
+                    await _forget_new(storage)
+                    await _equal_or_refused(storage, name, payload)
+
+    async def test_what_is_no_number_comes_back_or_is_refused(self, storage: Storage) -> None:
+        await _given(storage)
+        for value in (math.nan, math.inf, -math.inf):
+            for name in payload_writes(storage):
+                with case(name, value):
+                    await _forget_new(storage)
+                    await _equal_or_refused(storage, name, {"k": [value]})
+
+    async def test_what_holds_itself_is_refused(self, storage: Storage) -> None:
+        await _given(storage)
+        for value_name, value in REFUSED.items():
+            for name in payload_writes(storage):
+                with case(name, value_name):
+                    await _refused(storage, name, {"k": value})
+
+    async def test_what_is_very_deep_comes_back_or_is_refused(self, storage: Storage) -> None:
+        await _given(storage)
+        for depth, kind in ((2_000, dict), (2_000, list), (100_000, dict), (100_000, list)):
+            with case(depth, kind.__name__):
+                refusal = await refusal_of(
+                    payload_writes(storage)["metadata of create"]({"k": nested(depth, of=kind)})
+                )
+                if refusal is None:
+                    value = (await stored_run(storage, "new"))["metadata"]["k"]
+                    assert _depth_of(value) == depth
+                else:
+                    assert "metadata" in str(refusal)
+                    assert await storage.runs.get("new", user_id=None) is None
+                await _forget_new(storage)
+
+    async def test_a_payload_that_is_no_mapping_is_refused(self, storage: Storage) -> None:
+        await _given(storage)
+        for value in ("text", 5, ["a"], [("a", 1)], b"bytes", True):
+            for name in payload_writes(storage):
+                with case(name, value):
+                    await _refused(storage, name, value)
+
+    async def test_the_refusal_says_where(self, storage: Storage) -> None:
+        """Naming the field and the place."""
+        payload = {"steps": [{"ok": 1}, {"broken": holding_itself(list)}]}
+        for field in ("metadata", "kwargs"):
+            arguments: dict[str, Any] = {field: payload}
+            with pytest.raises(InvalidPayloadError, match=field) as refused:
+                await storage.runs.create(RUN, THREAD, user_id=None, **arguments)
+            assert "steps" in str(refused.value)
+            assert isinstance(refused.value, ValueError)
+
+    async def test_json_text_of_a_row_says_the_same(self, storage: Storage) -> None:
+        row = await given_run(storage, metadata=ROUND_TRIPS)
+        assert exactly(json.loads(json.dumps(row))) == exactly(dict(row))

@@ -1,0 +1,223 @@
+"""Child processes that share one database with the test: each opens the storage by itself, all start at once.
+
+Run as `python -m deerflow_mongo.testing.processes`, which reads what to do from its standard input and writes
+what came of it to its standard output, one line of JSON each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from typing import IO, Any
+
+from ..errors import RunExistsError
+from ..factory import create_storage
+from ..protocols import Storage
+from ..rows import CALLERS
+
+TASKS = 25
+TIMEOUT_S = 90
+
+_READY, _GO = "ready", "go"
+
+Job = Callable[[Storage, Mapping[str, Any]], Awaitable[Any]]
+
+
+# -- what a child does -----------------------------------------------------------------------------
+
+
+async def _in_tasks(work: Callable[[int], Awaitable[Any]]) -> list[Any]:
+    return await asyncio.gather(*(work(number) for number in range(TASKS)))
+
+
+async def _set_up(storage: Storage, _: Mapping[str, Any]) -> None:
+    await storage.setup()
+    await storage.setup()
+
+
+async def _upsert_votes(storage: Storage, asked: Mapping[str, Any]) -> list[str]:
+    async def vote(number: int) -> set[str]:
+        made: set[str] = set()
+        for round_ in range(asked["rounds"]):
+            row = await storage.feedback.upsert(
+                run_id=asked["run_id"],
+                thread_id=asked["thread_id"],
+                rating=1 if (number + round_) % 2 else -1,
+                user_id=asked["user_id"],
+                comment=f"{number}",
+            )
+            made.add(row["feedback_id"])
+        return made
+
+    return sorted(set[str]().union(*await _in_tasks(vote)))
+
+
+async def _record_tokens(storage: Storage, asked: Mapping[str, Any]) -> None:
+    async def spend(number: int) -> None:
+        for _ in range(asked["rounds"]):
+            await storage.runs.record_token_usage(
+                asked["run_id"],
+                caller=CALLERS[number % len(CALLERS)],
+                model_name=f"model-{number % 2}.0",
+                input_tokens=number,
+                output_tokens=1,
+            )
+
+    await _in_tasks(spend)
+
+
+async def _ensure_threads(storage: Storage, asked: Mapping[str, Any]) -> list[str]:
+    async def ensure(number: int) -> set[str]:
+        made: set[str] = set()
+        for _ in range(asked["rounds"]):
+            thread = await storage.threads.ensure_thread(
+                thread_id=asked["thread_id"], metadata={"number": number}, user_id=asked["user_id"]
+            )
+            made.add(f"{thread.created_time.isoformat()} {thread.metadata}")
+        return made
+
+    return sorted(set[str]().union(*await _in_tasks(ensure)))
+
+
+async def _create_runs(storage: Storage, asked: Mapping[str, Any]) -> list[str]:
+    """The ids of the runs that this process was the one to create."""
+
+    async def create(number: int) -> list[str]:
+        created: list[str] = []
+        for round_ in range(asked["rounds"]):
+            run_id = f"run-{number}-{round_}"
+            try:
+                await storage.runs.create(
+                    run_id, asked["thread_id"], user_id=None, metadata={"process": os.getpid()}
+                )
+            except RunExistsError:
+                continue
+            created.append(run_id)
+        return created
+
+    return [run_id for created in await _in_tasks(create) for run_id in created]
+
+
+async def _merge_and_end(storage: Storage, asked: Mapping[str, Any]) -> None:
+    async def update(number: int) -> None:
+        key = f"{os.getpid()}-{number}"
+        await storage.runs.update_status(asked["run_id"], "running", metadata={key: number})
+        if number == TASKS // 2:
+            await storage.runs.update_run_completion(asked["run_id"], status="success", total_tokens=7)
+
+    await _in_tasks(update)
+
+
+JOBS: Mapping[str, Job] = {
+    "set_up": _set_up,
+    "upsert_votes": _upsert_votes,
+    "record_tokens": _record_tokens,
+    "ensure_threads": _ensure_threads,
+    "create_runs": _create_runs,
+    "merge_and_end": _merge_and_end,
+}
+
+
+def _say(value: object) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+async def _wait_for_go() -> None:
+    _say(_READY)
+    if (await asyncio.to_thread(sys.stdin.readline)).strip() != _GO:
+        raise SystemExit("the test is gone")
+
+
+async def _child(asked: Mapping[str, Any]) -> None:
+    storage = create_storage(asked["config"])
+    try:
+        if asked["job"] != "set_up":
+            await storage.setup()
+        await _wait_for_go()
+        _say(await JOBS[asked["job"]](storage, asked))
+    finally:
+        await storage.aclose()
+
+
+# -- what the test does ----------------------------------------------------------------------------
+
+
+def _spawn(errors: IO[bytes]) -> subprocess.Popen[str]:
+    # The child finds its modules, a backend's own package among them, where the test found them.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return subprocess.Popen(  # noqa: S603 - this interpreter with this module
+        [sys.executable, "-m", __name__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        env=environment,
+    )
+
+
+def _tell(child: subprocess.Popen[str], line: str) -> None:
+    assert child.stdin is not None
+    child.stdin.write(line + "\n")
+    child.stdin.flush()
+
+
+def _answer(child: subprocess.Popen[str], errors: IO[bytes]) -> Any:
+    assert child.stdout is not None
+    line = child.stdout.readline()
+    if not line:
+        child.kill()
+        errors.seek(0)
+        told = errors.read().decode(errors="replace")[-2_000:]
+        raise AssertionError(f"a child process gave no answer within {TIMEOUT_S} s:\n{told}")
+    return json.loads(line)
+
+
+def _end(children: list[subprocess.Popen[str]]) -> None:
+    for child in children:
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                pipe.close()
+    for child in children:
+        try:
+            child.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _run(asked: Mapping[str, Any], processes: int) -> list[Any]:
+    children: list[subprocess.Popen[str]] = []
+    watchdog = threading.Timer(TIMEOUT_S, lambda: [child.kill() for child in children])
+    watchdog.daemon = True
+    with tempfile.TemporaryFile() as errors:
+        watchdog.start()
+        try:
+            children.extend(_spawn(errors) for _ in range(processes))
+            for child in children:
+                _tell(child, json.dumps(asked, default=str))
+            for child in children:
+                assert _answer(child, errors) == _READY
+            for child in children:
+                _tell(child, _GO)
+            return [_answer(child, errors) for child in children]
+        finally:
+            watchdog.cancel()
+            _end(children)
+
+
+async def run_in_processes(
+    config: Mapping[str, Any], job: str, *, processes: int = 4, **asked: Any
+) -> list[Any]:
+    """What each of the processes answers; they start their work together, `TASKS` tasks in each."""
+    return await asyncio.to_thread(_run, {"config": dict(config), "job": job, **asked}, processes)
+
+
+if __name__ == "__main__":
+    asyncio.run(_child(json.loads(sys.stdin.readline())))

@@ -1,0 +1,293 @@
+"""Runs: statuses, endings and completion figures as one atomic update each (CONTRACT section 3)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from ..protocols import Storage
+from ..rows import ACTIVE_STATUSES, ENDED_STATUSES
+from .contract import RUN, THREAD, Contract, case, everything, given_run, stored_run
+from .values import assert_is_now, assert_row_time, exactly, now
+
+_STATUSES = (*ACTIVE_STATUSES, *ENDED_STATUSES)
+_EARLY, _LATE = "2026-04-22T03:00:00.000001+00:00", "2026-04-22T04:00:00+00:00"
+
+_COMPLETION: dict[str, Any] = {
+    "total_input_tokens": 11,
+    "total_output_tokens": 12,
+    "total_tokens": 23,
+    "llm_call_count": 4,
+    "lead_agent_tokens": 10,
+    "subagent_tokens": 8,
+    "middleware_tokens": 5,
+    "message_count": 7,
+    "first_human_message": "hi",
+    "last_ai_message": "bye",
+    "error": "none really",
+}
+_NO_COMPLETION: dict[str, Any] = {
+    name: 0 if isinstance(value, int) else None for name, value in _COMPLETION.items()
+}
+
+_KEYS: dict[str, Any] = {
+    "": "empty",
+    ".": 1,
+    "a.b": {"c.d": 2},
+    "$set": {"$inc": 3},
+    "$a": "$b",
+    "_id": 4,
+    "0": [5],
+    "status": "not the run's",
+    "a b": None,
+    "ключ": "значение",
+    "quote'\"`": "quote'\"`",
+    "percent%": "%s",
+}
+
+
+def _expected_status(old: str, new: str) -> str:
+    """A run that is over is never put back; one ending may replace another."""
+    return old if old in ENDED_STATUSES and new in ACTIVE_STATUSES else new
+
+
+def _of(row: Any, names: Any) -> dict[str, Any]:
+    return {name: row[name] for name in names}
+
+
+class RunUpdateContract(Contract):
+    async def test_update_status_goes_every_way_but_back_to_life(self, storage: Storage) -> None:
+        """Such an update still merges its metadata and fills times that are not set."""
+        for old in _STATUSES:
+            for new in _STATUSES:
+                with case(old, new):
+                    run_id = f"{old} {new}"
+                    await given_run(storage, run_id, status=old, metadata={"a": 1, "b": 1})
+                    await storage.runs.update_status(
+                        run_id, new, started_at=_EARLY, ended_at=_LATE, metadata={"b": 2}
+                    )
+                    row = await stored_run(storage, run_id)
+                    assert row["status"] == _expected_status(old, new)
+                    assert row["metadata"] == {"a": 1, "b": 2}
+                    assert (row["started_at"], row["ended_at"]) == (_EARLY, _LATE)
+
+    async def test_a_completion_goes_every_way_but_back_to_life(self, storage: Storage) -> None:
+        for old in _STATUSES:
+            for new in _STATUSES:
+                with case(old, new):
+                    run_id = f"{old} {new}"
+                    await given_run(storage, run_id, status=old)
+                    await storage.runs.update_run_completion(run_id, status=new, ended_at=_LATE)
+                    row = await stored_run(storage, run_id)
+                    assert row["status"] == _expected_status(old, new)
+                    assert row["ended_at"] == _LATE
+
+    async def test_an_update_that_would_revive_a_run_changes_no_time_that_is_set(
+        self, storage: Storage
+    ) -> None:
+        for old in ENDED_STATUSES:
+            for new in ACTIVE_STATUSES:
+                with case(old, new):
+                    run_id = f"{old} {new}"
+                    await given_run(storage, run_id, status=old, started_at=_EARLY, ended_at=_EARLY)
+                    await storage.runs.update_status(run_id, new, started_at=_LATE, ended_at=_LATE)
+                    await storage.runs.update_run_completion(run_id, status=new, ended_at=_LATE)
+                    row = await stored_run(storage, run_id)
+                    assert (row["status"], row["started_at"], row["ended_at"]) == (old, _EARLY, _EARLY)
+
+    async def test_a_completion_that_would_revive_a_run_leaves_its_figures(self, storage: Storage) -> None:
+        await given_run(storage)
+        await storage.runs.update_run_completion(RUN, status="error", **_COMPLETION)
+        await storage.runs.update_run_completion(RUN, status="running", total_tokens=1, error="late")
+        row = await stored_run(storage)
+        assert row["status"] == "error"
+        assert _of(row, _COMPLETION) == _COMPLETION
+
+    async def test_times_of_a_run_that_is_going_are_kept(self, storage: Storage) -> None:
+        """Given times are stored, absent ones leave what is there."""
+        await given_run(storage)
+        await storage.runs.update_status(RUN, "running", started_at=_EARLY)
+        await storage.runs.update_status(RUN, "running")
+        row = await stored_run(storage)
+        assert (row["started_at"], row["ended_at"]) == (_EARLY, None)
+        await storage.runs.update_status(RUN, "running", started_at=_LATE)
+        await storage.runs.update_status(RUN, "success", ended_at=_LATE)
+        row = await stored_run(storage)
+        assert (row["started_at"], row["ended_at"]) == (_LATE, _LATE)
+
+    async def test_an_update_leaves_everything_else(self, storage: Storage) -> None:
+        before = await given_run(
+            storage, metadata={"a": 1}, kwargs={"k": 1}, model_name="m", assistant_id="x"
+        )
+        await storage.runs.update_status(RUN, "running", started_at=_EARLY, metadata={"b": 2})
+        after = await stored_run(storage)
+        changed = {"status": "running", "started_at": _EARLY, "metadata": {"a": 1, "b": 2}}
+        assert after == {**before, **changed, "updated_at": after["updated_at"]}
+
+    async def test_updated_at_is_empty_until_the_first_update_and_then_its_time(
+        self, storage: Storage
+    ) -> None:
+        updates: dict[str, Callable[[str], Awaitable[None]]] = {
+            "update_status": lambda run_id: storage.runs.update_status(run_id, "running"),
+            "set_error": lambda run_id: storage.runs.set_error(run_id, "broken"),
+            "update_run_completion": lambda run_id: storage.runs.update_run_completion(
+                run_id, status="error"
+            ),
+            "record_token_usage": lambda run_id: storage.runs.record_token_usage(run_id, caller="subagent"),
+        }
+        for name, update in updates.items():
+            with case(name):
+                assert (await given_run(storage, name))["updated_at"] == ""
+                since = now()
+                await update(name)
+                assert_is_now(assert_row_time((await stored_run(storage, name))["updated_at"]), since=since)
+
+    async def test_status_metadata_is_merged_key_by_key_at_the_top(self, storage: Storage) -> None:
+        await given_run(storage, metadata={"a": {"x": 1}, "b": [1], "c": 1})
+        await storage.runs.update_status(RUN, "running", metadata={"a": {"y": 2}, "d": None})
+        await storage.runs.update_status(RUN, "running", metadata={"c": None, "e": {}})
+        await storage.runs.update_status(RUN, "running", metadata={})
+        await storage.runs.update_status(RUN, "running", metadata=None)
+        row = await stored_run(storage)
+        assert exactly(row["metadata"]) == exactly({"a": {"y": 2}, "b": [1], "c": None, "d": None, "e": {}})
+
+    async def test_status_metadata_is_merged_whatever_the_keys(self, storage: Storage) -> None:
+        """Dots, dollars and empty keys are data."""
+        await given_run(storage, "empty")
+        await storage.runs.update_status("empty", "running", metadata=_KEYS)
+        assert exactly((await stored_run(storage, "empty"))["metadata"]) == exactly(_KEYS)
+        merged = dict(_KEYS)
+        await given_run(storage, metadata=_KEYS)
+        for key in _KEYS:
+            with case(key):
+                await storage.runs.update_status(RUN, "running", metadata={key: {"new": key}})
+                merged[key] = {"new": key}
+                row = await stored_run(storage)
+                assert exactly(row["metadata"]) == exactly(merged)
+                assert row["status"] == "running"
+
+    async def test_a_hundred_merges_at_once_lose_no_key(self, storage: Storage) -> None:
+        await given_run(storage, metadata={"first": True})
+        merges = (
+            storage.runs.update_status(RUN, "running", metadata={f"key-{number}": number})
+            for number in range(100)
+        )
+        await asyncio.gather(*merges)
+        expected = {"first": True} | {f"key-{number}": number for number in range(100)}
+        assert (await stored_run(storage))["metadata"] == expected
+
+    async def test_an_ending_among_a_hundred_updates_at_once_stays(self, storage: Storage) -> None:
+        await given_run(storage)
+        updates = [storage.runs.update_status(RUN, "running", started_at=_EARLY) for _ in range(99)]
+        updates.insert(50, storage.runs.update_run_completion(RUN, status="success", total_tokens=5))
+        await asyncio.gather(*updates)
+        row = await stored_run(storage)
+        assert (row["status"], row["total_tokens"]) == ("success", 5)
+
+    async def test_set_error_sets_status_and_text(self, storage: Storage) -> None:
+        for old in _STATUSES:
+            with case(old):
+                before = await given_run(storage, old, status=old, metadata={"a": 1}, started_at=_EARLY)
+                await storage.runs.set_error(old, "first")
+                await storage.runs.set_error(old, "broken $a.b")
+                after = await stored_run(storage, old)
+                assert (after["status"], after["error"]) == ("error", "broken $a.b")
+                assert (after["metadata"], after["started_at"]) == (before["metadata"], _EARLY)
+
+    async def test_a_completion_stores_every_figure_and_text(self, storage: Storage) -> None:
+        before = await given_run(storage, metadata={"a": 1}, kwargs={"b": 2})
+        await storage.runs.update_run_completion(RUN, status="success", ended_at=_LATE, **_COMPLETION)
+        after = await stored_run(storage)
+        changed = {**_COMPLETION, "status": "success", "ended_at": _LATE, "updated_at": after["updated_at"]}
+        assert exactly(dict(after)) == exactly({**before, **changed})
+
+    async def test_what_a_completion_leaves_out_becomes_zero_or_none(self, storage: Storage) -> None:
+        """Absent figures become 0, absent texts None."""
+        await given_run(storage)
+        await storage.runs.update_run_completion(RUN, status="error", **_COMPLETION)
+        for name, value in _COMPLETION.items():
+            with case(name):
+                await storage.runs.update_run_completion(RUN, status="success", **{name: value})
+                assert _of(await stored_run(storage), _COMPLETION) == {**_NO_COMPLETION, name: value}
+
+    async def test_figures_are_not_limited_to_32_bits(self, storage: Storage) -> None:
+        """Integers beyond a column's width are not limits here."""
+        figures: dict[str, Any] = {
+            name: 2**40 + number
+            for number, name in enumerate(_COMPLETION)
+            if isinstance(_COMPLETION[name], int)
+        }
+        await given_run(storage)
+        await storage.runs.update_run_completion(RUN, status="success", **figures)
+        assert exactly(_of(await stored_run(storage), figures)) == exactly(figures)
+
+    async def test_a_completion_ends_the_run_now_unless_it_has_an_end(self, storage: Storage) -> None:
+        """`ended_at`: given, or now when not yet set."""
+        for status in ENDED_STATUSES:
+            with case(status):
+                since = now()
+                await given_run(storage, f"now {status}")
+                await storage.runs.update_run_completion(f"now {status}", status=status)
+                ended_at = (await stored_run(storage, f"now {status}"))["ended_at"]
+                assert_is_now(assert_row_time(ended_at), since=since)
+                await storage.runs.update_run_completion(f"now {status}", status=status)
+                assert (await stored_run(storage, f"now {status}"))["ended_at"] == ended_at
+                await storage.runs.update_run_completion(f"now {status}", status=status, ended_at=_LATE)
+                assert (await stored_run(storage, f"now {status}"))["ended_at"] == _LATE
+                await given_run(storage, f"kept {status}", ended_at=_EARLY)
+                await storage.runs.update_run_completion(f"kept {status}", status=status)
+                assert (await stored_run(storage, f"kept {status}"))["ended_at"] == _EARLY
+
+    async def test_nobody_sees_half_an_update(self, storage: Storage) -> None:
+        """One atomic update: a reader sees the whole of one completion, never parts of two."""
+        await given_run(storage)
+
+        async def write() -> None:
+            for number in range(100):
+                figures: dict[str, Any] = {
+                    name: number if isinstance(value, int) else str(number)
+                    for name, value in _COMPLETION.items()
+                }
+                status = ENDED_STATUSES[number % len(ENDED_STATUSES)]
+                await storage.runs.update_run_completion(RUN, status=status, **figures)
+
+        async def read() -> None:
+            while not writing.done():
+                row: dict[str, Any] = dict(await stored_run(storage))
+                texts = {str(row[name]) for name in _COMPLETION}
+                if row["status"] != "pending":
+                    assert len(texts) == 1, row
+                    assert row["status"] == ENDED_STATUSES[row["message_count"] % len(ENDED_STATUSES)]
+                await asyncio.sleep(0)
+
+        writing = asyncio.create_task(write())
+        await asyncio.gather(writing, read(), read(), read())
+
+    async def test_updating_a_run_that_is_not_there_is_a_warning_and_nothing_else(
+        self, storage: Storage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It is logged at WARNING with the run's id."""
+        await given_run(storage, "another")
+        before = await everything(storage)
+        missing: dict[str, Callable[[str], Awaitable[None]]] = {
+            "update_status": lambda run_id: storage.runs.update_status(run_id, "running", metadata={"a": 1}),
+            "set_error": lambda run_id: storage.runs.set_error(run_id, "broken"),
+            "update_run_completion": lambda run_id: storage.runs.update_run_completion(
+                run_id, status="error"
+            ),
+            "record_token_usage": lambda run_id: storage.runs.record_token_usage(
+                run_id, caller="lead_agent", model_name="m", input_tokens=1
+            ),
+        }
+        for name, update in missing.items():
+            with case(name), caplog.at_level(logging.WARNING):
+                caplog.clear()
+                await update(f"missing {name}")
+                warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+                assert [f"missing {name}" in record.getMessage() for record in warnings] == [True]
+                assert await storage.runs.get(f"missing {name}", user_id=None) is None
+        assert await everything(storage, THREAD) == before

@@ -1,0 +1,231 @@
+"""Runs: creating, reading, listing, deleting (CONTRACT section 3)."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from ..errors import RunExistsError
+from ..protocols import Storage
+from ..rows import RunRow
+from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case, given_run, stored_run
+from .values import assert_is_now, assert_row_time, exactly, now
+
+_DAY = datetime(2026, 4, 22, tzinfo=UTC)
+
+_AT_FIRST: dict[str, Any] = {
+    "run_id": RUN,
+    "thread_id": THREAD,
+    "assistant_id": None,
+    "user_id": ALICE,
+    "status": "pending",
+    "model_name": None,
+    "multitask_strategy": "reject",
+    "follow_up_to_run_id": None,
+    "metadata": {},
+    "kwargs": {},
+    "updated_at": "",
+    "started_at": None,
+    "ended_at": None,
+    "error": None,
+    "total_input_tokens": 0,
+    "total_output_tokens": 0,
+    "total_tokens": 0,
+    "llm_call_count": 0,
+    "lead_agent_tokens": 0,
+    "subagent_tokens": 0,
+    "middleware_tokens": 0,
+    "message_count": 0,
+    "first_human_message": None,
+    "last_ai_message": None,
+}
+
+_EVERY_FIELD: dict[str, Any] = {
+    "status": "running",
+    "created_at": "2026-04-22T03:26:38.123456+00:00",
+    "started_at": "2026-04-22T03:26:39+00:00",
+    "ended_at": "2026-04-22T03:26:40.000001+00:00",
+    "assistant_id": "lead_agent",
+    "user_id": BOB,
+    "follow_up_to_run_id": "run-0",
+    "metadata": {"a": 1, "b": {"c": [None, True, 1.5]}},
+    "kwargs": {"input": {"messages": ["hi"]}, "config": {}},
+    "model_name": "gpt-4.1",
+    "multitask_strategy": "interrupt",
+}
+
+
+def _ids(rows: list[RunRow]) -> list[str]:
+    return [row["run_id"] for row in rows]
+
+
+def _everybodys(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"user_id": None, **arguments}
+
+
+async def _listed(storage: Storage, **arguments: Any) -> list[str]:
+    return _ids(await storage.runs.list_by_thread(THREAD, **_everybodys(arguments)))
+
+
+class RunStoreContract(Contract):
+    async def test_a_run_is_created_with_the_defaults(self, storage: Storage) -> None:
+        """`status` "pending", `multitask_strategy` "reject", `created_at` now, `user_id` the actor."""
+        since = now()
+        with acting_as(ALICE):
+            await storage.runs.create(RUN, THREAD)
+            row = await storage.runs.get(RUN)
+        assert row is not None
+        assert_is_now(assert_row_time(row["created_at"]), since=since)
+        assert exactly(dict(row)) == exactly({**_AT_FIRST, "created_at": row["created_at"]})
+
+    async def test_every_field_of_create_is_kept(self, storage: Storage) -> None:
+        await storage.runs.create(RUN, THREAD, **_EVERY_FIELD)
+        assert exactly(dict(await stored_run(storage))) == exactly({**_AT_FIRST, **_EVERY_FIELD})
+
+    async def test_absent_fields_may_be_given_as_none(self, storage: Storage) -> None:
+        names = ("created_at", "started_at", "ended_at", "assistant_id", "follow_up_to_run_id")
+        nothing: dict[str, Any] = dict.fromkeys((*names, "metadata", "kwargs", "model_name"))
+        row = await given_run(storage, **nothing)
+        assert exactly(dict(row)) == exactly({**_AT_FIRST, "created_at": row["created_at"]})
+
+    async def test_a_run_of_nobody_is_stored_with_no_owner(self, storage: Storage) -> None:
+        with acting_as(ALICE):
+            await storage.runs.create(RUN, THREAD, user_id=None)
+        assert (await stored_run(storage))["user_id"] is None
+
+    async def test_a_second_create_is_an_error_and_leaves_the_first_run_untouched(
+        self, storage: Storage
+    ) -> None:
+        """A second create of the same `run_id`: `RunExistsError`."""
+        first = await given_run(storage, metadata={"first": True})
+        for user_id, thread_id in ((ALICE, THREAD), (BOB, THREAD), (None, "thread-2")):
+            with case(user_id, thread_id):
+                with pytest.raises(RunExistsError, match=RUN):
+                    await storage.runs.create(
+                        RUN, thread_id, user_id=user_id, status="running", metadata={"b": 1}
+                    )
+                assert await stored_run(storage) == first
+        assert await storage.runs.list_by_thread("thread-2", user_id=None) == []
+
+    async def test_of_fifty_creates_of_one_id_exactly_one_succeeds(self, storage: Storage) -> None:
+        creates = (
+            storage.runs.create(RUN, THREAD, user_id=f"user-{number}", metadata={"number": number})
+            for number in range(50)
+        )
+        results = await asyncio.gather(*creates, return_exceptions=True)
+        winners = [number for number, result in enumerate(results) if result is None]
+        assert len(winners) == 1
+        assert sum(isinstance(result, RunExistsError) for result in results) == 49
+        row = await stored_run(storage)
+        assert (row["user_id"], row["metadata"]) == (f"user-{winners[0]}", {"number": winners[0]})
+
+    async def test_an_unknown_run_is_none(self, storage: Storage) -> None:
+        assert await storage.runs.get("unknown", user_id=None) is None
+        assert await storage.runs.get("unknown", user_id=ALICE) is None
+        assert await storage.runs.delete("unknown", user_id=None) is False
+        assert await storage.runs.list_by_thread("unknown", user_id=None) == []
+
+    async def test_runs_are_listed_newest_first_within_their_thread(self, storage: Storage) -> None:
+        """Newest `created_at` first, whatever the order and the offset they were given in."""
+        given = {
+            "second": "2026-04-22T12:00:00.000001Z",
+            "fourth": "2026-04-22T11:59:59.999999+00:00",
+            "first": "2026-04-22T23:00:00+09:00",
+            "third": "2026-04-22T12:00:00",
+            "last": "2026-04-22T12:00:00+05:30",
+        }
+        for run_id, created_at in given.items():
+            await given_run(storage, run_id, created_at=created_at)
+        await given_run(storage, "elsewhere", "thread-2")
+        assert await _listed(storage) == ["first", "second", "third", "fourth", "last"]
+        assert await _listed(storage, limit=2) == ["first", "second"]
+        assert await _listed(storage, user_id=ALICE, limit=1) == ["first"]
+
+    async def test_a_listed_row_is_the_row_that_get_gives(self, storage: Storage) -> None:
+        await storage.runs.create(RUN, THREAD, **_EVERY_FIELD)
+        assert await storage.runs.list_by_thread(THREAD, user_id=None) == [await stored_run(storage)]
+
+    async def test_a_hundred_runs_are_listed_by_default(self, storage: Storage) -> None:
+        for number in range(105):
+            await storage.runs.create(f"run-{number}", THREAD, user_id=ALICE)
+        newest = [f"run-{number}" for number in range(104, 4, -1)]
+        assert await _listed(storage) == newest
+        assert await _listed(storage, user_id=ALICE) == newest
+
+    async def test_runs_made_in_a_loop_are_never_tied_or_swapped(self, storage: Storage) -> None:
+        for number in range(200):
+            await storage.runs.create(f"run-{number}", THREAD, user_id=ALICE)
+        rows = await storage.runs.list_by_thread(THREAD, user_id=None, limit=1_000)
+        assert _ids(rows) == [f"run-{number}" for number in reversed(range(200))]
+        assert len({row["created_at"] for row in rows}) == 200
+        assert await storage.runs.list_by_thread(THREAD, user_id=ALICE, limit=200) == rows
+
+    async def test_runs_made_at_once_are_listed_in_one_order(self, storage: Storage) -> None:
+        """The same order at every call, and by `created_at`."""
+        creates = (storage.runs.create(f"run-{number}", THREAD, user_id=ALICE) for number in range(200))
+        await asyncio.gather(*creates)
+        rows = await storage.runs.list_by_thread(THREAD, user_id=None, limit=1_000)
+        moments = [assert_row_time(row["created_at"]) for row in rows]
+        assert len(rows) == 200
+        assert moments == sorted(moments, reverse=True)
+        for limit in (1, 20, 199, 200):
+            with case("limit", limit):
+                assert await _listed(storage, limit=limit) == _ids(rows)[:limit]
+                assert await _listed(storage, limit=limit, user_id=ALICE) == _ids(rows)[:limit]
+
+    async def test_runs_of_one_created_at_keep_the_order_they_were_made_in(self, storage: Storage) -> None:
+        """Never tied or swapped, also where the host gives the time."""
+        expected = [f"run-{number * 7919 % 60}" for number in reversed(range(60))]
+        for run_id in reversed(expected):
+            await storage.runs.create(run_id, THREAD, user_id=ALICE, created_at=_DAY)
+        assert await _listed(storage) == expected
+        assert [(await _listed(storage, limit=limit))[-1] for limit in range(1, 61)] == expected
+
+    async def test_an_update_does_not_move_a_run_in_the_list(self, storage: Storage) -> None:
+        for number in range(10):
+            await given_run(storage, f"run-{number}", created_at=_DAY + timedelta(seconds=number // 2))
+        before = await _listed(storage)
+        for number in (0, 5, 3):
+            await storage.runs.update_status(f"run-{number}", "running", metadata={"a": "x" * 1_000})
+            await storage.runs.record_token_usage(f"run-{number}", caller="subagent", model_name="m")
+        assert await _listed(storage) == before
+
+    async def test_the_limit_counts_the_users_runs_only(self, storage: Storage) -> None:
+        """A user's 5 runs behind 25 of others: all of them listed at limit 20."""
+        for number in range(5):
+            await given_run(storage, f"alice-{number}", user_id=ALICE)
+        for number in range(25):
+            await given_run(storage, f"bob-{number}", user_id=BOB if number % 2 else None)
+        expected = [f"alice-{number}" for number in reversed(range(5))]
+        assert await _listed(storage, user_id=ALICE, limit=20) == expected
+        assert await _listed(storage, user_id=ALICE, limit=3) == expected[:3]
+        with acting_as(ALICE):
+            assert _ids(await storage.runs.list_by_thread(THREAD, limit=20)) == expected
+
+    async def test_delete_removes_exactly_the_run(self, storage: Storage) -> None:
+        for run_id in ("run-1", "run-11", "RUN-1"):
+            await given_run(storage, run_id)
+        assert await storage.runs.delete("run-1", user_id=ALICE) is True
+        assert await storage.runs.get("run-1", user_id=None) is None
+        assert sorted(await _listed(storage)) == ["RUN-1", "run-11"]
+        assert await storage.runs.delete("run-1", user_id=ALICE) is False
+
+    async def test_of_a_hundred_deletes_of_a_run_exactly_one_succeeds(self, storage: Storage) -> None:
+        await given_run(storage)
+        results = await asyncio.gather(*(storage.runs.delete(RUN, user_id=ALICE) for _ in range(100)))
+        assert sorted(results) == [False] * 99 + [True]
+
+    async def test_ids_are_compared_letter_by_letter(self, storage: Storage) -> None:
+        """No case folding, no trimming, no pattern: ids are plain text."""
+        ids = ["a", "A", "a ", " a", "á", "a\u0301", "a%", "a_", "a*", ".", "$a", "a\0", "a\0b", "NULL", "0"]
+        for run_id in ids:
+            await storage.runs.create(run_id, THREAD, user_id=f"user {run_id}")
+        for run_id in ids:
+            with case(run_id):
+                row = await stored_run(storage, run_id)
+                assert (row["run_id"], row["user_id"]) == (run_id, f"user {run_id}")
+                rows = await storage.runs.list_by_thread(THREAD, user_id=f"user {run_id}")
+                assert _ids(rows) == [run_id]

@@ -1,0 +1,168 @@
+"""The storage as a whole: building, setting up, closing, its configuration (CONTRACT section 8)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from ..errors import StorageConfigError, StorageError
+from ..factory import create_storage
+from ..protocols import Storage
+from .contract import ALICE, RUN, THREAD, Contract, everything, from_nothing, given_run, needs, stored_run
+from .methods import METHODS
+from .network import no_connections
+
+_SECRET = "s3cr3t-w0rd"  # noqa: S105 - nobody's
+
+
+class _MadeUpError(Exception):
+    pass
+
+
+class StorageContract(Contract):
+    async def test_building_connects_to_nothing(self, storage_config: Mapping[str, Any]) -> None:
+        """And needs no event loop."""
+        with no_connections():
+            storage = await asyncio.to_thread(create_storage, storage_config)
+            assert isinstance(storage, Storage)
+            assert storage.runs is not None
+            assert storage.feedback is not None
+            assert storage.threads is not None
+            assert storage.observer() is not None
+            repr(storage)
+        await storage.aclose()
+
+    async def test_a_storage_built_outside_the_loop_works_inside(
+        self, storage_config: Mapping[str, Any]
+    ) -> None:
+        async with await asyncio.to_thread(create_storage, storage_config) as storage:
+            await given_run(storage)
+
+    async def test_a_storage_that_was_never_used_can_be_closed(
+        self, storage_config: Mapping[str, Any]
+    ) -> None:
+        storage = create_storage(storage_config)
+        with no_connections():
+            await storage.aclose()
+            await storage.aclose()
+
+    async def test_the_context_manager_sets_up_and_closes(self, storage_config: Mapping[str, Any]) -> None:
+        storage = create_storage(storage_config)
+        async with storage as entered:
+            assert entered is storage
+            await given_run(storage)
+            assert (await stored_run(entered))["run_id"] == RUN
+        with pytest.raises(StorageError):
+            await storage.runs.get(RUN, user_id=None)
+
+    async def test_the_context_manager_closes_after_an_error(self, storage_config: Mapping[str, Any]) -> None:
+        storage = create_storage(storage_config)
+        with pytest.raises(_MadeUpError):
+            async with storage:
+                raise _MadeUpError
+        with pytest.raises(StorageError):
+            await storage.runs.get(RUN, user_id=None)
+
+    async def test_a_storage_works_without_the_context_manager(
+        self, storage_config: Mapping[str, Any]
+    ) -> None:
+        storage = create_storage(storage_config)
+        try:
+            await storage.setup()
+            await given_run(storage)
+        finally:
+            await storage.aclose()
+
+    async def test_closing_is_idempotent(self, storage: Storage) -> None:
+        await given_run(storage)
+        await storage.aclose()
+        await storage.aclose()
+        await asyncio.gather(storage.aclose(), storage.aclose())
+
+    async def test_a_closed_storage_says_so_with_an_error_of_the_package(self, storage: Storage) -> None:
+        await given_run(storage)
+        await storage.aclose()
+        for method in METHODS:
+            with pytest.raises(StorageError):
+                await method(storage)
+
+    async def test_setup_is_idempotent_and_keeps_what_is_stored(self, storage: Storage) -> None:
+        for method in METHODS[:12]:
+            if "delete" not in method.name:
+                await method(storage)
+        await storage.threads.ensure_thread(thread_id=THREAD, user_id=ALICE)
+        before = await everything(storage)
+        for _ in range(3):
+            await storage.setup()
+        assert await everything(storage) == before
+        await asyncio.gather(*(storage.setup() for _ in range(5)))
+        assert await everything(storage) == before
+
+    @from_nothing
+    async def test_setup_raced_by_many_storages_works(self, storage_config: Mapping[str, Any]) -> None:
+        """On an empty database, from one process; each of them works afterwards."""
+
+        async def open_and_write(number: int) -> None:
+            async with create_storage(storage_config) as storage:
+                await storage.runs.create(f"run-{number}", THREAD, user_id=None)
+                assert (await stored_run(storage, f"run-{number}"))["status"] == "pending"
+
+        await asyncio.gather(*(open_and_write(number) for number in range(10)))
+
+    @from_nothing
+    async def test_setup_alone_makes_every_method_work(self, storage_config: Mapping[str, Any]) -> None:
+        async with create_storage(storage_config) as storage:
+            for method in METHODS:
+                await method(storage)
+
+    @from_nothing
+    async def test_a_new_database_is_empty(self, storage_config: Mapping[str, Any]) -> None:
+        async with create_storage(storage_config) as storage:
+            assert await everything(storage, THREAD) == [[], [], []]
+
+    @needs("durability")
+    async def test_what_was_acknowledged_is_there_for_the_next_storage(
+        self, storage_config: Mapping[str, Any]
+    ) -> None:
+        """A second, fresh storage reads what the first wrote, as it wrote it."""
+        async with create_storage(storage_config) as first:
+            await given_run(first, metadata={"$a.b": 2**70})
+            await first.runs.update_status(RUN, "running", metadata={"c": None})
+            await first.runs.record_token_usage(RUN, caller="subagent", model_name="gpt-4.1", input_tokens=3)
+            await first.feedback.upsert(run_id=RUN, thread_id=THREAD, rating=1, user_id=ALICE, comment="yes")
+            await first.threads.ensure_thread(thread_id=THREAD, metadata={"": {"$gt": ""}}, user_id=ALICE)
+            written = await everything(first)
+            usage = await first.runs.token_usage_by_thread(THREAD, user_id=ALICE)
+        async with create_storage(storage_config) as second:
+            assert await everything(second) == written
+            assert await second.runs.token_usage_by_thread(THREAD, user_id=ALICE) == usage
+
+    @needs("durability")
+    async def test_two_storages_see_each_others_writes(self, storage_config: Mapping[str, Any]) -> None:
+        async with create_storage(storage_config) as first, create_storage(storage_config) as second:
+            await given_run(first)
+            await second.runs.update_status(RUN, "running")
+            assert (await stored_run(first))["status"] == "running"
+            assert await first.runs.delete(RUN, user_id=ALICE) is True
+            assert await second.runs.get(RUN, user_id=None) is None
+
+    async def test_an_unknown_option_is_an_error(self, storage_config: Mapping[str, Any]) -> None:
+        """Unknown keys are errors."""
+        with pytest.raises(StorageConfigError, match="no_such_option"):
+            create_storage({**storage_config, "no_such_option": 1})
+
+    @needs("server")
+    async def test_no_text_of_a_storage_shows_a_password(self, storage_config: Mapping[str, Any]) -> None:
+        """No message, log line or `repr` shows a password."""
+        scheme, _, rest = str(storage_config["url"]).partition("://")
+        url = f"{scheme}://someone:{_SECRET}@{rest.rpartition('@')[2]}"
+        storage = create_storage({**storage_config, "url": url})
+        for text in (repr(storage), str(storage), f"{storage}"):
+            assert _SECRET not in text
+        await storage.aclose()
+        with pytest.raises(StorageConfigError) as refused:
+            create_storage({**storage_config, "url": url, "no_such_option": 1})
+        assert _SECRET not in f"{refused.value!s}{refused.value!r}{refused.value.__cause__!r}"

@@ -1,0 +1,253 @@
+"""Token figures while a run is going, and their totals by thread (CONTRACT section 3)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from ..protocols import Storage
+from ..rows import CALLERS, Caller
+from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case, given_run, stored_run
+from .values import exactly
+
+_MODELS = (
+    "gpt-4.1",
+    "gpt-4%2E1",
+    "claude-3.5-sonnet@2026.01",
+    "$model",
+    "$$ROOT",
+    "a.$.b",
+    "",
+    "%",
+    "%%",
+    "%25",
+    "100%",
+    "0",
+    "_id",
+    "model",
+    " ",
+    "модель",
+    "a\0b",
+    "..",
+    "x" * 1_000,
+)
+
+
+def _model_usage(runs: int, input_tokens: int, output_tokens: int, llm_calls: int) -> dict[str, int]:
+    return {
+        "runs": runs,
+        "tokens": input_tokens + output_tokens,
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
+        "llm_calls": llm_calls,
+    }
+
+
+async def _figures(storage: Storage, run_id: str = RUN) -> dict[str, int]:
+    row: dict[str, Any] = dict(await stored_run(storage, run_id))
+    return {
+        "input": row["total_input_tokens"],
+        "output": row["total_output_tokens"],
+        "total": row["total_tokens"],
+        "calls": row["llm_call_count"],
+        **{caller: row[f"{caller}_tokens"] for caller in CALLERS},
+    }
+
+
+async def _usage(storage: Storage, thread_id: str = THREAD, user_id: str | None = None) -> dict[str, Any]:
+    return dict(await storage.runs.token_usage_by_thread(thread_id, user_id=user_id))
+
+
+class TokenUsageContract(Contract):
+    async def test_recorded_tokens_are_added_to_the_run_and_its_caller(self, storage: Storage) -> None:
+        for caller in CALLERS:
+            with case(caller):
+                await given_run(storage, caller)
+                record = storage.runs.record_token_usage
+                await record(caller, caller=caller, input_tokens=10, output_tokens=5)
+                await record(
+                    caller, caller=caller, model_name="m", input_tokens=100, output_tokens=50, llm_calls=3
+                )
+                others = dict.fromkeys(CALLERS, 0)
+                expected = {"input": 110, "output": 55, "total": 165, "calls": 4, **others, caller: 165}
+                assert await _figures(storage, caller) == expected
+
+    async def test_a_record_is_one_call_without_tokens_by_default(self, storage: Storage) -> None:
+        await given_run(storage)
+        await storage.runs.record_token_usage(RUN, caller="subagent")
+        nothing = {"input": 0, "output": 0, "total": 0, **dict.fromkeys(CALLERS, 0)}
+        assert await _figures(storage) == {**nothing, "calls": 1}
+
+    async def test_another_caller_is_refused_and_nothing_is_counted(self, storage: Storage) -> None:
+        """`caller` is "lead_agent", "subagent" or "middleware", else `ValueError`."""
+        before = await given_run(storage)
+        others: tuple[Any, ...] = ("", "user", "LEAD_AGENT", "lead_agent.x", "$where", None, 1, {"$ne": None})
+        for caller in others:
+            with case(caller), pytest.raises(ValueError, match="caller"):
+                await storage.runs.record_token_usage(RUN, caller=caller, input_tokens=1)
+        assert await stored_run(storage) == before
+
+    async def test_a_hundred_tasks_at_once_are_counted_exactly(self, storage: Storage) -> None:
+        """Atomic increments."""
+        await given_run(storage)
+        models = ("gpt-4.1", "small", None)
+
+        async def spend(number: int) -> None:
+            caller: Caller = CALLERS[number % 3]
+            for model in models:
+                await storage.runs.record_token_usage(
+                    RUN, caller=caller, model_name=model, input_tokens=number, output_tokens=1
+                )
+
+        await asyncio.gather(*(spend(number) for number in range(100)))
+        spent = sum(range(100))
+        by_caller = {
+            caller: 3 * sum(n + 1 for n in range(100) if n % 3 == i) for i, caller in enumerate(CALLERS)
+        }
+        expected = {"input": 3 * spent, "output": 300, "total": 3 * spent + 300, "calls": 300, **by_caller}
+        assert await _figures(storage) == expected
+        by_model = (await _usage(storage))["by_model"]
+        for model in ("gpt-4.1", "small"):
+            assert by_model[model] == _model_usage(1, spent, 100, 100)
+
+    async def test_tokens_are_counted_after_the_end_too(self, storage: Storage) -> None:
+        await given_run(storage)
+        await storage.runs.update_run_completion(RUN, status="success", total_tokens=10, lead_agent_tokens=10)
+        ended_at = (await stored_run(storage))["ended_at"]
+        await storage.runs.record_token_usage(RUN, caller="lead_agent", model_name="m", input_tokens=5)
+        row = await stored_run(storage)
+        assert (row["status"], row["ended_at"]) == ("success", ended_at)
+        assert (row["total_tokens"], row["lead_agent_tokens"]) == (15, 15)
+
+    async def test_a_completion_replaces_totals_and_leaves_figures_by_model(self, storage: Storage) -> None:
+        """A later completion replaces the totals and the callers' figures."""
+        await given_run(storage)
+        for model in ("gpt-4.1", "small"):
+            await storage.runs.record_token_usage(RUN, caller="subagent", model_name=model, input_tokens=7)
+        await storage.runs.update_run_completion(
+            RUN, status="success", total_input_tokens=3, total_tokens=3, lead_agent_tokens=2
+        )
+        expected = {
+            "input": 3,
+            "output": 0,
+            "total": 3,
+            "calls": 0,
+            **dict.fromkeys(CALLERS, 0),
+            "lead_agent": 2,
+        }
+        assert await _figures(storage) == expected
+        usage = await _usage(storage)
+        assert usage["by_model"] == {model: _model_usage(1, 7, 0, 1) for model in ("gpt-4.1", "small")}
+        assert usage["by_caller"] == {"lead_agent": 2, "subagent": 0, "middleware": 0}
+
+    async def test_a_thread_without_runs_has_used_nothing(self, storage: Storage) -> None:
+        await given_run(storage, thread_id="thread-2")
+        await storage.runs.record_token_usage(RUN, caller="subagent", model_name="m", input_tokens=1)
+        expected: dict[str, Any] = {
+            "total_runs": 0,
+            "total_input_tokens": 0,
+            "total_output_tokens": 0,
+            "total_tokens": 0,
+            "llm_call_count": 0,
+            "by_caller": dict.fromkeys(CALLERS, 0),
+            "by_model": {},
+        }
+        assert exactly(await _usage(storage)) == exactly(expected)
+
+    async def test_totals_are_sums_over_all_runs_of_the_thread(self, storage: Storage) -> None:
+        """By caller and by model."""
+        for number in range(120):
+            run_id = f"run-{number}"
+            await given_run(storage, run_id, "thread-2" if number >= 110 else THREAD)
+            await storage.runs.record_token_usage(
+                run_id,
+                caller=CALLERS[number % 2],
+                model_name=f"model-{number % 2}.0",
+                input_tokens=10,
+                output_tokens=number % 2,
+                llm_calls=2,
+            )
+        await given_run(storage, "idle")
+        expected: dict[str, Any] = {
+            "total_runs": 111,
+            "total_input_tokens": 1_100,
+            "total_output_tokens": 55,
+            "total_tokens": 1_155,
+            "llm_call_count": 220,
+            "by_caller": {"lead_agent": 550, "subagent": 605, "middleware": 0},
+            "by_model": {
+                "model-0.0": _model_usage(55, 550, 0, 110),
+                "model-1.0": _model_usage(55, 550, 55, 110),
+            },
+        }
+        assert exactly(await _usage(storage)) == exactly(expected)
+
+    async def test_totals_are_those_of_the_users_runs(self, storage: Storage) -> None:
+        for owner, tokens in ((ALICE, 1), (BOB, 10), (None, 100), ("", 1_000)):
+            await given_run(storage, f"run of {owner}", user_id=owner)
+            await storage.runs.record_token_usage(
+                f"run of {owner}", caller="middleware", model_name="m", input_tokens=tokens
+            )
+        for user_id, tokens, runs in (
+            (ALICE, 1, 1),
+            (BOB, 10, 1),
+            ("", 1_000, 1),
+            ("carol", 0, 0),
+            (None, 1_111, 4),
+        ):
+            with case(user_id):
+                usage = await _usage(storage, user_id=user_id)
+                assert (usage["total_runs"], usage["total_tokens"]) == (runs, tokens)
+                assert usage["by_caller"]["middleware"] == tokens
+                assert usage["by_model"] == ({"m": _model_usage(runs, tokens, 0, runs)} if runs else {})
+        with acting_as(ALICE):
+            assert (await storage.runs.token_usage_by_thread(THREAD))["total_tokens"] == 1
+
+    async def test_model_names_are_data(self, storage: Storage) -> None:
+        """Dots, dollars, percents and nothing at all, each a model of its own."""
+        for number, run_id in enumerate(("run-a", "run-b")):
+            await given_run(storage, run_id)
+            for position, model in enumerate(_MODELS):
+                with case(model):
+                    await storage.runs.record_token_usage(
+                        run_id,
+                        caller="subagent",
+                        model_name=model,
+                        input_tokens=position,
+                        output_tokens=number,
+                    )
+        usage = await _usage(storage)
+        expected = {model: _model_usage(2, 2 * position, 1, 2) for position, model in enumerate(_MODELS)}
+        assert exactly(usage["by_model"]) == exactly(expected)
+        assert usage["total_tokens"] == sum(figures["tokens"] for figures in expected.values())
+
+    async def test_a_run_without_figures_by_model_counts_under_its_own_model(self, storage: Storage) -> None:
+        """Under its `model_name`, or "unknown" if it has none."""
+        for number, model in enumerate(("gpt-4.1", "$a.b", None, "gpt-4.1")):
+            await given_run(storage, f"run-{number}", model_name=model)
+            await storage.runs.update_run_completion(
+                f"run-{number}",
+                status="success",
+                total_input_tokens=2,
+                total_output_tokens=1,
+                total_tokens=3,
+                llm_call_count=1,
+            )
+        expected = {
+            "gpt-4.1": _model_usage(2, 4, 2, 2),
+            "$a.b": _model_usage(1, 2, 1, 1),
+            "unknown": _model_usage(1, 2, 1, 1),
+        }
+        assert (await _usage(storage))["by_model"] == expected
+
+    async def test_sums_are_not_limited_to_32_bits(self, storage: Storage) -> None:
+        for number in range(3):
+            await given_run(storage, f"run-{number}")
+            await storage.runs.record_token_usage(
+                f"run-{number}", caller="lead_agent", model_name="m", input_tokens=2**40
+            )
+        usage = await _usage(storage)
+        assert exactly(usage["total_tokens"]) == exactly(3 * 2**40)
+        assert exactly(usage["by_model"]["m"]["input_tokens"]) == exactly(3 * 2**40)

@@ -1,0 +1,52 @@
+"""Comparisons that `==` is too kind for: types, the sign of a zero, the form of a time."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+_JSON_TYPES = (str, int, float, bool, type(None))
+
+
+def exactly(value: object) -> object:
+    """`value` in a form that is equal only for values equal in type and content: 1 is not True, nor 1.0."""
+    kind = type(value).__name__
+    if isinstance(value, dict):
+        return kind, {key: exactly(item) for key, item in cast("dict[Any, object]", value).items()}
+    if isinstance(value, list):
+        return kind, [exactly(item) for item in cast("list[object]", value)]
+    return kind, repr(value) if isinstance(value, float) else value
+
+
+def assert_plain(value: object, place: str = "row") -> None:
+    """Only JSON's own types, and no subclass of them."""
+    if type(value) is dict:
+        for key, item in cast("dict[object, object]", value).items():
+            assert type(key) is str, f"{place} has a key of type {type(key).__qualname__}"
+            assert_plain(item, f"{place}.{key}")
+    elif type(value) is list:
+        for position, item in enumerate(cast("list[object]", value)):
+            assert_plain(item, f"{place}[{position}]")
+    else:
+        assert type(value) in _JSON_TYPES, f"{place} is a {type(value).__qualname__}"
+    json.dumps(value)
+
+
+def assert_row_time(text: object) -> datetime:
+    """An ISO-8601 string in UTC as `isoformat()` writes it; the moment it says."""
+    assert type(text) is str
+    moment = datetime.fromisoformat(text)
+    assert moment.utcoffset() == timedelta(0)
+    assert moment.isoformat() == text
+    return moment
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def assert_is_now(moment: datetime, *, since: datetime) -> None:
+    """Between `since` and now; a clock that keeps stamps apart may run a little ahead."""
+    tolerance = timedelta(milliseconds=50)
+    assert since - tolerance <= moment <= now() + tolerance

@@ -1,0 +1,182 @@
+"""The conformance suite, bound to each of our drivers; and what the suite promises to a backend's author."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import pymongo
+import pytest
+
+from deerflow_mongo.drivers.mongomock import UNSUPPORTED
+from deerflow_mongo.testing import (
+    Contract,
+    FeedbackStoreContract,
+    RunStoreContract,
+    StorageConformance,
+    is_from_nothing,
+    needs,
+)
+
+pytest_plugins = ["pytester"]
+
+PlainClient = pymongo.MongoClient[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def plain_client(mongodb_url: str) -> Iterator[PlainClient]:
+    """A client that opens no connection in the background, where some tests promise that none is made."""
+    with PlainClient(mongodb_url, serverMonitoringMode="poll") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def reused_database(plain_client: PlainClient) -> Iterator[str]:
+    """One database that stays set up, and is emptied for each test: ten times faster than a new one each."""
+    name = f"conformance_{uuid.uuid4().hex[:12]}"
+    yield name
+    plain_client.drop_database(name)
+
+
+class _OnAServer(StorageConformance):
+    driver: ClassVar[str]
+
+    @pytest.fixture
+    def storage_config(
+        self,
+        request: pytest.FixtureRequest,
+        mongodb_url: str,
+        plain_client: PlainClient,
+        reused_database: str,
+    ) -> Iterator[Mapping[str, Any]]:
+        config = {"backend": "mongodb", "driver": self.driver, "url": mongodb_url}
+        if is_from_nothing(request):
+            name = f"{reused_database}_new"
+            yield {**config, "database": name}
+            plain_client.drop_database(name)
+            return
+        database = plain_client[reused_database]
+        for collection in database.list_collection_names():
+            database[collection].delete_many({})
+        yield {**config, "database": reused_database}
+
+
+class TestPyMongo(_OnAServer):
+    driver = "pymongo"
+
+
+class TestMotor(_OnAServer):
+    driver = "motor"
+
+
+class TestMongomock(StorageConformance):
+    lacks = UNSUPPORTED
+
+    @pytest.fixture
+    def storage_config(self) -> Mapping[str, Any]:
+        return {"backend": "mongodb", "driver": "mongomock"}
+
+
+# -- the suite itself ------------------------------------------------------------------------------
+
+_BACKEND_OF_A_STRANGER = """
+    import pytest
+    from deerflow_mongo.testing import Contract, FeedbackStoreContract, needs
+
+    class Mock:
+        @pytest.fixture
+        def storage_config(self):
+            return {"backend": "mongodb", "driver": "mongomock"}
+
+    class DiskContract(Contract):
+        @needs("durability")
+        async def test_kept(self, storage):
+            assert await storage.runs.get("run-1", user_id=None) is not None
+
+    class TestWithoutADisk(Mock, DiskContract):
+        lacks = {"durability": "no disk"}
+
+    class TestWithABrokenDisk(Mock, DiskContract):
+        expected_failures = {"test_kept": "broken"}
+
+    class TestWithADisk(Mock, DiskContract):
+        pass
+
+    class TestFeedback(Mock, FeedbackStoreContract):
+        expected_failures = {"test_unknown_feedback_is_none": "it passes, which must be told"}
+"""
+
+
+def _tests_in(*contracts: type[Contract]) -> int:
+    return len({name for contract in contracts for name in dir(contract) if name.startswith("test_")})
+
+
+def test_a_strangers_backend_is_tested_with_no_plugin_of_ours(pytester: pytest.Pytester) -> None:
+    """Known failures must fail, what lacks is skipped by name, and each class keeps its marks to itself."""
+    pytester.makepyfile(_BACKEND_OF_A_STRANGER)
+    result = pytester.runpytest_subprocess("-rfsxX", "-o", "asyncio_mode=strict", "-p", "no:cacheprovider")
+    passed = _tests_in(FeedbackStoreContract) - 1
+    result.assert_outcomes(passed=passed, failed=2, skipped=1, xfailed=1)
+    result.stdout.fnmatch_lines_random(
+        [
+            "*XPASS(strict)*it passes, which must be told*",
+            "*test_kept needs durability: no disk*",
+            "XFAIL*TestWithABrokenDisk::test_kept*broken*",
+            "FAILED*TestWithADisk::test_kept*",
+        ]
+    )
+
+
+def test_a_failure_in_a_table_names_its_line(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        from deerflow_mongo.testing.contract import case
+
+        def test_table():
+            for number in (1, 2, 3):
+                with case("odd", number):
+                    assert number < 3
+        """
+    )
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").stdout.fnmatch_lines(["*case: odd, 3*"])
+
+
+def test_an_unknown_kind_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no kind 'proceses'; known: durability, processes"):
+        type("Misspelt", (RunStoreContract,), {"lacks": {"proceses": "a slip"}})
+    with pytest.raises(ValueError, match="no kind 'proceses'"):
+        needs("proceses")
+
+
+def test_an_expected_failure_that_is_no_test_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no test 'test_no_such'"):
+        type("Misspelt", (RunStoreContract,), {"expected_failures": {"test_no_such": "a slip"}})
+
+
+def test_a_promise_that_would_hide_another_is_an_error() -> None:
+    async def test_same(self: object) -> None: ...
+
+    async def test_same_again(self: object) -> None: ...
+
+    one = type("One", (RunStoreContract,), {"test_same": test_same})
+    two = type("Two", (FeedbackStoreContract,), {"test_same": test_same_again})
+    with pytest.raises(TypeError, match="more than one test_same"):
+        type("Both", (one, two), {})
+
+
+def test_the_whole_suite_is_the_sum_of_its_parts() -> None:
+    parts = StorageConformance.__bases__
+    assert _tests_in(StorageConformance) == _tests_in(*parts) == sum(map(_tests_in, parts))
+
+
+@pytest.mark.parametrize("module", ["pytest", "pytest_asyncio"])
+def test_without_pytest_the_suite_names_what_to_install(module: str) -> None:
+    source = f"import sys; sys.modules[{module!r}] = None; import deerflow_mongo.testing"
+    child = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)  # noqa: S603
+    assert child.returncode == 1
+    assert "MissingDependencyError" in child.stderr
+    assert f"needs {module.replace('_', '-')}" in child.stderr
+    assert "pip install 'deerflow-mongo[testing]'" in child.stderr
