@@ -73,6 +73,10 @@ async def stoppable(work: Coroutine[Any, Any, T]) -> T:
         if task.done() and not task.cancelled():
             task.exception()  # a task's error that nobody asks for would be logged
         raise
+    except Exception as error:
+        if (current := asyncio.current_task()) is not None and current.cancelling():
+            raise asyncio.CancelledError from error  # what failed did so because it was stopped
+        raise
 
 
 @contextlib.contextmanager
@@ -84,7 +88,7 @@ def explained() -> Generator[None]:
         raise failure(str(error), USAGE_EXIT) from None
     except StorageError as error:
         raise failure(str(error), PROBLEM_EXIT) from None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         raise failure("stopped; the storage is closed", INTERRUPTED_EXIT) from None
 
 
