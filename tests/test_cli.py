@@ -444,6 +444,15 @@ def test_a_closed_pipe_leaves_no_traceback(mongodb_url: str, database_name: str)
         assert "Traceback" not in demo.stderr.read()
 
 
+@pytest.fixture
+def heeded_ctrl_c() -> Iterator[None]:
+    """Children heed SIGINT, also where the tests run in the background of a script, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded_ctrl_c")
 def test_ctrl_c_stops_the_replay_and_the_embedded_server(tmp_path: Path) -> None:
     place = ["--data-dir", str(tmp_path / "data"), "--users", "1000"]
     controller, terminal = pty.openpty()
@@ -455,7 +464,7 @@ def test_ctrl_c_stops_the_replay_and_the_embedded_server(tmp_path: Path) -> None
         demo.send_signal(signal.SIGINT)
         told = _rest_of(controller)
         output, _ = demo.communicate(timeout=60)
-    assert (demo.returncode, output) == (130, "")
+    assert (demo.returncode, output) == (130, ""), told
     assert b"Traceback" not in told
     assert b"stopped; the storage is closed" in told
     with pytest.raises(ProcessLookupError):
