@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypeAlias, cast
 
@@ -271,7 +271,6 @@ def thread_metadata(payload: Mapping[str, JSONValue]) -> Document:
 
 def thread_row(document: Document) -> ThreadMeta:
     check_version(document)
-    parse: Callable[[str], datetime] = datetime.fromisoformat
     return ThreadMeta(
         thread_id=document["_id"],
         assistant_id=document["assistant_id"],
@@ -279,6 +278,6 @@ def thread_row(document: Document) -> ThreadMeta:
         display_name=decode_text(document["display_name"]),
         status=document["status"],
         metadata=decode_mapping(document["metadata"]),
-        created_time=parse(document["created_at"]),
-        updated_time=parse(document["updated_at"]),
+        created_time=datetime.fromisoformat(document["created_at"]),
+        updated_time=datetime.fromisoformat(document["updated_at"]),
     )

@@ -96,7 +96,7 @@ def run_by_id(run_id: object) -> Query:
     return {"_id": identifier("run_id", run_id)}
 
 
-def runs_of_thread(thread_id: object) -> Query:
+def of_thread(thread_id: object) -> Query:
     return {"thread_id": identifier("thread_id", thread_id)}
 
 
@@ -105,11 +105,7 @@ def feedback_by_id(feedback_id: object) -> Query:
 
 
 def feedback_of_run(thread_id: object, run_id: object) -> Query:
-    return {"thread_id": identifier("thread_id", thread_id), "run_id": identifier("run_id", run_id)}
-
-
-def feedback_of_thread(thread_id: object) -> Query:
-    return {"thread_id": identifier("thread_id", thread_id)}
+    return {**of_thread(thread_id), "run_id": identifier("run_id", run_id)}
 
 
 def vote_of(thread_id: object, run_id: object, user_id: str | None) -> Query:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 from .actor import AUTO, ActorContext, bind_actor_context, reset_actor_context
+from .filters import MAX_IDENTIFIER_BYTES
 from .observer import LifecycleEvent, LifecycleEventType
 from .protocols import Storage
 from .rows import Caller, RunCompletionFields, UserId
@@ -44,7 +45,6 @@ HOW_USERS_VOTE = (
 Outcome: TypeAlias = Literal["success", "error", "interrupted"]
 
 _BYTES_PER_TOKEN = 4
-_MAX_NAME_BYTES = 1_024
 _MAX_TOKENS = 2**40  # of one call; more is no figure of a provider
 _SUBAGENT_TOOL = "task"
 _CALLERS_BY_NAME: Mapping[str, Caller] = {"subagent": "subagent", "middleware": "middleware"}
@@ -154,7 +154,7 @@ def _text_or_none(value: object) -> str | None:
 def _name_or_none(value: object) -> str | None:
     """Text that every store takes as an identifier."""
     text = _text_or_none(value)
-    fits = text is not None and text == _storable(text) and len(text.encode()) <= _MAX_NAME_BYTES
+    fits = text is not None and text == _storable(text) and len(text.encode()) <= MAX_IDENTIFIER_BYTES
     return text if fits else None
 
 

@@ -25,7 +25,6 @@ _VERSION_ID = "deerflow-mongo"
 _INDEX_CONFLICT_CODES = (85, 86)  # IndexOptionsConflict, IndexKeySpecsConflict
 _COLLECTION_EXISTS_CODE = 48
 _DUPLICATE_KEY_CODE = 11000
-_NO_COLLECTION_CODE = 26
 
 Keys: TypeAlias = tuple[tuple[str, int], ...]
 NEWEST_FIRST: Keys = (("created_at", -1), ("order", -1))
@@ -56,6 +55,11 @@ class CollectionSchema:
     name: str
     validator: Document
     indexes: tuple[Index, ...]
+
+    @property
+    def stored_validator(self) -> Document:
+        """The validator as the server takes it and lists it among a collection's options."""
+        return {"$jsonSchema": self.validator}
 
 
 # -- validators ------------------------------------------------------------------------------------
@@ -259,10 +263,12 @@ class SchemaReport:
     """Indexes of the right name with other keys or options."""
     renamed_indexes: list[str] = field(default_factory=lambda: list[str]())
     """Indexes under another name that the server takes for one of ours, and so refuses to make ours."""
+    outdated_validators: list[str] = field(default_factory=lambda: list[str]())
+    """Collections whose validator is not this release's; `setup()` sets it. The mock keeps none."""
 
     @property
     def complete(self) -> bool:
-        """Whether `setup()` would find nothing to do and nothing in its way."""
+        """Whether the version, the collections and the indexes are this release's."""
         return self.version == SCHEMA_VERSION and not (
             self.missing_collections or self.missing_indexes or self.other_indexes or self.renamed_indexes
         )
@@ -296,6 +302,8 @@ async def inspect(driver: Driver, prefix: str) -> SchemaReport:
         name = prefix + schema.name
         known = name in present
         (report.collections if known else report.missing_collections).append(name)
+        if known and present[name].get("validator") != schema.stored_validator:
+            report.outdated_validators.append(name)
         found = {index["name"]: index for index in await driver.list_indexes(name)} if known else {}
         for index in schema.indexes:
             label = f"{name}.{index.name}"
@@ -338,7 +346,7 @@ async def apply(driver: Driver, prefix: str, database: str) -> None:
 async def _apply_collection(
     driver: Driver, name: str, schema: CollectionSchema, present: dict[str, Document]
 ) -> None:
-    validator: Document = {"$jsonSchema": schema.validator}
+    validator = schema.stored_validator
     if name not in present:
         present[name] = await _create_collection(driver, name, validator)
     if present[name].get("validator") != validator:

@@ -332,7 +332,7 @@ def test_privileges_are_those_a_host_needs(resource: dict[str, Any], actions: st
         "authenticatedUserPrivileges": [{"resource": resource, "actions": actions.split()}],
     }
     config = mongo_config({"url": "mongodb://host/d"})
-    assert login_finding(login, config, SchemaReport(missing_collections=["runs"]), []).level == level
+    assert login_finding(login, config, SchemaReport(missing_collections=["runs"])).level == level
 
 
 # -- check: a server with access control -----------------------------------------------------------

@@ -262,17 +262,11 @@ def _write_concern_finding(concern: Mapping[str, Any]) -> Finding:
 async def _look_at_schema(storage: MongoStorage) -> list[Finding]:
     config, driver = storage.config, storage.driver
     report = await storage.inspect()
-    present = await driver.list_collections()
-    outdated: list[str] = []
-    for schema in COLLECTIONS:
-        name = config.collection_prefix + schema.name
-        if name in present and present[name].get("validator") != {"$jsonSchema": schema.validator}:
-            outdated.append(name)
     status = await driver.command({"connectionStatus": 1, "showPrivileges": True}, database="admin")
     return [
-        login_finding(status["authInfo"], config, report, outdated),
+        login_finding(status["authInfo"], config, report),
         version_of_schema(report, config.database),
-        *_missing(report, outdated),
+        *_missing(report),
         *_index_problems(report),
     ]
 
@@ -288,7 +282,7 @@ def version_of_schema(report: SchemaReport, database: str) -> Finding:
     return Finding("ok", "schema", f"version {version}, {have}, {counted(len(report.indexes), 'index')}")
 
 
-def _missing(report: SchemaReport, outdated: Sequence[str]) -> Iterator[Finding]:
+def _missing(report: SchemaReport) -> Iterator[Finding]:
     made = "a host's start makes them"
     if report.missing_collections:
         yield Finding("note", "collections", f"missing: {', '.join(report.missing_collections)}; {made}")
@@ -297,8 +291,9 @@ def _missing(report: SchemaReport, outdated: Sequence[str]) -> Iterator[Finding]
     ]
     if existing:
         yield Finding("note", "indexes", f"missing: {', '.join(existing)}; {made}")
-    if outdated:
-        yield Finding("note", "validators", f"not this release's: {', '.join(outdated)}; {made}")
+    if report.outdated_validators:
+        names = ", ".join(report.outdated_validators)
+        yield Finding("note", "validators", f"not this release's: {names}; {made}")
 
 
 def _index_problems(report: SchemaReport) -> Iterator[Finding]:
@@ -311,16 +306,14 @@ def _index_problems(report: SchemaReport) -> Iterator[Finding]:
         yield Finding("PROBLEM", "indexes", f"{label} {what}: drop it with {drop}; a host's start makes ours")
 
 
-def login_finding(
-    login: Mapping[str, Any], config: MongoConfig, report: SchemaReport, outdated: Sequence[str]
-) -> Finding:
+def login_finding(login: Mapping[str, Any], config: MongoConfig, report: SchemaReport) -> Finding:
     """Whether the user may do what a host does, as `connectionStatus` tells it."""
     users = [f"{user['user']}@{user['db']}" for user in login.get("authenticatedUsers", ())]
     if not users:
         return Finding("ok", "login", "none is needed: the server has no access control")
     needed = ["find", "insert", "update", "remove", "createIndex"]
     needed += ["createCollection"] if report.missing_collections else []
-    needed += ["collMod"] if outdated else []
+    needed += ["collMod"] if report.outdated_validators else []
     collections = [config.collection_prefix + schema.name for schema in COLLECTIONS]
     privileges: Sequence[Document] = login.get("authenticatedUserPrivileges", ())
     denied = [

@@ -103,11 +103,11 @@ class MongoFeedbackStore:
         return await self._newest(query, limit)
 
     async def list_by_thread(self, thread_id: str, *, limit: int = 100) -> list[FeedbackRow]:
-        return await self._newest(filters.feedback_of_thread(thread_id), limit)
+        return await self._newest(filters.of_thread(thread_id), limit)
 
     async def list_by_thread_grouped(self, thread_id: str, *, user_id: UserId) -> dict[str, FeedbackRow]:
         user = filters.owner(user_id, method_name="FeedbackStore.list_by_thread_grouped")
-        query = {**filters.feedback_of_thread(thread_id), "user_id": user}
+        query = {**filters.of_thread(thread_id), "user_id": user}
         newest = await self._collection.aggregate(
             [
                 {"$match": query},

@@ -44,7 +44,7 @@ class MongoRunStore:
     async def list_by_thread(
         self, thread_id: str, *, limit: int = 100, user_id: UserId = AUTO
     ) -> list[RunRow]:
-        query = filters.runs_of_thread(thread_id)
+        query = filters.of_thread(thread_id)
         filters.owned(query, filters.owner(user_id, method_name="RunStore.list_by_thread"))
         rows = filters.limit_of("limit", limit)
         if rows == 0:
@@ -200,7 +200,7 @@ class MongoRunStore:
         await self._update(run_id, {"$inc": increments, "$set": changes}, "record_token_usage")
 
     async def token_usage_by_thread(self, thread_id: str, *, user_id: UserId = AUTO) -> TokenUsage:
-        query = filters.runs_of_thread(thread_id)
+        query = filters.of_thread(thread_id)
         filters.owned(query, filters.owner(user_id, method_name="RunStore.token_usage_by_thread"))
         [sums] = await self._collection.aggregate(_token_usage_pipeline(query))
         return _token_usage(sums)

@@ -13,22 +13,10 @@ import pytest
 from ..observer import LifecycleEvent, LifecycleEventType, StorageRunObserver
 from ..protocols import Storage
 from .contract import ALICE, RUN, THREAD, Contract, case, everything, given_run, stored_run, stored_thread
+from .values import FIGURES
 
 _AT = datetime(2026, 4, 22, 8, 56, 38, 123456, tzinfo=timezone(timedelta(hours=5, minutes=30)))
 _AT_TEXT = "2026-04-22T03:26:38.123456+00:00"
-
-_FIGURES: dict[str, Any] = {
-    "total_input_tokens": 11,
-    "total_output_tokens": 12,
-    "total_tokens": 23,
-    "llm_call_count": 4,
-    "lead_agent_tokens": 10,
-    "subagent_tokens": 8,
-    "middleware_tokens": 5,
-    "message_count": 7,
-    "first_human_message": "hi",
-    "last_ai_message": "bye",
-}
 
 _NO_FIGURES: tuple[Any, ...] = ({}, None, {"completion_data": None}, {"completion_data": "none"})
 
@@ -118,9 +106,9 @@ class ObserverContract(Contract):
     async def test_an_ending_with_figures_stores_them_and_the_end(self, storage: Storage) -> None:
         for kind, status in _ENDINGS.items():
             with case(kind):
-                row = await _after(storage, kind, {"completion_data": _FIGURES})
+                row = await _after(storage, kind, {"completion_data": FIGURES})
                 assert (row["status"], row["ended_at"]) == (status, _AT_TEXT)
-                assert {name: row[name] for name in _FIGURES} == _FIGURES
+                assert {name: row[name] for name in FIGURES} == FIGURES
 
     async def test_an_ending_with_empty_figures_is_an_ending(self, storage: Storage) -> None:
         for kind, status in _ENDINGS.items():
@@ -131,7 +119,7 @@ class ObserverContract(Contract):
     async def test_status_or_error_among_the_figures_breaks_nothing(self, storage: Storage) -> None:
         """A payload's own `error` or `status` inside `completion_data` never breaks the call."""
         own = {
-            **_FIGURES,
+            **FIGURES,
             "status": "running",
             "error": "inner",
             "run_id": "another",
@@ -142,7 +130,7 @@ class ObserverContract(Contract):
             with case(kind):
                 row = await _after(storage, kind, {"completion_data": own, "error": "outer"})
                 assert (row["status"], row["ended_at"]) == (status, _AT_TEXT)
-                assert {name: row[name] for name in _FIGURES} == _FIGURES
+                assert {name: row[name] for name in FIGURES} == FIGURES
 
     async def test_the_payloads_error_wins(self, storage: Storage) -> None:
         inner = {"completion_data": {"error": "inner"}}
@@ -168,7 +156,7 @@ class ObserverContract(Contract):
     async def test_a_completed_run_titles_its_thread(self, storage: Storage) -> None:
         """The thread's title if the payload has `title`."""
         await storage.threads.ensure_thread(thread_id=THREAD, user_id=ALICE)
-        for payload in ({"title": "First"}, {"title": "Second", "completion_data": _FIGURES}):
+        for payload in ({"title": "First"}, {"title": "Second", "completion_data": FIGURES}):
             with case(payload):
                 await _after(storage, "run_completed", payload)
                 assert (await stored_thread(storage)).display_name == payload["title"]
@@ -227,7 +215,7 @@ class ObserverContract(Contract):
         for kind, status in _ENDINGS.items():
             with case(kind):
                 await given_run(storage, kind, status="running")
-                await storage.observer().on_event(_event(kind, {"completion_data": _FIGURES}, run_id=kind))
+                await storage.observer().on_event(_event(kind, {"completion_data": FIGURES}, run_id=kind))
                 await storage.observer().on_event(_event("run_started", run_id=kind))
                 assert (await stored_run(storage, kind))["status"] == status
 
@@ -274,13 +262,13 @@ class ObserverContract(Contract):
 
     async def test_any_run_write_repository_gets_only_fields_it_knows(self) -> None:
         """Unknown keys of `completion_data` are left out."""
-        known = {*_FIGURES, "error", "ended_at", "run_id", "status"}
+        known = {*FIGURES, "error", "ended_at", "run_id", "status"}
         for kind, status in _ENDINGS.items():
             with case(kind):
                 recorder = _Recorder()
                 payload = {
                     "completion_data": {
-                        **_FIGURES,
+                        **FIGURES,
                         "unknown": 1,
                         "status": "x",
                         "run_id": "x",
@@ -292,7 +280,7 @@ class ObserverContract(Contract):
                 assert name == "update_run_completion"
                 assert set(arguments) <= known
                 assert (arguments["run_id"], arguments["status"]) == (RUN, status)
-                assert {name: arguments[name] for name in _FIGURES} == _FIGURES
+                assert {name: arguments[name] for name in FIGURES} == FIGURES
                 assert datetime.fromisoformat(str(arguments["ended_at"])) == _AT
 
     async def test_the_payload_is_left_as_it_was(self) -> None:

@@ -12,24 +12,12 @@ import pytest
 from ..protocols import Storage
 from ..rows import ACTIVE_STATUSES, ENDED_STATUSES
 from .contract import RUN, THREAD, Contract, case, everything, given_run, stored_run
-from .values import assert_is_now, assert_row_time, exactly, now
+from .values import FIGURES, assert_is_now, assert_row_time, exactly, now
 
 _STATUSES = (*ACTIVE_STATUSES, *ENDED_STATUSES)
 _EARLY, _LATE = "2026-04-22T03:00:00.000001+00:00", "2026-04-22T04:00:00+00:00"
 
-_COMPLETION: dict[str, Any] = {
-    "total_input_tokens": 11,
-    "total_output_tokens": 12,
-    "total_tokens": 23,
-    "llm_call_count": 4,
-    "lead_agent_tokens": 10,
-    "subagent_tokens": 8,
-    "middleware_tokens": 5,
-    "message_count": 7,
-    "first_human_message": "hi",
-    "last_ai_message": "bye",
-    "error": "none really",
-}
+_COMPLETION: dict[str, Any] = {**FIGURES, "error": "none really"}
 _NO_COMPLETION: dict[str, Any] = {
     name: 0 if isinstance(value, int) else None for name, value in _COMPLETION.items()
 }

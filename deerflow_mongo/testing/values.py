@@ -8,6 +8,20 @@ from typing import Any, cast
 
 _JSON_TYPES = (str, int, float, bool, type(None))
 
+FIGURES: dict[str, Any] = {
+    "total_input_tokens": 11,
+    "total_output_tokens": 12,
+    "total_tokens": 23,
+    "llm_call_count": 4,
+    "lead_agent_tokens": 10,
+    "subagent_tokens": 8,
+    "middleware_tokens": 5,
+    "message_count": 7,
+    "first_human_message": "hi",
+    "last_ai_message": "bye",
+}
+"""What a run's completion may bring, every figure another than its default."""
+
 
 def exactly(value: object) -> object:
     """`value` in a form that is equal only for values equal in type and content: 1 is not True, nor 1.0."""
