@@ -18,6 +18,9 @@ from ..times import clock, stored_from_stamp, stored_now
 
 logger = logging.getLogger(__name__)
 
+_ENSURE_TRIES = 2
+"""The second tells a lost race, which it wins, from a thread of somebody else."""
+
 
 def _new_thread(
     *,
@@ -121,14 +124,12 @@ class MongoThreadStore:
             new["user_id"] = None
         filters.owned(query, user)
         update = {"$setOnInsert": new}
-        try:
-            return codec.thread_row(await self._collection.find_one_and_upsert(query, update))
-        except DuplicateKeyError:
-            pass  # somebody else's thread, or the same caller's that was made meanwhile
-        try:
-            return codec.thread_row(await self._collection.find_one_and_upsert(query, update))
-        except DuplicateKeyError:
-            raise PermissionError(f"not allowed to use thread {query['_id']!r}") from None
+        for _ in range(_ENSURE_TRIES):
+            try:
+                return codec.thread_row(await self._collection.find_one_and_upsert(query, update))
+            except DuplicateKeyError:
+                continue  # somebody else's thread, or the same caller's that was made meanwhile
+        raise PermissionError(f"not allowed to use thread {query['_id']!r}")
 
     async def ensure_thread_running(
         self,
