@@ -1,4 +1,4 @@
-"""MongoDB storage for DeerFlow: runs, feedback and thread metadata, every write one atomic operation.
+"""MongoDB storage for DeerFlow: runs, feedback, threads and run events, every write one atomic operation.
 
 The public names, nothing else. Importing this package imports no database driver; what needs one is loaded
 when it is first named.
@@ -35,6 +35,7 @@ from .observer import LifecycleEvent, LifecycleEventType, StorageRunObserver
 from .protocols import (
     FeedbackStore,
     RunDeleteRepository,
+    RunEventStore,
     RunLifecycleEvent,
     RunObserver,
     RunReadRepository,
@@ -52,6 +53,8 @@ from .rows import (
     ModelTokenUsage,
     RunCompletionFields,
     RunCreateFields,
+    RunEventFields,
+    RunEventRow,
     RunRow,
     RunStatusUpdateFields,
     ThreadMeta,
@@ -89,6 +92,9 @@ __all__ = [
     "RunCompletionFields",
     "RunCreateFields",
     "RunDeleteRepository",
+    "RunEventFields",
+    "RunEventRow",
+    "RunEventStore",
     "RunExistsError",
     "RunLifecycleEvent",
     "RunObserver",

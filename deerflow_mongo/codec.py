@@ -14,8 +14,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypeAlias, cast
 
+import bson
+from bson import ObjectId
+
 from .errors import StorageError
-from .rows import CALLERS, FeedbackRow, JSONValue, RunRow, ThreadMeta
+from .rows import CALLERS, FeedbackRow, JSONValue, RunEventRow, RunRow, ThreadMeta
 from .times import optional_row_time, row_time
 
 Document: TypeAlias = dict[str, Any]
@@ -281,3 +284,69 @@ def thread_row(document: Document) -> ThreadMeta:
         created_time=datetime.fromisoformat(document["created_at"]),
         updated_time=datetime.fromisoformat(document["updated_at"]),
     )
+
+
+# -- run events ------------------------------------------------------------------------------------
+
+ONCE = "once"
+"""Present and true on an event that `put_if_absent` made."""
+
+HEAD_SEQ = 0
+"""Where a thread's head stands: below every event, so that it comes last only in an empty thread."""
+
+
+def encode_content(content: JSONValue) -> Any:
+    """An event's content: a mapping by its keys, as payloads are; anything else as one value."""
+    return encode_mapping(content) if isinstance(content, dict) else encode_value(content)
+
+
+def _decode_content(stored: Any) -> JSONValue:
+    if type(stored) is dict and JSON_MARK not in stored:
+        return decode_mapping(cast("Document", stored))
+    return decode_value(stored)
+
+
+def new_event(fields: Mapping[str, Any]) -> Document:
+    """An event's document before it has a number. `fields` are checked and encoded."""
+    return {"_id": ObjectId(), "schema_version": SCHEMA_VERSION, "seq": 0, **fields, "stored_at": None}
+
+
+def thread_head(thread_id: str, founded_at: datetime) -> Document:
+    """What stays of a thread when all its events are gone, and from which number it goes on then."""
+    return {
+        "_id": ObjectId(),
+        "schema_version": SCHEMA_VERSION,
+        "thread_id": thread_id,
+        "seq": HEAD_SEQ,
+        "floor": 0,
+        "founded_at": founded_at,
+    }
+
+
+def event_stub(last: int, forget_at: datetime) -> list[Document]:
+    """The update that leaves an event's number taken and nothing else.
+
+    Of numbers below `last` the stub goes at `forget_at`; the others keep theirs for ever, so that a thread's
+    highest number is never forgotten.
+    """
+    number = {"_id": "$_id", "schema_version": "$schema_version", "thread_id": "$thread_id", "seq": "$seq"}
+    goes = {"$cond": [{"$lt": ["$seq", last]}, forget_at, None]}
+    return [{"$replaceRoot": {"newRoot": {**number, "was_stored_at": "$stored_at", "forget_at": goes}}}]
+
+
+def event_size_bytes(document: Document) -> int:
+    return len(bson.encode(document))
+
+
+def event_row(document: Document) -> RunEventRow:
+    check_version(document)
+    return {
+        "thread_id": document["thread_id"],
+        "run_id": document["run_id"],
+        "event_type": document["event_type"],
+        "category": document["category"],
+        "content": _decode_content(document["content"]),
+        "metadata": decode_mapping(document["metadata"]),
+        "created_at": row_time(document["created_at"]),
+        "seq": document["seq"],
+    }

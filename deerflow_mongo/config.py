@@ -55,6 +55,12 @@ class MongoConfig(BaseModel):
         ge=1,
         description="of one operation, its retries included; default: the URI's, else 25,000",
     )
+    run_events_ttl_days: int | None = Field(
+        default=None,
+        ge=1,
+        le=20_000,
+        description="how long run events are kept, in whole days; default: for ever",
+    )
     data_dir: Path | None = Field(
         default=None,
         description="where `url: embedded` keeps its data; default: a folder that goes with the server",

@@ -6,11 +6,12 @@ is refused, so no operator document can reach a query.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from .actor import resolve_user_id
-from .rows import MAX_FIGURE
+from .rows import MAX_FIGURE, MESSAGE
 
 Query: TypeAlias = dict[str, Any]
 
@@ -100,17 +101,17 @@ def of_thread(thread_id: object) -> Query:
     return {"thread_id": identifier("thread_id", thread_id)}
 
 
+def of_run(thread_id: object, run_id: object) -> Query:
+    return {**of_thread(thread_id), "run_id": identifier("run_id", run_id)}
+
+
 def feedback_by_id(feedback_id: object) -> Query:
     return {"_id": identifier("feedback_id", feedback_id)}
 
 
-def feedback_of_run(thread_id: object, run_id: object) -> Query:
-    return {**of_thread(thread_id), "run_id": identifier("run_id", run_id)}
-
-
 def vote_of(thread_id: object, run_id: object, user_id: str | None) -> Query:
     """The rows of a user that are, or may become, the one vote on the run: those not on a message."""
-    return {**feedback_of_run(thread_id, run_id), "user_id": user_id, "message_id": None}
+    return {**of_run(thread_id, run_id), "user_id": user_id, "message_id": None}
 
 
 def thread_by_id(thread_id: object) -> Query:
@@ -131,3 +132,51 @@ def threads_matching(
     if metadata_digests:
         query["metadata_digests"] = {"$all": metadata_digests}
     return query
+
+
+def sequence_number(name: str, value: object) -> int | None:
+    """A run event's number to page from, cut to what the server takes; None for none."""
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number or None, got {type(value).__name__}")
+    return max(-MAX_FIGURE, min(int(value), MAX_FIGURE))
+
+
+def event_types_of(value: object) -> list[str] | None:
+    """Run event types, each once; None for all of them."""
+    if value is None:
+        return None
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise TypeError(f"event_types must be a list of texts or None, got {type(value).__name__}")
+    return list(dict.fromkeys(status_text("event_types", item) for item in cast("Iterable[object]", value)))
+
+
+def between(query: Query, *, after_seq: int | None, before_seq: int | None) -> Query:
+    """`query`, limited to run events of numbers between these two, both excluded."""
+    bounds = {"$gt": after_seq, "$lt": before_seq}
+    given = {operator: seq for operator, seq in bounds.items() if seq is not None}
+    if given:
+        query["seq"] = given
+    return query
+
+
+def messages_of_thread(thread_id: object) -> Query:
+    return {**of_thread(thread_id), "category": MESSAGE}
+
+
+def events_of_run(thread_id: object, run_id: object, *event_types: str) -> Query:
+    """A run's events of these types, or all of them."""
+    query = of_run(thread_id, run_id)
+    if event_types:
+        query["event_type"] = event_types[0] if len(event_types) == 1 else {"$in": list(event_types)}
+    return query
+
+
+def messages_of_run(thread_id: object, run_id: object) -> Query:
+    return {**events_of_run(thread_id, run_id), "category": MESSAGE}
+
+
+def events_of_thread(thread_id: object) -> Query:
+    """A thread's events, and neither its head nor the stubs of what was deleted."""
+    return {**of_thread(thread_id), "run_id": {"$exists": True}}

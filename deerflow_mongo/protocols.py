@@ -17,7 +17,7 @@ may raise `InvalidPayloadError` or `PayloadTooLargeError` and has then written n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
@@ -27,6 +27,8 @@ from .rows import (
     Caller,
     FeedbackRow,
     FeedbackTotals,
+    RunEventFields,
+    RunEventRow,
     RunRow,
     ThreadMeta,
     ThreadMetaCreate,
@@ -339,6 +341,114 @@ class ThreadStore(ThreadMetaRepository, ThreadMetaStorage, Protocol):
     """Everything about threads: both halves in one object."""
 
 
+class RunEventStore(Protocol):
+    """The story of each thread: messages, tool calls, traces, numbered within the thread.
+
+    `seq` starts at 1 in each thread, is unique there and rises in the order of the calls and within a batch.
+    No number is given twice, not even after deletes or a crash, and whoever has seen seq n will see no event
+    with a smaller one appear later.
+
+    With an actor bound, a thread of another user is empty, and writing to it is a `PermissionError`. A thread
+    that belongs to nobody, or that `threads` does not know, is open to all. Whose thread it is, is asked
+    anew by every call.
+    """
+
+    async def put_batch(self, events: Sequence[RunEventFields]) -> list[RunEventRow]:
+        """Store events, those of one thread under consecutive numbers; rows in the order of the input.
+
+        Each has `thread_id`, `run_id`, `event_type` and `category`, and may have `content` (text or a
+        mapping, ""), `metadata` ({}) and `created_at` (now); another key is a `TypeError`, a missing one a
+        `ValueError`. Events of several threads are stored thread by thread. Raises `PermissionError` where
+        one of the threads is another user's, and has then stored none.
+
+        After a `StorageUnavailableError` the events may be stored or not. The same process may repeat the
+        same batch: it is then stored once.
+        """
+        ...
+
+    async def put(
+        self,
+        *,
+        thread_id: str,
+        run_id: str,
+        event_type: str,
+        category: str,
+        content: Any = "",
+        metadata: Mapping[str, Any] | None = None,
+        created_at: TimeInput | None = None,
+    ) -> RunEventRow:
+        """Store one event, as `put_batch` does."""
+        ...
+
+    async def put_if_absent(
+        self,
+        *,
+        thread_id: str,
+        run_id: str,
+        event_type: str,
+        category: str,
+        content: Any = "",
+        metadata: Mapping[str, Any] | None = None,
+        created_at: TimeInput | None = None,
+    ) -> tuple[RunEventRow, bool]:
+        """Store the event unless its run has one of its type; the run's event, and whether it is new.
+
+        Any number of concurrent calls from any number of processes store one. Where `put` has stored several,
+        the first is given.
+        """
+        ...
+
+    async def list_messages(
+        self,
+        thread_id: str,
+        *,
+        limit: int = 50,
+        before_seq: int | None = None,
+        after_seq: int | None = None,
+    ) -> list[RunEventRow]:
+        """Events of category "message", in rising `seq`.
+
+        `before_seq` gives the last `limit` before it, `after_seq` the first `limit` after it, both the first
+        `limit` between them, neither the last `limit`.
+        """
+        ...
+
+    async def list_events(
+        self,
+        thread_id: str,
+        run_id: str,
+        *,
+        event_types: Sequence[str] | None = None,
+        limit: int = 500,
+    ) -> list[RunEventRow]:
+        """The first `limit` events of the run, in rising `seq`; `event_types=[]` gives none."""
+        ...
+
+    async def list_messages_by_run(
+        self,
+        thread_id: str,
+        run_id: str,
+        *,
+        limit: int = 50,
+        before_seq: int | None = None,
+        after_seq: int | None = None,
+    ) -> list[RunEventRow]:
+        """As `list_messages`, of one run."""
+        ...
+
+    async def count_messages(self, thread_id: str) -> int:
+        """The number of the thread's events of category "message"."""
+        ...
+
+    async def delete_by_thread(self, thread_id: str) -> int:
+        """Delete the thread's events; how many there were. Their numbers are not given again."""
+        ...
+
+    async def delete_by_run(self, thread_id: str, run_id: str) -> int:
+        """Delete the run's events; how many there were. Their numbers are not given again."""
+        ...
+
+
 class RunLifecycleEvent(Protocol):
     """What happened to a run. `event_type` is text or an enum whose value is that text."""
 
@@ -372,6 +482,8 @@ class Storage(Protocol):
     def feedback(self) -> FeedbackStore: ...
     @property
     def threads(self) -> ThreadStore: ...
+    @property
+    def run_events(self) -> RunEventStore: ...
 
     def observer(self) -> RunObserver:
         """An observer that writes to these stores."""
@@ -382,7 +494,11 @@ class Storage(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Let go of connections; idempotent, and bounded in time when the server is gone."""
+        """Write the run events that were accepted, then let go of connections.
+
+        Idempotent, and bounded in time when the server is gone: who waits for an event that could not be
+        written gets the error, and the log tells how many there were.
+        """
         ...
 
     async def __aenter__(self) -> Self:

@@ -154,6 +154,35 @@ class FeedbackTotals(TypedDict):
     negative: int
 
 
+MESSAGE = "message"
+"""The category of the run events that users scroll through."""
+
+
+class RunEventFields(TypedDict, total=False):
+    """A run event to be stored; the first four are needed."""
+
+    thread_id: str
+    run_id: str
+    event_type: str
+    category: str
+    content: Any
+    metadata: Mapping[str, Any] | None
+    created_at: TimeInput | None
+
+
+class RunEventRow(TypedDict):
+    """One run event. `seq` counts from 1 within its thread; `content` is text or what JSON came in."""
+
+    thread_id: str
+    run_id: str
+    event_type: str
+    category: str
+    content: JSONValue
+    metadata: dict[str, JSONValue]
+    created_at: str
+    seq: int
+
+
 def _empty_metadata() -> dict[str, Any]:
     return {}
 

@@ -6,22 +6,33 @@ write. `apply` is idempotent and may be raced by many processes; `inspect` chang
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from .codec import JSON_MARK, SCHEMA_VERSION, VOTE, Document
-from .drivers.base import Driver
+from .codec import JSON_MARK, ONCE, SCHEMA_VERSION, VOTE, Document
+from .drivers.base import Collection, Driver
 from .errors import StorageConfigError, StorageError
 from .filters import RATINGS
-from .rows import CALLERS
+from .rows import CALLERS, MESSAGE
 from .times import stored_now
+
+logger = logging.getLogger(__name__)
 
 RUNS = "runs"
 FEEDBACK = "feedback"
 THREADS = "threads"
+RUN_EVENTS = "run_events"
 VERSIONS = "schema_versions"
 
+RETENTION_MARK = "retention_since"
+"""In the version's document since run events were first given a time to live; never taken away again."""
+
+RETENTION = "retention"
+"""The name of the index that `run_events_ttl_days` asks for."""
+
 _VERSION_ID = "deerflow-mongo"
+_DAY_S = 86_400
 _INDEX_CONFLICT_CODES = (85, 86)  # IndexOptionsConflict, IndexKeySpecsConflict
 _COLLECTION_EXISTS_CODE = 48
 _DUPLICATE_KEY_CODE = 11000
@@ -39,6 +50,7 @@ class Index:
     serves: str
     unique: bool = False
     partial: Document | None = None
+    expire_after_s: int | None = None
 
     def specification(self) -> Document:
         """As the server's `createIndexes` takes it and `listIndexes` gives it."""
@@ -47,6 +59,8 @@ class Index:
             specification["unique"] = True
         if self.partial is not None:
             specification["partialFilterExpression"] = self.partial
+        if self.expire_after_s is not None:
+            specification["expireAfterSeconds"] = self.expire_after_s
         return specification
 
 
@@ -173,7 +187,41 @@ _THREAD = _object(
     }
 )
 
-_VERSION = _object({"_id": _ID, "version": _SCHEMA_VERSION, "updated_at": _TIME})
+_CONTENT: Document = {"bsonType": ["string", "object", "array", "bool", "double", *_WHOLE]}
+_DATE: Document = {"bsonType": "date"}
+_OPTIONAL_DATE: Document = {"bsonType": ["date", "null"]}
+_NUMBERED: Document = {
+    "_id": {"bsonType": "objectId"},
+    "schema_version": _SCHEMA_VERSION,
+    "thread_id": _ID,
+    "seq": _COUNT,
+}
+
+_RUN_EVENT: Document = {
+    "anyOf": [
+        _object(
+            {
+                **_NUMBERED,
+                "run_id": _ID,
+                "event_type": _ID,
+                "category": _ID,
+                "content": _CONTENT,
+                "metadata": _PAYLOAD,
+                "created_at": _TIME,
+                "stored_at": _DATE,
+                ONCE: {"enum": [True]},
+            },
+            optional=(ONCE,),
+        ),
+        _object({**_NUMBERED, "was_stored_at": _DATE, "forget_at": _OPTIONAL_DATE}),
+        _object({**_NUMBERED, "floor": _COUNT, "founded_at": _DATE}),
+    ]
+}
+
+_VERSION = _object(
+    {"_id": _ID, "version": _SCHEMA_VERSION, "updated_at": _TIME, RETENTION_MARK: _TIME},
+    optional=(RETENTION_MARK,),
+)
 
 # -- collections -----------------------------------------------------------------------------------
 
@@ -183,6 +231,13 @@ VOTE_INDEX = Index(
     "feedback.upsert: at most one vote of a user on a run",
     unique=True,
     partial={VOTE: True},
+)
+
+EVENT_NUMBERS = Index(
+    "thread_seq",
+    (("thread_id", 1), ("seq", 1)),
+    "run_events: no number twice in a thread; the thread's last number",
+    unique=True,
 )
 
 COLLECTIONS: tuple[CollectionSchema, ...] = (
@@ -243,8 +298,56 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
             ),
         ),
     ),
+    CollectionSchema(
+        RUN_EVENTS,
+        _RUN_EVENT,
+        (
+            EVENT_NUMBERS,
+            Index(
+                "message_seq",
+                (("thread_id", 1), ("category", 1), ("seq", 1)),
+                "run_events.list_messages and count_messages",
+                partial={"category": MESSAGE},
+            ),
+            Index(
+                "run_seq",
+                (("thread_id", 1), ("run_id", 1), ("seq", 1), ("event_type", 1)),
+                "run_events.list_events, by type from the index alone; delete_by_run",
+            ),
+            Index(
+                "run_message_seq",
+                (("thread_id", 1), ("run_id", 1), ("category", 1), ("seq", 1)),
+                "run_events.list_messages_by_run",
+                partial={"category": MESSAGE},
+            ),
+            Index(
+                "once_per_run",
+                (("thread_id", 1), ("run_id", 1), ("event_type", 1)),
+                "run_events.put_if_absent: at most one event that it made",
+                unique=True,
+                partial={ONCE: True},
+            ),
+            Index(
+                "forget_stubs",
+                (("forget_at", 1),),
+                "the server removes the stubs of deleted events",
+                partial={"forget_at": {"$type": "date"}},
+                expire_after_s=0,
+            ),
+        ),
+    ),
     CollectionSchema(VERSIONS, _VERSION, ()),
 )
+
+
+def retention_index(ttl_days: int) -> Index:
+    """The index by which the server removes run events that were stored more than `ttl_days` ago."""
+    return Index(
+        RETENTION,
+        (("stored_at", 1),),
+        "the server removes run events after run_events_ttl_days",
+        expire_after_s=ttl_days * _DAY_S,
+    )
 
 
 # -- inspecting ------------------------------------------------------------------------------------
@@ -265,6 +368,8 @@ class SchemaReport:
     """Indexes under another name that the server takes for one of ours, and so refuses to make ours."""
     outdated_validators: list[str] = field(default_factory=lambda: list[str]())
     """Collections whose validator is not this release's; `setup()` sets it. The mock keeps none."""
+    retention_days: float | None = None
+    """After how many days the server removes run events; None for never."""
 
     @property
     def complete(self) -> bool:
@@ -305,6 +410,8 @@ async def inspect(driver: Driver, prefix: str) -> SchemaReport:
         if known and present[name].get("validator") != schema.stored_validator:
             report.outdated_validators.append(name)
         found = {index["name"]: index for index in await driver.list_indexes(name)} if known else {}
+        if RETENTION in found:
+            report.retention_days = found[RETENTION]["expireAfterSeconds"] / _DAY_S
         for index in schema.indexes:
             label = f"{name}.{index.name}"
             wanted = _comparable(index.specification())
@@ -331,8 +438,11 @@ def check_version(version: int | None, database: str) -> None:
         )
 
 
-async def apply(driver: Driver, prefix: str, database: str) -> None:
-    """Make collections, validators and indexes, and store the version."""
+async def apply(driver: Driver, prefix: str, database: str, *, ttl_days: int | None = None) -> None:
+    """Make collections, validators and indexes, and store the version.
+
+    `ttl_days` is how long run events are kept, None for ever; it may change on a collection that is in use.
+    """
     check_version(await stored_version(driver, prefix), database)
     present = await driver.list_collections()
     for schema in COLLECTIONS:
@@ -341,6 +451,32 @@ async def apply(driver: Driver, prefix: str, database: str) -> None:
     await driver.collection(prefix + VERSIONS).find_one_and_upsert(
         {"_id": _VERSION_ID}, {"$max": {"version": SCHEMA_VERSION}, "$set": {"updated_at": stored_now()}}
     )
+    await _apply_retention(driver, prefix, ttl_days)
+
+
+async def _apply_retention(driver: Driver, prefix: str, ttl_days: int | None) -> None:
+    name = prefix + RUN_EVENTS
+    found = next((index for index in await driver.list_indexes(name) if index["name"] == RETENTION), None)
+    if ttl_days is None:
+        if found is not None:
+            logger.warning("run events are kept for ever from now on: run_events_ttl_days is not set")
+            await driver.drop_index(name, RETENTION)
+        return
+    # First, since from the first removal on a thread's numbers are not told by what is left of it.
+    await driver.collection(prefix + VERSIONS).update_one(
+        {"_id": _VERSION_ID, RETENTION_MARK: None}, {"$set": {RETENTION_MARK: stored_now()}}
+    )
+    wanted = retention_index(ttl_days)
+    if found is None:
+        await _create_index(driver, name, wanted)
+    elif found.get("expireAfterSeconds") != wanted.expire_after_s:
+        await driver.set_expiry(name, wanted.specification())
+
+
+async def had_retention(versions: Collection) -> bool:
+    """Whether the server has ever been told to remove run events by their age."""
+    document = await versions.find_one({"_id": _VERSION_ID})
+    return document is not None and RETENTION_MARK in document
 
 
 async def _apply_collection(

@@ -14,11 +14,14 @@ from typing import Any, Self
 
 from . import schema
 from .config import EMBEDDED, MongoConfig, mongo_config, redacted
-from .drivers.base import Driver, DriverOptions
+from .drivers.base import READ_COMMITTED, READ_FROM_PRIMARY, Collection, Driver, DriverOptions
 from .embedded import EmbeddedServer, start_embedded
 from .errors import MissingDependencyError, StorageConfigError, StorageError
 from .observer import StorageRunObserver
+from .stores.event_log import EventLog
 from .stores.feedback import MongoFeedbackStore
+from .stores.owners import ThreadOwners
+from .stores.run_events import MongoRunEventStore
 from .stores.runs import MongoRunStore
 from .stores.threads import MongoThreadStore
 
@@ -69,6 +72,7 @@ class MongoStorage:
         self._runs = MongoRunStore(self._collection(schema.RUNS))
         self._feedback = MongoFeedbackStore(self._collection(schema.FEEDBACK))
         self._threads = MongoThreadStore(self._collection(schema.THREADS))
+        self._run_events = self._event_store()
 
     def __repr__(self) -> str:
         url, database = redacted(self._config.url), self._config.database
@@ -95,6 +99,10 @@ class MongoStorage:
     def threads(self) -> MongoThreadStore:
         return self._threads
 
+    @property
+    def run_events(self) -> MongoRunEventStore:
+        return self._run_events
+
     def observer(self) -> StorageRunObserver:
         """An observer that writes to these stores."""
         return StorageRunObserver(self._runs, self._threads)
@@ -105,15 +113,23 @@ class MongoStorage:
         Raises `StorageConfigError` where a newer release has set up the database, and where an index of ours
         exists with other options.
         """
-        await schema.apply(self._driver, self._config.collection_prefix, self._config.database)
+        config = self._config
+        await schema.apply(
+            self._driver, config.collection_prefix, config.database, ttl_days=config.run_events_ttl_days
+        )
 
     async def inspect(self) -> schema.SchemaReport:
         """Which collections and indexes exist or are missing; changes nothing."""
         return await schema.inspect(self._driver, self._config.collection_prefix)
 
     async def aclose(self) -> None:
-        """Close the client, unless the caller made it, and let go of an embedded server; idempotent."""
+        """Write the run events that were accepted, close the client, unless the caller made it, and let go of
+        an embedded server; idempotent.
+
+        Events that cannot be written within seconds are counted in the log, and their callers get the error.
+        """
         try:
+            await self._run_events.aclose()
             await self._driver.close()
         finally:
             with self._server_lock:
@@ -138,8 +154,19 @@ class MongoStorage:
     ) -> None:
         await self.aclose()
 
-    def _collection(self, name: str) -> Any:
-        return self._driver.collection(self._config.collection_prefix + name)
+    def _collection(self, name: str, **options: Any) -> Collection:
+        return self._driver.collection(self._config.collection_prefix + name, options)
+
+    def _event_store(self) -> MongoRunEventStore:
+        committed = self._collection(schema.RUN_EVENTS, **READ_COMMITTED, **READ_FROM_PRIMARY)
+        events = self._collection(schema.RUN_EVENTS, **READ_FROM_PRIMARY)
+        versions = self._collection(schema.VERSIONS, **READ_FROM_PRIMARY)
+        return MongoRunEventStore(
+            self._collection(schema.RUN_EVENTS, **READ_COMMITTED),
+            events,
+            EventLog(events, committed, lambda: schema.had_retention(versions)),
+            ThreadOwners(self._collection(schema.THREADS, **READ_FROM_PRIMARY)),
+        )
 
     async def _driver_options(self) -> DriverOptions:
         config = self._config

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
@@ -19,8 +19,9 @@ import bson
 from bson.codec_options import CodecOptions, TypeDecoder, TypeRegistry
 from bson.errors import BSONError, InvalidDocument
 from bson.int64 import Int64
-from pymongo import ReturnDocument, WriteConcern, errors, timeout
+from pymongo import ReadPreference, ReturnDocument, WriteConcern, errors, timeout
 from pymongo.driver_info import DriverInfo
+from pymongo.read_concern import ReadConcern
 
 from .. import __version__
 from ..errors import (
@@ -60,8 +61,31 @@ DRIVER_INFO = DriverInfo("deerflow-mongo", __version__)
 logger = logging.getLogger(__name__)
 
 
+_NO_TRANSACTIONS_CODE = 20  # IllegalOperation: a standalone server
+
+_NO_CHANGE_STREAMS_CODES = (20, 40573)  # IllegalOperation; "only supported on replica sets"
+NO_CHANGE_STREAMS = (
+    "this server has no change streams, which need a replica set: run it as one, be it of one member"
+)
+
+READ_COMMITTED: Document = {"read_concern": ReadConcern("majority")}
+"""Options of a collection whose reads see only what no failover can take back."""
+
+READ_FROM_PRIMARY: Document = {"read_preference": ReadPreference.PRIMARY}
+"""Options of a collection whose reads see the last write, whatever the URI prefers."""
+
+
 class DuplicateKeyError(StorageError):
-    """A unique index refused a write. For the stores, which give it its meaning."""
+    """A unique index refused a write. For the stores, which give it its meaning.
+
+    Of several documents, the first `stored` ones are stored and no others. `of_id` tells that it was the
+    document's own `_id` that is there already.
+    """
+
+    def __init__(self, text: str, stored: int = 0, *, of_id: bool = False) -> None:
+        super().__init__(text)
+        self.stored = stored
+        self.of_id = of_id
 
 
 class _PlainInt(TypeDecoder):
@@ -94,6 +118,8 @@ _ACCESS_CODES = frozenset({13, 18, 33, 8000})  # Unauthorized, AuthenticationFai
 _TOO_LARGE_CODES = frozenset({2, 10334, 16493, 17419, 17420, 17280})
 _INVALID_CODES = frozenset({15, 22, 52, 55, 56, 57})  # Overflow of depth, invalid field names
 _VALIDATION_CODE = 121
+_DUPLICATE_KEY_CODE = 11000
+_INDEX_NOT_FOUND_CODE = 27
 _UNAVAILABLE_CODES = frozenset(
     {
         6,  # HostUnreachable
@@ -138,8 +164,25 @@ def _is_too_large(error: Exception, code: int | None) -> bool:
     return code in _TOO_LARGE_CODES and (code != 2 or "large" in str(error) or "size" in str(error))
 
 
+def _of_many(error: errors.BulkWriteError) -> errors.OperationFailure:
+    """What went wrong with the first document that was refused, or else with the whole write."""
+    details = cast("Document", error.details)
+    told: list[Document] = details.get("writeErrors") or details.get("writeConcernErrors") or [{}]
+    first = told[0]
+    return errors.OperationFailure(str(first.get("errmsg")), first.get("code"), first)
+
+
 def translated(error: Exception, written: object = None) -> StorageError:
     """The package's error for a driver's; `written` is what was to be stored, to name its largest part."""
+    if isinstance(error, errors.BulkWriteError):
+        error = _of_many(error)
+        if error.code == _DUPLICATE_KEY_CODE:
+            refused = cast("Document", error.details)
+            return DuplicateKeyError(
+                "a unique index refused one of the documents",
+                refused.get("index", 0),
+                of_id=refused.get("keyPattern") == {"_id": 1},
+            )
     code = error.code if isinstance(error, errors.OperationFailure) else None
     if isinstance(error, errors.DuplicateKeyError):
         return DuplicateKeyError("a unique index refused the write")
@@ -221,15 +264,16 @@ class Collection:
     Raises the package's own errors, and `DuplicateKeyError` where a unique index refuses a write.
     """
 
-    def __init__(self, driver: Driver, name: str) -> None:
+    def __init__(self, driver: Driver, name: str, options: Document | None = None) -> None:
         self._driver = driver
         self._name = name
+        self._options = options or {}
         self._handle: Any = None
 
     async def handle(self) -> Any:
         """The driver's own collection object; opens the client at the first use."""
         if self._handle is None:
-            self._handle = (await self._driver.opened())[self._name]
+            self._handle = (await self._driver.opened()).get_collection(self._name, **self._options)
         return self._handle
 
     def forget(self) -> None:
@@ -243,13 +287,21 @@ class Collection:
         except DRIVER_ERRORS as error:
             raise translated(error) from error
 
-    async def find(self, query: Document, *, sort: Sort, limit: int, skip: int = 0) -> list[Document]:
+    async def find(
+        self,
+        query: Document,
+        *,
+        sort: Sort,
+        limit: int,
+        skip: int = 0,
+        projection: Sequence[str] | None = None,
+    ) -> list[Document]:
         """At most `limit` (from 1 up) documents, all in one answer unless they exceed what one holds."""
         handle = self._handle if self._handle is not None else await self.handle()
         try:
             # One more than the limit lets the server close the cursor with its first answer.
             cursor = handle.find(
-                query, sort=sort, limit=limit, skip=skip, batch_size=min(limit + 1, 2**31 - 1)
+                query, projection, sort=sort, limit=limit, skip=skip, batch_size=min(limit + 1, 2**31 - 1)
             )
             return await self._driver.rows(cursor)
         except DRIVER_ERRORS as error:
@@ -268,6 +320,38 @@ class Collection:
             await handle.insert_one(document)
         except DRIVER_ERRORS as error:
             raise translated(error, document) from error
+
+    async def insert_many(self, documents: list[Document]) -> None:
+        """In their order, up to the first that is refused."""
+        handle = self._handle if self._handle is not None else await self.handle()
+        try:
+            await handle.insert_many(documents)
+        except DRIVER_ERRORS as error:
+            raise translated(error, documents) from error
+
+    async def insert_all_or_none(self, documents: list[Document]) -> None:
+        """In one transaction, two commands; where the server has none, as `insert_many`."""
+        handle = self._handle if self._handle is not None else await self.handle()
+        if not self._driver.has_transactions:
+            return await self.insert_many(documents)
+        try:
+            await self._driver.insert_in_transaction(handle, documents)
+        except DRIVER_ERRORS as error:
+            if isinstance(error, errors.OperationFailure) and error.code == _NO_TRANSACTIONS_CODE:
+                self._driver.has_transactions = False
+                return await self.insert_many(documents)
+            reason = translated(error, documents)
+            if isinstance(reason, DuplicateKeyError):
+                reason.stored = 0  # the transaction took back what came before
+            raise reason from error
+
+    async def update_many(self, query: Document, update: Update) -> int:
+        """The number of documents that were changed."""
+        handle = self._handle if self._handle is not None else await self.handle()
+        try:
+            return (await handle.update_many(query, update)).modified_count
+        except DRIVER_ERRORS as error:
+            raise translated(error, update) from error
 
     async def update_one(self, query: Document, update: Update) -> int:
         """The number of documents that matched: 0 or 1."""
@@ -303,11 +387,36 @@ class Collection:
         except DRIVER_ERRORS as error:
             raise translated(error) from error
 
+    @asynccontextmanager
+    async def changes(self, pipeline: list[Document]) -> AsyncGenerator[Callable[[], Awaitable[None]]]:
+        """A change stream; what it gives returns at the first change since its last return, or the start."""
+        handle = self._handle if self._handle is not None else await self.handle()
+        with translating():
+            try:
+                stream = await self._driver.watch(handle, pipeline)
+                async with stream:
+                    # The first look opens the stream, from which on no change is missed.
+                    seen = await stream.try_next() is not None
+
+                    async def next_change() -> None:
+                        nonlocal seen
+                        while not seen:
+                            seen = await stream.try_next() is not None
+                        seen = False
+
+                    yield next_change
+            except errors.OperationFailure as error:
+                if error.code not in _NO_CHANGE_STREAMS_CODES:
+                    raise
+                raise StorageError(NO_CHANGE_STREAMS) from error
+
 
 class Driver(ABC):
     """A client of one server and one database, opened at the first use, within one event loop."""
 
     name: str
+    has_transactions = True
+    """Taken for granted until a server says that it has none."""
 
     def __init__(self, options: Callable[[], Awaitable[DriverOptions]], client: Any = None) -> None:
         """`options` is awaited at the first use; a `client` given is used and never closed."""
@@ -340,10 +449,18 @@ class Driver(ABC):
     async def aggregate(self, handle: Any, pipeline: list[Document], batch_size: int) -> Any:
         return handle.aggregate(pipeline, batchSize=batch_size)
 
+    @abstractmethod
+    async def insert_in_transaction(self, handle: Any, documents: list[Document]) -> None: ...
+
+    @abstractmethod
+    async def watch(self, handle: Any, pipeline: list[Document]) -> Any:
+        """The driver's own change stream; raises what the driver raises where the server has none."""
+
     # What is the same for all.
 
-    def collection(self, name: str) -> Collection:
-        return self.adopt(Collection(self, name))
+    def collection(self, name: str, options: Document | None = None) -> Collection:
+        """`options` are the driver's own, such as `READ_COMMITTED`."""
+        return self.adopt(Collection(self, name, options))
 
     def adopt(self, collection: Collection) -> Collection:
         """Remember a collection, to end its use when the driver is closed."""
@@ -403,6 +520,18 @@ class Driver(ABC):
     async def create_index(self, name: str, index: Document) -> None:
         with timeout(INDEX_BUILD_TIMEOUT_S):
             await self.command({"createIndexes": name, "indexes": [index]})
+
+    async def set_expiry(self, name: str, index: Document) -> None:
+        """Change how long documents live under a TTL index that is there."""
+        change = {"name": index["name"], "expireAfterSeconds": index["expireAfterSeconds"]}
+        await self.command({"collMod": name, "index": change})
+
+    async def drop_index(self, name: str, index_name: str) -> None:
+        try:
+            await self.command({"dropIndexes": name, "index": index_name})
+        except StorageError as error:
+            if getattr(error.__cause__, "code", None) != _INDEX_NOT_FOUND_CODE:
+                raise  # else another process was first
 
     async def close(self) -> None:
         """Idempotent; a client that the caller made is left open."""

@@ -12,8 +12,17 @@ from typing import Any, cast
 import bson
 from mongomock_motor import AsyncMongoMockClient  # pyright: ignore[reportMissingTypeStubs]
 
-from ..errors import PayloadTooLargeError
-from .base import MAX_DOCUMENT_BYTES, Collection, Document, Driver, DriverOptions, Update, too_large
+from ..errors import PayloadTooLargeError, StorageError
+from .base import (
+    MAX_DOCUMENT_BYTES,
+    NO_CHANGE_STREAMS,
+    Collection,
+    Document,
+    Driver,
+    DriverOptions,
+    Update,
+    too_large,
+)
 
 UNSUPPORTED: dict[str, str] = {
     "validators": "mongomock ignores a collection's validator",
@@ -66,8 +75,15 @@ class MongomockDriver(Driver):
     def database_of(self, client: Any, options: DriverOptions) -> Any:
         return client[options.database]
 
-    def collection(self, name: str) -> Collection:
+    def collection(self, name: str, options: Document | None = None) -> Collection:
+        # There is one node and one process: every read sees all that is written.
         return self.adopt(MongomockCollection(self, name))
+
+    async def insert_in_transaction(self, handle: Any, documents: list[Document]) -> None:
+        await handle.insert_many(documents)
+
+    async def watch(self, handle: Any, pipeline: list[Document]) -> Any:
+        raise StorageError(NO_CHANGE_STREAMS)
 
     async def command(self, document: Document, *, database: str | None = None) -> Document:
         await self.opened()
@@ -94,6 +110,13 @@ class MongomockDriver(Driver):
             return  # made again, the mock would take every document for one of a partial unique index
         options = {key: value for key, value in index.items() if key not in ("key", "v")}
         await (await self.opened())[name].create_index(list(index["key"].items()), **options)
+
+    async def set_expiry(self, name: str, index: Document) -> None:
+        await self.drop_index(name, index["name"])
+        await self.create_index(name, index)
+
+    async def drop_index(self, name: str, index_name: str) -> None:
+        await (await self.opened())[name].drop_index(index_name)
 
 
 def _check_size(document: object, written: object) -> None:

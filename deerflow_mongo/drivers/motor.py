@@ -28,3 +28,13 @@ class MotorDriver(Driver):
 
     async def close_client(self, client: Any) -> None:
         client.close()
+
+    async def insert_in_transaction(self, handle: Any, documents: list[Document]) -> None:
+        async with (
+            await self._client.start_session() as session,
+            session.start_transaction(write_concern=handle.write_concern),
+        ):
+            await handle.insert_many(documents, session=session)
+
+    async def watch(self, handle: Any, pipeline: list[Document]) -> Any:
+        return handle.watch(pipeline)

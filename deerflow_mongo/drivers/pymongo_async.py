@@ -24,6 +24,16 @@ class PyMongoDriver(Driver):
     async def aggregate(self, handle: Any, pipeline: list[Document], batch_size: int) -> Any:
         return await handle.aggregate(pipeline, batchSize=batch_size)
 
+    async def insert_in_transaction(self, handle: Any, documents: list[Document]) -> None:
+        async with (
+            self._client.start_session() as session,
+            await session.start_transaction(write_concern=handle.write_concern),
+        ):
+            await handle.insert_many(documents, session=session)
+
+    async def watch(self, handle: Any, pipeline: list[Document]) -> Any:
+        return await handle.watch(pipeline)
+
 
 def client_settings(options: DriverOptions) -> dict[str, Any]:
     """Settings beyond the URI, for PyMongo and for Motor, which is built on it."""

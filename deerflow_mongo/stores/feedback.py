@@ -56,7 +56,7 @@ class MongoFeedbackStore:
         document: Document = {
             "_id": str(uuid.uuid4()),
             "schema_version": codec.SCHEMA_VERSION,
-            **filters.feedback_of_run(thread_id, run_id),
+            **filters.of_run(thread_id, run_id),
             "user_id": filters.owner(user, method_name="FeedbackStore.create"),
             "message_id": filters.optional_text("message_id", message_id),
             **_content(rating, comment),
@@ -98,7 +98,7 @@ class MongoFeedbackStore:
     async def list_by_run(
         self, thread_id: str, run_id: str, *, limit: int = 100, user_id: UserId = None
     ) -> list[FeedbackRow]:
-        query = filters.feedback_of_run(thread_id, run_id)
+        query = filters.of_run(thread_id, run_id)
         filters.owned(query, filters.owner(user_id, method_name="FeedbackStore.list_by_run"))
         return await self._newest(query, limit)
 
@@ -120,7 +120,7 @@ class MongoFeedbackStore:
         return {group["_id"]: codec.feedback_row(group["newest"]) for group in newest}
 
     async def aggregate_by_run(self, thread_id: str, run_id: str) -> FeedbackTotals:
-        query = filters.feedback_of_run(thread_id, run_id)
+        query = filters.of_run(thread_id, run_id)
         counts = await self._collection.aggregate(
             [{"$match": query}, {"$group": {"_id": "$rating", "count": {"$sum": 1}}}]
         )
