@@ -16,6 +16,8 @@ from deerflow_mongo.embedded import EmbeddedServer, start_embedded
 def server() -> Iterator[EmbeddedServer]:
     """A server in a temporary folder; its keeper stops it also when the tests are killed."""
     started = start_embedded()
+    with pymongo.MongoClient[dict[str, Any]](started.url) as client:
+        client.admin.command({"setParameter": 1, "ttlMonitorSleepSecs": 1})  # heeded after the first minute
     yield started
     started.release()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -10,7 +11,14 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
-from deerflow_mongo import Storage, ThreadMetaCreate, create_storage
+from deerflow_mongo import (
+    ActorContext,
+    Storage,
+    ThreadMetaCreate,
+    bind_actor_context,
+    create_storage,
+    reset_actor_context,
+)
 
 RUN, THREAD, USER = "run-1", "thread-1", "alice"
 
@@ -29,6 +37,10 @@ class CommandLog(CommandListener):
 
     def failed(self, event: CommandFailedEvent) -> None:
         pass
+
+
+def _event(run_id: str = RUN) -> Any:
+    return {"thread_id": THREAD, "run_id": run_id, "event_type": "said", "category": "message"}
 
 
 Operation = Callable[[Storage], Awaitable[Any]]
@@ -123,6 +135,21 @@ OPERATIONS: dict[str, tuple[str, Operation]] = {
         lambda s: s.threads.search_threads(user_id=USER, metadata={"k": 1}, limit=500),
     ),
     "threads.delete_thread": ("delete", lambda s: s.threads.delete_thread(THREAD)),
+    "run_events.put_batch": ("insert", lambda s: s.run_events.put_batch([_event() for _ in range(50)])),
+    "run_events.put": ("insert", lambda s: s.run_events.put(**_event())),
+    "run_events.put_if_absent": ("find", lambda s: s.run_events.put_if_absent(**_event())),
+    "run_events.list_messages": ("find", lambda s: s.run_events.list_messages(THREAD, limit=150)),
+    "run_events.list_events": (
+        "find",
+        lambda s: s.run_events.list_events(THREAD, RUN, event_types=["said", "x"]),
+    ),
+    "run_events.list_messages_by_run": (
+        "find",
+        lambda s: s.run_events.list_messages_by_run(THREAD, RUN, limit=150),
+    ),
+    "run_events.count_messages": ("aggregate", lambda s: s.run_events.count_messages(THREAD)),
+    "run_events.delete_by_run": ("update", lambda s: s.run_events.delete_by_run(THREAD, RUN)),
+    "run_events.delete_by_thread": ("update", lambda s: s.run_events.delete_by_thread(THREAD)),
 }
 
 ROWS = 150
@@ -138,6 +165,7 @@ async def _fill(storage: Storage) -> None:
         await storage.feedback.create(run_id=RUN, thread_id=THREAD, rating=1, user_id=USER)
         thread = ThreadMetaCreate(thread_id=f"thread-{position}", user_id=USER, metadata={"k": 1})
         await storage.threads.create_thread_meta(thread)
+    await storage.run_events.put_batch([_event() for _ in range(ROWS)])
 
 
 async def count_commands(storage: Storage, log: CommandLog) -> dict[str, list[str]]:
@@ -152,28 +180,96 @@ async def count_commands(storage: Storage, log: CommandLog) -> dict[str, list[st
 
 
 @pytest.fixture(params=[AsyncMongoClient, AsyncIOMotorClient], ids=["pymongo", "motor"])
-async def sent(
+async def listening(
     request: pytest.FixtureRequest, mongodb_url: str, database_name: str
-) -> AsyncIterator[dict[str, list[str]]]:
+) -> AsyncIterator[tuple[Storage, CommandLog]]:
     log = CommandLog()
     client = request.param(mongodb_url, event_listeners=[log])
     storage = create_storage({"backend": "mongodb", "database": database_name}, client=client)
-    yield await count_commands(storage, log)
+    yield storage, log
     await storage.aclose()
     closing = client.close()
     if closing is not None:
         await closing
 
 
-async def test_every_operation_is_one_command(sent: dict[str, list[str]]) -> None:
+async def test_every_operation_is_one_command(listening: tuple[Storage, CommandLog]) -> None:
+    sent = await count_commands(*listening)
     expected = {name: [command] for name, (command, _) in OPERATIONS.items()}
     assert sent == expected
 
 
-def test_every_method_of_the_contract_is_counted() -> None:
-    from deerflow_mongo import FeedbackStore, RunStore, ThreadStore
+EVENT_OPERATIONS: dict[str, tuple[list[str], Operation]] = {
+    "a first batch in this process": (
+        ["find", "insert"],
+        lambda s: s.run_events.put_batch([_event(), _event()]),
+    ),
+    "the next": (["insert"], lambda s: s.run_events.put_batch([_event(), _event()])),
+    "a batch for a transaction": (
+        ["insert", "commitTransaction"],
+        lambda s: s.run_events.put_batch([_event() for _ in range(100)]),
+    ),
+    "twelve calls at once": (
+        ["insert"],
+        lambda s: asyncio.gather(*(s.run_events.put_batch([_event()] * 5) for _ in range(12))),
+    ),
+    "put_if_absent, new": (["find", "insert"], lambda s: s.run_events.put_if_absent(**_event("new"))),
+    "a deletion": (["update"], lambda s: s.run_events.delete_by_thread(THREAD)),
+    "a first batch in an unknown thread": (
+        ["find", "insert"],
+        lambda s: s.run_events.put_batch([{**_event(), "thread_id": "new"}]),
+    ),
+}
 
-    stores = {"runs": RunStore, "feedback": FeedbackStore, "threads": ThreadStore}
+OWNED_OPERATIONS: dict[str, tuple[list[str], Operation]] = {
+    "a batch": (["find", "insert"], lambda s: s.run_events.put_batch([_event(), _event()])),
+    "twelve calls at once": (
+        ["find", "insert"],
+        lambda s: asyncio.gather(*(s.run_events.put_batch([_event()] * 5) for _ in range(12))),
+    ),
+    "a page": (["find", "find"], lambda s: s.run_events.list_messages(THREAD)),
+    "eight pages at once": (
+        ["find"] * 9,
+        lambda s: asyncio.gather(*(s.run_events.list_messages(THREAD) for _ in range(8))),
+    ),
+}
+
+
+async def test_event_operations_send_these_commands(listening: tuple[Storage, CommandLog]) -> None:
+    """A thread's number is looked up once; what comes at once goes together."""
+    storage, log = listening
+    await storage.setup()
+    await storage.threads.ensure_thread(thread_id=THREAD, user_id=USER)
+    for name, (commands, operation) in EVENT_OPERATIONS.items():
+        log.names.clear()
+        await operation(storage)
+        assert (name, log.names) == (name, commands)
+
+
+async def test_an_actors_right_is_asked_once_for_all_who_wait(listening: tuple[Storage, CommandLog]) -> None:
+    storage, log = listening
+    await storage.setup()
+    await storage.threads.ensure_thread(thread_id=THREAD, user_id=USER)
+    await storage.run_events.put(**_event())
+    token = bind_actor_context(ActorContext(user_id=USER))
+    try:
+        for name, (commands, operation) in OWNED_OPERATIONS.items():
+            log.names.clear()
+            await operation(storage)
+            assert (name, log.names) == (name, commands)
+    finally:
+        reset_actor_context(token)
+
+
+def test_every_method_of_the_contract_is_counted() -> None:
+    from deerflow_mongo import FeedbackStore, RunEventStore, RunStore, ThreadStore
+
+    stores = {
+        "runs": RunStore,
+        "feedback": FeedbackStore,
+        "threads": ThreadStore,
+        "run_events": RunEventStore,
+    }
     methods = {
         f"{store}.{name}"
         for store, protocol in stores.items()

@@ -9,8 +9,8 @@ import pytest
 from pymongo import MongoClient
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
-from deerflow_mongo import Storage, ThreadMetaCreate, create_storage
-from deerflow_mongo.schema import COLLECTIONS
+from deerflow_mongo import MongoStorage, ThreadMetaCreate, create_storage
+from deerflow_mongo.schema import COLLECTIONS, Index
 
 USERS, PER_USER, LIMIT = ("alice", "bob"), 30, 10
 
@@ -33,7 +33,7 @@ class ReadLog(CommandListener):
         pass
 
 
-async def _fill(storage: Storage) -> None:
+async def _fill(storage: MongoStorage) -> None:
     await storage.setup()
     for position in range(PER_USER):
         for user in USERS:
@@ -48,13 +48,24 @@ async def _fill(storage: Storage) -> None:
                 metadata={"parity": position % 2, "a.b": {"$gt": position}},
             )
             await storage.threads.create_thread_meta(thread)
+    await storage.run_events.put_batch(
+        [
+            {
+                "thread_id": "t",
+                "run_id": USERS[position % 2],
+                "event_type": f"type-{position % 3}",
+                "category": "trace" if position % 5 else "message",
+            }
+            for position in range(10 * PER_USER)
+        ]
+    )
 
 
 class Explainer:
     """Runs a read and gives what the server says of it: (index, documents examined, rows returned)."""
 
     def __init__(
-        self, storage: Storage, log: ReadLog, raw: MongoClient[dict[str, Any]], database: str
+        self, storage: MongoStorage, log: ReadLog, raw: MongoClient[dict[str, Any]], database: str
     ) -> None:
         self.storage = storage
         self._log = log
@@ -72,6 +83,10 @@ class Explainer:
         return index, stats["totalDocsExamined"], stats["nReturned"]
 
 
+def _is_for_reads(index: Index) -> bool:
+    return not index.unique and index.expire_after_s is None
+
+
 def _stages(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     plan = plan.get("queryPlan", plan)
     yield plan
@@ -87,6 +102,7 @@ async def explainer(mongodb_url: str, database_name: str, raw_client: MongoClien
     log = ReadLog()
     client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(mongodb_url, event_listeners=[log])
     storage = create_storage({"backend": "mongodb", "database": database_name}, client=client)
+    assert isinstance(storage, MongoStorage)
     await _fill(storage)
     yield Explainer(storage, log, raw_client, database_name)
     await client.close()
@@ -161,6 +177,29 @@ async def test_thread_search_without_a_match_examines_nothing(explainer: Explain
     assert (examined, returned) == (0, 0)
 
 
+async def test_event_lists_examine_what_they_return(explainer: Explainer) -> None:
+    events = explainer.storage.run_events
+    reads = [
+        (events.list_messages("t", limit=LIMIT), "message_seq", LIMIT),
+        (events.list_messages("t", limit=LIMIT, before_seq=200), "message_seq", LIMIT),
+        (events.list_messages("t", limit=LIMIT, after_seq=100), "message_seq", LIMIT),
+        (events.list_messages("t", limit=LIMIT, after_seq=100, before_seq=120), "message_seq", 4),
+        (events.list_events("t", "bob", limit=LIMIT), "run_seq", LIMIT),
+        (events.list_events("t", "bob", event_types=["type-1"], limit=LIMIT), "run_seq", LIMIT),
+        (events.list_events("t", "bob", event_types=["type-1", "type-2"], limit=LIMIT), "run_seq", LIMIT),
+        (events.list_messages_by_run("t", "bob", limit=LIMIT), "run_message_seq", LIMIT),
+        (events.list_messages_by_run("t", "bob", limit=LIMIT, after_seq=50), "run_message_seq", LIMIT),
+        (events.list_thread_events("t", after_seq=50, limit=LIMIT), "thread_seq", LIMIT),
+    ]
+    for read, index, rows in reads:
+        assert await explainer.explain(read) == (index, rows, rows)
+
+
+async def test_messages_are_counted_from_the_index_alone(explainer: Explainer) -> None:
+    index, examined, _ = await explainer.explain(explainer.storage.run_events.count_messages("t"))
+    assert (index, examined) == ("message_seq", 0)
+
+
 async def test_every_index_serves_a_read_of_these_tests_or_a_rule(explainer: Explainer) -> None:
     storage = explainer.storage
     reads = [
@@ -174,7 +213,10 @@ async def test_every_index_serves_a_read_of_these_tests_or_a_rule(explainer: Exp
         storage.threads.search_threads(user_id="bob", status="busy"),
         storage.threads.search_threads(user_id="bob", metadata={"parity": 1}),
         storage.threads.search_threads(user_id=None, metadata={"parity": 1}),
+        storage.run_events.list_messages("t"),
+        storage.run_events.list_events("t", "bob"),
+        storage.run_events.list_messages_by_run("t", "bob"),
     ]
     used = [(await explainer.explain(read))[0] for read in reads]
-    names = [index.name for schema in COLLECTIONS for index in schema.indexes if not index.unique]
+    names = [index.name for schema in COLLECTIONS for index in schema.indexes if _is_for_reads(index)]
     assert sorted(used) == sorted(names)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from bson import ObjectId
 from pymongo import MongoClient
 
 from deerflow_mongo import Storage, create_storage
@@ -131,6 +133,55 @@ async def test_thread_document(storage: Storage, raw_client: Raw, database_name:
         # BLAKE2b-128 of the texts ["source","web"] and ["n",1]: stored, so never to be computed otherwise.
         "metadata_digests": ["ef08b4854b4fcb189a7f6ae6dc91f469", "184f2157f18e77ffcb5136c75b7f3cc8"],
     }
+
+
+async def test_event_document(storage: Storage, raw_client: Raw, database_name: str) -> None:
+    await storage.run_events.put(
+        thread_id="t",
+        run_id="r",
+        event_type="ai_message",
+        category="message",
+        content={"text": "hi", "a.b": {"$gt": 1}, "big": 2**70},
+        metadata={"caller": "lead_agent"},
+        created_at="2026-04-22T11:26:38+08:00",
+    )
+    await storage.run_events.put_if_absent(thread_id="t", run_id="r", event_type="end", category="lifecycle")
+    head, first, second = raw_client[database_name]["run_events"].find().sort("seq")
+    ids = {head.pop("_id"), first.pop("_id"), second.pop("_id")}
+    assert {type(own_id) for own_id in ids} == {ObjectId}
+    moments = {head.pop("founded_at"), first.pop("stored_at")}
+    assert len(moments) == 1
+    assert all(isinstance(moment, datetime) for moment in moments)
+    assert head == {"schema_version": 1, "thread_id": "t", "seq": 0, "floor": 0}
+    assert first == {
+        "schema_version": 1,
+        "thread_id": "t",
+        "seq": 1,
+        "run_id": "r",
+        "event_type": "ai_message",
+        "category": "message",
+        "content": {"text": "hi", "a.b": {"$gt": 1}, "big": {"_json": "1180591620717411303424"}},
+        "metadata": {"caller": "lead_agent"},
+        "created_at": "2026-04-22T03:26:38.000000+00:00",
+    }
+    assert (second["seq"], second["content"], second["once"]) == (2, "", True)
+
+
+async def test_stub_of_a_deleted_event(storage: Storage, raw_client: Raw, database_name: str) -> None:
+    """The last number of the thread stays for ever, the others for a day."""
+    event: Any = {"thread_id": "t", "run_id": "r", "event_type": "said", "category": "message"}
+    await storage.run_events.put_batch([event, event])
+    collection = raw_client[database_name]["run_events"]
+    before = {item["seq"]: item for item in collection.find({"seq": {"$gt": 0}})}
+    await storage.run_events.delete_by_run("t", "r")
+    first, last = collection.find({"seq": {"$gt": 0}}).sort("seq")
+    life = first.pop("forget_at") - before[1]["stored_at"]
+    assert timedelta(days=1) <= life < timedelta(days=1, minutes=5)
+    assert last.pop("forget_at") is None
+    for stub in (first, last):
+        event_before = before[stub["seq"]]
+        kept = {name: event_before[name] for name in ("_id", "schema_version", "thread_id", "seq")}
+        assert stub == {**kept, "was_stored_at": event_before["stored_at"]}
 
 
 async def test_schema_version_document(storage: Storage, raw_client: Raw, database_name: str) -> None:

@@ -78,14 +78,14 @@ READ_FROM_PRIMARY: Document = {"read_preference": ReadPreference.PRIMARY}
 class DuplicateKeyError(StorageError):
     """A unique index refused a write. For the stores, which give it its meaning.
 
-    Of several documents, the first `stored` ones are stored and no others. `of_id` tells that it was the
-    document's own `_id` that is there already.
+    Of several documents, the first `stored` ones are stored and no others. `keys` are those of the index,
+    where the server tells.
     """
 
-    def __init__(self, text: str, stored: int = 0, *, of_id: bool = False) -> None:
+    def __init__(self, text: str, stored: int = 0, keys: Sequence[str] | None = None) -> None:
         super().__init__(text)
         self.stored = stored
-        self.of_id = of_id
+        self.keys = None if keys is None else tuple(keys)
 
 
 class _PlainInt(TypeDecoder):
@@ -179,9 +179,9 @@ def translated(error: Exception, written: object = None) -> StorageError:
         if error.code == _DUPLICATE_KEY_CODE:
             refused = cast("Document", error.details)
             return DuplicateKeyError(
-                "a unique index refused one of the documents",
+                f"a unique index refused one of the documents: {_reason(error)}",
                 refused.get("index", 0),
-                of_id=refused.get("keyPattern") == {"_id": 1},
+                refused.get("keyPattern"),
             )
     code = error.code if isinstance(error, errors.OperationFailure) else None
     if isinstance(error, errors.DuplicateKeyError):

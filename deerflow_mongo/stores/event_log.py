@@ -32,6 +32,7 @@ from .. import codec
 from ..codec import HEAD_SEQ, ONCE, Document
 from ..drivers.base import Collection, DuplicateKeyError
 from ..errors import StorageError, StorageUnavailableError
+from ..schema import EVENT_NUMBERS
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,9 @@ _IN_ORDER = (("seq", 1),)
 _OWN_FIELDS = ("_id", "seq", "stored_at")  # what is not the caller's
 _MAX_FAILED = 100
 """Batches of a thread that are remembered for a caller who repeats one."""
+
+# The mock does not tell.
+_KEYS_OF_A_RACE = (("_id",), tuple(name for name, _ in EVENT_NUMBERS.keys), None)
 
 HadRetention = Callable[[], Awaitable[bool]]
 
@@ -301,23 +305,28 @@ class EventLog:
             except DuplicateKeyError as error:
                 if await self._is_refused_for_good(group):
                     return
-                # Another process took the number, or a try of ours that was taken for failed did.
                 thread.forget()
-                group, uncertain = _without_finished(group), uncertain or error.of_id
+                group = _without_finished(group)
+                if error.keys not in _KEYS_OF_A_RACE:
+                    await self._isolate(thread, group, error)
+                    return
+                # Another process took the number, or a try of ours that was taken for failed did.
+                uncertain = uncertain or error.keys == ("_id",)
                 if not uncertain:
                     continue
+                reason = StorageUnavailableError("the server has these run events, but a majority has not")
             except StorageUnavailableError as error:
                 thread.forget()
-                uncertain = True
-                if time.monotonic() >= deadline:
-                    self._give_up(thread, group, error)
-                    return
+                uncertain, reason = True, error
             except StorageError as error:
                 await self._isolate(thread, group, error)
                 return
             else:
                 for batch in group:
                     batch.succeed()
+                return
+            if time.monotonic() >= deadline:
+                self._give_up(thread, group, reason)
                 return
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
@@ -351,14 +360,12 @@ class EventLog:
         """Finish the batches that turn out to be stored; the others."""
         ids = [item["_id"] for batch in group for item in batch.documents]
         found = await self._committed.find(
-            {"_id": {"$in": ids}}, sort=_IN_ORDER, limit=len(ids), projection=["seq", "stored_at"]
+            {"_id": {"$in": ids}}, sort=_IN_ORDER, limit=len(ids), projection=["seq"]
         )
-        stored = {item["_id"]: item for item in found if "stored_at" in item}
+        numbers = {item["_id"]: item["seq"] for item in found}  # of stubs, too: stored, and deleted since
         for batch in group:
             for item in batch.documents:
-                if item["_id"] in stored:
-                    item["seq"] = stored[item["_id"]]["seq"]
-                    item["stored_at"] = _utc(stored[item["_id"]]["stored_at"])
+                item["seq"] = numbers.get(item["_id"], item["seq"])
         return _without_finished(group)
 
     async def _is_refused_for_good(self, group: list[Batch]) -> bool:
@@ -377,7 +384,7 @@ class EventLog:
         """A write was refused: one batch may be to blame, and only its caller is to hear of it."""
         thread.forget()
         if len(group) == 1:
-            group[0].fail(error)
+            group[0].fail(StorageError(str(error)) if isinstance(error, DuplicateKeyError) else error)
             return
         for batch in group:
             batch.may_be_stored = True  # what came before the document that was refused

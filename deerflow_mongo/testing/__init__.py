@@ -18,11 +18,14 @@ from . import _requirements as _requirements  # first: what follows needs pytest
 from .actors import ActorContract
 from .contention import ContentionContract
 from .contract import KINDS, Contract, is_from_nothing, needs
+from .event_access import EventAccessContract
+from .event_pages import EventPageContract
 from .feedback import FeedbackStoreContract
 from .identifiers import IdentifierContract
 from .observer import ObserverContract
 from .payloads import PayloadContract
 from .rows import RowContract
+from .run_events import RunEventContract
 from .run_updates import RunUpdateContract
 from .runs import RunStoreContract
 from .sizes import SizeContract
@@ -37,11 +40,14 @@ __all__ = [
     "ActorContract",
     "ContentionContract",
     "Contract",
+    "EventAccessContract",
+    "EventPageContract",
     "FeedbackStoreContract",
     "IdentifierContract",
     "ObserverContract",
     "PayloadContract",
     "RowContract",
+    "RunEventContract",
     "RunStoreContract",
     "RunUpdateContract",
     "SizeContract",
@@ -67,6 +73,9 @@ class StorageConformance(
     VoteContract,
     ThreadStoreContract,
     ThreadSearchContract,
+    RunEventContract,
+    EventPageContract,
+    EventAccessContract,
     ObserverContract,
     PayloadContract,
     SizeContract,

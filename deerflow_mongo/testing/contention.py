@@ -27,6 +27,16 @@ from .processes import TASKS, run_in_processes
 _PROCESSES = 4
 
 
+async def _read_until(storage: Storage, last: int) -> list[int]:
+    """The numbers that one reader sees who pages forwards until it has seen `last`."""
+    seen: list[int] = []
+    while not seen or seen[-1] < last:
+        after = seen[-1] if seen else 0
+        seen += [row["seq"] for row in await storage.run_events.list_messages(THREAD, after_seq=after)]
+        await asyncio.sleep(0.001)
+    return seen
+
+
 class ContentionContract(Contract):
     @needs("processes")
     async def test_a_thousand_upserts_from_four_processes_leave_one_vote(
@@ -105,6 +115,33 @@ class ContentionContract(Contract):
         row = await stored_run(storage)
         assert (row["status"], row["total_tokens"]) == ("success", 7)
         assert Counter(row["metadata"].values()) == Counter(dict.fromkeys(range(TASKS), _PROCESSES))
+
+    @needs("processes")
+    async def test_events_from_four_processes_are_numbered_without_gap_and_no_reader_misses_one(
+        self, storage: Storage, storage_config: Mapping[str, Any]
+    ) -> None:
+        """Three readers page by `after_seq` while 100 tasks write; each batch is dense."""
+        rounds, size = 6, 3
+        total = _PROCESSES * TASKS * rounds * size
+        asked = {"thread_id": THREAD, "rounds": rounds, "size": size}
+        async with asyncio.TaskGroup() as group:
+            readers = [group.create_task(_read_until(storage, total)) for _ in range(3)]
+            answers = await run_in_processes(storage_config, "put_events", **asked)
+        batches = [batch for answer in answers for batch in answer]
+        assert sorted(number for batch in batches for number in batch) == list(range(1, total + 1))
+        assert all(batch == list(range(batch[0], batch[0] + size)) for batch in batches)
+        for reader in readers:
+            assert reader.result() == list(range(1, total + 1))
+
+    @needs("processes")
+    async def test_of_put_if_absents_from_four_processes_each_run_has_one_event(
+        self, storage: Storage, storage_config: Mapping[str, Any]
+    ) -> None:
+        rounds = 4
+        answers = await run_in_processes(storage_config, "put_once", thread_id=THREAD, rounds=rounds)
+        assert sum(answers) == rounds
+        for round_ in range(rounds):
+            assert len(await storage.run_events.list_events(THREAD, f"run-{round_}")) == 1
 
     @needs("processes")
     @from_nothing

@@ -202,4 +202,5 @@ async def everything(storage: Storage, *thread_ids: str) -> list[object]:
     for thread_id in thread_ids or (THREAD,):
         found.append(await storage.runs.list_by_thread(thread_id, user_id=None, limit=1_000))
         found.append(await storage.feedback.list_by_thread(thread_id, limit=1_000))
+        found.append(await storage.run_events.list_messages(thread_id, limit=1_000))
     return found

@@ -43,6 +43,7 @@ class Method:
 
 _FEEDBACK_ID = "0b6ad8a6-3c0a-4b0e-9a37-0a8b0f6f2f11"
 _OF_RUN = {"thread_id": THREAD, "run_id": RUN}
+_EVENT = {"event_type": "said", "category": "message"}
 
 METHODS: tuple[Method, ...] = (
     Method("runs.get", {"run_id": RUN, "user_id": ALICE}, auto_by_default=True),
@@ -86,6 +87,14 @@ METHODS: tuple[Method, ...] = (
     Method("threads.sync_thread_metadata", {"thread_id": THREAD, "metadata": {"a": 1}}),
     Method("threads.search_threads", {"user_id": ALICE, "assistant_id": "assistant"}, auto_by_default=True),
     Method("threads.delete_thread", {"thread_id": THREAD}),
+    Method("run_events.put", {**_OF_RUN, **_EVENT}),
+    Method("run_events.put_if_absent", {**_OF_RUN, **_EVENT}),
+    Method("run_events.list_messages", {"thread_id": THREAD}),
+    Method("run_events.list_events", _OF_RUN),
+    Method("run_events.list_messages_by_run", _OF_RUN),
+    Method("run_events.count_messages", {"thread_id": THREAD}),
+    Method("run_events.delete_by_run", _OF_RUN),
+    Method("run_events.delete_by_thread", {"thread_id": THREAD}),
 )
 
 LIMITED: tuple[tuple[Method, str], ...] = (
@@ -94,5 +103,8 @@ LIMITED: tuple[tuple[Method, str], ...] = (
     (Method("feedback.list_by_thread", {"thread_id": THREAD}), "limit"),
     (Method("threads.search_threads", {"user_id": None}), "limit"),
     (Method("threads.search_threads", {"user_id": None}), "offset"),
+    (Method("run_events.list_messages", {"thread_id": THREAD}), "limit"),
+    (Method("run_events.list_events", _OF_RUN), "limit"),
+    (Method("run_events.list_messages_by_run", _OF_RUN), "limit"),
 )
 """Methods that count rows, and the argument that says how many."""

@@ -30,6 +30,13 @@ from .values import assert_plain, exactly
 
 _CONTROL = "".join(map(chr, range(32)))
 
+NEW_EVENT: dict[str, Any] = {
+    "thread_id": THREAD,
+    "run_id": "new",
+    "event_type": "said",
+    "category": "message",
+}
+
 Write = Callable[[Any], Awaitable[object]]
 
 
@@ -53,11 +60,18 @@ def payload_writes(storage: Storage) -> dict[str, Write]:
         "metadata of ensure_thread_running": lambda value: threads.ensure_thread_running(
             thread_id="new", metadata=value
         ),
+        "metadata of put": lambda value: storage.run_events.put(**NEW_EVENT, metadata=value),
+        "metadata of put_if_absent": lambda value: storage.run_events.put_if_absent(
+            **NEW_EVENT, metadata=value
+        ),
     }
 
 
 async def _stored_payload(storage: Storage, name: str) -> Any:
     """What `payload_writes(storage)[name]` has written."""
+    if "put" in name:
+        [event] = await storage.run_events.list_events(THREAD, "new")
+        return event["metadata"]
     if "thread" in name:
         meta = await stored_thread(storage, THREAD if "update" in name or "sync" in name else "new")
         return meta.metadata
@@ -76,6 +90,7 @@ def _depth_of(value: Any) -> int:
 async def _forget_new(storage: Storage) -> None:
     await storage.runs.delete("new", user_id=None)
     await storage.threads.delete_thread("new")
+    await storage.run_events.delete_by_run(THREAD, "new")
 
 
 async def _given(storage: Storage) -> None:

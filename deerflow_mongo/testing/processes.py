@@ -114,6 +114,45 @@ async def _merge_and_end(storage: Storage, asked: Mapping[str, Any]) -> None:
     await _in_tasks(update)
 
 
+async def _put_events(storage: Storage, asked: Mapping[str, Any]) -> list[list[int]]:
+    """The numbers of each batch that this process has stored."""
+
+    async def put(number: int) -> list[list[int]]:
+        stored: list[list[int]] = []
+        for round_ in range(asked["rounds"]):
+            rows = await storage.run_events.put_batch(
+                [
+                    {
+                        "thread_id": asked["thread_id"],
+                        "run_id": f"run-{os.getpid()}-{number}",
+                        "event_type": "said",
+                        "category": "message",
+                        "content": {"round": round_},
+                    }
+                ]
+                * asked["size"]
+            )
+            stored.append([row["seq"] for row in rows])
+        return stored
+
+    return [numbers for batches in await _in_tasks(put) for numbers in batches]
+
+
+async def _put_once(storage: Storage, asked: Mapping[str, Any]) -> int:
+    """How many events this process was the one to store."""
+
+    async def put(_: int) -> int:
+        stored = 0
+        for round_ in range(asked["rounds"]):
+            _, is_new = await storage.run_events.put_if_absent(
+                thread_id=asked["thread_id"], run_id=f"run-{round_}", event_type="ended", category="lifecycle"
+            )
+            stored += is_new
+        return stored
+
+    return sum(await _in_tasks(put))
+
+
 JOBS: Mapping[str, Job] = {
     "set_up": _set_up,
     "upsert_votes": _upsert_votes,
@@ -121,6 +160,8 @@ JOBS: Mapping[str, Job] = {
     "ensure_threads": _ensure_threads,
     "create_runs": _create_runs,
     "merge_and_end": _merge_and_end,
+    "put_events": _put_events,
+    "put_once": _put_once,
 }
 
 

@@ -14,6 +14,7 @@ from ..protocols import Storage
 from .contract import ALICE, RUN, THREAD, Contract, everything, from_nothing, given_run, needs, stored_run
 from .methods import METHODS
 from .network import no_connections
+from .run_events import event
 
 _SECRET = "s3cr3t-w0rd"  # noqa: S105 - nobody's
 
@@ -31,6 +32,7 @@ class StorageContract(Contract):
             assert storage.runs is not None
             assert storage.feedback is not None
             assert storage.threads is not None
+            assert storage.run_events is not None
             assert storage.observer() is not None
             repr(storage)
         await storage.aclose()
@@ -121,7 +123,7 @@ class StorageContract(Contract):
     @from_nothing
     async def test_a_new_database_is_empty(self, storage_config: Mapping[str, Any]) -> None:
         async with create_storage(storage_config) as storage:
-            assert await everything(storage, THREAD) == [[], [], []]
+            assert await everything(storage, THREAD) == [[], [], [], []]
 
     @needs("durability")
     async def test_what_was_acknowledged_is_there_for_the_next_storage(
@@ -134,6 +136,7 @@ class StorageContract(Contract):
             await first.runs.record_token_usage(RUN, caller="subagent", model_name="gpt-4.1", input_tokens=3)
             await first.feedback.upsert(run_id=RUN, thread_id=THREAD, rating=1, user_id=ALICE, comment="yes")
             await first.threads.ensure_thread(thread_id=THREAD, metadata={"": {"$gt": ""}}, user_id=ALICE)
+            await first.run_events.put_batch([event(content={"$a.b": 2**70}), event(content="text")])
             written = await everything(first)
             usage = await first.runs.token_usage_by_thread(THREAD, user_id=ALICE)
         async with create_storage(storage_config) as second:

@@ -1,0 +1,115 @@
+"""Whose run events a call sees and may write (CONTRACT sections 2 and 6)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from ..protocols import Storage
+from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case
+from .run_events import event, numbers, story
+
+_OPEN = "thread-of-nobody"
+_UNKNOWN = "thread-that-is-not-there"
+
+
+async def _given(storage: Storage) -> None:
+    """A thread of alice's, one of nobody's and one that is not there, with two messages each."""
+    await storage.threads.ensure_thread(thread_id=THREAD, user_id=ALICE)
+    await storage.threads.ensure_thread(thread_id=_OPEN, user_id=None)
+    for thread_id in (THREAD, _OPEN, _UNKNOWN):
+        await storage.run_events.put_batch([event(thread_id=thread_id), event(thread_id=thread_id)])
+
+
+def _writes(storage: Storage, thread_id: str) -> dict[str, Callable[[], Awaitable[Any]]]:
+    events, own = storage.run_events, event(thread_id=thread_id, event_type="more")
+    return {
+        "put": lambda: events.put(**own),
+        "put_if_absent": lambda: events.put_if_absent(**own),
+        "put_batch": lambda: events.put_batch([own]),
+        "put_batch of several threads": lambda: events.put_batch([event(thread_id="new"), own]),
+    }
+
+
+async def _seen(storage: Storage, thread_id: str) -> set[int]:
+    """How many events each list shows."""
+    events = storage.run_events
+    return {
+        len(await events.list_messages(thread_id)),
+        len(await events.list_messages(thread_id, after_seq=0)),
+        len(await events.list_messages_by_run(thread_id, RUN)),
+        len(await events.list_events(thread_id, RUN)),
+        await events.count_messages(thread_id),
+    }
+
+
+class EventAccessContract(Contract):
+    async def test_a_thread_of_another_user_is_empty(self, storage: Storage) -> None:
+        await _given(storage)
+        with acting_as(BOB):
+            assert await _seen(storage, THREAD) == {0}
+            assert await storage.run_events.delete_by_run(THREAD, RUN) == 0
+            assert await storage.run_events.delete_by_thread(THREAD) == 0
+        assert await _seen(storage, THREAD) == {2}
+
+    async def test_writing_to_a_thread_of_another_user_is_refused(self, storage: Storage) -> None:
+        """`PermissionError`, and none of the batch is written."""
+        await _given(storage)
+        for name, write in _writes(storage, THREAD).items():
+            with case(name), acting_as(BOB), pytest.raises(PermissionError, match="not allowed to append"):
+                await write()
+        assert await _seen(storage, THREAD) == {2}
+        assert await story(storage, "new") == []
+
+    async def test_ones_own_thread_and_nobodys_are_open(self, storage: Storage) -> None:
+        await _given(storage)
+        for user, thread_id in ((ALICE, THREAD), (BOB, _OPEN), (BOB, _UNKNOWN), ("", _OPEN)):
+            with case(user, thread_id), acting_as(user):
+                before = len(await story(storage, thread_id))
+                assert before >= 2
+                for write in _writes(storage, thread_id).values():
+                    await write()
+                assert len(await story(storage, thread_id)) >= before + 3
+        with acting_as(ALICE):
+            assert await storage.run_events.delete_by_run(THREAD, RUN) == 5
+            assert await storage.run_events.delete_by_thread(_UNKNOWN) == 5
+
+    async def test_without_an_actor_every_thread_is_open(self, storage: Storage) -> None:
+        """So is it for an actor without an id."""
+        await _given(storage)
+        await storage.run_events.put(**event())
+        with acting_as(None):
+            assert await _seen(storage, THREAD) == {3}
+            assert await storage.run_events.delete_by_thread(THREAD) == 3
+
+    async def test_a_thread_that_changes_hands_takes_its_events_along(self, storage: Storage) -> None:
+        """At once: no permission is kept, however often it was asked for."""
+        await _given(storage)
+        for owner, other in ((BOB, ALICE), (ALICE, BOB), (BOB, ALICE)):
+            await storage.threads.delete_thread(THREAD)
+            await storage.threads.ensure_thread(thread_id=THREAD, user_id=owner)
+            with acting_as(other):
+                assert await _seen(storage, THREAD) == {0}
+                with pytest.raises(PermissionError):
+                    await storage.run_events.put(**event())
+            with acting_as(owner):
+                await storage.run_events.put(**event())
+                assert await _seen(storage, THREAD) != {0}
+
+    async def test_of_callers_that_write_together_each_is_asked_for_itself(self, storage: Storage) -> None:
+        await _given(storage)
+
+        async def write(user: str) -> list[int]:
+            with acting_as(user):
+                return numbers(await storage.run_events.put_batch([event(content=user)] * 2))
+
+        users = [ALICE, BOB] * 20
+        answers = await asyncio.gather(*map(write, users), return_exceptions=True)
+        for user, answer in zip(users, answers, strict=True):
+            assert isinstance(answer, list if user == ALICE else PermissionError)
+        rows = await story(storage)
+        assert numbers(rows) == list(range(1, 2 + 40 + 1))
+        assert BOB not in [row["content"] for row in rows]

@@ -1,0 +1,169 @@
+"""Lists of run events: which rows, in which order, page by page (CONTRACT section 6)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ..protocols import Storage
+from .contract import RUN, THREAD, Contract, case
+from .run_events import event, numbers
+
+# Every third event is a trace; runs take turns by two.
+_EVENTS = 60
+_RUNS = ("run-a", "run-b")
+_ALL = range(1, _EVENTS + 1)
+_MESSAGES = [seq for seq in _ALL if seq % 3]
+
+
+def _run_of(seq: int) -> str:
+    return _RUNS[(seq // 2) % 2]
+
+
+def _page(of: list[int], limit: int, before: int | None, after: int | None) -> list[int]:
+    """What the contract says, in other words."""
+    fit = [seq for seq in of if (before is None or seq < before) and (after is None or seq > after)]
+    return fit[:limit] if after is not None else fit[len(fit) - min(limit, len(fit)) :]
+
+
+_PAGES: list[tuple[int, int | None, int | None]] = [
+    (limit, before, after)
+    for limit in (0, 1, 7, 1_000)
+    for before, after in (
+        (None, None),
+        (30, None),
+        (1, None),
+        (10**30, None),
+        (None, 0),
+        (None, 30),
+        (None, 60),
+        (None, -5),
+        (None, -(10**30)),
+        (40, 20),
+        (21, 20),
+        (20, 40),
+    )
+]
+
+
+async def _given(storage: Storage) -> None:
+    await storage.run_events.put_batch(
+        [
+            event(
+                run_id=_run_of(seq),
+                event_type=f"type-{seq % 4}",
+                category="message" if seq % 3 else "trace",
+                content=f"{seq}",
+            )
+            for seq in _ALL
+        ]
+        + [event(thread_id="thread-2", run_id=_RUNS[0])]
+    )
+
+
+class EventPageContract(Contract):
+    async def test_messages_of_a_thread_come_in_pages(self, storage: Storage) -> None:
+        await _given(storage)
+        for limit, before, after in _PAGES:
+            with case(limit, before, after):
+                rows = await storage.run_events.list_messages(
+                    THREAD, limit=limit, before_seq=before, after_seq=after
+                )
+                assert numbers(rows) == _page(_MESSAGES, limit, before, after)
+                assert all(row["content"] == f"{row['seq']}" for row in rows)
+                assert {row["category"] for row in rows} <= {"message"}
+
+    async def test_messages_of_a_run_come_in_pages(self, storage: Storage) -> None:
+        await _given(storage)
+        for run_id in _RUNS:
+            own = [seq for seq in _MESSAGES if _run_of(seq) == run_id]
+            for limit, before, after in _PAGES:
+                with case(run_id, limit, before, after):
+                    rows = await storage.run_events.list_messages_by_run(
+                        THREAD, run_id, limit=limit, before_seq=before, after_seq=after
+                    )
+                    assert numbers(rows) == _page(own, limit, before, after)
+
+    async def test_the_default_page_is_the_last_50_messages(self, storage: Storage) -> None:
+        await storage.run_events.put_batch([event()] * 120)
+        assert numbers(await storage.run_events.list_messages(THREAD)) == list(range(71, 121))
+        assert numbers(await storage.run_events.list_messages_by_run(THREAD, RUN)) == list(range(71, 121))
+
+    async def test_pages_forwards_and_backwards_show_everything_once(self, storage: Storage) -> None:
+        await _given(storage)
+        seen: list[int] = []
+        while rows := await storage.run_events.list_messages(
+            THREAD, limit=7, after_seq=seen[-1] if seen else 0
+        ):
+            seen += numbers(rows)
+        assert seen == _MESSAGES
+        seen = []
+        while rows := await storage.run_events.list_messages(
+            THREAD, limit=7, before_seq=seen[0] if seen else None
+        ):
+            seen = numbers(rows) + seen
+        assert seen == _MESSAGES
+
+    async def test_events_of_a_run_are_the_first_of_every_category(self, storage: Storage) -> None:
+        await _given(storage)
+        own = [seq for seq in _ALL if _run_of(seq) == "run-b"]
+        list_events = storage.run_events.list_events
+        assert numbers(await list_events(THREAD, "run-b")) == own
+        assert numbers(await list_events(THREAD, "run-b", limit=5)) == own[:5]
+        assert await list_events(THREAD, "run-b", limit=0) == []
+        assert await list_events(THREAD, "no such run") == []
+        assert await list_events("no such thread", "run-b") == []
+
+    async def test_the_default_list_is_the_first_500_events(self, storage: Storage) -> None:
+        await storage.run_events.put_batch([event()] * 510)
+        assert numbers(await storage.run_events.list_events(THREAD, RUN)) == list(range(1, 501))
+
+    async def test_events_are_filtered_by_type_before_the_limit(self, storage: Storage) -> None:
+        await _given(storage)
+        own = [seq for seq in _ALL if _run_of(seq) == "run-a"]
+        wanted: list[tuple[Any, set[int]]] = [
+            (["type-1"], {1}),
+            (["type-1", "type-3"], {1, 3}),
+            (("type-3", "type-3"), {3}),
+            ([], set()),
+            (["no such type"], set()),
+            (None, {0, 1, 2, 3}),
+        ]
+        for types, remainders in wanted:
+            for limit in (4, 500):
+                with case(types, limit):
+                    rows = await storage.run_events.list_events(
+                        THREAD, "run-a", event_types=types, limit=limit
+                    )
+                    assert numbers(rows) == [seq for seq in own if seq % 4 in remainders][:limit]
+
+    async def test_messages_are_counted(self, storage: Storage) -> None:
+        assert await storage.run_events.count_messages(THREAD) == 0
+        await _given(storage)
+        assert await storage.run_events.count_messages(THREAD) == len(_MESSAGES)
+        assert await storage.run_events.count_messages("thread-2") == 1
+
+    async def test_what_is_no_number_to_page_from_is_refused(self, storage: Storage) -> None:
+        for wrong in ("1", 1.0, True, {"$gt": 0}, [1]):
+            for name in ("before_seq", "after_seq"):
+                arguments: dict[str, Any] = {name: wrong}
+                with case(name, wrong):
+                    with pytest.raises((TypeError, ValueError), match=name):
+                        await storage.run_events.list_messages(THREAD, **arguments)
+                    with pytest.raises((TypeError, ValueError), match=name):
+                        await storage.run_events.list_messages_by_run(THREAD, RUN, **arguments)
+
+    async def test_what_is_no_list_of_types_is_refused(self, storage: Storage) -> None:
+        for wrong in ("said", 5, [5], [{"$ne": None}], [None], [""]):
+            types: Any = wrong
+            with case(wrong), pytest.raises((TypeError, ValueError), match="event_types"):
+                await storage.run_events.list_events(THREAD, RUN, event_types=types)
+
+    async def test_lists_of_events_may_be_larger_than_one_document(self, storage: Storage) -> None:
+        """Four events of 5 MiB each, in one batch."""
+        large = "x" * (5 * 1024 * 1024)
+        rows = await storage.run_events.put_batch([event(content={"k": large}) for _ in range(4)])
+        assert numbers(rows) == [1, 2, 3, 4]
+        assert numbers(await storage.run_events.list_messages(THREAD)) == [1, 2, 3, 4]
+        assert await storage.run_events.list_events(THREAD, RUN) == rows
