@@ -27,6 +27,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from .. import codec
 from ..codec import HEAD_SEQ, ONCE, Document
@@ -53,6 +54,7 @@ PATIENCE_S = 25.0
 """How long a write whose fate is unknown is followed up, besides what the driver's own timeout allows."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.5
 _MAX_IDLE_THREADS = 10_000
+_MAX_LOOKED_UP = 10_000
 _LAST_FIRST = (("seq", -1),)
 _IN_ORDER = (("seq", 1),)
 
@@ -358,11 +360,13 @@ class EventLog:
 
     async def _without_stored(self, group: list[Batch]) -> list[Batch]:
         """Finish the batches that turn out to be stored; the others."""
-        ids = [item["_id"] for batch in group for item in batch.documents]
-        found = await self._committed.find(
-            {"_id": {"$in": ids}}, sort=_IN_ORDER, limit=len(ids), projection=["seq"]
-        )
-        numbers = {item["_id"]: item["seq"] for item in found}  # of stubs, too: stored, and deleted since
+        documents = [item for batch in group for item in batch.documents]
+        numbers: dict[Any, int] = {}  # of stubs, too: stored, and deleted since
+        for start in range(0, len(documents), _MAX_LOOKED_UP):
+            ids = [item["_id"] for item in documents[start : start + _MAX_LOOKED_UP]]
+            query = {"thread_id": documents[0]["thread_id"], "_id": {"$in": ids}}
+            found = await self._committed.find(query, sort=_IN_ORDER, limit=len(ids), projection=["seq"])
+            numbers |= {item["_id"]: item["seq"] for item in found}
         for batch in group:
             for item in batch.documents:
                 item["seq"] = numbers.get(item["_id"], item["seq"])

@@ -82,6 +82,12 @@ def _size_bytes(place: str, document: Document) -> int:
     return size_bytes
 
 
+def _heard(answer: asyncio.Future[None]) -> None:
+    """A refusal that nobody waits for any more is no error of the event loop."""
+    if not answer.cancelled():
+        answer.exception()
+
+
 class MongoRunEventStore:
     """`RunEventStore` on MongoDB."""
 
@@ -142,12 +148,14 @@ class MongoRunEventStore:
             if found:
                 return codec.event_row(found[0]), False
             try:
-                [row] = await self._put([dict(document)], now)
+                [row] = await self._put([dict(document)], now, permit)
             except AlreadyThereError:
                 continue  # another caller was first: its event is read, unless it is deleted meanwhile
             return row, True
 
-    async def _put(self, documents: list[Document], now: str) -> list[RunEventRow]:
+    async def _put(
+        self, documents: list[Document], now: str, permit: asyncio.Future[None] | None = None
+    ) -> list[RunEventRow]:
         sizes = [
             _size_bytes(f"events[{i}]" if len(documents) > 1 else "", document)
             for i, document in enumerate(documents)
@@ -158,7 +166,7 @@ class MongoRunEventStore:
         positions: dict[str, list[int]] = {}
         for position, document in enumerate(documents):
             positions.setdefault(document["thread_id"], []).append(position)
-        permit = self._permit(positions)
+        permit = permit or self._permit(positions)
         waiting = [
             self._log.accept(
                 thread_id,
@@ -176,7 +184,11 @@ class MongoRunEventStore:
     def _permit(self, thread_ids: Iterable[str]) -> asyncio.Future[None] | None:
         """To be awaited before a write; None where no actor is bound, who would be asked for."""
         user_id = current_user_id()
-        return None if user_id is None else asyncio.ensure_future(self._ask(list(thread_ids), user_id))
+        if user_id is None:
+            return None
+        answer = asyncio.ensure_future(self._ask(list(thread_ids), user_id))
+        answer.add_done_callback(_heard)
+        return answer
 
     async def _ask(self, thread_ids: list[str], user_id: str) -> None:
         refused = await self._owners.first_refused(thread_ids, user_id)
