@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -221,8 +223,14 @@ async def test_a_stale_process_is_told_that_deleted_numbers_are_taken(
     assert numbers(await storage.run_events.put_batch([event()] * 2)) == [5, 6]
 
 
+@pytest.mark.parametrize("clock", ["monotonic", "time"])
 async def test_a_remembered_number_is_trusted_for_minutes_only(
-    new_storage: Opener, storage: MongoStorage, raw_client: Raw, database_name: str
+    new_storage: Opener,
+    storage: MongoStorage,
+    raw_client: Raw,
+    database_name: str,
+    clock: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Shorter than any stub lives and retention waits."""
     assert event_log.TRUST_S <= 600
@@ -232,7 +240,10 @@ async def test_a_remembered_number_is_trusted_for_minutes_only(
         await other.run_events.put_batch([event()] * 3)
         await other.run_events.delete_by_run("t", "r")
     _forget(raw_client, database_name)
-    storage.run_events._log._threads["t"].trusted_until = 0.0
+    later: dict[str, Any] = {"monotonic": time.monotonic, "time": time.time}
+    now = later[clock]
+    later[clock] = lambda: now() + 2 * event_log.TRUST_S
+    monkeypatch.setattr(event_log, "time", SimpleNamespace(**later))
     assert numbers(await storage.run_events.put_batch([event()])) == [5]
 
 
@@ -270,7 +281,7 @@ async def test_stored_at_never_falls_within_a_thread(
     collection = raw_client[database_name]["run_events"]
     later = datetime.now(UTC) + timedelta(hours=1)
     collection.update_one({"seq": 1}, {"$set": {"stored_at": later}})
-    storage.run_events._log._threads["t"].trusted_until = 0.0
+    storage.run_events._log._threads["t"].forget()
     await storage.run_events.put_batch([event()] * 2)
     assert len(collection.distinct("stored_at")) == 1
 

@@ -125,7 +125,7 @@ class _Thread:
         "last",
         "last_stored_at",
         "thread_id",
-        "trusted_until",
+        "trusted_since",
         "waiting",
         "writer",
     )
@@ -141,15 +141,19 @@ class _Thread:
     def forget(self) -> None:
         self.last, self.has_head = -1, True
         self.last_stored_at = datetime.min.replace(tzinfo=UTC)
-        self.trusted_until = 0.0
+        self.trusted_since = (-TRUST_S, -TRUST_S)
 
     def remember(self, last: int, stored_at: datetime, *, has_head: bool = True) -> None:
         self.last, self.last_stored_at, self.has_head = last, stored_at, has_head
-        self.trusted_until = time.monotonic() + TRUST_S
+        self.trusted_since = (time.monotonic(), time.time())
 
     @property
     def is_known(self) -> bool:
-        return self.last >= 0 and time.monotonic() < self.trusted_until
+        # By both clocks: the first may stand still while a machine sleeps, the second may be set back.
+        since, since_wall = self.trusted_since
+        return (
+            self.last >= 0 and time.monotonic() - since < TRUST_S and abs(time.time() - since_wall) < TRUST_S
+        )
 
 
 def utc_now() -> datetime:
