@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from . import schema
+from .checkpointer import Checkpointer
 from .config import EMBEDDED, MongoConfig, mongo_config, redacted
 from .drivers.base import READ_COMMITTED, READ_FROM_PRIMARY, Collection, Driver, DriverOptions
 from .embedded import EmbeddedServer, start_embedded
@@ -56,6 +57,48 @@ def _driver_of(client: Any) -> str:
     )
 
 
+class _EmbeddedHold:
+    """The storage's one hold on its embedded server, taken by whichever of its clients opens first."""
+
+    def __init__(self, config: MongoConfig) -> None:
+        self._config = config
+        self._starting = threading.Lock()  # taken in threads only, for as long as a start lasts
+        self._lock = threading.Lock()
+        self._server: EmbeddedServer | None = None
+        self._closed = False
+
+    async def url(self) -> str:
+        """The address of the server, which is started or shared at the first use."""
+        return await asyncio.to_thread(self._started)
+
+    async def release(self) -> None:
+        with self._lock:
+            self._closed = True
+            server, self._server = self._server, None
+        if server is not None:
+            await asyncio.to_thread(server.release)
+
+    def _started(self) -> str:
+        """Runs in a thread, which goes on when the waiting task is cancelled."""
+        with self._starting:
+            server = self._server
+            if server is None and not self._closed:
+                server = self._start()
+        if server is None:
+            raise StorageError("this storage is closed")
+        return server.url
+
+    def _start(self) -> EmbeddedServer | None:
+        """The server, or None where the storage was closed meanwhile."""
+        server = start_embedded(self._config.data_dir, mongod_path=self._config.mongod_path)
+        with self._lock:
+            if not self._closed:
+                self._server = server
+                return server
+        server.release()
+        return None
+
+
 class MongoStorage:
     """`Storage` on MongoDB. Building it connects to nothing; it is used within one event loop and process.
 
@@ -64,15 +107,14 @@ class MongoStorage:
 
     def __init__(self, config: MongoConfig, *, client: Any = None) -> None:
         self._config = config
-        self._server: EmbeddedServer | None = None
-        self._server_lock = threading.Lock()
-        self._closed = False
+        self._embedded = _EmbeddedHold(config)
         driver_name = config.driver if client is None else _driver_of(client)
         self._driver = _driver_class(driver_name)(self._driver_options, client)
         self._runs = MongoRunStore(self._collection(schema.RUNS))
         self._feedback = MongoFeedbackStore(self._collection(schema.FEEDBACK))
         self._threads = MongoThreadStore(self._collection(schema.THREADS))
         self._run_events = self._event_store()
+        self._checkpointer = Checkpointer(self._driver_options, config.collection_prefix)
 
     def __repr__(self) -> str:
         url, database = redacted(self._config.url), self._config.database
@@ -107,6 +149,26 @@ class MongoStorage:
         """An observer that writes to these stores."""
         return StorageRunObserver(self._runs, self._threads)
 
+    async def checkpointer(self) -> Any:
+        """LangGraph's `MongoDBSaver` on the same server and database, the same object at every call.
+
+        Needs the extra `checkpointer`. The saver connects and makes its indexes here, at the first call, on a
+        client of its own that is closed with the storage; what goes wrong later are PyMongo's errors, not the
+        package's. Its collections are `checkpoints` and `checkpoint_writes`, after the prefix.
+        """
+        self._driver.check_open()
+        if self._driver.name == "mongomock":
+            raise StorageConfigError(
+                "storage.checkpointer() needs a MongoDB server, and `driver: mongomock` has none: take "
+                "LangGraph's InMemorySaver with the mock"
+            )
+        if not self._config.url:
+            raise StorageConfigError(
+                "storage.checkpointer() opens a client of its own, and a storage that was given only a "
+                "`client` does not know where: give `url` as well"
+            )
+        return await self._checkpointer.saver()
+
     async def setup(self) -> None:
         """Make collections, validators and indexes; idempotent, harmless when raced by many processes.
 
@@ -123,20 +185,16 @@ class MongoStorage:
         return await schema.inspect(self._driver, self._config.collection_prefix)
 
     async def aclose(self) -> None:
-        """Write the run events that were accepted, close the client, unless the caller made it, and let go of
-        an embedded server; idempotent.
+        """Write the run events that were accepted, close the clients, except one that the caller made, and
+        let go of an embedded server; idempotent.
 
         Events that cannot be written within seconds are counted in the log, and their callers get the error.
         """
         try:
             await self._run_events.aclose()
-            await self._driver.close()
+            await asyncio.gather(self._checkpointer.close(), self._driver.close())
         finally:
-            with self._server_lock:
-                self._closed = True
-                server, self._server = self._server, None
-            if server is not None:
-                await asyncio.to_thread(server.release)
+            await self._embedded.release()
 
     async def __aenter__(self) -> Self:
         try:
@@ -172,18 +230,8 @@ class MongoStorage:
         config = self._config
         url = config.url
         if url == EMBEDDED and self._driver.name != "mongomock":
-            url = await asyncio.to_thread(self._start_embedded)
+            url = await self._embedded.url()
         return DriverOptions(url, config.database, config.timeout_ms)
-
-    def _start_embedded(self) -> str:
-        """Start or share the server; runs in a thread, which goes on when the waiting task is cancelled."""
-        server = start_embedded(self._config.data_dir, mongod_path=self._config.mongod_path)
-        with self._server_lock:
-            if not self._closed:
-                self._server = server
-                return server.url
-        server.release()
-        raise StorageError("this storage is closed")
 
 
 def create_mongo_storage(options: Mapping[str, Any], *, client: Any = None) -> MongoStorage:
