@@ -17,6 +17,7 @@ import pytest
 from pymongo import MongoClient
 
 from deerflow_mongo import (
+    InvalidPayloadError,
     MongoStorage,
     RunEventRow,
     StorageConfigError,
@@ -165,6 +166,14 @@ async def test_what_the_server_refuses_fails_its_own_caller_only(
         assert isinstance(answer, StorageError if content == "unique" else list)
     assert await contents(storage) == ["unique", "a", "b", "c", "d"]
     assert numbers(await storage.run_events.list_messages("t")) == [1, 2, 3, 4, 5]
+
+
+async def test_a_batch_beyond_a_transaction_is_refused_whole(storage: MongoStorage) -> None:
+    """The embedded server's cache of 256 MB holds no transaction of 20,000 runs' events."""
+    too_many = [event("x" * 1_000, run_id=f"{n}") for n in range(20_000)]
+    with pytest.raises(InvalidPayloadError, match=r"20,000 documents .* smaller batches"):
+        await storage.run_events.put_batch(too_many)
+    assert numbers(await storage.run_events.put_batch(too_many[:2_000])) == list(range(1, 2_001))
 
 
 async def test_a_validator_refuses_a_malformed_event(

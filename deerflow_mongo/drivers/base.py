@@ -62,6 +62,7 @@ logger = logging.getLogger(__name__)
 
 
 _NO_TRANSACTIONS_CODE = 20  # IllegalOperation: a standalone server
+_TOO_LARGE_FOR_A_TRANSACTION_CODES = (257, 388)  # TransactionTooLarge, TransactionTooLargeForCache
 
 _NO_CHANGE_STREAMS_CODES = (20, 40573)  # IllegalOperation; "only supported on replica sets"
 NO_CHANGE_STREAMS = (
@@ -170,6 +171,10 @@ def _of_many(error: errors.BulkWriteError) -> errors.OperationFailure:
     told: list[Document] = details.get("writeErrors") or details.get("writeConcernErrors") or [{}]
     first = told[0]
     return errors.OperationFailure(str(first.get("errmsg")), first.get("code"), first)
+
+
+def _code_of(error: errors.OperationFailure) -> int | None:
+    return _of_many(error).code if isinstance(error, errors.BulkWriteError) else error.code
 
 
 def translated(error: Exception, written: object = None) -> StorageError:
@@ -340,6 +345,15 @@ class Collection:
             if isinstance(error, errors.OperationFailure) and error.code == _NO_TRANSACTIONS_CODE:
                 self._driver.has_transactions = False
                 return await self.insert_many(documents)
+            if (
+                isinstance(error, errors.OperationFailure)
+                and _code_of(error) in _TOO_LARGE_FOR_A_TRANSACTION_CODES
+            ):
+                raise InvalidPayloadError(
+                    "the batch",
+                    f"{len(documents):,} documents are more than this server takes in one transaction: store "
+                    "them in several smaller batches",
+                ) from error
             reason = translated(error, documents)
             if isinstance(reason, DuplicateKeyError):
                 reason.stored = 0  # the transaction took back what came before
