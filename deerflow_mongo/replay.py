@@ -13,6 +13,13 @@ model: the figures are counted from the texts. What is counted:
   out, by the model that asked. An ai message whose `name` begins with `subagent` or `middleware` is theirs.
 - The title is one model call of the middleware in the thread's first turn: that turn's question and last
   answer in, the title out.
+
+What becomes a run event: every message, one event of its turn's run with the message itself as content, in
+the order of the recording. A turn's question comes first, with what stands around it; then come, with each
+model call, the ai message and the answers of its tools. Messages before the first question are events of the
+first run. The type is `human_message`, `ai_message`, `tool_result`, or `..._message` for any other kind. The
+category is `message` for what users scroll through: what a human said, an ai message with text or tool calls,
+a tool's answer. It is `trace` for all else, and for what the recording hides from the user.
 """
 
 from __future__ import annotations
@@ -20,6 +27,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,10 +35,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 from .actor import AUTO, ActorContext, bind_actor_context, reset_actor_context
+from .errors import InvalidPayloadError, PayloadTooLargeError
 from .filters import MAX_IDENTIFIER_BYTES
 from .observer import LifecycleEvent, LifecycleEventType
 from .protocols import Storage
-from .rows import Caller, RunCompletionFields, UserId
+from .rows import MESSAGE, Caller, RunCompletionFields, RunEventFields, UserId
 
 HOW_TOKENS_COUNT = (
     "A token is 4 bytes of UTF-8 text, rounded up for each message. A model call reads every earlier message "
@@ -41,6 +50,12 @@ HOW_USERS_VOTE = (
     "A thread's owner votes +1 on a run that finished and -1 on any other; the next user votes +1 on even "
     "turns and -1 on odd ones. On the first turn the owner first votes the other way and changes the vote."
 )
+HOW_EVENTS_ARE_KEPT = (
+    "Each recorded message is one event of its run: of category message if its user scrolls through it, of "
+    "category trace if not."
+)
+
+logger = logging.getLogger(__name__)
 
 Outcome: TypeAlias = Literal["success", "error", "interrupted"]
 
@@ -49,6 +64,10 @@ _MAX_TOKENS = 2**40  # of one call; more is no figure of a provider
 _SUBAGENT_TOOL = "task"
 _CALLERS_BY_NAME: Mapping[str, Caller] = {"subagent": "subagent", "middleware": "middleware"}
 _THREAD_STATUSES: Mapping[Outcome, str] = {"success": "idle", "error": "error", "interrupted": "interrupted"}
+_EVENT_TYPES: Mapping[str, str] = {"tool": "tool_result"}
+_OTHER_EVENT_TYPE = "other_message"
+TRACE = "trace"
+"""The category of the run events that users do not scroll through."""
 _LAST_WORDS_S = 2.0
 """How long a replay that is stopped may take to write that its run is over."""
 
@@ -71,17 +90,32 @@ class ModelCall:
         return self.input_tokens + self.output_tokens
 
 
+_Json: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a host writes down at once: messages in their order, and the model calls that they took."""
+
+    messages: tuple[_Json, ...] = ()
+    calls: tuple[ModelCall, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """What one human message set off: the run to be replayed."""
 
     number: int
     question: str
-    calls: tuple[ModelCall, ...]
+    steps: tuple[Step, ...]
     message_count: int
     answer: str | None
     outcome: Outcome
     error: str | None = None
+
+    @property
+    def calls(self) -> tuple[ModelCall, ...]:
+        return tuple(call for step in self.steps for call in step.calls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,20 +135,21 @@ class RecordedThread:
 
 # -- reading a recording ---------------------------------------------------------------------------
 
-_Json: TypeAlias = Mapping[str, Any]
-
 
 def load_thread(path: Path) -> RecordedThread:
     """The thread recorded in a JSON file; `RecordingError` where there is none."""
     try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
+        recorded = json.loads(path.read_text(encoding="utf-8"), parse_constant=str)  # NaN is no JSON
     except OSError as error:
         raise RecordingError(f"{path} cannot be read: {error.strerror}") from error
     except json.JSONDecodeError as error:
         raise RecordingError(f"{path} is not JSON: line {error.lineno}: {error.msg}") from error
     except (ValueError, RecursionError) as error:
         raise RecordingError(f"{path} is not JSON that can be read: {type(error).__name__}") from error
-    return parse_thread(recorded, source=path.name, name=str(path))
+    try:
+        return parse_thread(recorded, source=path.name, name=str(path))
+    except RecursionError:
+        raise RecordingError(f"{path} is nested too deep") from None
 
 
 def parse_thread(recorded: object, *, source: str, name: str | None = None) -> RecordedThread:
@@ -172,30 +207,47 @@ def _messages(value: object) -> list[_Json]:
     return messages
 
 
+def _is_hidden(message: _Json) -> bool:
+    return bool(_mapping(message.get("additional_kwargs")).get("hide_from_ui"))
+
+
 def _opens_turn(message: _Json) -> bool:
-    return message["type"] == "human" and not _mapping(message.get("additional_kwargs")).get("hide_from_ui")
+    return message["type"] == "human" and not _is_hidden(message)
 
 
 def _turns(messages: Sequence[_Json], default_model: str | None) -> Iterator[Turn]:
     starts = [position for position, message in enumerate(messages) if _opens_turn(message)]
-    earlier_tokens = sum(map(_message_tokens, messages[: starts[0]]))
+    before = messages[: starts[0]]
+    earlier_tokens = sum(map(_message_tokens, before))
+    opening = (Step(tuple(before)),) if before else ()
     for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(messages)], strict=True), 1):
         said = messages[start:end]
-        yield _turn(number, said, tuple(_calls(said, earlier_tokens, default_model)))
+        yield _turn(number, said, (*opening, *_steps(said, earlier_tokens, default_model)))
         earlier_tokens += sum(map(_message_tokens, said))
+        opening = ()
 
 
-def _turn(number: int, said: Sequence[_Json], calls: tuple[ModelCall, ...]) -> Turn:
-    answers = [text for message in said if message["type"] == "ai" and (text := _text_of(message).strip())]
+def _turn(number: int, said: Sequence[_Json], steps: tuple[Step, ...]) -> Turn:
+    answers = [text for message in said if message["type"] == "ai" and (text := text_of(message).strip())]
     finished = bool(answers) and said[-1]["type"] == "ai" and not said[-1].get("tool_calls")
     return Turn(
         number=number,
-        question=_text_of(said[0]),
-        calls=calls,
+        question=text_of(said[0]),
+        steps=steps,
         message_count=len(said),
         answer=answers[-1] if answers else None,
         outcome="success" if finished else "interrupted",
     )
+
+
+def _steps(said: Sequence[_Json], earlier_tokens: int, default_model: str | None) -> Iterator[Step]:
+    """A turn's messages, parted before each ai message."""
+    asked: _Asked = {}
+    starts = [0, *(position for position, message in enumerate(said) if position and message["type"] == "ai")]
+    for start, end in zip(starts, [*starts[1:], len(said)], strict=True):
+        messages = tuple(said[start:end])
+        yield Step(messages, tuple(_calls(messages, asked, earlier_tokens, default_model)))
+        earlier_tokens += sum(map(_message_tokens, messages))
 
 
 def _with_last_outcome(turns: tuple[Turn, ...], state: _Json) -> tuple[Turn, ...]:
@@ -215,7 +267,7 @@ def _with_title(turns: tuple[Turn, ...], title: str | None, model: str | None) -
     read = tokens_of(first.question) + tokens_of(first.answer or "")
     used = first.calls[0].model_name if first.calls else model
     call = ModelCall("middleware", used, read, tokens_of(title))
-    return (replace(first, calls=(*first.calls, call)), *turns[1:])
+    return (replace(first, steps=(*first.steps, Step(calls=(call,)))), *turns[1:])
 
 
 # -- counting --------------------------------------------------------------------------------------
@@ -225,7 +277,7 @@ def tokens_of(text: str) -> int:
     return -(-len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN)
 
 
-def _text_of(message: _Json) -> str:
+def text_of(message: _Json) -> str:
     content = message.get("content")
     if isinstance(content, str):
         return content
@@ -240,24 +292,29 @@ def _tool_calls(message: _Json) -> Iterator[tuple[_Json, str]]:
 
 
 def _sent_text(message: _Json) -> str:
-    return _text_of(message) + "".join(arguments for _, arguments in _tool_calls(message))
+    return text_of(message) + "".join(arguments for _, arguments in _tool_calls(message))
 
 
 def _message_tokens(message: _Json) -> int:
     return tokens_of(_sent_text(message))
 
 
-def _calls(said: Sequence[_Json], earlier_tokens: int, default_model: str | None) -> Iterator[ModelCall]:
-    asked: dict[Any, tuple[str | None, str]] = {}
-    for message in said:
+_Asked: TypeAlias = dict[str, tuple[str | None, str]]
+"""Subagents that have not answered yet: by the tool call's id, the asking model and the arguments."""
+
+
+def _calls(
+    messages: Sequence[_Json], asked: _Asked, earlier_tokens: int, default_model: str | None
+) -> Iterator[ModelCall]:
+    for message in messages:
         call = _model_call(message, earlier_tokens, default_model)
         if call is not None:
             yield call
             for tool_call, arguments in _tool_calls(message):
                 if tool_call.get("name") == _SUBAGENT_TOOL:
-                    asked[tool_call.get("id")] = (call.model_name, arguments)
-        elif message["type"] == "tool" and message.get("tool_call_id") in asked:
-            model, arguments = asked.pop(message.get("tool_call_id"))
+                    asked[str(tool_call.get("id"))] = (call.model_name, arguments)
+        elif message["type"] == "tool" and (question := asked.pop(str(message.get("tool_call_id")), None)):
+            model, arguments = question
             yield ModelCall("subagent", model, tokens_of(arguments), _message_tokens(message))
         earlier_tokens += _message_tokens(message)
 
@@ -265,21 +322,56 @@ def _calls(said: Sequence[_Json], earlier_tokens: int, default_model: str | None
 def _model_call(message: _Json, earlier_tokens: int, default_model: str | None) -> ModelCall | None:
     """The call that an ai message came from; None for one that no model wrote."""
     usage = _mapping(message.get("usage_metadata"))
-    model = _name_or_none(_mapping(message.get("response_metadata")).get("model_name"))
+    model = _model_named_by(message)
     if message["type"] != "ai" or not (model or usage):
         return None
-    name, _, _ = str(message.get("name") or "").partition(":")
     reasoning = _text_or_none(_mapping(message.get("additional_kwargs")).get("reasoning_content")) or ""
     return ModelCall(
-        _CALLERS_BY_NAME.get(name, "lead_agent"),
+        _caller_of(message),
         model or default_model,
         _figure(usage.get("input_tokens"), earlier_tokens),
         _figure(usage.get("output_tokens"), tokens_of(_sent_text(message) + reasoning)),
     )
 
 
+def _model_named_by(message: _Json) -> str | None:
+    return _name_or_none(_mapping(message.get("response_metadata")).get("model_name"))
+
+
+def _caller_of(message: _Json) -> Caller:
+    name, _, _ = str(message.get("name") or "").partition(":")
+    return _CALLERS_BY_NAME.get(name, "lead_agent")
+
+
 def _figure(given: object, counted: int) -> int:
     return given if type(given) is int and 0 <= given <= _MAX_TOKENS else counted
+
+
+# -- messages as run events ------------------------------------------------------------------------
+
+
+def _event_type_of(message: _Json) -> str:
+    kind = message["type"]
+    told = _EVENT_TYPES.get(kind) or (kind and _name_or_none(f"{kind}_message"))
+    return told or _OTHER_EVENT_TYPE
+
+
+def _category_of(message: _Json) -> str:
+    """Whether a user scrolls through it."""
+    kind = message["type"]
+    seen = kind in ("human", "tool") or (
+        kind == "ai" and bool(text_of(message).strip() or _list(message.get("tool_calls")))
+    )
+    return MESSAGE if seen and not _is_hidden(message) else TRACE
+
+
+def _event_metadata(message: _Json, turn: Turn) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"turn": turn.number}
+    if message["type"] == "ai":
+        metadata["caller"] = _caller_of(message)
+        if (model := _model_named_by(message)) is not None:
+            metadata["model_name"] = model
+    return metadata
 
 
 # -- replaying -------------------------------------------------------------------------------------
@@ -287,12 +379,16 @@ def _figure(given: object, counted: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ReplayedThread:
-    """What a replay made; `owner` is who the thread belongs to, which may not be `asked_for`."""
+    """What a replay made; `owner` is who the thread belongs to, which may not be `asked_for`.
+
+    `event_count` is the number of run events that were stored.
+    """
 
     thread_id: str
     asked_for: str
     owner: str | None
     run_ids: tuple[str, ...]
+    event_count: int
 
 
 def _nothing() -> None:
@@ -333,6 +429,7 @@ class Replayer:
     ) -> ReplayedThread:
         owner = await self._owner_of(thread, user)
         run_ids: list[str] = []
+        event_count = 0
         actor = user if owner is None else owner
         with _acting_for(actor):
             for turn in thread.turns:
@@ -340,10 +437,12 @@ class Replayer:
                     break
                 _end_if_cancelled()
                 previous = run_ids[-1] if run_ids else None
-                run_ids.append(await self._turn(thread, turn, owner, previous))
-                await self._vote(thread, turn, run_ids[-1], actor)
+                run = await self._turn(thread, turn, owner, previous)
+                run_ids.append(run.run_id)
+                event_count += run.event_count
+                await self._vote(thread, turn, run.run_id, actor)
                 self.on_step()
-        return ReplayedThread(thread.thread_id, user, owner, tuple(run_ids))
+        return ReplayedThread(thread.thread_id, user, owner, tuple(run_ids), event_count)
 
     async def _owner_of(self, thread: RecordedThread, user: str) -> str | None:
         threads = self.storage.threads
@@ -360,7 +459,9 @@ class Replayer:
             return found.user_id
         return user
 
-    async def _turn(self, thread: RecordedThread, turn: Turn, owner: str | None, previous: str | None) -> str:
+    async def _turn(
+        self, thread: RecordedThread, turn: Turn, owner: str | None, previous: str | None
+    ) -> _ReplayedRun:
         user_id: UserId = None if owner is None else AUTO
         run = _ReplayedRun(self.storage, thread, turn)
         try:
@@ -370,7 +471,7 @@ class Replayer:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(run.stop(), _LAST_WORDS_S)
             raise
-        return run.run_id
+        return run
 
     async def _vote(self, thread: RecordedThread, turn: Turn, run_id: str, owner: str) -> None:
         rating = 1 if turn.outcome == "success" else -1
@@ -394,6 +495,7 @@ class _ReplayedRun:
 
     def __init__(self, storage: Storage, thread: RecordedThread, turn: Turn) -> None:
         self.run_id = str(uuid.uuid4())
+        self.event_count = 0
         self._storage = storage
         self._observer = storage.observer()
         self._thread = thread
@@ -415,15 +517,18 @@ class _ReplayedRun:
     async def happen(self) -> None:
         await self._tell(LifecycleEventType.RUN_STARTED)
         await self._tell(LifecycleEventType.THREAD_STATUS_UPDATED, status="running")
-        for call in self._turn.calls:
+        for step in self._turn.steps:
+            for call in step.calls:
+                _end_if_cancelled()
+                await self._storage.runs.record_token_usage(
+                    self.run_id,
+                    caller=call.caller,
+                    model_name=call.model_name,
+                    input_tokens=call.input_tokens,
+                    output_tokens=call.output_tokens,
+                )
             _end_if_cancelled()
-            await self._storage.runs.record_token_usage(
-                self.run_id,
-                caller=call.caller,
-                model_name=call.model_name,
-                input_tokens=call.input_tokens,
-                output_tokens=call.output_tokens,
-            )
+            await self._keep([self._event(message) for message in step.messages])
         await self._end()
         await self._tell(
             LifecycleEventType.THREAD_STATUS_UPDATED, status=_THREAD_STATUSES[self._turn.outcome]
@@ -433,6 +538,29 @@ class _ReplayedRun:
         """The replay itself is being stopped: nobody goes on with this run."""
         await self._tell(LifecycleEventType.RUN_CANCELLED)
         await self._tell(LifecycleEventType.THREAD_STATUS_UPDATED, status="interrupted")
+
+    def _event(self, message: _Json) -> RunEventFields:
+        return {
+            "thread_id": self._thread.thread_id,
+            "run_id": self.run_id,
+            "event_type": _event_type_of(message),
+            "category": _category_of(message),
+            "content": message,
+            "metadata": _event_metadata(message, self._turn),
+        }
+
+    async def _keep(self, events: Sequence[RunEventFields]) -> None:
+        """Store the events; what cannot be stored is logged, as the observer does, and the run goes on."""
+        try:
+            self.event_count += len(await self._storage.run_events.put_batch(events))
+        except (InvalidPayloadError, PayloadTooLargeError) as error:
+            if len(events) > 1:  # a batch that holds such an event is refused as a whole
+                for event in events:
+                    await self._keep([event])
+            else:
+                logger.error("an event of run %s could not be stored: %s", self.run_id, error)
+        except Exception:
+            logger.exception("%d events of run %s could not be stored", len(events), self.run_id)
 
     async def _end(self) -> None:
         turn, title = self._turn, self._thread.title if self._turn.number == 1 else None

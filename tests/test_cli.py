@@ -112,11 +112,54 @@ def test_demo_again_shows_the_runs_of_before_too(mongodb_url: str, database_name
     assert (again["runs_before"], again["runs_now"], again["threads_now"]) == (9, 18, 3)
 
 
+def test_demo_counts_every_recorded_message_as_a_run_event(mongodb_url: str, database_name: str) -> None:
+    place = ("--url", mongodb_url, "--database", database_name)
+    messages = len(recorded()["values"]["messages"])
+    shown = summary_of(*place)
+    assert shown["replayed"]["events"] == shown["events_now"] == 3 * messages
+    assert shown["events_by_category"] == {"message": 51, "trace": 9}
+    assert summary_of(*place)["events_before"] == 3 * messages
+
+
+def test_demo_tells_one_threads_story_page_by_page(mongodb_url: str, database_name: str) -> None:
+    place = ("--url", mongodb_url, "--database", database_name)
+    story = summary_of(*place)["story"]
+    pages = [[line["seq"] for line in page["messages"]] for page in story["pages"]]
+    assert pages == [[1, 3, 4, 5, 6], [8, 9, 10, 11, 12], [13, 14, 15, 16, 18], [19, 20]]
+    assert [page["after_seq"] for page in story["pages"]] == [0, 6, 12, 18]
+    assert story["messages"] == 17
+    again = output_of("demo", *place)
+    assert "... and 9 more" in again
+    assert f"events {story['thread_id']} --url {mongodb_url}" in again.replace("'", "")
+
+
+def test_demo_stores_what_it_can_of_an_odd_recording(mongodb_url: str, database_name: str) -> None:
+    place = ("--url", mongodb_url, "--database", database_name)
+    odd: dict[str, Any] = {
+        "type": "ai",
+        "content": "",
+        "artifact": [float("nan"), "\ud800", 2**70],
+        "tool_calls": [{"id": []}],
+    }
+    deep: list[Any] = []
+    for _ in range(200):
+        deep = [deep]
+    unstorable: dict[str, Any] = {"type": "tool", "content": "", "\x00\x1b[31m": deep, "tool_call_id": []}
+    with copied_sample(messages=[odd, unstorable]) as file:
+        result = run("demo", *place, str(file))
+    assert result.exit_code == 1
+    assert "\x1b" not in result.output
+    assert "1 write could not be stored, as told above" in result.output
+    assert "with 21 run events" in " ".join(result.output.split())
+    assert "deep" in result.output
+    assert "running" not in result.output
+
+
 def test_demo_keeps_data_in_its_folder_for_the_next_time(tmp_path: Path) -> None:
     place = ("--data-dir", str(tmp_path / "data"))
     assert summary_of(*place)["runs_now"] == 9
     assert summary_of(*place)["runs_before"] == 9
-    assert "version 1, 4 collections" in output_of("check", *place, "--database", "deerflow_demo")
+    assert "version 1, 5 collections" in output_of("check", *place, "--database", "deerflow_demo")
 
 
 def test_demo_lists_twenty_rows_and_counts_the_rest(mongodb_url: str, database_name: str) -> None:
@@ -170,10 +213,14 @@ def recorded() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def copied_sample(*, thread_id: str = "copy", title: str = "Copy") -> Generator[Path]:
+def copied_sample(
+    *, thread_id: str = "copy", title: str = "Copy", messages: list[dict[str, Any]] | None = None
+) -> Generator[Path]:
+    """The sample under another name, with more `messages` at its end."""
     state = recorded()
     state["metadata"]["thread_id"] = thread_id
     state["values"]["title"] = title
+    state["values"]["messages"] += messages or []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "copy.json"
         file.write_text(json.dumps(state))
@@ -204,7 +251,7 @@ def test_errors_are_a_sentence_without_a_password(arguments: list[str], exit_cod
 
 
 def test_help_explains_every_option() -> None:
-    for command in ("demo", "check"):
+    for command in ("demo", "check", "events"):
         output = output_of(command, "--help")
         assert "--url" in output
         assert "--database" in output
@@ -222,10 +269,10 @@ def test_check_changes_nothing_and_setup_makes_what_is_missing(
 ) -> None:
     place = ("check", "--url", mongodb_url, "--database", database_name)
     output = output_of(*place)
-    assert "missing: runs, feedback, threads, schema_versions" in output
+    assert "missing: runs, feedback, threads, run_events, schema_versions" in output
     assert "A host would work, with 2 notes." in output
     assert database_name not in raw_client.list_database_names()
-    assert "version 1, 4 collections, 11 indexes A host would work." in output_of(*place, "--setup")
+    assert "version 1, 5 collections, 17 indexes A host would work." in output_of(*place, "--setup")
 
 
 def test_check_reads_a_hosts_file(

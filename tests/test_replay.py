@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from deerflow_mongo import MongoStorage, StorageUnavailableError
+from deerflow_mongo import MongoStorage, StorageUnavailableError, replay
 from deerflow_mongo.config import mongo_config
 from deerflow_mongo.replay import (
     ModelCall,
@@ -180,6 +180,15 @@ def test_a_file_that_is_no_recording_is_refused_by_name(tmp_path: Path, text: st
     assert complaint in str(refusal.value)
 
 
+def test_a_recording_that_is_nested_too_deep_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr(replay, "parse_thread", fail)
+    with pytest.raises(RecordingError, match=r"weather\.json is nested too deep"):
+        load_thread(SAMPLE)
+
+
 def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match=r"none\.json cannot be read: No such file"):
         load_thread(tmp_path / "none.json")
@@ -267,6 +276,59 @@ async def test_votes_follow_the_stated_rule_and_a_changed_vote_stays_one(storage
         assert len(rows) == 2
         votes.append({row["user_id"]: row["rating"] for row in rows})
     assert votes == [{"alice": 1, "bob": -1}, {"alice": 1, "bob": 1}, {"alice": -1, "bob": -1}]
+
+
+async def test_each_message_becomes_one_event_of_its_turns_run(storage: MongoStorage) -> None:
+    sample = load_thread(SAMPLE)
+    [thread] = await Replayer(storage, ["alice"]).replay([sample])
+    rows = await storage.run_events.list_thread_events(thread.thread_id)
+    messages = json.loads(SAMPLE.read_text(encoding="utf-8"))["values"]["messages"]
+    assert [row["content"] for row in rows] == messages
+    assert thread.event_count == len(messages)
+    assert [row["run_id"] for row in rows if row["event_type"] == "human_message"] == list(thread.run_ids)
+    for number, run_id in enumerate(thread.run_ids, 1):
+        assert all(row["metadata"]["turn"] == number for row in rows if row["run_id"] == run_id)
+
+
+async def test_events_have_the_type_and_the_category_of_the_stated_rule(storage: MongoStorage) -> None:
+    hidden = {"additional_kwargs": {"hide_from_ui": True}}
+    thread = recording(
+        message("system", "before all"),
+        message("human", "go"),
+        message("human", "todo", **hidden),
+        answer("", name="subagent:x", tool_calls=[{"name": "ls", "args": {}, "id": "1"}]),
+        message("tool", "OK", tool_call_id="1"),
+        answer(""),
+        message("", "?"),
+        message("\ud800" * 9),
+    )
+    [replayed] = await Replayer(storage, ["alice"]).replay([thread])
+    rows = await storage.run_events.list_events(replayed.thread_id, replayed.run_ids[0])
+    assert [(row["event_type"], row["category"]) for row in rows] == [
+        ("system_message", "trace"),
+        ("human_message", "message"),
+        ("human_message", "trace"),
+        ("ai_message", "message"),
+        ("tool_result", "message"),
+        ("ai_message", "trace"),
+        ("other_message", "trace"),
+        ("other_message", "trace"),
+    ]
+    assert rows[3]["metadata"] == {"turn": 1, "caller": "subagent", "model_name": "m-1"}
+
+
+async def test_an_event_that_cannot_be_stored_is_told_and_the_run_ends(
+    storage: MongoStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    thread = recording(
+        message("human", "go"), message("system", "x" * 2**24), message("human", "so"), answer("yes")
+    )
+    [replayed] = await Replayer(storage, ["alice"]).replay([thread])
+    assert replayed.event_count == 3
+    rows = await storage.runs.list_by_thread(replayed.thread_id, user_id="alice")
+    assert [row["status"] for row in rows] == ["success", "interrupted"]
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert f"an event of run {replayed.run_ids[0]} could not be stored" in caplog.text
 
 
 async def test_a_replay_again_adds_runs_to_the_same_threads(storage: MongoStorage) -> None:

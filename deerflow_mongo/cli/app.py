@@ -1,4 +1,4 @@
-"""The command's options that stand before `demo` and `check`, and the two put together."""
+"""The command's options that stand before a command, and the commands put together."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import typer
 from .. import __version__
 from .check import check
 from .demo import demo
+from .events import events
+
+ABOUT = "MongoDB storage for DeerFlow: see it work, check a configuration, read a thread's run events."
 
 app = typer.Typer(
     add_completion=False,
@@ -16,10 +19,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     pretty_exceptions_show_locals=False,
     rich_markup_mode=None,
-    help="MongoDB storage for DeerFlow: see it work, and check a configuration.",
 )
 app.command()(demo)
 app.command()(check)
+app.command()(events)
 
 
 def _version(wanted: bool) -> None:
@@ -28,10 +31,10 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(help=ABOUT)
 def options_of_all(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """MongoDB storage for DeerFlow: see it work, and check a configuration."""
+    """`--version` has ended the process by then."""

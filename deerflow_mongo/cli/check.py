@@ -22,13 +22,22 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import codec
-from ..config import MongoConfig, load_config, redacted
-from ..errors import StorageAccessError, StorageConfigError, StorageError, StorageUnavailableError
+from ..config import MongoConfig, redacted
+from ..errors import StorageAccessError, StorageError, StorageUnavailableError
 from ..factory import create_storage
 from ..protocols import Storage
 from ..schema import COLLECTIONS, SchemaReport
 from ..storage import MongoStorage
-from .options import DataDirOption, DriverOption, UrlOption, options_given
+from .options import (
+    DEFAULT_SECTION,
+    ConfigOption,
+    DataDirOption,
+    DriverOption,
+    SectionOption,
+    UrlOption,
+    options_given,
+    options_of_file,
+)
 from .terminal import PROBLEM_EXIT, console_for, counted, explained, plain, stoppable
 
 Document: TypeAlias = dict[str, Any]
@@ -39,10 +48,8 @@ CHECK_TIMEOUT_MS = 5_000
 
 
 def check(
-    config: Annotated[
-        Path | None, typer.Option("--config", help="A YAML file with the storage's configuration.")
-    ] = None,
-    section: Annotated[str, typer.Option("--section", help="The section of that file.")] = "storage",
+    config: ConfigOption = None,
+    section: SectionOption = DEFAULT_SECTION,
     url: UrlOption = None,
     data_dir: DataDirOption = None,
     database: Annotated[
@@ -62,17 +69,11 @@ def check(
     """
     with explained():
         given = options_given(url, data_dir, database, driver)
-        storage = create_storage(given if config is None else _of_file(config, section, given))
+        storage = create_storage(given if config is None else options_of_file(config, section, given))
         findings = asyncio.run(stoppable(_examine(storage, timeout_ms, setup=setup)))
     _show_findings(console_for(), findings)
     if any(finding.level == "PROBLEM" for finding in findings):
         raise typer.Exit(PROBLEM_EXIT)
-
-
-def _of_file(file: Path, section: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    if given != options_given(None, None, None, None):
-        raise StorageConfigError("--config holds the whole configuration: leave --url and the like out")
-    return load_config(file, section)
 
 
 Level: TypeAlias = Literal["ok", "note", "PROBLEM"]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, TypeAlias, cast
 
 import typer
@@ -25,11 +26,21 @@ from rich.text import Text
 from .. import codec
 from ..config import EMBEDDED, MongoConfig, redacted
 from ..factory import create_storage
-from ..replay import HOW_TOKENS_COUNT, HOW_USERS_VOTE, RecordedThread, RecordingError, Replayer, load_thread
-from ..rows import FeedbackTotals, RunRow, TokenUsage
-from ..schema import NEWEST_FIRST, RUNS, THREADS
+from ..replay import (
+    HOW_EVENTS_ARE_KEPT,
+    HOW_TOKENS_COUNT,
+    HOW_USERS_VOTE,
+    RecordedThread,
+    RecordingError,
+    ReplayedThread,
+    Replayer,
+    load_thread,
+)
+from ..rows import FeedbackTotals, RunEventRow, RunRow, TokenUsage
+from ..schema import NEWEST_FIRST, RUN_EVENTS, RUNS, THREADS
 from ..storage import MongoStorage
-from .options import DataDirOption, DriverOption, UrlOption, options_given
+from .events import words_of
+from .options import DEMO_DATABASE, DataDirOption, DriverOption, UrlOption, options_given
 from .terminal import (
     PROBLEM_EXIT,
     and_more,
@@ -40,6 +51,7 @@ from .terminal import (
     failed_events,
     failure,
     heading,
+    json_of,
     json_text,
     plain,
     stoppable,
@@ -48,7 +60,6 @@ from .terminal import (
 
 Document: TypeAlias = dict[str, Any]
 
-DEMO_DATABASE = "deerflow_demo"
 SAMPLE = Path(__file__).parents[1] / "samples" / "weather.json"
 USER_NAMES = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi", "ivan", "judy")
 MAX_USERS = 1_000
@@ -56,7 +67,9 @@ MAX_USERS = 1_000
 ROWS_SHOWN = 20
 THREADS_SUMMED = 1_000
 ID_WIDTH, USER_WIDTH, STATUS_WIDTH, MODEL_WIDTH = 8, 9, 11, 20
+TIME_WIDTH, TYPE_WIDTH, WHO_WIDTH = 8, 13, 10
 MAX_ITEMS_SHOWN = 12
+STORY_PAGE, STORY_PAGES = 5, 5
 
 
 def demo(
@@ -78,8 +91,8 @@ def demo(
     """Replay recorded threads and show what the database says.
 
     Every turn of a human becomes one run, with the lifecycle events, token figures and votes that a host
-    would write; the threads of several users are replayed at once. Replaying again adds runs to the same
-    threads.
+    would write, and every message one run event; the threads of several users are replayed at once.
+    Replaying again adds runs to the same threads.
     """
     with explained():
         names = _user_names(users)
@@ -89,7 +102,7 @@ def demo(
             summary = asyncio.run(stoppable(_replay_and_ask(storage, threads, names)))
         console = console_for()
         if as_json:
-            typer.echo(json.dumps(asdict(summary), ensure_ascii=False, indent=2, default=json_text))
+            typer.echo(json_of(asdict(summary), indent=2))
         else:
             _show_summary(console, summary, storage.config)
         if failed.count:
@@ -125,14 +138,24 @@ class Summary:
     runs_before: int
     runs_now: int
     runs_by_status: dict[str, int]
+    events_before: int
+    events_now: int
+    events_by_category: dict[str, int]
     tokens: TokenUsage
     newest_runs: list[RunRow]
     votes: list[FeedbackTotals]
     threads_now: int
     threads: list[Document]
     ownership: Document
+    story: Document
     document: Document
-    rules: Document = field(default_factory=lambda: {"tokens": HOW_TOKENS_COUNT, "votes": HOW_USERS_VOTE})
+    rules: Document = field(
+        default_factory=lambda: {
+            "tokens": HOW_TOKENS_COUNT,
+            "votes": HOW_USERS_VOTE,
+            "events": HOW_EVENTS_ARE_KEPT,
+        }
+    )
 
 
 async def _replay_and_ask(
@@ -143,7 +166,8 @@ async def _replay_and_ask(
         with console.status("opening the database") if console.is_terminal else contextlib.nullcontext():
             await storage.setup()
         questions = _Questions(storage)
-        before = sum((await questions.runs_by_status()).values())
+        runs_before = sum((await questions.runs_by_status()).values())
+        events_before = sum((await questions.events_by_category()).values())
         turns = sum(len(thread.turns) for thread in threads)
         started = time.perf_counter()
         with _progress(console, turns) as step:
@@ -152,11 +176,12 @@ async def _replay_and_ask(
         word: Document = {
             "threads": len(threads),
             "runs": turns,
+            "events": sum(thread.event_count for thread in replayed),
             "users": list(users),
             "duration_ms": spent_ms,
         }
         word["kept_owners"] = [[x.thread_id, x.owner] for x in replayed if x.owner != x.asked_for]
-        return await questions.summary(word, before)
+        return await questions.summary(word, replayed[0], runs_before, events_before)
     finally:
         await storage.aclose()
 
@@ -180,6 +205,7 @@ class _Questions:
         prefix = storage.config.collection_prefix
         self._runs = storage.driver.collection(prefix + RUNS)
         self._threads = storage.driver.collection(prefix + THREADS)
+        self._events = storage.driver.collection(prefix + RUN_EVENTS)
 
     async def runs_by_status(self) -> dict[str, int]:
         groups = await self._runs.aggregate(
@@ -187,8 +213,23 @@ class _Questions:
         )
         return {group["_id"]: group["runs"] for group in groups}
 
-    async def summary(self, replayed: Document, runs_before: int) -> Summary:
+    async def events_by_category(self) -> dict[str, int]:
+        """Of all threads; what has no category is no event, but keeps a thread's numbers."""
+        groups = await self._events.aggregate(
+            [
+                {"$match": {"category": {"$exists": True}}},
+                {"$group": {"_id": "$category", "events": {"$sum": 1}}},
+                {"$sort": {"_id": 1}},
+            ]
+        )
+        return {group["_id"]: group["events"] for group in groups}
+
+    async def summary(
+        self, replayed: Document, told: ReplayedThread, runs_before: int, events_before: int
+    ) -> Summary:
+        """`told` is the thread whose story is shown."""
         storage, by_status = self._storage, await self.runs_by_status()
+        by_category = await self.events_by_category()
         documents = await self._runs.find({}, sort=NEWEST_FIRST, limit=ROWS_SHOWN)
         rows = [codec.run_row(document) for document in documents]
         threads = await storage.threads.search_threads(user_id=None, limit=THREADS_SUMMED)
@@ -201,14 +242,32 @@ class _Questions:
             runs_before=runs_before,
             runs_now=sum(by_status.values()),
             runs_by_status=by_status,
+            events_before=events_before,
+            events_now=sum(by_category.values()),
+            events_by_category=by_category,
             tokens=_sum_of(usages),
             newest_runs=rows,
             votes=[await storage.feedback.aggregate_by_run(row["thread_id"], row["run_id"]) for row in rows],
             threads_now=counts[0]["threads"],
             threads=[asdict(thread) for thread in threads[:ROWS_SHOWN]],
             ownership=await self._ownership(rows[most_calls], replayed["users"]),
+            story=await self._story(told),
             document=documents[most_calls],
         )
+
+    async def _story(self, thread: ReplayedThread) -> Document:
+        """A thread's messages as a host's page would read them, page after page from the first."""
+        events, thread_id = self._storage.run_events, thread.thread_id
+        pages: list[Document] = []
+        after_seq = 0
+        while len(pages) < STORY_PAGES:
+            rows = await events.list_messages(thread_id, after_seq=after_seq, limit=STORY_PAGE)
+            if not rows:
+                break
+            pages.append({"after_seq": after_seq, "messages": [_told(row, thread.owner) for row in rows]})
+            after_seq = rows[-1]["seq"]
+        messages = await events.count_messages(thread_id)
+        return {"thread_id": thread_id, "owner": thread.owner, "messages": messages, "pages": pages}
 
     async def _ownership(self, row: RunRow, users: Sequence[str]) -> Document:
         """What the owner of a run's thread and somebody else are shown of it."""
@@ -221,6 +280,20 @@ class _Questions:
             "owner_sees": len(await runs.list_by_thread(row["thread_id"], user_id=owner)),
             "other_sees": len(await runs.list_by_thread(row["thread_id"], user_id=other)),
         }
+
+
+def _told(row: RunEventRow, owner: str | None) -> Document:
+    """A line of a story: a tool goes by its name, a model by who called it, a human by the thread's owner."""
+    content, caller = row["content"], row["metadata"].get("caller")
+    name = content.get("name") if isinstance(content, dict) else None
+    return {
+        "seq": row["seq"],
+        "created_at": row["created_at"],
+        "run_id": row["run_id"],
+        "event_type": row["event_type"],
+        "who": str(name or caller or owner or "everybody"),
+        "words": words_of(content),
+    }
 
 
 def _sum_of(usages: Iterable[TokenUsage]) -> TokenUsage:
@@ -260,27 +333,31 @@ def _show_summary(console: Console, summary: Summary, config: MongoConfig) -> No
     _show_figures(console, summary)
     _show_runs(console, summary)
     _show_threads(console, summary)
+    _show_story(console, summary.story)
     _show_one_run(console, summary)
-    _show_next_steps(console, config)
+    _show_next_steps(console, summary, config)
 
 
 def _show_replay(console: Console, summary: Summary, config: MongoConfig) -> None:
     replayed, users = summary.replayed, summary.replayed["users"]
     names = ", ".join(users[:MAX_ITEMS_SHOWN]) + (", ..." if len(users) > MAX_ITEMS_SHOWN else "")
     console.print(
-        f"Replayed {counted(replayed['threads'], 'thread')} as {counted(replayed['runs'], 'run')} of "
-        f"{counted(len(users), 'user')} ({names}) in {replayed['duration_ms']:,} ms."
+        f"Replayed {counted(replayed['threads'], 'thread')} of {counted(len(users), 'user')} ({names}) as "
+        f"{counted(replayed['runs'], 'run')} with {counted(replayed['events'], 'run event')} in "
+        f"{replayed['duration_ms']:,} ms."
     )
     for thread_id, owner in replayed["kept_owners"][:ROWS_SHOWN]:
         console.print(f"Thread {plain(thread_id)} stays with its owner, {plain(owner)}, and so do its runs.")
     and_more(console, ROWS_SHOWN, len(replayed["kept_owners"]))
     console.print(f"Tokens: {HOW_TOKENS_COUNT}")
     console.print(f"Votes: {HOW_USERS_VOTE}")
+    console.print(f"Events: {HOW_EVENTS_ARE_KEPT}")
     heading(console, "What the database says")
     version = summary.server["version"]
     server = "mongomock, no server" if version is None else f"MongoDB {version}"
     console.print(f"{server}, {_place(config)}, database {config.database}, driver {config.driver}.")
     console.print(f"Runs before: {summary.runs_before:,}; now: {summary.runs_now:,}.")
+    console.print(f"Run events before: {summary.events_before:,}; now: {summary.events_now:,}.")
 
 
 def _place(config: MongoConfig) -> str:
@@ -297,6 +374,12 @@ def _show_figures(console: Console, summary: Summary) -> None:
     for status, runs in summary.runs_by_status.items():
         table.add_row(cell(status, 40), f"{runs:,}")
     console.print(table)
+    heading(console, "Run events by category")
+    table = table_of("category", "events", right=("events",))
+    for category, events in list(summary.events_by_category.items())[:ROWS_SHOWN]:
+        table.add_row(cell(category, 40), f"{events:,}")
+    console.print(table)
+    and_more(console, ROWS_SHOWN, len(summary.events_by_category))
     summed = min(summary.threads_now, THREADS_SUMMED)
     heading(console, f"Tokens by model (of {counted(summed, 'thread')})")
     figures = ("runs", "llm_calls", "input_tokens", "output_tokens", "tokens")
@@ -353,6 +436,31 @@ def _show_threads(console: Console, summary: Summary) -> None:
     )
 
 
+def _show_story(console: Console, story: Document) -> None:
+    heading(console, f"One thread's messages, {STORY_PAGE} a page, as run_events.list_messages gives them")
+    shown = [line for page in story["pages"] for line in page["messages"]]
+    table = table_of("after", "seq", "time", "type", "who", "words", right=("after", "seq"))
+    digits = len(str(max((line["seq"] for line in shown), default=0)))
+    widths = max(5, digits) + max(3, digits) + TIME_WIDTH + TYPE_WIDTH + WHO_WIDTH + 10
+    for page in story["pages"]:
+        for position, line in enumerate(page["messages"]):
+            table.add_row(
+                "" if position else f"{page['after_seq']}",
+                f"{line['seq']}",
+                plain(line["created_at"])[11:19],
+                cell(line["event_type"], TYPE_WIDTH),
+                cell(line["who"], WHO_WIDTH),
+                cell(line["words"], max(10, console.width - widths)),
+            )
+    console.print(table)
+    and_more(console, len(shown), story["messages"])
+    console.print(
+        f"Thread {plain(story['thread_id'])} of {plain(story['owner'] or 'everybody')} has "
+        f"{counted(story['messages'], 'message')}. A page begins after the last seq of the one before; "
+        "numbers that are not shown are events of another category."
+    )
+
+
 def _show_one_run(console: Console, summary: Summary) -> None:
     row = next(row for row in summary.newest_runs if row["run_id"] == summary.document["_id"])
     heading(console, "One run's row, as runs.get gives it")
@@ -376,14 +484,18 @@ def _shortened(value: Any) -> Any:
     return value
 
 
-def _show_next_steps(console: Console, config: MongoConfig) -> None:
+def _show_next_steps(console: Console, summary: Summary, config: MongoConfig) -> None:
     heading(console, "What to do next")
     steps = [("demo THREAD.json ...", "replays threads of your own")]
-    place = f" --url {plain(redacted(config.url))}"
+    place, thread = f" --url {quote(plain(redacted(config.url)))}", plain(summary.story["thread_id"])
     if config.url == EMBEDDED:
-        place = "" if config.data_dir is None else f" --data-dir {config.data_dir}"
+        place = "" if config.data_dir is None else f" --data-dir {quote(str(config.data_dir))}"
         if not place:
             steps.append(("demo --data-dir DIR", "keeps the data for the next time"))
+    database = "" if config.database == DEMO_DATABASE else f" --database {quote(config.database)}"
+    kept = f"{place or ' --data-dir DIR'}{database}"
+    steps.append((f"events {quote(thread)}{kept}", "prints that thread's run events, as they are kept there"))
+    steps.append((f"events {quote(thread)}{kept} --follow", "goes on with every new one, until Ctrl-C"))
     steps.append((f"check{place} --database {config.database}", "tells whether a host would work with it"))
     steps.append(("check --config FILE", "does so for a host's configuration file"))
     for command, purpose in steps:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from ..config import EMBEDDED
+from ..config import EMBEDDED, load_config
+from ..errors import StorageConfigError
+
+DEMO_DATABASE = "deerflow_demo"
+
+ConfigOption: TypeAlias = Annotated[
+    Path | None, typer.Option("--config", help="A YAML file with the storage's configuration.")
+]
+SectionOption: TypeAlias = Annotated[str, typer.Option("--section", help="The section of that file.")]
+DEFAULT_SECTION = "storage"
 
 UrlOption: TypeAlias = Annotated[
     str | None,
@@ -36,3 +46,10 @@ def options_given(
     given = {"url": url, "data_dir": data_dir, "database": database, "driver": driver}
     options = {name: value for name, value in given.items() if value is not None}
     return {"backend": "mongodb", "url": EMBEDDED, **options}
+
+
+def options_of_file(file: Path, section: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file says, where nothing else was `given`."""
+    if given != options_given(None, None, None, None):
+        raise StorageConfigError("--config holds the whole configuration: leave --url and the like out")
+    return load_config(file, section)

@@ -1,10 +1,13 @@
-"""What both commands show and how they fail: one line, an exit code, no secret, no traceback."""
+"""What the commands show and how they fail: one line, an exit code, no secret, no traceback."""
 
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
+import json
 import logging
+import sys
 from collections.abc import Coroutine, Generator, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
@@ -25,6 +28,7 @@ PROBLEM_EXIT = 1
 INTERRUPTED_EXIT = 130
 
 MAX_TEXT_SHOWN = 160
+MAX_SENTENCE_SHOWN = 1_000
 STOP_TIMEOUT_S = 15.0
 """How long Ctrl-C waits for the work to end; the embedded server stops within."""
 
@@ -49,7 +53,8 @@ class FailedEvents(logging.Handler):
         self.count += 1
         cause = record.exc_info[1] if record.exc_info else None
         message = record.getMessage() if cause is None else f"{record.getMessage()}: {cause}"
-        console_for(stderr=True).print(Text(message, style="red"), soft_wrap=True)
+        line = plain(message, MAX_SENTENCE_SHOWN)  # it may name a key of a recording
+        console_for(stderr=True).print(Text(line, style="red"), soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -125,6 +130,12 @@ def heading(console: Console, text: str) -> None:
 def and_more(console: Console, shown: int, total: int) -> None:
     if total > shown:
         console.print(f"... and {total - shown:,} more")
+
+
+def json_of(value: object, *, indent: int | None = None) -> str:
+    """JSON that stays JSON on standard output, whatever its encoding can say."""
+    is_utf8 = codecs.lookup(getattr(sys.stdout, "encoding", None) or "ascii").name == "utf-8"
+    return json.dumps(value, ensure_ascii=not is_utf8, indent=indent, default=json_text)
 
 
 def json_text(value: object) -> str:
