@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 from .actor import AUTO, ActorContext, bind_actor_context, reset_actor_context
+from .drivers.base import end_if_cancelled
 from .errors import InvalidPayloadError, PayloadTooLargeError
 from .filters import MAX_IDENTIFIER_BYTES
 from .observer import LifecycleEvent, LifecycleEventType
@@ -435,7 +436,7 @@ class Replayer:
             for turn in thread.turns:
                 if failures:
                     break
-                _end_if_cancelled()
+                end_if_cancelled()
                 previous = run_ids[-1] if run_ids else None
                 run = await self._turn(thread, turn, owner, previous)
                 run_ids.append(run.run_id)
@@ -519,7 +520,7 @@ class _ReplayedRun:
         await self._tell(LifecycleEventType.THREAD_STATUS_UPDATED, status="running")
         for step in self._turn.steps:
             for call in step.calls:
-                _end_if_cancelled()
+                end_if_cancelled()
                 await self._storage.runs.record_token_usage(
                     self.run_id,
                     caller=call.caller,
@@ -527,7 +528,7 @@ class _ReplayedRun:
                     input_tokens=call.input_tokens,
                     output_tokens=call.output_tokens,
                 )
-            _end_if_cancelled()
+            end_if_cancelled()
             await self._keep([self._event(message) for message in step.messages])
         await self._end()
         await self._tell(
@@ -605,13 +606,6 @@ def completion_of(turn: Turn) -> RunCompletionFields:
         "first_human_message": turn.question,
         "last_ai_message": turn.answer,
     }
-
-
-def _end_if_cancelled() -> None:
-    """A driver may swallow a task's cancellation, when its answer is there in the same moment."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
 
 
 @contextlib.contextmanager

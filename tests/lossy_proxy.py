@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Self
 from urllib.parse import quote, unquote
@@ -37,7 +37,7 @@ class LossyProxy:
             writer.close()
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[Self]:
+    async def running(self) -> AsyncGenerator[Self]:
         server = await asyncio.start_unix_server(self._serve, str(self._socket))
         try:
             yield self

@@ -290,6 +290,19 @@ def test_check_reads_a_hosts_file(
     assert "no section `storage:`" in output_of("check", "--config", str(file), exit_code=2)
 
 
+def test_check_tells_how_long_run_events_are_kept(
+    mongodb_url: str, database_name: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.yaml"
+    options = f"storage:\n  backend: mongodb\n  url: {mongodb_url}\n  database: {database_name}\n"
+    place = ("check", "--config", str(file))
+    file.write_text(options + "  run_events_ttl_days: 30\n")
+    assert "kept for ever; a host's start changes that to 30 days" in output_of(*place)
+    assert "run events are kept 30 days A host would work." in output_of(*place, "--setup")
+    file.write_text(options)
+    assert "kept 30 days; a host's start changes that to for ever" in output_of(*place)
+
+
 def test_check_names_indexes_that_stand_in_the_way(
     mongodb_url: str, database_name: str, raw_client: Client
 ) -> None:

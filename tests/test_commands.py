@@ -39,8 +39,8 @@ class CommandLog(CommandListener):
         pass
 
 
-def _event(run_id: str = RUN) -> Any:
-    return {"thread_id": THREAD, "run_id": run_id, "event_type": "said", "category": "message"}
+def _event(run_id: str = RUN, thread_id: str = THREAD) -> Any:
+    return {"thread_id": thread_id, "run_id": run_id, "event_type": "said", "category": "message"}
 
 
 Operation = Callable[[Storage], Awaitable[Any]]
@@ -217,7 +217,7 @@ EVENT_OPERATIONS: dict[str, tuple[list[str], Operation]] = {
     "a deletion": (["update"], lambda s: s.run_events.delete_by_thread(THREAD)),
     "a first batch in an unknown thread": (
         ["find", "insert"],
-        lambda s: s.run_events.put_batch([{**_event(), "thread_id": "new"}]),
+        lambda s: s.run_events.put_batch([_event(thread_id="new")]),
     ),
 }
 

@@ -171,7 +171,7 @@ async def test_what_the_server_refuses_fails_its_own_caller_only(
 async def test_a_batch_beyond_a_transaction_is_refused_whole(storage: MongoStorage) -> None:
     """The embedded server's cache of 256 MB holds no transaction of 20,000 runs' events."""
     too_many = [event("x" * 1_000, run_id=f"{n}") for n in range(20_000)]
-    with pytest.raises(InvalidPayloadError, match=r"20,000 documents .* smaller batches"):
+    with pytest.raises(InvalidPayloadError, match="transaction: make it several smaller ones"):
         await storage.run_events.put_batch(too_many)
     assert numbers(await storage.run_events.put_batch(too_many[:2_000])) == list(range(1, 2_001))
 
@@ -462,3 +462,34 @@ async def test_without_change_streams_following_says_so(
         with pytest.raises(StorageError, match="no change streams"):
             async for _ in storage.run_events.follow("t"):
                 pass
+
+
+async def test_following_ends_when_the_collection_is_dropped(
+    storage: MongoStorage, raw_client: Raw, database_name: str
+) -> None:
+    """It neither hangs nor spins."""
+    await storage.run_events.put(**event())
+    rows = storage.run_events.follow("t")
+    assert (await anext(rows))["seq"] == 1
+    raw_client.drop_database(database_name)
+    with pytest.raises(StorageError):
+        await asyncio.wait_for(anext(rows), 20)
+
+
+async def test_a_cancelled_follower_ends(storage: MongoStorage) -> None:
+    """Also when the cancellation comes together with a change."""
+
+    async def follow() -> None:
+        async for _ in storage.run_events.follow("t"):
+            pass
+
+    for _ in range(10):
+        follower = asyncio.create_task(follow())
+        await asyncio.sleep(0.05)
+        writing = asyncio.create_task(storage.run_events.put(**event()))
+        await asyncio.sleep(0.001)
+        follower.cancel()
+        await writing
+        done, _ = await asyncio.wait({follower}, timeout=20)
+        assert done
+        assert follower.cancelled()

@@ -268,6 +268,7 @@ async def _look_at_schema(storage: MongoStorage) -> list[Finding]:
         login_finding(status["authInfo"], config, report),
         version_of_schema(report, config.database),
         *_missing(report),
+        *_retention(report, config),
         *_index_problems(report),
     ]
 
@@ -297,6 +298,20 @@ def _missing(report: SchemaReport) -> Iterator[Finding]:
         yield Finding("note", "validators", f"not this release's: {names}; {made}")
 
 
+def _retention(report: SchemaReport, config: MongoConfig) -> Iterator[Finding]:
+    """How long run events are kept, and what a host's start would make of it."""
+    kept, wanted = report.retention_days, config.run_events_ttl_days
+    if kept != wanted:
+        text = f"run events are kept {_duration(kept)}; a host's start changes that to {_duration(wanted)}"
+        yield Finding("note", "retention", text)
+    elif kept is not None:
+        yield Finding("ok", "retention", f"run events are kept {_duration(kept)}")
+
+
+def _duration(days: float | None) -> str:
+    return "for ever" if days is None else counted(round(days), "day")
+
+
 def _index_problems(report: SchemaReport) -> Iterator[Finding]:
     for label, what in (
         *((label, "has our name and other keys or options") for label in report.other_indexes),
@@ -314,7 +329,10 @@ def login_finding(login: Mapping[str, Any], config: MongoConfig, report: SchemaR
         return Finding("ok", "login", "none is needed: the server has no access control")
     needed = ["find", "insert", "update", "remove", "createIndex"]
     needed += ["createCollection"] if report.missing_collections else []
-    needed += ["collMod"] if report.outdated_validators else []
+    ttl_changes = None not in (report.retention_days, config.run_events_ttl_days) and (
+        report.retention_days != config.run_events_ttl_days
+    )
+    needed += ["collMod"] if report.outdated_validators or ttl_changes else []
     collections = [config.collection_prefix + schema.name for schema in COLLECTIONS]
     privileges: Sequence[Document] = login.get("authenticatedUserPrivileges", ())
     denied = [

@@ -251,6 +251,13 @@ def _size_bytes(value: object) -> int:
         return len(str(value))
 
 
+def end_if_cancelled() -> None:
+    """A driver may swallow a task's cancellation, when its answer is there in the same moment."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 @contextmanager
 def translating(written: object = None) -> Generator[None]:
     """For what is not on the hot path: errors inside become the package's own."""
@@ -351,8 +358,7 @@ class Collection:
             ):
                 raise InvalidPayloadError(
                     "the batch",
-                    f"{len(documents):,} documents are more than this server takes in one transaction: store "
-                    "them in several smaller batches",
+                    "it is more than this server takes in one transaction: make it several smaller ones",
                 ) from error
             reason = translated(error, documents)
             if isinstance(reason, DuplicateKeyError):
@@ -416,6 +422,11 @@ class Collection:
                         nonlocal seen
                         while not seen:
                             seen = await stream.try_next() is not None
+                            end_if_cancelled()
+                            if not stream.alive:
+                                raise StorageUnavailableError(
+                                    "the change stream ended: its collection is gone"
+                                )
                         seen = False
 
                     yield next_change

@@ -123,7 +123,7 @@ class ContentionContract(Contract):
         """Three readers page by `after_seq` while 100 tasks write; each batch is dense."""
         rounds, size = 6, 3
         total = _PROCESSES * TASKS * rounds * size
-        asked = {"thread_id": THREAD, "rounds": rounds, "size": size}
+        asked: dict[str, Any] = {"thread_id": THREAD, "rounds": rounds, "size": size}
         async with asyncio.TaskGroup() as group:
             readers = [group.create_task(_read_until(storage, total)) for _ in range(3)]
             answers = await run_in_processes(storage_config, "put_events", **asked)

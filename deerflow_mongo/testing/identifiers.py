@@ -70,9 +70,7 @@ async def _given(storage: Storage) -> list[object]:
     for run_id, user_id in ((RUN, ALICE), ("run-2", BOB)):
         await given_run(storage, run_id, user_id=user_id)
         await storage.feedback.upsert(run_id=run_id, thread_id=THREAD, rating=1, user_id=user_id)
-        await storage.run_events.put(
-            thread_id=THREAD, run_id=run_id, event_type="said", category="message"
-        )
+        await storage.run_events.put(thread_id=THREAD, run_id=run_id, event_type="said", category="message")
     for thread_id, user_id in ((THREAD, ALICE), ("thread-2", BOB)):
         await storage.threads.ensure_thread(thread_id=thread_id, user_id=user_id)
     return await everything(storage, THREAD, "thread-2")

@@ -135,7 +135,7 @@ async def _put_events(storage: Storage, asked: Mapping[str, Any]) -> list[list[i
             stored.append([row["seq"] for row in rows])
         return stored
 
-    return [numbers for batches in await _in_tasks(put) for numbers in batches]
+    return [given for batches in await _in_tasks(put) for given in batches]
 
 
 async def _put_once(storage: Storage, asked: Mapping[str, Any]) -> int:
@@ -144,10 +144,10 @@ async def _put_once(storage: Storage, asked: Mapping[str, Any]) -> int:
     async def put(_: int) -> int:
         stored = 0
         for round_ in range(asked["rounds"]):
-            _, is_new = await storage.run_events.put_if_absent(
+            answer = await storage.run_events.put_if_absent(
                 thread_id=asked["thread_id"], run_id=f"run-{round_}", event_type="ended", category="lifecycle"
             )
-            stored += is_new
+            stored += answer[1]
         return stored
 
     return sum(await _in_tasks(put))
