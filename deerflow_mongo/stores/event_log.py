@@ -46,6 +46,7 @@ MAX_BACKLOG_BYTES = 64 * 1024 * 1024
 """What may wait to be written; beyond it, calls wait to be accepted, first come, first served."""
 
 TRUST_S = 300.0
+_FRESH_S = 5.0
 STUB_LIFE = timedelta(days=1)
 _SURELY_KEPT = timedelta(hours=12)
 """What is younger is under no retention yet, which is a day at least, whatever the writers' clocks say."""
@@ -59,7 +60,7 @@ _LAST_FIRST = (("seq", -1),)
 _IN_ORDER = (("seq", 1),)
 
 _OWN_FIELDS = ("_id", "seq", "stored_at")  # what is not the caller's
-_MAX_FAILED = 100
+_MAX_FAILED = 20
 """Batches of a thread that are remembered for a caller who repeats one."""
 
 # The mock does not tell.
@@ -147,12 +148,11 @@ class _Thread:
         self.last, self.last_stored_at, self.has_head = last, stored_at, has_head
         self.trusted_since = (time.monotonic(), time.time())
 
-    @property
-    def is_known(self) -> bool:
+    def is_known_within(self, seconds: float) -> bool:
         # By both clocks: the first may stand still while a machine sleeps, the second may be set back.
         since, since_wall = self.trusted_since
         return (
-            self.last >= 0 and time.monotonic() - since < TRUST_S and abs(time.time() - since_wall) < TRUST_S
+            self.last >= 0 and time.monotonic() - since < seconds and abs(time.time() - since_wall) < seconds
         )
 
 
@@ -226,9 +226,12 @@ class EventLog:
         return batch.done
 
     async def last_number(self, thread_id: str) -> int:
-        """The thread's highest number, stubs counted; 0 for an empty thread."""
+        """The thread's highest number, stubs counted; 0 for an empty thread.
+
+        Seconds old at most: each number above it that a deletion meets leaves a stub for ever.
+        """
         thread = self._threads.get(thread_id)
-        if thread is not None and thread.is_known:
+        if thread is not None and thread.is_known_within(_FRESH_S):
             return thread.last
         top = await self._top(thread_id)
         return 0 if top is None else top["seq"]
@@ -272,6 +275,9 @@ class EventLog:
                 group = _next_group(thread.waiting)
                 try:
                     await self._write(thread, await _permitted(group))
+                except StorageError as error:
+                    for batch in group:
+                        batch.fail(error)
                 except Exception as error:
                     logger.exception("writing run events of thread %r failed", thread.thread_id)
                     for batch in group:
@@ -340,7 +346,7 @@ class EventLog:
     async def _insert(self, thread: _Thread, group: list[Batch]) -> None:
         """One try: number what has no number yet, and store it. A number stays only on what is stored."""
         pending = [item for batch in group for item in batch.documents if item["seq"] == 0]
-        if not thread.is_known:
+        if not thread.is_known_within(TRUST_S):
             await self._take_up(thread)
         stored_at = max(utc_now(), thread.last_stored_at)
         for seq, item in enumerate(pending, thread.last + 1):
