@@ -95,7 +95,7 @@ def _convert_mapping(value: Mapping[Any, object], depth: int) -> dict[str, JSONV
         if name in converted:
             raise _UnstorableError(f"two of its keys are {name!r} as text")
         try:
-            converted[name] = _convert(item, inner)
+            converted[name] = item if type(item) is str else _convert(item, inner)
         except _UnstorableError as error:
             error.path.append(f".{name}")
             raise

@@ -9,7 +9,7 @@ from typing import Any, cast
 from .. import codec, filters
 from ..actor import current_user_id
 from ..codec import ONCE, Document
-from ..drivers.base import MAX_DOCUMENT_BYTES, Collection, translating
+from ..drivers.base import DRIVER_ERRORS, MAX_DOCUMENT_BYTES, Collection, translated
 from ..errors import PayloadTooLargeError
 from ..rows import RunEventFields, RunEventRow, TimeInput
 from ..serialization import to_json, to_json_mapping
@@ -47,12 +47,12 @@ def _fields(
 
 def _encoded(place: str, event: object, now: str) -> Document:
     """An event's document; `place` is how errors call the event, "" for the only one."""
-    if not isinstance(event, Mapping):
+    if type(event) is not dict and not isinstance(event, Mapping):
         raise TypeError(f"{place or 'an event'} must be a mapping, got {type(event).__name__}")
     given = cast("Mapping[str, Any]", event)
     prefix = f"{place}." if place else ""
-    for name in given:
-        if name not in _KNOWN:
+    if not _KNOWN.issuperset(given):
+        for name in given.keys() - _KNOWN:
             raise TypeError(f"{prefix}{name} is no field of a run event; known: {', '.join(sorted(_KNOWN))}")
     for name in _NEEDED:
         if given.get(name) is None:
@@ -71,14 +71,20 @@ def _encoded(place: str, event: object, now: str) -> Document:
     )
 
 
-def _size_bytes(place: str, document: Document) -> int:
-    """The document's size; an error names its largest part if that is beyond what a document holds."""
-    with translating(document):
+def _size_bytes(position: int | None, document: Document) -> int:
+    """The document's size; an error names its largest part if that is beyond what a document holds.
+
+    `position` is that in its batch, None of the only one.
+    """
+    try:
         size_bytes = codec.event_size_bytes(document) + _ROOM_FOR_NUMBERS_BYTES
+    except DRIVER_ERRORS as error:
+        raise translated(error, document) from error
     if size_bytes > MAX_DOCUMENT_BYTES:
         name = max(("content", "metadata"), key=lambda part: codec.event_size_bytes({"": document[part]}))
         part_bytes = codec.event_size_bytes({"": document[name]})
-        raise PayloadTooLargeError(f"{place}.{name}" if place else name, part_bytes, MAX_DOCUMENT_BYTES)
+        place = name if position is None else f"events[{position}].{name}"
+        raise PayloadTooLargeError(place, part_bytes, MAX_DOCUMENT_BYTES)
     return size_bytes
 
 
@@ -105,8 +111,13 @@ class MongoRunEventStore:
     async def put_batch(self, events: Sequence[RunEventFields]) -> list[RunEventRow]:
         if isinstance(events, str | bytes | Mapping) or not isinstance(events, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
             raise TypeError(f"events must be a list of mappings, got {type(events).__name__}")
-        now = stored_now()
-        return await self._put([_encoded(f"events[{i}]", event, now) for i, event in enumerate(events)], now)
+        given, now = list(events), stored_now()
+        try:
+            documents = [_encoded("", event, now) for event in given]
+        except (TypeError, ValueError):
+            # Once more, for the place of what is wrong: it is seldom needed and would cost every event.
+            documents = [_encoded(f"events[{i}]", event, now) for i, event in enumerate(given)]
+        return await self._put(documents, now)
 
     async def put(
         self,
@@ -156,10 +167,7 @@ class MongoRunEventStore:
     async def _put(
         self, documents: list[Document], now: str, permit: asyncio.Future[None] | None = None
     ) -> list[RunEventRow]:
-        sizes = [
-            _size_bytes(f"events[{i}]" if len(documents) > 1 else "", document)
-            for i, document in enumerate(documents)
-        ]
+        sizes = [_size_bytes(i if len(documents) > 1 else None, item) for i, item in enumerate(documents)]
         if not documents:
             return []
         await self._log.make_room(len(documents), sum(sizes))
