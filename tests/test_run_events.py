@@ -429,6 +429,7 @@ async def test_without_a_server_callers_hear_in_time(
         async with asyncio.timeout(30):
             answers = await asyncio.gather(*calls, return_exceptions=True)
         assert all(isinstance(answer, StorageUnavailableError) for answer in answers)
+        assert storage.run_events.backlog == 0
         proxy.is_down = False
         assert (await storage.run_events.put(**event("after")))["seq"] == 2
         assert await contents(storage) == ["before", "after"]
