@@ -39,6 +39,8 @@ _DUPLICATE_KEY_CODE = 11000
 
 Keys: TypeAlias = tuple[tuple[str, int], ...]
 NEWEST_FIRST: Keys = (("created_at", -1), ("order", -1))
+SEQ_RISING: Keys = (("seq", 1),)
+SEQ_FALLING: Keys = (("seq", -1),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from .. import codec
 from ..codec import HEAD_SEQ, ONCE, Document
 from ..drivers.base import Collection, DuplicateKeyError
 from ..errors import StorageError, StorageUnavailableError
-from ..schema import EVENT_NUMBERS
+from ..schema import EVENT_NUMBERS, SEQ_FALLING, SEQ_RISING
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +56,6 @@ PATIENCE_S = 25.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.5
 _MAX_IDLE_THREADS = 10_000
 _MAX_LOOKED_UP = 10_000
-_LAST_FIRST = (("seq", -1),)
-_IN_ORDER = (("seq", 1),)
 
 _OWN_FIELDS = ("_id", "seq", "stored_at")  # what is not the caller's
 _MAX_FAILED = 20
@@ -174,18 +172,14 @@ class EventLog:
         events: Collection,
         committed: Collection,
         had_retention: HadRetention,
-        *,
-        max_backlog_events: int = MAX_BACKLOG_EVENTS,
-        max_backlog_bytes: int = MAX_BACKLOG_BYTES,
-        patience_s: float = PATIENCE_S,
     ) -> None:
         """`events` reads from the primary; so does `committed`, and only what no failover takes back."""
         self._events = events
         self._committed = committed
         self._had_retention = had_retention
-        self._patience_s = patience_s
+        self._patience_s = PATIENCE_S
         self._threads: dict[str, _Thread] = {}
-        self._backlog = _Backlog(max_backlog_events, max_backlog_bytes)
+        self._backlog = _Backlog(MAX_BACKLOG_EVENTS, MAX_BACKLOG_BYTES)
         self._open: set[Batch] = set()
         self._progress: asyncio.Event = asyncio.Event()
         self._closed = False
@@ -375,7 +369,7 @@ class EventLog:
         for start in range(0, len(documents), _MAX_LOOKED_UP):
             ids = [item["_id"] for item in documents[start : start + _MAX_LOOKED_UP]]
             query = {"thread_id": documents[0]["thread_id"], "_id": {"$in": ids}}
-            found = await self._committed.find(query, sort=_IN_ORDER, limit=len(ids), projection=["seq"])
+            found = await self._committed.find(query, sort=SEQ_RISING, limit=len(ids), projection=["seq"])
             numbers |= {item["_id"]: item["seq"] for item in found}
         for batch in group:
             for item in batch.documents:
@@ -423,7 +417,7 @@ class EventLog:
     async def _top(self, thread_id: str) -> Document | None:
         found = await self._events.find(
             {"thread_id": thread_id},
-            sort=_LAST_FIRST,
+            sort=SEQ_FALLING,
             limit=1,
             projection=["seq", "stored_at", "was_stored_at", "floor", "founded_at"],
         )

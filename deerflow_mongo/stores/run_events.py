@@ -12,6 +12,7 @@ from ..codec import ONCE, Document
 from ..drivers.base import DRIVER_ERRORS, MAX_DOCUMENT_BYTES, Collection, translated
 from ..errors import PayloadTooLargeError
 from ..rows import RunEventFields, RunEventRow, TimeInput
+from ..schema import SEQ_FALLING, SEQ_RISING
 from ..serialization import to_json, to_json_mapping
 from ..times import stored_from_optional, stored_now
 from .event_log import STUB_LIFE, AlreadyThereError, Batch, EventLog, utc_now
@@ -19,7 +20,6 @@ from .owners import ThreadOwners
 
 _NEEDED = ("thread_id", "run_id", "event_type", "category")
 _KNOWN = frozenset(RunEventFields.__annotations__)
-_FIRST_FIRST, _LAST_FIRST = (("seq", 1),), (("seq", -1),)
 _ROOM_FOR_NUMBERS_BYTES = 64
 CLOSE_TIMEOUT_S = 10.0
 _FOLLOW_PAGE = 500
@@ -52,8 +52,8 @@ def _encoded(place: str, event: object, now: str) -> Document:
     given = cast("Mapping[str, Any]", event)
     prefix = f"{place}." if place else ""
     if not _KNOWN.issuperset(given):
-        for name in given.keys() - _KNOWN:
-            raise TypeError(f"{prefix}{name} is no field of a run event; known: {', '.join(sorted(_KNOWN))}")
+        name = next(name for name in given if name not in _KNOWN)
+        raise TypeError(f"{prefix}{name} is no field of a run event; known: {', '.join(sorted(_KNOWN))}")
     for name in _NEEDED:
         if given.get(name) is None:
             raise ValueError(f"{prefix}{name} is missing: a run event needs {', '.join(_NEEDED)}")
@@ -155,7 +155,7 @@ class MongoRunEventStore:
         if permit is not None:
             await permit
         while True:
-            found = await self._events.find(query, sort=_FIRST_FIRST, limit=1)
+            found = await self._events.find(query, sort=SEQ_RISING, limit=1)
             if found:
                 return codec.event_row(found[0]), False
             try:
@@ -239,7 +239,7 @@ class MongoRunEventStore:
         rows = filters.limit_of("limit", limit)
         if types == []:
             return []
-        return await self._rows(query, _FIRST_FIRST, rows)
+        return await self._rows(query, SEQ_RISING, rows)
 
     async def list_thread_events(
         self, thread_id: str, *, run_id: str | None = None, after_seq: int = 0, limit: int = 500
@@ -251,7 +251,7 @@ class MongoRunEventStore:
             else filters.events_of_run(thread_id, run_id)
         )
         filters.between(query, after_seq=filters.sequence_number("after_seq", after_seq), before_seq=None)
-        return await self._rows(query, _FIRST_FIRST, filters.limit_of("limit", limit))
+        return await self._rows(query, SEQ_RISING, filters.limit_of("limit", limit))
 
     async def count_messages(self, thread_id: str) -> int:
         query = filters.messages_of_thread(thread_id)
@@ -267,7 +267,7 @@ class MongoRunEventStore:
         rows = filters.limit_of("limit", limit)
         after = filters.sequence_number("after_seq", after_seq)
         filters.between(query, after_seq=after, before_seq=filters.sequence_number("before_seq", before_seq))
-        found = await self._rows(query, _LAST_FIRST if after is None else _FIRST_FIRST, rows)
+        found = await self._rows(query, SEQ_FALLING if after is None else SEQ_RISING, rows)
         return found[::-1] if after is None else found
 
     async def _rows(self, query: Document, sort: Any, limit: int) -> list[RunEventRow]:
