@@ -13,7 +13,8 @@ from pathlib import Path
 
 from deerflow_mongo.embedded import start_embedded
 
-from . import mongodb, postgres, sql
+from .. import postgres
+from . import mongodb, sql
 from .workload import Target
 from .writers import Server
 

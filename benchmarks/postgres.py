@@ -38,7 +38,7 @@ def _user() -> str | None:
 @contextlib.contextmanager
 def running(binaries: Path) -> Generator[str]:
     """A server with its defaults, fsync and synchronous_commit on; the URL of its databases for asyncpg."""
-    folder, user = Path(tempfile.mkdtemp(prefix="run-events-pg-")), _user()
+    folder, user = Path(tempfile.mkdtemp(prefix="deerflow-pg-")), _user()
     try:
         if user is not None:
             shutil.chown(folder, user)

@@ -1,0 +1,294 @@
+"""Run events. Stands for `AppRunEventStore` and the run event repository below it.
+
+How events are numbered, the option `run_event_numbers` says. "for_update": the thread's highest number is
+read FOR UPDATE, which SQLite ignores and PostgreSQL refuses on an aggregate. "queued": as DeerFlow does
+since, a thread's writers of one process queue up, and on PostgreSQL those of all processes, by an advisory
+lock. What it spends there on a table of numbers that outlive deletions is left out, in SQL's favour.
+
+Added: `put`, a batch of one, and `put_if_absent`, a SELECT and then such a batch, in one turn of the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
+from typing import Any, cast
+from weakref import WeakValueDictionary
+
+from sqlalchemy import ColumnElement, Select, delete, func, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from deerflow_mongo import RunEventFields, RunEventRow
+from deerflow_mongo.actor import current_user_id
+from deerflow_mongo.rows import MESSAGE, TimeInput
+
+from .config import POSTGRESQL, QUEUED, SqlConfig
+from .engine import Sessions
+from .tables import RunEvent
+from .threads import SqlThreadStore
+
+_LOCK_THREAD = text("SELECT pg_advisory_xact_lock(hashtext(CAST(:thread_id AS text))::bigint)")
+_IS_JSON, _IS_DICT = "content_is_json", "content_is_dict"
+
+
+def _event(given: Mapping[str, Any]) -> RunEvent:
+    content, metadata = given.get("content", ""), dict(given.get("metadata") or {})
+    if not isinstance(content, str):
+        metadata[_IS_JSON] = True
+        if isinstance(content, dict):
+            metadata[_IS_DICT] = True
+        content = json.dumps(content, default=str, ensure_ascii=False)
+    event = RunEvent(
+        thread_id=str(given["thread_id"]),
+        run_id=str(given["run_id"]),
+        event_type=str(given["event_type"]),
+        category=str(given["category"]),
+        content=content,
+        meta=metadata,
+    )
+    created_at = given.get("created_at")
+    if created_at is not None:
+        event.created_at = datetime.fromisoformat(created_at) if isinstance(created_at, str) else created_at
+    return event
+
+
+def _row(event: RunEvent) -> RunEventRow:
+    metadata = dict(event.meta or {})
+    is_json = bool(metadata.pop(_IS_JSON, False))
+    is_json = bool(metadata.pop(_IS_DICT, False)) or is_json
+    return {
+        "thread_id": event.thread_id,
+        "run_id": event.run_id,
+        "event_type": event.event_type,
+        "category": event.category,
+        "content": json.loads(event.content) if is_json else event.content,
+        "metadata": metadata,
+        "created_at": event.created_at.isoformat(),
+        "seq": event.seq,
+    }
+
+
+class SqlRunEventStore:
+    """`RunEventStore` as the adapter has it."""
+
+    def __init__(self, sessions: Sessions, threads: SqlThreadStore, config: SqlConfig) -> None:
+        self._sessions = sessions
+        self._threads = threads
+        self._is_queued = config.run_event_numbers == QUEUED
+        self._has_locks = self._is_queued and config.url.drivername == POSTGRESQL
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def put_batch(self, events: Sequence[RunEventFields]) -> list[RunEventRow]:
+        if not events:
+            return []
+        thread_ids = await self._checked_threads(events)
+        async with self._turn(thread_ids), self._sessions.writing() as session:
+            stored = await self._append(session, events)
+        return [_row(event) for event in stored]
+
+    async def put(
+        self,
+        *,
+        thread_id: str,
+        run_id: str,
+        event_type: str,
+        category: str,
+        content: Any = "",
+        metadata: Mapping[str, Any] | None = None,
+        created_at: TimeInput | None = None,
+    ) -> RunEventRow:
+        given = _fields(thread_id, run_id, event_type, category, content, metadata, created_at)
+        [row] = await self.put_batch([given])
+        return row
+
+    async def put_if_absent(
+        self,
+        *,
+        thread_id: str,
+        run_id: str,
+        event_type: str,
+        category: str,
+        content: Any = "",
+        metadata: Mapping[str, Any] | None = None,
+        created_at: TimeInput | None = None,
+    ) -> tuple[RunEventRow, bool]:
+        given = _fields(thread_id, run_id, event_type, category, content, metadata, created_at)
+        thread_ids = await self._checked_threads([given])
+        query = (
+            select(RunEvent)
+            .where(
+                RunEvent.thread_id == thread_id,
+                RunEvent.run_id == run_id,
+                RunEvent.event_type == event_type,
+            )
+            .order_by(RunEvent.seq)
+            .limit(1)
+        )
+        async with self._turn(thread_ids), self._sessions.writing() as session:
+            await self._lock(session, thread_id)
+            existing = (await session.execute(query)).scalar_one_or_none()
+            if existing is not None:
+                return _row(existing), False
+            [stored] = await self._append(session, [given])
+        return _row(stored), True
+
+    async def list_messages(
+        self,
+        thread_id: str,
+        *,
+        limit: int = 50,
+        before_seq: int | None = None,
+        after_seq: int | None = None,
+    ) -> list[RunEventRow]:
+        query = select(RunEvent).where(RunEvent.thread_id == thread_id, RunEvent.category == MESSAGE)
+        return await self._page(thread_id, query, limit, before_seq, after_seq)
+
+    async def list_messages_by_run(
+        self,
+        thread_id: str,
+        run_id: str,
+        *,
+        limit: int = 50,
+        before_seq: int | None = None,
+        after_seq: int | None = None,
+    ) -> list[RunEventRow]:
+        query = select(RunEvent).where(
+            RunEvent.thread_id == thread_id, RunEvent.run_id == run_id, RunEvent.category == MESSAGE
+        )
+        return await self._page(thread_id, query, limit, before_seq, after_seq)
+
+    async def list_events(
+        self,
+        thread_id: str,
+        run_id: str,
+        *,
+        event_types: Sequence[str] | None = None,
+        limit: int = 500,
+    ) -> list[RunEventRow]:
+        query = select(RunEvent).where(RunEvent.thread_id == thread_id, RunEvent.run_id == run_id)
+        if event_types is not None:
+            query = query.where(RunEvent.event_type.in_(event_types))
+        return await self._read(thread_id, query.order_by(RunEvent.seq.asc()).limit(limit))
+
+    async def count_messages(self, thread_id: str) -> int:
+        if not await self._is_visible(thread_id):
+            return 0
+        async with self._sessions.reading() as session:
+            return await _count(session, RunEvent.thread_id == thread_id, RunEvent.category == MESSAGE)
+
+    async def delete_by_thread(self, thread_id: str) -> int:
+        return await self._delete(thread_id, RunEvent.thread_id == thread_id)
+
+    async def delete_by_run(self, thread_id: str, run_id: str) -> int:
+        return await self._delete(thread_id, RunEvent.thread_id == thread_id, RunEvent.run_id == run_id)
+
+    # -- whose thread it is ----------------------------------------------------------------------------
+
+    async def _is_visible(self, thread_id: str) -> bool:
+        user_id = current_user_id()
+        if user_id is None:
+            return True
+        thread = await self._threads.get_thread_meta(thread_id)
+        return thread is None or thread.user_id is None or thread.user_id == user_id
+
+    async def _checked_threads(self, events: Iterable[RunEventFields]) -> list[str]:
+        """The threads that the events are for, if the actor may write to all of them."""
+        thread_ids = sorted({str(cast("Mapping[str, Any]", event)["thread_id"]) for event in events})
+        refused = [thread_id for thread_id in thread_ids if not await self._is_visible(thread_id)]
+        if refused:
+            raise PermissionError(
+                f"actor is not allowed to append events for thread(s): {', '.join(refused)}"
+            )
+        return thread_ids
+
+    # -- numbers ---------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _turn(self, thread_ids: Iterable[str]) -> AsyncGenerator[None]:
+        """Wait for this process's other writers to these threads, which come sorted: no ring of waiters."""
+        async with AsyncExitStack() as turns:
+            for thread_id in thread_ids if self._is_queued else ():
+                await turns.enter_async_context(self._turns.setdefault(thread_id, asyncio.Lock()))
+            yield
+
+    async def _lock(self, session: AsyncSession, thread_id: str) -> None:
+        if self._has_locks:
+            await session.execute(_LOCK_THREAD, {"thread_id": thread_id})
+
+    async def _append(self, session: AsyncSession, given: Sequence[RunEventFields]) -> list[RunEvent]:
+        events = [_event(cast("Mapping[str, Any]", fields)) for fields in given]
+        last: dict[str, int] = {}
+        for thread_id in sorted({event.thread_id for event in events}):
+            await self._lock(session, thread_id)
+            last[thread_id] = await self._last_number(session, thread_id)
+        for event in events:
+            last[event.thread_id] += 1
+            event.seq = last[event.thread_id]
+            session.add(event)
+        await session.flush()
+        return events
+
+    async def _last_number(self, session: AsyncSession, thread_id: str) -> int:
+        highest = select(func.max(RunEvent.seq)).where(RunEvent.thread_id == thread_id)
+        if not self._has_locks:
+            highest = highest.with_for_update()
+        return await session.scalar(highest) or 0
+
+    # -- queries ---------------------------------------------------------------------------------------
+
+    async def _page(
+        self,
+        thread_id: str,
+        query: Select[Any],
+        limit: int,
+        before_seq: int | None,
+        after_seq: int | None,
+    ) -> list[RunEventRow]:
+        if before_seq is None and after_seq is not None:
+            query = query.where(RunEvent.seq > after_seq).order_by(RunEvent.seq.asc()).limit(limit)
+            return await self._read(thread_id, query)
+        if before_seq is not None:
+            query = query.where(RunEvent.seq < before_seq)
+        rows = await self._read(thread_id, query.order_by(RunEvent.seq.desc()).limit(limit))
+        return rows[::-1]
+
+    async def _read(self, thread_id: str, query: Select[Any]) -> list[RunEventRow]:
+        if not await self._is_visible(thread_id):
+            return []
+        async with self._sessions.reading() as session:
+            return [_row(event) for event in (await session.execute(query)).scalars()]
+
+    async def _delete(self, thread_id: str, *conditions: ColumnElement[bool]) -> int:
+        if not await self._is_visible(thread_id):
+            return 0
+        async with self._sessions.writing() as session:
+            count = await _count(session, *conditions)
+            await session.execute(delete(RunEvent).where(*conditions))
+            return count
+
+
+def _fields(
+    thread_id: str,
+    run_id: str,
+    event_type: str,
+    category: str,
+    content: Any,
+    metadata: Mapping[str, Any] | None,
+    created_at: TimeInput | None,
+) -> RunEventFields:
+    return {
+        "thread_id": thread_id,
+        "run_id": run_id,
+        "event_type": event_type,
+        "category": category,
+        "content": content,
+        "metadata": metadata,
+        "created_at": created_at,
+    }
+
+
+async def _count(session: AsyncSession, *conditions: ColumnElement[bool]) -> int:
+    return await session.scalar(select(func.count()).select_from(RunEvent).where(*conditions)) or 0

@@ -1,0 +1,212 @@
+"""Runs. Stands for `RunStoreAdapter` and the run repository below it.
+
+Added, for the operations to be comparable: `record_token_usage`, the one UPDATE that the table allows
+(figures by model have no column), and `token_usage_by_thread`, the repository's GROUP BY over all runs of the
+thread. A row's `started_at` and `ended_at` are None: the table has no such columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack, cast
+
+from sqlalchemy import Row, delete, func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from deerflow_mongo import (
+    AUTO,
+    RunCompletionFields,
+    RunCreateFields,
+    RunRow,
+    RunStatusUpdateFields,
+    TokenUsage,
+    resolve_user_id,
+)
+from deerflow_mongo.rows import CALLERS, COMPLETION_FIGURES, Caller, UserId
+
+from .engine import Sessions
+from .payloads import plain
+from .tables import Run
+
+_MESSAGE_LENGTH = 2_000
+_MESSAGES = ("first_human_message", "last_ai_message")
+
+
+def _row(run: Run) -> RunRow:
+    return {
+        "run_id": run.run_id,
+        "thread_id": run.thread_id,
+        "assistant_id": run.assistant_id,
+        "user_id": run.user_id,
+        "status": run.status,
+        "model_name": run.model_name,
+        "multitask_strategy": run.multitask_strategy,
+        "follow_up_to_run_id": run.follow_up_to_run_id,
+        "metadata": run.meta,
+        "kwargs": run.kwargs,
+        "created_at": run.created_time.isoformat(),
+        "updated_at": run.updated_time.isoformat() if run.updated_time else "",
+        "started_at": None,
+        "ended_at": None,
+        "error": run.error,
+        "total_input_tokens": run.total_input_tokens,
+        "total_output_tokens": run.total_output_tokens,
+        "total_tokens": run.total_tokens,
+        "llm_call_count": run.llm_call_count,
+        "lead_agent_tokens": run.lead_agent_tokens,
+        "subagent_tokens": run.subagent_tokens,
+        "middleware_tokens": run.middleware_tokens,
+        "message_count": run.message_count,
+        "first_human_message": run.first_human_message,
+        "last_ai_message": run.last_ai_message,
+    }
+
+
+def _dict_of(payload: object) -> dict[str, Any]:
+    return dict(cast("Mapping[str, Any]", plain(payload or {})))
+
+
+async def _find(session: AsyncSession, run_id: str) -> Run | None:
+    return (await session.execute(select(Run).where(Run.run_id == run_id))).scalar_one_or_none()
+
+
+class SqlRunStore:
+    """`RunStore` as the adapter has it."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    async def get(self, run_id: str, *, user_id: UserId = AUTO) -> RunRow | None:
+        owner = resolve_user_id(user_id, method_name="runs.get")
+        async with self._sessions.reading() as session:
+            run = await _find(session, run_id)
+        if run is None or (owner is not None and run.user_id != owner):
+            return None
+        return _row(run)
+
+    async def list_by_thread(
+        self, thread_id: str, *, limit: int = 100, user_id: UserId = AUTO
+    ) -> list[RunRow]:
+        owner = resolve_user_id(user_id, method_name="runs.list_by_thread")
+        query = (
+            select(Run)
+            .where(Run.thread_id == thread_id)
+            .order_by(Run.created_time.desc())
+            .limit(limit)
+            .offset(0)
+        )
+        async with self._sessions.reading() as session:
+            runs = (await session.execute(query)).scalars().all()
+        return [_row(run) for run in runs if owner is None or run.user_id == owner]
+
+    async def create(self, run_id: str, thread_id: str, **fields: Unpack[RunCreateFields]) -> None:
+        run = Run(
+            run_id=run_id,
+            thread_id=thread_id,
+            assistant_id=fields.get("assistant_id"),
+            status=fields.get("status", "pending"),
+            meta=_dict_of(fields.get("metadata")),
+            kwargs=_dict_of(fields.get("kwargs")),
+            user_id=resolve_user_id(fields.get("user_id", AUTO), method_name="runs.create"),
+            follow_up_to_run_id=fields.get("follow_up_to_run_id"),
+        )
+        async with self._sessions.writing() as session:
+            session.add(run)
+            await session.flush()
+            await session.refresh(run)
+
+    async def delete(self, run_id: str, *, user_id: UserId = AUTO) -> bool:
+        async with self._sessions.writing() as session:
+            run = await _find(session, run_id)
+            if run is None:
+                return False
+            owner = resolve_user_id(user_id, method_name="runs.delete")
+            if owner is not None and run.user_id != owner:
+                return False
+            await session.execute(delete(Run).where(Run.run_id == run_id))
+            return True
+
+    async def update_status(self, run_id: str, status: str, **fields: Unpack[RunStatusUpdateFields]) -> None:
+        """Times and metadata are taken and dropped."""
+        await self._update(run_id, status=status)
+
+    async def set_error(self, run_id: str, error: str) -> None:
+        await self._update(run_id, status="error", error=error)
+
+    async def update_run_completion(
+        self, run_id: str, *, status: str, **fields: Unpack[RunCompletionFields]
+    ) -> None:
+        given = cast("Mapping[str, Any]", fields)
+        values: dict[str, Any] = {name: given.get(name, 0) for name in COMPLETION_FIGURES}
+        for name in _MESSAGES:
+            if given.get(name) is not None:
+                values[name] = given[name][:_MESSAGE_LENGTH]
+        if given.get("error") is not None:
+            values["error"] = given["error"]
+        await self._update(run_id, status=status, **values)
+
+    async def record_token_usage(
+        self,
+        run_id: str,
+        *,
+        caller: Caller,
+        model_name: str | None = None,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        llm_calls: int = 1,
+    ) -> None:
+        if caller not in CALLERS:
+            raise ValueError(f"caller must be one of {', '.join(CALLERS)}, got {caller!r}")
+        tokens = input_tokens + output_tokens
+        own = f"{caller}_tokens"
+        await self._update(
+            run_id,
+            total_input_tokens=Run.total_input_tokens + input_tokens,
+            total_output_tokens=Run.total_output_tokens + output_tokens,
+            total_tokens=Run.total_tokens + tokens,
+            llm_call_count=Run.llm_call_count + llm_calls,
+            **{own: getattr(Run, own) + tokens},
+        )
+
+    async def token_usage_by_thread(self, thread_id: str, *, user_id: UserId = AUTO) -> TokenUsage:
+        owner = resolve_user_id(user_id, method_name="runs.token_usage_by_thread")
+        model = func.coalesce(Run.model_name, "unknown")
+        figures = [
+            func.coalesce(func.sum(getattr(Run, name)), 0).label(name)
+            for name in COMPLETION_FIGURES
+            if name != "message_count"
+        ]
+        query = select(model.label("model"), func.count().label("runs"), *figures)
+        query = query.where(Run.thread_id == thread_id).group_by(model)
+        if owner is not None:
+            query = query.where(Run.user_id == owner)
+        async with self._sessions.reading() as session:
+            return _usage((await session.execute(query)).all())
+
+    async def _update(self, run_id: str, **values: Any) -> None:
+        async with self._sessions.writing() as session:
+            await session.execute(update(Run).where(Run.run_id == run_id).values(**values))
+
+
+def _usage(groups: Sequence[Row[Any]]) -> TokenUsage:
+    def total(name: str) -> int:
+        return sum(int(getattr(group, name)) for group in groups)
+
+    return {
+        "total_runs": total("runs"),
+        "total_input_tokens": total("total_input_tokens"),
+        "total_output_tokens": total("total_output_tokens"),
+        "total_tokens": total("total_tokens"),
+        "llm_call_count": total("llm_call_count"),
+        "by_caller": {caller: total(f"{caller}_tokens") for caller in CALLERS},
+        "by_model": {
+            group.model: {
+                "runs": int(group.runs),
+                "tokens": int(group.total_tokens),
+                "input_tokens": int(group.total_input_tokens),
+                "output_tokens": int(group.total_output_tokens),
+                "llm_calls": int(group.llm_call_count),
+            }
+            for group in groups
+        },
+    }

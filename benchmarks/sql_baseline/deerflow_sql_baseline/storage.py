@@ -1,0 +1,93 @@
+"""`SqlStorage`: the stores on one engine. Stands for what DeerFlow's gateway wires at its start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from deerflow_mongo import StorageConfigError
+
+from .config import SqlConfig, sql_config
+from .engine import Sessions
+from .feedback import SqlFeedbackStore
+from .observer import SqlRunObserver
+from .run_events import SqlRunEventStore
+from .runs import SqlRunStore
+from .tables import Base
+from .threads import SqlThreadStore
+
+
+class SqlStorage:
+    """`Storage` on SQLite or PostgreSQL. Building it connects to nothing."""
+
+    def __init__(self, config: SqlConfig) -> None:
+        self._config = config
+        self._sessions = Sessions(config)
+        self._runs = SqlRunStore(self._sessions)
+        self._feedback = SqlFeedbackStore(self._sessions)
+        self._threads = SqlThreadStore(self._sessions)
+        self._run_events = SqlRunEventStore(self._sessions, self._threads, config)
+
+    def __repr__(self) -> str:
+        return f"SqlStorage({self._config.url.render_as_string(hide_password=True)!r})"
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine below the stores, for tools that look at the database itself."""
+        return self._sessions.engine
+
+    @property
+    def runs(self) -> SqlRunStore:
+        return self._runs
+
+    @property
+    def feedback(self) -> SqlFeedbackStore:
+        return self._feedback
+
+    @property
+    def threads(self) -> SqlThreadStore:
+        return self._threads
+
+    @property
+    def run_events(self) -> SqlRunEventStore:
+        return self._run_events
+
+    def observer(self) -> SqlRunObserver:
+        """An observer that writes to these stores."""
+        return SqlRunObserver(self._runs, self._threads)
+
+    async def setup(self) -> None:
+        """Make the tables that are missing; as in DeerFlow, not made for several processes at once."""
+        self._sessions.check_open()
+        async with self.engine.begin() as connection:
+            await connection.run_sync(Base.metadata.create_all)
+
+    async def aclose(self) -> None:
+        """Let go of the connections; idempotent."""
+        await self._sessions.close()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.setup()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+def create_sql_storage(options: Mapping[str, Any], *, client: Any = None) -> SqlStorage:
+    """The entry point of the backend `sql`: validates the options and builds the storage."""
+    if client is not None:
+        raise StorageConfigError("the backend `sql` opens its own engine and takes no client: give `url`")
+    return SqlStorage(sql_config(options))

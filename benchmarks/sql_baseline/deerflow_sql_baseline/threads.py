@@ -1,0 +1,169 @@
+"""Threads. Stands for `ThreadMetaStoreAdapter`, the repository below it and `ThreadMetaStorage` above it.
+
+Added: `delete_thread` tells whether there was a thread, and `updated_time` is the creation's until an update,
+which `deerflow_mongo.ThreadMeta` promises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from sqlalchemy import CursorResult, delete, select, update
+
+from deerflow_mongo import AUTO, ThreadMeta, ThreadMetaCreate, resolve_user_id
+from deerflow_mongo.rows import UserId
+
+from .engine import Sessions
+from .tables import Thread
+
+
+def _meta(thread: Thread) -> ThreadMeta:
+    return ThreadMeta(
+        thread_id=thread.thread_id,
+        assistant_id=thread.assistant_id,
+        user_id=thread.user_id,
+        display_name=thread.display_name,
+        status=thread.status,
+        metadata=dict(thread.meta or {}),
+        created_time=thread.created_time,
+        updated_time=thread.updated_time or thread.created_time,
+    )
+
+
+def _stripped(text: str | None) -> str | None:
+    return (text.strip() or None) if text is not None else None
+
+
+class SqlThreadStore:
+    """`ThreadStore`: adapter and facade in one object."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    async def create_thread_meta(self, data: ThreadMetaCreate) -> ThreadMeta:
+        thread = Thread(
+            thread_id=data.thread_id,
+            assistant_id=data.assistant_id,
+            user_id=data.user_id,
+            display_name=data.display_name,
+            status=data.status,
+            meta=dict(data.metadata),
+        )
+        async with self._sessions.writing() as session:
+            session.add(thread)
+            await session.flush()
+            await session.refresh(thread)
+            return _meta(thread)
+
+    async def get_thread_meta(self, thread_id: str) -> ThreadMeta | None:
+        async with self._sessions.reading() as session:
+            query = select(Thread).where(Thread.thread_id == thread_id)
+            thread = (await session.execute(query)).scalar_one_or_none()
+        return None if thread is None else _meta(thread)
+
+    async def update_thread_meta(
+        self,
+        thread_id: str,
+        *,
+        assistant_id: str | None = None,
+        display_name: str | None = None,
+        status: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        given: dict[str, Any] = {
+            "assistant_id": assistant_id,
+            "display_name": display_name,
+            "status": status,
+            "meta": None if metadata is None else dict(metadata),
+        }
+        values = {name: value for name, value in given.items() if value is not None}
+        async with self._sessions.writing() as session:
+            if values:
+                await session.execute(update(Thread).where(Thread.thread_id == thread_id).values(**values))
+
+    async def delete_thread(self, thread_id: str) -> bool:
+        async with self._sessions.writing() as session:
+            result = await session.execute(delete(Thread).where(Thread.thread_id == thread_id))
+            return cast("CursorResult[Any]", result).rowcount > 0
+
+    async def get_thread(self, thread_id: str, *, user_id: UserId = AUTO) -> ThreadMeta | None:
+        thread = await self.get_thread_meta(thread_id)
+        if thread is None:
+            return None
+        owner = resolve_user_id(user_id, method_name="threads.get_thread")
+        return None if owner is not None and thread.user_id != owner else thread
+
+    async def ensure_thread(
+        self,
+        *,
+        thread_id: str,
+        assistant_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        user_id: UserId = AUTO,
+    ) -> ThreadMeta:
+        owner = cast("str | None", resolve_user_id(user_id, method_name="threads.ensure_thread"))
+        existing = await self.get_thread(thread_id, user_id=owner)
+        if existing is not None:
+            return existing
+        return await self.create_thread_meta(
+            ThreadMetaCreate(
+                thread_id=thread_id, assistant_id=assistant_id, user_id=owner, metadata=metadata or {}
+            )
+        )
+
+    async def ensure_thread_running(
+        self,
+        *,
+        thread_id: str,
+        assistant_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> ThreadMeta:
+        if await self.get_thread_meta(thread_id) is None:
+            return await self.create_thread_meta(
+                ThreadMetaCreate(
+                    thread_id=thread_id,
+                    assistant_id=assistant_id,
+                    status="running",
+                    metadata=metadata or {},
+                )
+            )
+        await self.update_thread_meta(thread_id, status="running")
+        return cast(
+            "ThreadMeta", await self.get_thread_meta(thread_id)
+        )  # None where it was deleted meanwhile
+
+    async def sync_thread_title(self, *, thread_id: str, title: str) -> None:
+        await self.update_thread_meta(thread_id, display_name=title)
+
+    async def sync_thread_assistant_id(self, *, thread_id: str, assistant_id: str) -> None:
+        await self.update_thread_meta(thread_id, assistant_id=assistant_id)
+
+    async def sync_thread_status(self, *, thread_id: str, status: str) -> None:
+        await self.update_thread_meta(thread_id, status=status)
+
+    async def sync_thread_metadata(self, *, thread_id: str, metadata: Mapping[str, Any]) -> None:
+        await self.update_thread_meta(thread_id, metadata=metadata)
+
+    async def search_threads(
+        self,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        status: str | None = None,
+        user_id: UserId = AUTO,
+        assistant_id: str | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> list[ThreadMeta]:
+        owner = cast("str | None", resolve_user_id(user_id, method_name="threads.search_threads"))
+        wanted = {Thread.status: status, Thread.user_id: owner, Thread.assistant_id: assistant_id}
+        query = select(Thread)
+        for column, text in wanted.items():
+            value = _stripped(text)
+            if value is not None:
+                query = query.where(column == value)
+        for key, value in (metadata or {}).items():
+            query = query.where(Thread.meta[key].as_string() == str(value))
+        query = query.order_by(Thread.created_time.desc()).limit(limit).offset(offset)
+        async with self._sessions.reading() as session:
+            return [_meta(thread) for thread in (await session.execute(query)).scalars()]
