@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, cast
 
 import bson
@@ -15,9 +16,9 @@ import pytest
 from pymongo import AsyncMongoClient
 from pymongo.database import Database
 
-from benchmarks.contenders import floor
+from benchmarks.contenders import deerflow_sql, floor
 from benchmarks.contenders.floor import Call
-from deerflow_mongo import ThreadMetaCreate, codec, create_storage
+from deerflow_mongo import ThreadMeta, ThreadMetaCreate, codec, create_storage
 from deerflow_mongo.codec import Document
 from deerflow_mongo.rows import CALLERS, TokenUsage
 from deerflow_mongo.schema import FEEDBACK, RUN_EVENTS, RUNS, THREADS
@@ -40,6 +41,8 @@ FIGURES = {
     "middleware_tokens": 10,
     "message_count": 4,
 }
+
+MISSING = deerflow_sql.missing()
 
 Step = tuple[str, Mapping[str, Any]]
 
@@ -381,3 +384,181 @@ async def test_the_floor_serves_many_tasks_at_once(sides: Sides) -> None:
     assert database[FEEDBACK].count_documents({"user_id": "many"}) == 1
     numbers = sorted(event["seq"] for batch in batches for event in batch)
     assert numbers == list(range(numbers[0], numbers[0] + 64))
+
+
+# -- DeerFlow's own SQL code -----------------------------------------------------------------------
+
+CREATED = "the row that was created"
+"""In place of a `feedback_id`, which each side makes itself."""
+
+LEFT_OUT: Mapping[str, set[str]] = {
+    "runs": {"started_at", "ended_at"},
+    "feedback": {"owner_id"},
+    "threads": set(),
+    "run_events": set(),
+}
+"""By store: what DeerFlow's tables do not have of a row."""
+
+MADE_UP = {"created_at", "updated_at", "created_time", "updated_time", "feedback_id"}
+MARKS = ("content_is_json", "content_is_dict")
+"""What DeerFlow puts into an event's metadata."""
+
+_NEW_RUN = {"thread_id": THREAD, "metadata": {"k": [1, {"deep": None}]}, "kwargs": {"input": "hé"}}
+_VOTE = {"run_id": RUN, "thread_id": THREAD, "rating": 1}
+
+SCRIPT: tuple[Step, ...] = (
+    ("runs.create", {**_NEW_RUN, "run_id": RUN, "user_id": USER, "assistant_id": "a", "model_name": "m"}),
+    ("runs.create", {**_NEW_RUN, "run_id": "run-2", "user_id": USER, "follow_up_to_run_id": RUN}),
+    ("runs.create", {**_NEW_RUN, "run_id": "run-3", "user_id": OTHER}),
+    ("runs.update_status", {"run_id": RUN, "status": "running", "started_at": START, "metadata": None}),
+    ("runs.get", {"run_id": RUN, "user_id": USER}),
+    ("runs.get", {"run_id": RUN, "user_id": OTHER}),
+    (
+        "runs.update_run_completion",
+        {"run_id": RUN, "status": "success", **FIGURES, "last_ai_message": "hé", "ended_at": START},
+    ),
+    ("runs.update_run_completion", {"run_id": "run-2", "status": "success", **FIGURES}),
+    ("runs.set_error", {"run_id": "run-2", "error": "boom"}),
+    ("runs.delete", {"run_id": "run-3", "user_id": USER}),
+    ("runs.get", {"run_id": "run-3", "user_id": None}),
+    ("runs.delete", {"run_id": "run-3", "user_id": OTHER}),
+    ("runs.list_by_thread", {"thread_id": THREAD, "limit": 100, "user_id": None}),
+    ("runs.list_by_thread", {"thread_id": THREAD, "limit": 1, "user_id": USER}),
+    ("runs.token_usage_by_thread", {"thread_id": THREAD, "user_id": USER}),
+    ("feedback.create", {**_VOTE, "user_id": OTHER, "message_id": "m-1", "comment": "hé"}),
+    ("feedback.get", {"feedback_id": CREATED}),
+    ("feedback.upsert", {**_VOTE, "user_id": USER, "comment": "yes"}),
+    ("feedback.upsert", {**_VOTE, "user_id": USER, "rating": -1, "comment": "no"}),
+    ("feedback.list_by_run", {"thread_id": THREAD, "run_id": RUN, "limit": 100, "user_id": None}),
+    ("feedback.list_by_run", {"thread_id": THREAD, "run_id": RUN, "limit": 100, "user_id": USER}),
+    ("feedback.list_by_thread", {"thread_id": THREAD, "limit": 100}),
+    ("feedback.list_by_thread_grouped", {"thread_id": THREAD, "user_id": USER}),
+    ("feedback.aggregate_by_run", {"thread_id": THREAD, "run_id": RUN}),
+    ("feedback.delete", {"feedback_id": CREATED}),
+    ("feedback.get", {"feedback_id": CREATED}),
+    ("feedback.delete_by_run", {"thread_id": THREAD, "run_id": RUN, "user_id": USER}),
+    ("feedback.list_by_thread", {"thread_id": THREAD, "limit": 100}),
+    ("threads.create_thread_meta", {"data": _thread(THREAD, user_id=USER, display_name="Title")}),
+    ("threads.create_thread_meta", {"data": _thread("thread-2", user_id=USER, assistant_id="a")}),
+    ("threads.sync_thread_title", {"thread_id": "thread-2", "title": "Tïtle"}),
+    ("threads.sync_thread_status", {"thread_id": "thread-2", "status": "busy"}),
+    ("threads.get_thread_meta", {"thread_id": "thread-2"}),
+    ("threads.search_threads", {"user_id": USER, "limit": 20, "metadata": {"team": "red"}}),
+    ("threads.search_threads", {"user_id": USER, "limit": 20, "status": "busy"}),
+    (
+        "threads.update_thread_meta",
+        {
+            "thread_id": THREAD,
+            "display_name": "Other",
+            "status": "busy",
+            "metadata": {"team": "blue", "n": 2},
+        },
+    ),
+    ("threads.get_thread", {"thread_id": THREAD, "user_id": USER}),
+    ("threads.get_thread", {"thread_id": THREAD, "user_id": OTHER}),
+    ("threads.delete_thread", {"thread_id": "thread-2"}),
+    ("threads.search_threads", {"user_id": USER, "limit": 20}),
+    ("run_events.put_batch", {"events": [_event(), _event(category="trace", content="text")]}),
+    ("run_events.put", _event(run_id="run-2", event_type="called")),
+    ("run_events.put", _event("thread-2")),
+    ("run_events.list_messages", {"thread_id": THREAD, "limit": 50}),
+    ("run_events.list_messages", {"thread_id": THREAD, "limit": 1, "before_seq": 3}),
+    ("run_events.list_messages", {"thread_id": THREAD, "limit": 1, "after_seq": 1}),
+    ("run_events.list_events", {"thread_id": THREAD, "run_id": RUN, "limit": 500}),
+    ("run_events.list_events", {"thread_id": THREAD, "run_id": RUN, "event_types": ["x"], "limit": 500}),
+    ("run_events.list_messages_by_run", {"thread_id": THREAD, "run_id": "run-2", "limit": 50}),
+    ("run_events.count_messages", {"thread_id": THREAD}),
+    ("run_events.delete_by_run", {"thread_id": THREAD, "run_id": "run-2"}),
+    ("run_events.delete_by_thread", {"thread_id": THREAD}),
+    ("run_events.count_messages", {"thread_id": THREAD}),
+)
+
+
+def _plain_rows(path: str, answer: Any) -> Any:
+    """An answer without what a side makes up."""
+    if isinstance(answer, ThreadMeta):
+        answer = asdict(answer)
+    if isinstance(answer, list):
+        return [_plain_rows(path, row) for row in cast("list[Any]", answer)]
+    if not isinstance(answer, dict):
+        return answer
+    row = {name: item for name, item in cast("Document", answer).items() if name not in MADE_UP}
+    if path == "feedback.list_by_thread_grouped":
+        return {run_id: _plain_rows("feedback", item) for run_id, item in row.items()}
+    if path.startswith("run_events"):
+        row["metadata"] = {name: item for name, item in row["metadata"].items() if name not in MARKS}
+    return row
+
+
+def _assert_agrees(path: str, found: Any, expected: Any) -> None:
+    """On the keys that both have; ours may have more only where it is known."""
+    if isinstance(expected, list):
+        assert len(found) == len(cast("list[Any]", expected)), path
+        for one, other in zip(found, cast("list[Any]", expected), strict=True):
+            _assert_agrees(path, one, other)
+    elif path == "runs.token_usage_by_thread":
+        assert expected["by_model"].keys() == found["by_model"].keys()
+        for name, model in {**found["by_model"], "": {**found, "by_model": None}}.items():
+            of = {**expected, "by_model": None} if name == "" else expected["by_model"][name]
+            assert model == {figure: of[figure] for figure in model}
+    elif isinstance(expected, dict) and found is not None:
+        row = cast("Document", expected)
+        if path not in ("feedback.list_by_thread_grouped", "feedback.aggregate_by_run"):
+            assert row.keys() - found.keys() == LEFT_OUT[path.partition(".")[0]], path
+        shared = row.keys() & found.keys()
+        if path == "feedback.list_by_thread_grouped":
+            assert row.keys() == found.keys()
+            for run_id in row:
+                _assert_agrees("feedback", found[run_id], row[run_id])
+            return
+        assert {name: found[name] for name in shared} == {name: row[name] for name in shared}, path
+    else:
+        assert found == expected, path
+
+
+TELLS_NOTHING = ("runs.delete", "threads.delete_thread")
+
+
+async def _play(calls: Mapping[str, Call]) -> list[Any]:
+    """Every step's answer."""
+    answers: list[Any] = []
+    created: dict[str, Any] = {}
+    for path, arguments in SCRIPT:
+        given = {name: created.get(name) if item == CREATED else item for name, item in arguments.items()}
+        answer = await calls[path](**given)
+        if path == "feedback.create":
+            created["feedback_id"] = answer["feedback_id"]
+        answers.append(_plain_rows(path, answer))
+    return answers
+
+
+@pytest.mark.skipif(MISSING is not None, reason=MISSING or "")
+async def test_deerflows_sql_code_answers_as_the_store_does(
+    mongodb_url: str, database_name: str, tmp_path: Path
+) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path / 'folder' / 'deerflow.db'}"
+    await deerflow_sql.prepare(url)
+    async with deerflow_sql.opened(url) as calls:
+        found = await _play(calls)
+        assert {path for path, _ in SCRIPT} == set(calls)
+    options = {"backend": "mongodb", "url": mongodb_url, "database": database_name}
+    async with create_storage(options) as storage:
+        expected = await _play(CallsOf(storage))
+    for (path, _), theirs, ours in zip(SCRIPT, found, expected, strict=True):
+        if path in TELLS_NOTHING:
+            assert theirs is None
+        else:
+            _assert_agrees(path, theirs, ours)
+
+
+@pytest.mark.skipif(MISSING is not None, reason=MISSING or "")
+async def test_deerflows_sql_code_says_what_it_cannot_change(tmp_path: Path) -> None:
+    async with deerflow_sql.opened(f"sqlite+aiosqlite:///{tmp_path / 'deerflow.db'}") as calls:
+        with pytest.raises(NotImplementedError, match="assistant_id"):
+            await calls["threads.update_thread_meta"](thread_id=THREAD, assistant_id="a")
+
+
+@pytest.mark.skipif(MISSING is None, reason="DeerFlow's SQL code can be used here")
+def test_what_stands_in_the_way_of_deerflows_sql_code_is_said() -> None:
+    assert MISSING is not None
+    assert "DeerFlow" in MISSING or "deerflow-kernel needs Python" in MISSING

@@ -74,7 +74,8 @@ async def _count_from_what_is_there(database: AsyncDatabase[Document]) -> None:
     greater: Document = {"$set": {"seq": {"$max": ["$seq", "$$new.seq"]}}}
     found = await database[RUN_EVENTS].aggregate(
         [
-            {"$group": {"_id": "$thread_id", "seq": {"$max": "$seq"}}},
+            {"$sort": {"thread_id": -1, "seq": -1}},  # by which the index is asked once a thread
+            {"$group": {"_id": "$thread_id", "seq": {"$first": "$seq"}}},
             {"$merge": {"into": COUNTERS, "whenMatched": [greater]}},
         ]
     )

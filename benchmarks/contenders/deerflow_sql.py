@@ -1,0 +1,226 @@
+"""DeerFlow's own SQL code, as its distribution `deerflow-kernel` has it (Python 3.12 or newer).
+
+Its repositories for runs, feedback and threads and its store of run events, by the paths of our stores, on an
+engine that its own `init_engine` makes. Nothing is repaired: what it drops is dropped, and where it fails the
+caller gets its error. A path is there where it has a method for it; `threads.ensure_thread`,
+`threads.ensure_thread_running`, `runs.record_token_usage` and `run_events.put_if_absent` are not.
+
+A row has the keys of ours as far as its tables have them: a run has no `started_at` and `ended_at`, feedback
+no `owner_id`. What else differs: of feedback, the oldest `limit` rows are given, though newest first
+here; threads come by their last update; `token_usage_by_thread` sums the runs of every user that ended in
+success or error; a status has no times and no metadata; a thread's metadata is merged, not replaced; a
+deletion of a run or a thread does not tell what it found; a user has one row of feedback on a run; of a
+trace's content 10,240 bytes are kept. Times read from SQLite have no offset.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from deerflow_mongo.rows import ThreadMetaCreate
+
+Call: TypeAlias = Callable[..., Awaitable[Any]]
+
+DISTRIBUTION = "deerflow-kernel"
+
+_MIN_PYTHON = (3, 12)
+_ENGINE = "deerflow.persistence.engine"
+_RUNS = ("deerflow.persistence.run", "RunRepository")
+_FEEDBACK = ("deerflow.persistence.feedback", "FeedbackRepository")
+_THREADS = ("deerflow.persistence.thread_meta", "ThreadMetaRepository")
+_RUN_EVENTS = ("deerflow.runtime.events.store.db", "DbRunEventStore")
+
+
+def missing() -> str | None:
+    """Why it cannot be used here, or None where it can."""
+    if sys.version_info < _MIN_PYTHON:
+        wanted = ".".join(map(str, _MIN_PYTHON))
+        return f"{DISTRIBUTION} needs Python {wanted} or newer, and this is {sys.version.split()[0]}"
+    try:
+        importlib.import_module("deerflow")
+    except ImportError:
+        return f"DeerFlow is not installed: install {DISTRIBUTION} with sqlalchemy[asyncio]"
+    try:
+        importlib.import_module(_ENGINE)
+        for module, name in (_RUNS, _FEEDBACK, _THREADS, _RUN_EVENTS):
+            getattr(importlib.import_module(module), name)
+    except Exception as error:  # noqa: BLE001 - an import of many packages fails in many ways, all of them the answer
+        return f"DeerFlow is installed and cannot be imported: {type(error).__name__}: {error}"
+    return None
+
+
+@asynccontextmanager
+async def opened(url: str, *, pool_size: int | None = None) -> AsyncGenerator[Mapping[str, Call]]:
+    """The calls by path, on `sqlite+aiosqlite:` or `postgresql+asyncpg:`.
+
+    `pool_size` is heeded for PostgreSQL alone, as in DeerFlow, whose own is 5; SQLAlchemy lets 10 more be
+    opened at need. DeerFlow keeps the engine in a module: open one after the other.
+    """
+    module: Any = importlib.import_module(_ENGINE)
+    settings: dict[str, Any] = {} if pool_size is None else {"pool_size": pool_size}
+    if url.startswith("sqlite"):
+        backend = "sqlite"
+        settings["sqlite_dir"] = str(_file_of(url).parent)
+    else:
+        backend = "postgres"
+    await module.init_engine(backend, url=url, **settings)
+    engine, sessions = module.get_engine(), module.get_session_factory()
+    try:
+        yield _calls(sessions)
+    finally:
+        await engine.dispose()
+
+
+async def prepare(url: str) -> None:
+    """Make the tables, and on PostgreSQL the database, where they are not there."""
+    async with opened(url):
+        pass
+
+
+def metadata() -> Any:
+    """SQLAlchemy's description of its tables."""
+    importlib.import_module("deerflow.persistence.models")
+    return importlib.import_module("deerflow.persistence.base").Base.metadata
+
+
+def _file_of(url: str) -> Path:
+    sqlalchemy: Any = importlib.import_module("sqlalchemy")
+    return Path(sqlalchemy.make_url(url).database)
+
+
+def _calls(sessions: Any) -> Mapping[str, Call]:
+    runs, feedback, threads, run_events = (
+        getattr(importlib.import_module(module), name)(sessions)
+        for module, name in (_RUNS, _FEEDBACK, _THREADS, _RUN_EVENTS)
+    )
+    return {
+        **_run_calls(runs),
+        **_feedback_calls(feedback),
+        **_thread_calls(threads),
+        **_run_event_calls(run_events),
+    }
+
+
+def _for_all(method: Any) -> Call:
+    """The method with an owner given in every case: None where the caller names none."""
+    return partial(method, user_id=None)
+
+
+def _run_calls(runs: Any) -> Mapping[str, Call]:
+    async def update_status(*, run_id: str, status: str, **_: Any) -> None:
+        await runs.update_status(run_id, status)
+
+    async def set_error(*, run_id: str, error: str) -> None:
+        await runs.update_status(run_id, "error", error=error)
+
+    async def update_run_completion(*, ended_at: Any = None, **fields: Any) -> None:
+        await runs.update_run_completion(**fields)
+
+    async def token_usage_by_thread(*, thread_id: str, user_id: str | None) -> Any:
+        return await runs.aggregate_tokens_by_thread(thread_id)
+
+    return {
+        "runs.get": _for_all(runs.get),
+        "runs.list_by_thread": _for_all(runs.list_by_thread),
+        "runs.create": _for_all(runs.put),
+        "runs.update_status": update_status,
+        "runs.set_error": set_error,
+        "runs.update_run_completion": update_run_completion,
+        "runs.delete": _for_all(runs.delete),
+        "runs.token_usage_by_thread": token_usage_by_thread,
+    }
+
+
+def _feedback_calls(feedback: Any) -> Mapping[str, Call]:
+    async def list_by_run(**wanted: Any) -> Any:
+        return (await feedback.list_by_run(**{"user_id": None, **wanted}))[::-1]
+
+    async def list_by_thread(**wanted: Any) -> Any:
+        return (await feedback.list_by_thread(**wanted, user_id=None))[::-1]
+
+    return {
+        "feedback.create": _for_all(feedback.create),
+        "feedback.upsert": _for_all(feedback.upsert),
+        "feedback.get": _for_all(feedback.get),
+        "feedback.delete": _for_all(feedback.delete),
+        "feedback.list_by_run": list_by_run,
+        "feedback.list_by_thread": list_by_thread,
+        "feedback.list_by_thread_grouped": _for_all(feedback.list_by_thread_grouped),
+        "feedback.aggregate_by_run": feedback.aggregate_by_run,
+        "feedback.delete_by_run": _for_all(feedback.delete_by_run),
+    }
+
+
+def _thread_calls(threads: Any) -> Mapping[str, Call]:
+    async def create_thread_meta(*, data: ThreadMetaCreate) -> Any:
+        made = await threads.create(
+            data.thread_id,
+            assistant_id=data.assistant_id,
+            user_id=data.user_id,
+            display_name=data.display_name,
+            metadata=data.metadata,
+        )
+        return _thread_row(made)
+
+    async def get(*, thread_id: str, user_id: str | None = None) -> Any:
+        row = await threads.get(thread_id, user_id=user_id)
+        return None if row is None else _thread_row(row)
+
+    async def search_threads(**wanted: Any) -> Any:
+        return [_thread_row(row) for row in await threads.search(**{"user_id": None, **wanted})]
+
+    async def update_thread_meta(
+        *,
+        thread_id: str,
+        display_name: str | None = None,
+        status: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        assistant_id: str | None = None,
+    ) -> None:
+        """One update for each field that is given."""
+        if assistant_id is not None:
+            raise NotImplementedError("DeerFlow's SQL code cannot change a thread's assistant_id")
+        if display_name is not None:
+            await threads.update_display_name(thread_id, display_name, user_id=None)
+        if status is not None:
+            await threads.update_status(thread_id, status, user_id=None)
+        if metadata is not None:
+            await threads.update_metadata(thread_id, metadata, user_id=None)
+
+    async def sync_thread_title(*, thread_id: str, title: str) -> None:
+        await threads.update_display_name(thread_id, title, user_id=None)
+
+    return {
+        "threads.create_thread_meta": create_thread_meta,
+        "threads.get_thread_meta": get,
+        "threads.get_thread": get,
+        "threads.update_thread_meta": update_thread_meta,
+        "threads.sync_thread_title": sync_thread_title,
+        "threads.sync_thread_status": _for_all(threads.update_status),
+        "threads.search_threads": search_threads,
+        "threads.delete_thread": _for_all(threads.delete),
+    }
+
+
+def _thread_row(row: dict[str, Any]) -> dict[str, Any]:
+    row["created_time"], row["updated_time"] = row.pop("created_at"), row.pop("updated_at")
+    return row
+
+
+def _run_event_calls(run_events: Any) -> Mapping[str, Call]:
+    return {
+        "run_events.put_batch": run_events.put_batch,
+        "run_events.put": run_events.put,
+        "run_events.list_messages": _for_all(run_events.list_messages),
+        "run_events.list_events": _for_all(run_events.list_events),
+        "run_events.list_messages_by_run": _for_all(run_events.list_messages_by_run),
+        "run_events.count_messages": _for_all(run_events.count_messages),
+        "run_events.delete_by_thread": _for_all(run_events.delete_by_thread),
+        "run_events.delete_by_run": _for_all(run_events.delete_by_run),
+    }
