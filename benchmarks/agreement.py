@@ -1,0 +1,81 @@
+"""Whether contenders give the same answers, which they must before any figure of theirs counts.
+
+Times and the ids that a backend makes itself are left out; all else of a row is compared, and what a write
+did is read back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any, cast
+
+from .dataset import Dataset
+from .operations import Operation
+
+_LEFT_OUT = frozenset(
+    {"created_at", "updated_at", "started_at", "ended_at", "created_time", "updated_time", "feedback_id"}
+)
+
+Run = Callable[[str], Callable[..., Awaitable[Any]] | None]
+
+
+async def answers(run: Run, operation: Operation, data: Dataset, numbers: Iterable[int]) -> list[Any]:
+    """What the calls of these numbers answer, and what is there afterwards."""
+    found: list[Any] = []
+    for number in numbers:
+        arguments = operation.arguments(data, number)
+        found.append(await _answer(run, operation.path, arguments))
+        if operation.then is not None:
+            call = operation.then(arguments)
+            found.append(await _answer(run, call.path, call.arguments))
+    return found
+
+
+async def _answer(run: Run, path: str, arguments: Mapping[str, Any]) -> Any:
+    call = run(path)
+    if call is None:
+        return {"lacks": path}
+    try:
+        return comparable(await call(**arguments))
+    except Exception as error:  # noqa: BLE001 - it is an answer, too
+        return {"raises": f"{type(error).__name__}: {error}"[:300]}
+
+
+def comparable(value: Any) -> Any:
+    """JSON without what may differ."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return comparable(asdict(value))
+    if isinstance(value, Mapping):
+        items = cast("Mapping[str, Any]", value).items()
+        return {str(name): comparable(item) for name, item in items if name not in _LEFT_OUT}
+    if isinstance(value, list | tuple):
+        return [comparable(item) for item in cast("list[Any]", value)]
+    return value
+
+
+def digest(found: Any) -> str:
+    canonical = json.dumps(found, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def difference(
+    ours: Any, theirs: Any, *, common_keys_only: bool = False, place: str = "answers"
+) -> str | None:
+    """Where the two part first; None where they are the same."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        left, right = cast("dict[str, Any]", ours), cast("dict[str, Any]", theirs)
+        names = sorted(left.keys() & right.keys() if common_keys_only else left.keys() | right.keys())
+        pairs = [(f"{place}.{name}", left.get(name), right.get(name)) for name in names]
+    elif isinstance(ours, list) and isinstance(theirs, list):
+        left_items, right_items = cast("list[Any]", ours), cast("list[Any]", theirs)
+        if len(left_items) != len(right_items):
+            return f"{place}: {len(left_items)} here, {len(right_items)} there"
+        both = zip(left_items, right_items, strict=True)
+        pairs = [(f"{place}[{i}]", left, right) for i, (left, right) in enumerate(both)]
+    else:
+        return None if ours == theirs else f"{place}: {str(ours)[:80]!r} here, {str(theirs)[:80]!r} there"
+    found = (difference(a, b, common_keys_only=common_keys_only, place=where) for where, a, b in pairs)
+    return next((text for text in found if text is not None), None)

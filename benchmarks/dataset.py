@@ -1,0 +1,186 @@
+"""The data that is there before anything is measured, and the names in it: the same for every contender.
+
+Ten runs a thread, ten threads a user. Every second run is over, the others are still pending. Each run has
+its owner's vote, the first run of a thread ten more of other users; every tenth thread has ten events a run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from .payloads import Payloads
+
+RUNS_PER_THREAD = 10
+THREADS_PER_USER = 10
+OTHER_VOTES = 10
+"""On the first run of each thread."""
+EVENTS_PER_RUN = 10
+"""In every tenth thread."""
+THREADS_PER_STORY = 10
+
+_BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
+_SPREAD = 2_654_435_761  # Knuth's multiplier: walks over any number of runs without a visible order
+_MODELS = ("gpt-4.1", "deepseek-v3.2", "claude-sonnet-4.5")
+
+Payload = TypeVar("Payload")
+
+
+def an_id(kind: str, number: int) -> str:
+    """A UUID as hosts give them, the same one at every call."""
+    return str(uuid.UUID(bytes=hashlib.blake2b(f"{kind} {number}".encode(), digest_size=16).digest()))
+
+
+def user_id(number: int) -> str:
+    return an_id("user", number)
+
+
+def _list() -> list[dict[str, Any]]:
+    return []
+
+
+@dataclass(slots=True)
+class Rows:
+    """What is to be loaded, in the contract's names; times are datetimes."""
+
+    threads: list[dict[str, Any]] = field(default_factory=_list)
+    runs: list[dict[str, Any]] = field(default_factory=_list)
+    feedback: list[dict[str, Any]] = field(default_factory=_list)
+    run_events: list[dict[str, Any]] = field(default_factory=_list)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """`runs` is a multiple of 100, so that every user is whole."""
+
+    runs: int
+    payloads: Payloads
+
+    @property
+    def threads(self) -> int:
+        return self.runs // RUNS_PER_THREAD
+
+    # What an operation picks for its call of this number: neighbours in time are none in the data.
+
+    def any_run(self, call: int) -> int:
+        return call * _SPREAD % self.runs
+
+    def pending_run(self, call: int) -> int:
+        return self.any_run(call) | 1
+
+    def finished_run(self, call: int) -> int:
+        return self.any_run(call) & ~1
+
+    def any_thread(self, call: int) -> int:
+        return call * _SPREAD % self.threads
+
+    def any_story(self, call: int) -> int:
+        """A thread that has events."""
+        stories = self.threads // THREADS_PER_STORY
+        return call * _SPREAD % stories * THREADS_PER_STORY
+
+    def owner_of_run(self, run: int) -> str:
+        return self.owner_of_thread(run // RUNS_PER_THREAD)
+
+    def owner_of_thread(self, thread: int) -> str:
+        return user_id(thread // THREADS_PER_USER)
+
+    def metadata(self, number: int) -> dict[str, Any]:
+        return _one_of(self.payloads.run_metadata, number)
+
+    def kwargs(self, number: int) -> dict[str, Any]:
+        return _one_of(self.payloads.run_kwargs, number)
+
+    def completion(self, number: int) -> dict[str, Any]:
+        """What `update_run_completion` is told besides the run's id."""
+        return _one_of(self.payloads.completions, number)
+
+    def event(self, number: int, thread_id: str, run_id: str) -> dict[str, Any]:
+        return {"thread_id": thread_id, "run_id": run_id, **_one_of(self.payloads.events, number)}
+
+    def thread_metadata(self, thread: int) -> dict[str, str]:
+        return {"source": "web", "project": f"project-{thread % 50}", "language": "en"}
+
+    # The rows themselves.
+
+    def batches(self, threads: int = 1_000) -> Iterator[Rows]:
+        """All rows, so many threads at a time."""
+        for first in range(0, self.threads, threads):
+            rows = Rows()
+            for thread in range(first, min(first + threads, self.threads)):
+                self._add_thread(rows, thread)
+            yield rows
+
+    def _add_thread(self, rows: Rows, thread: int) -> None:
+        thread_id, owner = an_id("thread", thread), self.owner_of_thread(thread)
+        rows.threads.append(self.thread_row(thread, thread_id, owner))
+        seq = 0
+        for run in range(thread * RUNS_PER_THREAD, (thread + 1) * RUNS_PER_THREAD):
+            run_id = an_id("run", run)
+            rows.runs.append(self.run_row(run, run_id, thread_id, owner))
+            voters = [owner]
+            if run % RUNS_PER_THREAD == 0:
+                voters += [an_id("voter", voter) for voter in range(OTHER_VOTES)]
+            for place, voter in enumerate(voters):
+                number = run * (OTHER_VOTES + 1) + place
+                rows.feedback.append(self.vote_row(number, run_id, thread_id, voter))
+            if thread % THREADS_PER_STORY == 0:
+                for _ in range(EVENTS_PER_RUN):
+                    seq += 1
+                    rows.run_events.append(self.event_row(run * EVENTS_PER_RUN + seq, seq, thread_id, run_id))
+
+    def thread_row(self, number: int, thread_id: str, owner: str) -> dict[str, Any]:
+        return {
+            "thread_id": thread_id,
+            "user_id": owner,
+            "assistant_id": "lead_agent",
+            "display_name": f"Thread {number}",
+            "status": "idle" if number % 4 else "busy",
+            "metadata": self.thread_metadata(number),
+            "created_at": _time_of(number),
+        }
+
+    def run_row(self, number: int, run_id: str, thread_id: str, owner: str) -> dict[str, Any]:
+        end = self.completion(number)
+        is_over = number % 2 == 0
+        return {
+            "run_id": run_id,
+            "thread_id": thread_id,
+            "user_id": owner,
+            "assistant_id": "lead_agent",
+            "model_name": _one_of(_MODELS, number),
+            "metadata": self.metadata(number),
+            "kwargs": self.kwargs(number),
+            "created_at": _time_of(number),
+            **end,
+            "status": "success" if is_over else "pending",
+            "first_human_message": end.get("first_human_message") if is_over else None,
+            "last_ai_message": end.get("last_ai_message") if is_over else None,
+        }
+
+    def vote_row(self, number: int, run_id: str, thread_id: str, voter: str) -> dict[str, Any]:
+        return {
+            "feedback_id": an_id("feedback", number),
+            "run_id": run_id,
+            "thread_id": thread_id,
+            "user_id": voter,
+            "rating": 1 if number % 3 else -1,
+            "comment": "Just what I was looking for." if number % 5 == 0 else None,
+            "created_at": _time_of(number),
+        }
+
+    def event_row(self, number: int, seq: int, thread_id: str, run_id: str) -> dict[str, Any]:
+        return {**self.event(number, thread_id, run_id), "seq": seq, "created_at": _time_of(number)}
+
+
+def _one_of(items: Sequence[Payload], number: int) -> Payload:
+    return items[number % len(items)]
+
+
+def _time_of(number: int) -> datetime:
+    """Different for each, as if one came every 20 ms."""
+    return _BEGINNING + timedelta(milliseconds=20 * number)

@@ -1,0 +1,139 @@
+"""A dataset as the rows of DeerFlow's tables: the baseline's, or those of DeerFlow itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from ..dataset import Rows
+
+_NAMES: Mapping[str, tuple[str, ...]] = {
+    "metadata": ("metadata", "metadata_json", "event_metadata"),
+    "kwargs": ("kwargs", "kwargs_json"),
+    "created_at": ("created_at", "created_time"),
+    "updated_at": ("updated_at", "updated_time"),
+}
+"""A field of the contract -> the column's name in one release or another."""
+
+_TABLES: Mapping[str, tuple[str, ...]] = {
+    "threads": ("thread_meta", "threads_meta"),
+    "runs": ("runs", "run"),
+    "feedback": ("feedback",),
+    "run_events": ("run_events",),
+}
+_CHUNK = 1_000
+
+
+def load(url: str, metadata: sa.MetaData, batches: Iterable[Rows]) -> None:
+    """Into tables that are there."""
+    asyncio.run(_load(url, metadata, batches))
+
+
+async def _load(url: str, metadata: sa.MetaData, batches: Iterable[Rows]) -> None:
+    tables = {name: _table(metadata, names) for name, names in _TABLES.items()}
+    async with _engine(url) as engine:
+        for rows in batches:
+            async with engine.begin() as connection:
+                for name, table in tables.items():
+                    values = [_values(table, name, row) for row in getattr(rows, name)]
+                    for first in range(0, len(values), _CHUNK):
+                        await connection.execute(table.insert(), values[first : first + _CHUNK])
+        if engine.dialect.name == "postgresql":  # what autovacuum would have done by then
+            async with engine.connect() as connection:
+                await connection.execution_options(isolation_level="AUTOCOMMIT")
+                await connection.execute(sa.text("VACUUM ANALYZE"))
+
+
+def _table(metadata: sa.MetaData, names: tuple[str, ...]) -> sa.Table:
+    return next(metadata.tables[name] for name in names if name in metadata.tables)
+
+
+def _values(table: sa.Table, name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    given = {"updated_at": None if "created_time" in table.c else row["created_at"], **row}
+    if name == "run_events":
+        given |= _content(row)
+    columns = ((_column(table, field), value) for field, value in given.items())
+    return {column.key: value for column, value in columns if column is not None}
+
+
+def _content(row: Mapping[str, Any]) -> dict[str, Any]:
+    """As DeerFlow stores an event's content: text, with a mark beside it where it was none."""
+    content, metadata = row["content"], dict(row["metadata"])
+    if isinstance(content, str):
+        return {"content": content, "metadata": metadata}
+    metadata["content_is_json"] = True
+    if isinstance(content, dict):
+        metadata["content_is_dict"] = True
+    return {"content": json.dumps(content, default=str, ensure_ascii=False), "metadata": metadata}
+
+
+def _column(table: sa.Table, field: str) -> sa.Column[Any] | None:
+    return next((table.c[name] for name in _NAMES.get(field, (field,)) if name in table.c), None)
+
+
+@asynccontextmanager
+async def _engine(url: str, **options: Any) -> AsyncGenerator[AsyncEngine]:
+    engine = create_async_engine(url, json_serializer=_as_json, **options)
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+def _as_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+# -- around it -------------------------------------------------------------------------------------
+
+
+def create_database(url: str) -> None:
+    if url.startswith("postgresql"):
+        asyncio.run(_maintain(url, "CREATE DATABASE"))
+
+
+def drop_database(url: str) -> None:
+    if url.startswith("postgresql"):
+        asyncio.run(_maintain(url, "DROP DATABASE", " WITH (FORCE)"))
+        return
+    file = Path(str(sa.make_url(url).database))
+    for name in (file.name, f"{file.name}-wal", f"{file.name}-shm"):
+        file.with_name(name).unlink(missing_ok=True)
+
+
+async def _maintain(url: str, command: str, more: str = "") -> None:
+    elsewhere = sa.make_url(url).set(database="postgres")
+    shown = elsewhere.render_as_string(hide_password=False)
+    async with _engine(shown, isolation_level="AUTOCOMMIT") as engine, engine.connect() as connection:
+        await connection.execute(sa.text(f'{command} "{sa.make_url(url).database}"{more}'))
+
+
+def bytes_of_runs(url: str, metadata: sa.MetaData) -> int:
+    """What the table of runs takes on the disk, with its indexes."""
+    table = _table(metadata, _TABLES["runs"]).name
+    if url.startswith("postgresql"):
+        return int(_asked(url, "SELECT pg_total_relation_size(CAST(:name AS text))", name=table))
+    query = (
+        "SELECT sum(pgsize) FROM dbstat WHERE name IN (SELECT name FROM sqlite_master WHERE tbl_name = :name)"
+    )
+    return int(_asked(url, query, name=table))
+
+
+def version(url: str) -> str:
+    query = "SELECT sqlite_version()" if url.startswith("sqlite") else "SHOW server_version"
+    return str(_asked(url, query))
+
+
+def _asked(url: str, query: str, **values: Any) -> Any:
+    async def ask() -> Any:
+        async with _engine(url) as engine, engine.connect() as connection:
+            return (await connection.execute(sa.text(query), values)).scalar()
+
+    return asyncio.run(ask())

@@ -1,0 +1,288 @@
+"""How a case is measured: the same calls for every contender, one after the other, in an order that turns.
+
+A case is one operation on one dataset. Each contender gets a database and a process of its own; before any
+figure counts, its answers are compared with ours. Then, for each number of tasks, the contenders are warmed
+up and measured in turn: A B B A A B ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from . import agreement, servers
+from .child import CALLS_PER_BLOCK, DAY
+from .children import Child, child
+from .contenders.known import CONTENDERS, Contender
+from .dataset import Dataset, Rows
+from .operations import OPERATIONS, Operation
+from .payloads import Payloads
+from .results import Disagreement, Kind, Part, Record, Round
+from .servers import Servers, Target
+
+_AGREEMENT_CALLS = 12
+_MOST_SPARE_PER_S = {1: 1_500}
+_MOST_SPARE_PER_S_OF_MANY = 8_000
+_SPARE_OF_MANY_ROWS = 0.1
+"""Of calls that use up many rows each: fewer of them fit into the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    seconds: float
+    """Of one measurement."""
+    warm_up_s: float
+    repetitions: int
+    threads: Path | None
+    """The folder of recorded threads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    part: Part
+    operation: str
+    contenders: tuple[str, ...]
+    concurrency: tuple[int, ...]
+    """Tasks in each process, one measurement of all contenders after the other."""
+    datasets: tuple[int, ...]
+    """With several, each contender is measured on each."""
+    processes: tuple[int, ...] = (1,)
+
+    @property
+    def measurements(self) -> int:
+        """Without the repetitions."""
+        return len(self.contenders) * len(self.concurrency) * len(self.datasets) * len(self.processes)
+
+
+@dataclass(slots=True)
+class Lane:
+    """One contender on one database."""
+
+    contender: Contender
+    dataset: int
+    children: list[Child]
+    rounds: list[Round] = field(default_factory=lambda: list[Round]())
+
+
+@dataclass(slots=True)
+class Outcome:
+    records: list[Record] = field(default_factory=lambda: list[Record]())
+    disagreements: list[Disagreement] = field(default_factory=lambda: list[Disagreement]())
+    profile: str | None = None
+
+
+class Bench:
+    """Measures cases on running servers."""
+
+    def __init__(
+        self,
+        running: Servers,
+        payloads: Payloads,
+        settings: Settings,
+        step: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._servers = running
+        self._payloads = payloads
+        self._settings = settings
+        self._step = step
+
+    def measure(self, case: Case) -> Outcome:
+        outcome = Outcome()
+        with contextlib.ExitStack() as stack:
+            lanes = [
+                stack.enter_context(self._lane(case, CONTENDERS[name], dataset))
+                for dataset in case.datasets
+                for name in case.contenders
+            ]
+            lanes = self._agreeing(case, lanes, outcome)
+            for block, (tasks, processes) in enumerate(_loads(case)):
+                self._measure_load(case, lanes, block, tasks, processes)
+                for lane in lanes:
+                    outcome.records.append(_record(case, lane, tasks, processes))
+                    lane.rounds = []
+        return outcome
+
+    def profile(self, operation: str, contender: str, concurrency: int, dataset: int) -> str:
+        """Where the time of a contender's operation goes."""
+        case = Case("operations", operation, (contender,), (concurrency,), (dataset,))
+        with self._lane(case, CONTENDERS[contender], dataset) as lane:
+            order = self._order(case, lane, 0, 0, concurrency)
+            lane.children[0].ask({**order, "do": "warm_up", "seconds": self._settings.warm_up_s})
+            answer = lane.children[0].ask({**order, "do": "measure", "profiled": True, "first": 500_000})
+        return str(answer["profile"])
+
+    @contextlib.contextmanager
+    def _lane(self, case: Case, contender: Contender, dataset: int) -> Generator[Lane]:
+        with self._servers.database(contender) as target, contextlib.ExitStack() as stack:
+            servers.prepare(contender, target)
+            servers.load(contender, target, self._rows(case, dataset))
+            children = [
+                stack.enter_context(self._child(contender, target)) for _ in range(max(case.processes))
+            ]
+            yield Lane(contender, dataset, children)
+
+    def _child(self, contender: Contender, target: Target) -> contextlib.AbstractContextManager[Child]:
+        folder = self._settings.threads
+        return child(
+            {
+                "contender": contender.name,
+                "url": target.url,
+                "database": target.database,
+                "threads": None if folder is None else str(folder),
+            }
+        )
+
+    def _rows(self, case: Case, dataset: int) -> Iterable[Rows]:
+        """The dataset, and what the operation will use up."""
+        data = Dataset(dataset, self._payloads)
+        yield from data.batches()
+        operation = OPERATIONS.get(case.operation)
+        if operation is None or operation.uses_up is None:
+            return
+        yield operation.uses_up(data, range(_AGREEMENT_CALLS))
+        for block, (tasks, _) in enumerate(_loads(case)):
+            count = self._spare(operation, tasks)
+            for repetition in range(self._settings.repetitions + 1):
+                first = _first(block, repetition)
+                yield operation.uses_up(data, range(first, first + count))
+
+    def _spare(self, operation: Operation, tasks: int) -> int:
+        """How many calls there are rows for, in one measurement."""
+        per_s = _MOST_SPARE_PER_S.get(tasks, _MOST_SPARE_PER_S_OF_MANY)
+        share = _SPARE_OF_MANY_ROWS if operation.name.startswith("run_events.delete") else 1.0
+        return max(2 * tasks, math.ceil(per_s * self._settings.seconds * share))
+
+    def _agreeing(self, case: Case, lanes: Sequence[Lane], outcome: Outcome) -> list[Lane]:
+        """Those of the lanes whose answers are ours; the floor promises none."""
+        if case.operation == DAY:
+            return [lane for lane in lanes if lane.contender.kind != "deerflow"]
+        able = [
+            lane for lane in lanes if lane.children[0].ask(self._agreement_order(case, lane, "has"))["has"]
+        ]
+        ours: dict[int, Any] = {}
+        kept: list[Lane] = []
+        for lane in able:
+            if lane.contender.kind == "floor":
+                kept.append(lane)
+                continue
+            found = lane.children[0].ask(self._agreement_order(case, lane, "agree"))["answers"]
+            known = ours.setdefault(lane.dataset, found)
+            common = lane.contender.kind == "deerflow"
+            why = agreement.difference(known, found, common_keys_only=common) or _refusal(found)
+            if why is None:
+                kept.append(lane)
+            else:
+                outcome.disagreements.append(
+                    Disagreement(
+                        operation=case.operation, dataset=lane.dataset, backend=lane.contender.name, why=why
+                    )
+                )
+        return kept
+
+    def _agreement_order(self, case: Case, lane: Lane, do: str) -> dict[str, Any]:
+        return {
+            "do": do,
+            "operation": case.operation,
+            "dataset": lane.dataset,
+            "first": 0,
+            "calls": _AGREEMENT_CALLS,
+        }
+
+    def _measure_load(
+        self, case: Case, lanes: Sequence[Lane], block: int, tasks: int, processes: int
+    ) -> None:
+        for lane in lanes:
+            order = self._order(case, lane, block, 0, tasks)
+            self._ask(lane, {**order, "do": "warm_up", "seconds": self._settings.warm_up_s}, processes)
+        for repetition in range(1, self._settings.repetitions + 1):
+            for lane in lanes if repetition % 2 else reversed(lanes):
+                order = self._order(case, lane, block, repetition, tasks)
+                lane.rounds.append(_round(self._ask(lane, {**order, "do": "measure"}, processes)))
+                self._step()
+
+    def _order(self, case: Case, lane: Lane, block: int, repetition: int, tasks: int) -> dict[str, Any]:
+        order: dict[str, Any] = {
+            "operation": case.operation,
+            "dataset": lane.dataset,
+            "concurrency": tasks,
+            "seconds": self._settings.seconds,
+            "first": _first(block, repetition),
+        }
+        operation = OPERATIONS.get(case.operation)
+        if operation is not None and operation.uses_up is not None:
+            order["spare"] = self._spare(operation, tasks)
+        return order
+
+    @staticmethod
+    def _ask(lane: Lane, order: Mapping[str, Any], processes: int) -> list[dict[str, Any]]:
+        """All processes at once, each with calls of its own."""
+        children = lane.children[:processes]
+        share = CALLS_PER_BLOCK // 10
+        for number, measured in enumerate(children):
+            measured.tell({**order, "first": order["first"] + number * share, "process": number})
+        return [measured.answer() for measured in children]
+
+
+def _loads(case: Case) -> list[tuple[int, int]]:
+    return [(tasks, processes) for processes in case.processes for tasks in case.concurrency]
+
+
+def _first(block: int, repetition: int) -> int:
+    """The number of a measurement's first call; the agreement's calls come before all."""
+    return (1 + block * 100 + repetition) * CALLS_PER_BLOCK
+
+
+def _refusal(found: Sequence[Any]) -> str | None:
+    """Answers that agree in being errors are none."""
+    answers = (cast("dict[str, Any]", answer) for answer in found if isinstance(answer, dict))
+    raised = next((str(answer["raises"]) for answer in answers if "raises" in answer), None)
+    return None if raised is None else f"the call fails: {raised}"
+
+
+def _round(answers: Sequence[Mapping[str, Any]]) -> Round:
+    latencies = sorted(latency for answer in answers for latency in answer["latencies_us"])
+    took_s = max(answer["took_s"] for answer in answers)
+    cpu_s = sum(answer["cpu_s"] for answer in answers)
+    failures: dict[str, int] = {}
+    for answer in answers:
+        for kind, number in answer["failures"].items():
+            failures[kind] = failures.get(kind, 0) + number
+    count = len(latencies)
+    return Round(
+        ops_per_s=count / took_s,
+        p50_ms=_percentile(latencies, 0.50),
+        p95_ms=_percentile(latencies, 0.95),
+        p99_ms=_percentile(latencies, 0.99),
+        cpu_us_per_op=cpu_s / count * 1e6 if count else None,
+        peak_memory_mb=max(answer["peak_memory_bytes"] for answer in answers) / 1e6,
+        failures=failures,
+    )
+
+
+def _percentile(ordered: Sequence[int], share: float) -> float | None:
+    """By the nearest rank."""
+    if not ordered:
+        return None
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] / 1_000
+
+
+def _record(case: Case, lane: Lane, tasks: int, processes: int) -> Record:
+    operation = OPERATIONS.get(case.operation)
+    kind: Kind = "mixed" if operation is None else operation.kind
+    return Record.of(
+        lane.rounds,
+        part=case.part,
+        operation=case.operation,
+        section=0 if operation is None else operation.section,
+        kind=kind,
+        backend=lane.contender.name,
+        driver=lane.contender.driver,
+        loop=lane.contender.loop,
+        concurrency=tasks,
+        processes=processes,
+        dataset=lane.dataset,
+    )

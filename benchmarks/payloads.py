@@ -1,0 +1,220 @@
+"""What is written in the benchmarks: payloads and whole sessions, taken from recorded threads.
+
+A recording is replayed once against stores that only take down what they are told. The calls they heard are
+the mixed load of a day; the events, metadata and texts in them are the payloads of the single operations.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+import json
+import statistics
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import deerflow_mongo
+from deerflow_mongo import protocols
+from deerflow_mongo.actor import AUTO, resolve_user_id
+from deerflow_mongo.observer import StorageRunObserver
+from deerflow_mongo.replay import RecordedThread, Replayer, load_thread
+
+_SAMPLES = Path(deerflow_mongo.__file__).parent / "samples"
+_PROTOCOLS: Mapping[str, type] = {
+    "runs": protocols.RunStore,
+    "feedback": protocols.FeedbackStore,
+    "threads": protocols.ThreadStore,
+    "run_events": protocols.RunEventStore,
+}
+_USERS = ("user-1", "user-2")
+_RUN_CONFIG = {
+    "recursion_limit": 100,
+    "configurable": {"model_name": "gpt-4.1", "thinking_enabled": True, "is_plan_mode": False},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a store: `path` is `store.method`."""
+
+    path: str
+    arguments: Mapping[str, Any]
+
+
+Script = tuple[Call, ...]
+"""What a host asks its storage during one thread, from its first run to its last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Payloads:
+    source: str
+    run_metadata: tuple[dict[str, Any], ...]
+    run_kwargs: tuple[dict[str, Any], ...]
+    completions: tuple[dict[str, Any], ...]
+    """What `update_run_completion` was told besides the run's id, where the run had an answer."""
+    events: tuple[dict[str, Any], ...]
+    """Events without the ids of a thread and a run."""
+    scripts: tuple[Script, ...]
+
+    def sizes(self) -> list[tuple[str, str, float, float, float]]:
+        """Name, unit, median, mean and largest of each kind of payload."""
+        sized = {
+            "runs.metadata": self.run_metadata,
+            "runs.kwargs": self.run_kwargs,
+            "run_events.content": [event["content"] for event in self.events],
+        }
+        rows = [(name, "bytes of JSON", *_spread(map(_json_bytes, of))) for name, of in sized.items()]
+        answers = [len(str(end["last_ai_message"]).encode()) for end in self.completions]
+        batches = [
+            len(call.arguments["events"])
+            for script in self.scripts
+            for call in script
+            if call.path == "run_events.put_batch"
+        ]
+        rows.append(("runs.last_ai_message", "bytes", *_spread(answers)))
+        rows.append(("run_events.put_batch", "events", *_spread(batches)))
+        return rows
+
+
+def _json_bytes(value: object) -> int:
+    return len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+def _spread(values: Iterator[int] | Sequence[int]) -> tuple[float, float, float]:
+    found = list(values)
+    return statistics.median(found), round(statistics.mean(found), 1), max(found)
+
+
+def payloads_of(folder: Path | None) -> Payloads:
+    """From the recordings in `folder`, or from the packaged sample where there is none."""
+    files = sorted((folder or _SAMPLES).glob("*.json"))
+    if not files:
+        raise FileNotFoundError(f"there is no recorded thread (*.json) in {folder}")
+    scripts = tuple(_script(load_thread(file), _recorded_metadata(file)) for file in files)
+    calls = list(itertools.chain.from_iterable(scripts))
+    created = [call.arguments for call in calls if call.path == "runs.create"]
+    batches = [call.arguments["events"] for call in calls if call.path == "run_events.put_batch"]
+    return Payloads(
+        f"{len(files)} recorded threads" if folder else "the packaged sample thread",
+        tuple(run["metadata"] for run in created),
+        tuple(run["kwargs"] for run in created),
+        tuple(
+            {name: value for name, value in call.arguments.items() if name != "run_id"}
+            for call in calls
+            if call.path == "runs.update_run_completion" and call.arguments.get("last_ai_message")
+        ),
+        tuple(
+            {name: value for name, value in event.items() if name not in ("thread_id", "run_id")}
+            for event in itertools.chain.from_iterable(batches)
+        ),
+        tuple(_with_reads(script) for script in scripts),
+    )
+
+
+def _recorded_metadata(file: Path) -> dict[str, Any]:
+    """What the recording says of its run, as a host would hand it over."""
+    metadata = cast("dict[str, Any]", json.loads(file.read_text(encoding="utf-8")).get("metadata") or {})
+    return {name: value for name, value in metadata.items() if name not in ("thread_id", "run_id", "user_id")}
+
+
+# -- taking down -----------------------------------------------------------------------------------
+
+
+class _Heard:
+    """One store that takes down every call, under the names of the contract's arguments."""
+
+    def __init__(self, name: str, calls: list[Call]) -> None:
+        self._name = name
+        self._calls = calls
+
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
+        signature = inspect.signature(getattr(_PROTOCOLS[self._name], method))
+
+        async def take_down(*args: Any, **kwargs: Any) -> Any:
+            arguments = dict(signature.bind(None, *args, **kwargs).arguments)
+            del arguments["self"]
+            parameter = signature.parameters.get("user_id")
+            if parameter is not None and arguments.get("user_id", parameter.default) is AUTO:
+                arguments["user_id"] = resolve_user_id(AUTO, method_name=method)
+            self._calls.append(Call(f"{self._name}.{method}", arguments))
+            return arguments.get("events")
+
+        return take_down
+
+
+class _Listener:
+    """The part of a storage that a replay uses."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.runs = cast("Any", _Heard("runs", self.calls))
+        self.feedback = cast("Any", _Heard("feedback", self.calls))
+        self.threads = cast("Any", _Heard("threads", self.calls))
+        self.run_events = cast("Any", _Heard("run_events", self.calls))
+
+    def observer(self) -> StorageRunObserver:
+        return StorageRunObserver(self.runs, self.threads)
+
+
+def _script(thread: RecordedThread, metadata: dict[str, Any]) -> Script:
+    listener = _Listener()
+    asyncio.run(Replayer(cast("Any", listener), _USERS).replay([thread]))
+    return tuple(_as_a_host_does(call, metadata) for call in listener.calls)
+
+
+def _as_a_host_does(call: Call, metadata: dict[str, Any]) -> Call:
+    """A run starts with the metadata that was recorded and with the settings that hosts pass on."""
+    if call.path != "runs.create":
+        return call
+    return replace(
+        call,
+        arguments={
+            **call.arguments,
+            "metadata": metadata,
+            "kwargs": {**call.arguments["kwargs"], "config": _RUN_CONFIG},
+        },
+    )
+
+
+def _with_reads(script: Script) -> Script:
+    """The script with what its user's browser asks meanwhile."""
+    return tuple(itertools.chain.from_iterable((call, *_asked_after(call, script)) for call in script))
+
+
+def _asked_after(call: Call, script: Script) -> Iterator[Call]:
+    thread_id = next(given.arguments["thread_id"] for given in script)
+    owner = next(given.arguments["user_id"] for given in script if given.path == "threads.ensure_thread")
+    if call.path in ("runs.create", "runs.update_run_completion"):
+        yield Call("runs.get", {"run_id": call.arguments["run_id"], "user_id": owner})
+    if call.path == "run_events.put_batch":
+        yield Call("run_events.list_messages", {"thread_id": thread_id, "limit": 50})
+    if call.path == "runs.update_run_completion":
+        yield Call("runs.list_by_thread", {"thread_id": thread_id, "limit": 20, "user_id": owner})
+        yield Call("runs.token_usage_by_thread", {"thread_id": thread_id, "user_id": owner})
+        yield Call("feedback.list_by_thread_grouped", {"thread_id": thread_id, "user_id": owner})
+        yield Call("threads.search_threads", {"user_id": owner, "limit": 20})
+
+
+# -- playing back ----------------------------------------------------------------------------------
+
+
+def session(script: Script, names: Callable[[str], str]) -> Iterator[Call]:
+    """The script under other ids: `names` gives each id in it the one to use instead."""
+    for call in script:
+        arguments = _renamed(call.arguments, names)
+        if "events" in arguments:
+            arguments["events"] = [_renamed(event, names) for event in arguments["events"]]
+        yield Call(call.path, arguments)
+
+
+def _renamed(arguments: Mapping[str, Any], names: Callable[[str], str]) -> dict[str, Any]:
+    return {
+        name: names(value) if name in _IDS and value is not None else value
+        for name, value in arguments.items()
+    }
+
+
+_IDS = frozenset({"thread_id", "run_id", "follow_up_to_run_id", "user_id"})

@@ -1,0 +1,148 @@
+"""Which cases a run consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from .child import DAY
+from .contenders.known import FLOOR, OURS, USUAL
+from .measuring import Case
+from .operations import OPERATIONS
+from .results import Part
+
+SMALL, LARGE, HUGE = 1_000, 100_000, 10_000_000
+PARTS: tuple[Part, ...] = get_args(Part)
+
+QUICK_OPERATIONS = (
+    "runs.get",
+    "runs.list_by_thread",
+    "runs.create",
+    "runs.update_run_completion",
+    "feedback.upsert",
+    "feedback.aggregate_by_run",
+    "threads.search_threads",
+    "run_events.put_batch",
+    "run_events.list_messages",
+)
+_VARIANTS = (
+    OURS,
+    "mongodb-motor",
+    "mongodb-uvloop",
+    "mongodb-w1",
+    "postgresql",
+    "postgresql-uvloop",
+    "postgresql-pool32",
+    "postgresql-off",
+    "sqlite",
+    "sqlite-full",
+)
+_VARIED_OPERATIONS = (
+    "runs.get",
+    "runs.list_by_thread",
+    "runs.create",
+    "runs.update_run_completion",
+    "feedback.upsert",
+    "run_events.put_batch",
+)
+_TASKS = (1, 32, 256)
+_TASKS_OF_A_DAY = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What was asked for; None where nothing was said."""
+
+    is_quick: bool = False
+    is_long: bool = False
+    parts: Sequence[Part] | None = None
+    backends: Sequence[str] | None = None
+    operations: Sequence[str] | None = None
+    concurrency: Sequence[int] | None = None
+
+
+def contenders_of(wishes: Wishes) -> tuple[str, ...]:
+    """All that may take part, ours first: the others are compared with it."""
+    if wishes.backends is not None:
+        return tuple(dict.fromkeys((OURS, *wishes.backends)))
+    asked = [*USUAL]
+    if "variants" in parts_of(wishes):
+        asked += _VARIANTS
+    return tuple(dict.fromkeys(asked))
+
+
+def parts_of(wishes: Wishes) -> tuple[Part, ...]:
+    if wishes.parts is not None:
+        return tuple(part for part in PARTS if part in wishes.parts)
+    if wishes.operations is not None:
+        return ("operations",)
+    return tuple(part for part in PARTS if part != "variants" or not wishes.is_quick)
+
+
+def cases_of(wishes: Wishes, present: Sequence[str]) -> list[Case]:
+    """The cases, for those contenders that are present."""
+    makers = {
+        "operations": _operations,
+        "growth": _growth,
+        "day": _day,
+        "contention": _contention,
+        "variants": _variants,
+    }
+    return [case for part in parts_of(wishes) for case in makers[part](wishes, present)]
+
+
+def _usual(wishes: Wishes, present: Sequence[str]) -> tuple[str, ...]:
+    """Without those that are there for the variants only."""
+    asked = USUAL if wishes.backends is None else (OURS, *wishes.backends)
+    return tuple(name for name in present if name in asked)
+
+
+def _names(wishes: Wishes, *, is_hot: bool = False) -> list[str]:
+    if wishes.operations is not None:
+        return [name for name in wishes.operations if OPERATIONS[name].is_hot == is_hot]
+    if wishes.is_quick and not is_hot:
+        return list(QUICK_OPERATIONS)
+    return [name for name, operation in OPERATIONS.items() if operation.is_hot == is_hot]
+
+
+def _tasks(wishes: Wishes) -> tuple[int, ...]:
+    if wishes.concurrency is not None:
+        return tuple(wishes.concurrency)
+    return _TASKS[:2] if wishes.is_quick else _TASKS
+
+
+def _operations(wishes: Wishes, present: Sequence[str]) -> list[Case]:
+    usual = _usual(wishes, present)
+    return [Case("operations", name, usual, _tasks(wishes), (SMALL,)) for name in _names(wishes)]
+
+
+def _growth(wishes: Wishes, present: Sequence[str]) -> list[Case]:
+    """At one task; the floor grows as the server does."""
+    usual = tuple(name for name in _usual(wishes, present) if name != FLOOR)
+    if wishes.is_quick:
+        usual, sizes = usual[:1], (SMALL, LARGE // 10)
+    else:
+        sizes = (SMALL, LARGE, HUGE) if wishes.is_long else (SMALL, LARGE)
+    names = _names(wishes)[:4] if wishes.is_quick else _names(wishes)
+    return [Case("growth", name, usual, (1,), sizes) for name in names]
+
+
+def _day(wishes: Wishes, present: Sequence[str]) -> list[Case]:
+    usual = tuple(name for name in _usual(wishes, present) if not name.startswith("deerflow"))
+    tasks = (wishes.concurrency or (_TASKS_OF_A_DAY,))[-1:]
+    return [Case("day", DAY, usual, tuple(tasks), (SMALL,), (1, 2, 4))]
+
+
+def _contention(wishes: Wishes, present: Sequence[str]) -> list[Case]:
+    usual = _usual(wishes, present)
+    names = _names(wishes, is_hot=True)
+    names = names[:2] if wishes.is_quick else names
+    return [Case("contention", name, usual, (32,), (SMALL,)) for name in names]
+
+
+def _variants(wishes: Wishes, present: Sequence[str]) -> list[Case]:
+    asked = _VARIANTS if wishes.backends is None else (OURS, *wishes.backends)
+    names = tuple(name for name in present if name in asked)
+    operations = wishes.operations or _VARIED_OPERATIONS
+    return [Case("variants", name, names, (1, 32), (SMALL,)) for name in operations]
