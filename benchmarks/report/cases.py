@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..contenders.known import FLOOR, OURS
 from ..results import Figure, Kind, Part, Record, Results
+from .markdown import counted
 from .ratios import Ratio, of_records
 
 MANY_TASKS = 32
@@ -136,9 +137,9 @@ def label_of(cases: Sequence[Case]) -> Callable[[Case], str]:
     def label(case: Case) -> str:
         parts = [f"`{case.operation}`"]
         if has_tasks:
-            parts.append(f"{case.concurrency} task{'s' * (case.concurrency != 1)}")
+            parts.append(counted(case.concurrency, "task"))
         if has_processes:
-            parts.append(f"{case.processes} process{'es' * (case.processes != 1)}")
+            parts.append(counted(case.processes, "process"))
         if has_sizes:
             parts.append(f"{case.dataset:,} runs")
         return ", ".join(parts)

@@ -52,6 +52,7 @@ _STYLES = {
 }
 _OTHER = _Style("#56b4e9", "P", ":", "\\\\\\\\")
 
+_MOST_PANELS = 12
 _LATENCY_OPERATIONS = (
     "runs.get",
     "runs.list_by_thread",
@@ -278,12 +279,13 @@ def _growth(cases: Cases) -> Drawn | None:
     sizes = sorted({case.dataset for case in of})
     base = GROWTH_BASE if GROWTH_BASE in sizes else min(sizes, default=0)
     backends = cases.backends(of, (OURS, *SQL))
-    rows = _growth_lines(cases, of, backends, sizes, base)
-    if not rows:
+    every = _growth_lines(cases, of, backends, sizes, base)
+    if not every:
         return None
+    rows = _that_grow_most(every)
     columns = min(4, len(rows))
     deep = math.ceil(len(rows) / columns)
-    title = _growth_title(rows, max(sizes), base)
+    title = _growth_title(every, max(sizes), base)
     figure, axes = _panels(title, 2.7 * columns + 0.8, 2.1 * deep + 1.2, deep, columns)
     medians = [ratio.median for lines in rows.values() for line in lines.values() for _, ratio in line]
     low, high = _bounds([0.8, 1.6, *medians])
@@ -317,10 +319,28 @@ def _growth_lines(
     return rows
 
 
-def _growth_title(rows: _Lines, most: int, base: int) -> str:
+def _that_grow_most(rows: _Lines) -> _Lines:
+    """So many as there is room for: in turn where deerflow-mongo's grows most, and where anyone's does."""
+
+    def ours(row: Case) -> float:
+        return rows[row][OURS][-1][1].median if OURS in rows[row] else 0.0
+
+    def anyone(row: Case) -> float:
+        return max(line[-1][1].median for line in rows[row].values())
+
+    ranks = [sorted(rows, key=growth, reverse=True) for growth in (ours, anyone)]
+    chosen = list(dict.fromkeys(row for pair in zip(*ranks, strict=True) for row in pair))[:_MOST_PANELS]
+    return {row: lines for row, lines in rows.items() if row in chosen}
+
+
+def _growth_title(every: _Lines, most: int, base: int) -> str:
     title = f"p50 with up to {most:,} runs stored over that with {base:,}"
-    grown = [lines[OURS][-1][1].median for lines in rows.values() if OURS in lines]
-    return f"{title}:\ndeerflow-mongo's is {max(grown):.2f} times at most" if grown else title
+    grown = [lines[OURS][-1][1].median for lines in every.values() if OURS in lines]
+    if grown:
+        title += f": deerflow-mongo's is at most {max(grown):.2f} times"
+    if len(every) > _MOST_PANELS:
+        return f"{title}\n({_MOST_PANELS} of {len(every)} operations: where its own or another's grows most)"
+    return title
 
 
 def _called(case: Case, rows: Sequence[Case]) -> str:
@@ -330,8 +350,15 @@ def _called(case: Case, rows: Sequence[Case]) -> str:
 
 def _size_ticks(axis: Drawn, sizes: Sequence[int]) -> None:
     ticker = _matplotlib("ticker")
-    axis.set_xticks(sizes, [f"{size // 1_000:,}k" if size >= 1_000 else str(size) for size in sizes])
+    axis.set_xticks(sizes, [_short_size(size) for size in sizes])
     axis.xaxis.set_minor_locator(ticker.NullLocator())
+
+
+def _short_size(size: int) -> str:
+    for unit, name in ((1_000_000, "M"), (1_000, "k")):
+        if size >= unit:
+            return f"{size / unit:g}{name}"
+    return str(size)
 
 
 def _line(axis: Drawn, points: Sequence[tuple[float, float]], style: _Style) -> None:
@@ -370,7 +397,7 @@ def _day(cases: Cases) -> Drawn | None:
     axis.grid(visible=True, axis="y", color=_FAINT, linewidth=0.6)
     tasks = counted(of[0].concurrency, "task")
     _name_axis(axis.set_xlabel, f"processes, {tasks} each; thin lines: smallest to largest repetition")
-    _name_axis(axis.set_ylabel, f"throughput (deerflow-mongo, {of[0].processes} process: 1)")
+    _name_axis(axis.set_ylabel, f"throughput (deerflow-mongo, {counted(of[0].processes, 'process')}: 1)")
     _legend(figure, _line_entries(cases, backends))
     return figure
 
@@ -386,18 +413,13 @@ def _days(cases: Cases) -> list[Case]:
 
 
 def _day_title(cases: Cases, of: Sequence[Case]) -> str:
-    most = of[-1]
+    title = f"The mixed day with {counted(of[-1].processes, 'process')}"
     told = [
-        f"{ratio.median:.2g} times {cases.short(name)}"
+        f"{ratio.median:.1f} times what {cases.short(name)} does"
         for name in SQL
-        if (ratio := cases.ratio(most, "ops_per_s", OURS, name)) is not None and ratio.median < math.inf
+        if (ratio := cases.ratio(of[-1], "ops_per_s", OURS, name)) is not None and ratio.median < math.inf
     ]
-    processes = f"{most.processes} process{'es' * (most.processes != 1)}"
-    return (
-        f"The mixed day with {processes}: deerflow-mongo does\n{' and '.join(told)}"
-        if told
-        else (f"The mixed day with up to {processes}")
-    )
+    return f"{title}: deerflow-mongo does\n{' and '.join(told)}" if told else title
 
 
 # -- latency ---------------------------------------------------------------------------------------
@@ -425,7 +447,7 @@ def _latency(cases: Cases) -> Drawn | None:
         axis.set_title(operation, fontsize=_FONT_PT, color=_INK, loc="left")
         axis.set_yscale("log")
         axis.set_xticks(range(len(tasks)), [counted(number, "task") for number in tasks])
-    low, high = _bounds(drawn)
+    low, high = _bounds(drawn, 1.5)
     for axis in axes:
         axis.set_ylim(low, high)
         _log_ticks(axis.yaxis, low, high)
@@ -465,14 +487,14 @@ def _dumbbell(axis: Drawn, x: float, cases: Cases, case: Case, backend: str, uni
 
 
 def _latency_title(cases: Cases, every: Sequence[Case], fewest: int) -> str:
+    title = f"p50 (marker) and p99 (bar) over deerflow-mongo's p50 at {counted(fewest, 'task')}"
     of = [case for case in every if case.concurrency == MANY_TASKS]
     told = [
-        f"{1 / ratio.median:.2g} times sooner than {cases.short(name)}"
+        f"{ratio.median:.2f} of {cases.short(name)}'s"
         for name in SQL
         if (ratio := typical(cases.ratio(case, "p50_ms", OURS, name) for case in of)) is not None
     ]
-    measure = f"p50 (marker) and p99 (bar) over deerflow-mongo's p50 at {counted(fewest, 'task')}"
-    return f"{measure}:\nat {MANY_TASKS} it answers {' and '.join(told)}" if told else measure
+    return f"{title}:\nat {MANY_TASKS} tasks its p50 is {' and '.join(told)}" if told else title
 
 
 _CHARTS: dict[str, Callable[[Cases], Drawn | None]] = {

@@ -58,7 +58,8 @@ def with_spread(ratio: Ratio | None) -> str:
 
 
 def counted(number: int, thing: str) -> str:
-    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+    ending = "" if number == 1 else "es" if thing.endswith("s") else "s"
+    return f"{number:,} {thing}{ending}"
 
 
 def items(lines: Iterable[str]) -> str:

@@ -41,8 +41,8 @@ def unpaired(over: Sequence[float | None], under: Sequence[float | None]) -> Rat
 
 
 def of_records(over: Record, under: Record, figure: Figure) -> Ratio | None:
-    """Records of one case took turns; any others did not."""
-    took_turns = _case(over) == _case(under)
+    """Records of one load took turns, whatever the dataset; any others did not."""
+    took_turns = _load(over) == _load(under)
     return (paired if took_turns else unpaired)(over.values(figure), under.values(figure))
 
 
@@ -52,8 +52,8 @@ def typical(ratios: Iterable[Ratio | None]) -> Ratio | None:
     return Ratio(median(medians), min(medians), max(medians)) if medians else None
 
 
-def _case(record: Record) -> tuple[object, ...]:
-    return record.part, record.operation, record.concurrency, record.processes, record.dataset
+def _load(record: Record) -> tuple[object, ...]:
+    return record.part, record.operation, record.concurrency, record.processes
 
 
 def _known(values: Sequence[float | None]) -> list[float]:

@@ -154,11 +154,10 @@ def _disagreements(results: Results) -> str:
         return "All contenders gave the same answers to all that was compared."
     lines = [
         f"`{one.operation}` over {one.dataset:,} runs, {one.backend}: {one.why}"
-        for one in results.disagreements
+        for one in dict.fromkeys(results.disagreements)
     ]
-    return (
-        f"**Other answers than deerflow-mongo's: these do not count and are in no table.**\n\n{items(lines)}"
-    )
+    title = "**Not counted, because the answer is not deerflow-mongo's or the call fails:**"
+    return f"{title}\n\n{items(lines)}"
 
 
 # -- single operations -----------------------------------------------------------------------------
@@ -262,8 +261,8 @@ def growth(cases: Cases) -> str:
         table.add(label(row), *map(with_spread, ratios))
     return _chapter(
         "Growth",
-        f"p50 with so many runs stored, over that with {base:,}. In brackets the widest that the repetitions"
-        " allow: smallest over largest, largest over smallest.",
+        f"p50 with so many runs stored, over that with {base:,}, made of each repetition: median (smallest to"
+        " largest).",
         ("", table),
     )
 
@@ -299,7 +298,8 @@ def day(cases: Cases) -> str:
     scaling = _side_by_side(cases, [case for case in of if case.processes > 1], backends, over_one)
     return _chapter(
         "The mixed day by processes",
-        "What users and agents do, mixed as in recorded threads; tasks are those of each process.",
+        "Sessions of users' browsers and agents, one after the other in each task; tasks are those of each"
+        " process.",
         ("### Throughput, deerflow-mongo over the other", ratios),
         ("### Throughput, so many processes over one", scaling),
         ("### Calls that failed", _failures(cases, "day")),
