@@ -183,7 +183,7 @@ def _throughput(cases: Cases) -> Drawn | None:
         return None
     figure, [axis] = _panels(_throughput_title(ratios), 9.5, 1.6 + 0.34 * len(ratios), 1, 1)
     ends = [end for each in ratios.values() for ratio in each.values() for end in (ratio.low, ratio.high)]
-    low, high = _bounds([1.0, *ends])
+    low, high = _bounds([1.0, *ends], 1.3)
     axis.set_xscale("log")
     axis.set_xlim(low, high)
     heights = _heights(list(ratios))
@@ -260,7 +260,8 @@ def _bar(axis: Drawn, height: float, ratio: Ratio, name: str, style: _Style) -> 
         linewidth=0,
     )
     axis.plot([ratio.low, ratio.high], [height, height], color=_INK, linewidth=1)
-    text = f"{ratio.median:.1f}" if ratio.median >= 1 else f"{ratio.median:.2f}"
+    decimals = 2 if ratio.median < 1 else 1 if ratio.median < 10 else 0
+    text = f"{ratio.median:,.{decimals}f}"
     if ratio.median >= 1:
         axis.text(ratio.high, height, f" {text}", ha="left", **small)
     else:
@@ -288,7 +289,7 @@ def _growth(cases: Cases) -> Drawn | None:
     title = _growth_title(every, max(sizes), base)
     figure, axes = _panels(title, 2.7 * columns + 0.8, 2.1 * deep + 1.2, deep, columns)
     medians = [ratio.median for lines in rows.values() for line in lines.values() for _, ratio in line]
-    low, high = _bounds([0.8, 1.6, *medians])
+    low, high = _bounds([0.8, 1.8, *medians])
     for axis, (row, lines) in zip(axes, rows.items(), strict=False):
         axis.set_xscale("log")
         axis.set_yscale("log")
