@@ -10,7 +10,9 @@ no `owner_id`. What else differs: of feedback, the oldest `limit` rows are given
 here; threads come by their last update; `token_usage_by_thread` sums the runs of every user that ended in
 success or error; a status has no times and no metadata; a thread's metadata is merged, not replaced; a
 deletion of a run or a thread does not tell what it found; a user has one row of feedback on a run; of a
-trace's content 10,240 bytes are kept. Times read from SQLite have no offset.
+trace's content 10,240 bytes are kept. Times read from SQLite have no offset. Tasks that write events of one
+thread at once take the same number on SQLite, and all but one of them get an `IntegrityError`; so do first
+votes of one user at once on PostgreSQL.
 """
 
 from __future__ import annotations
