@@ -532,8 +532,8 @@ def _new_thread(assistant_id: str | None, metadata: Mapping[str, Any]) -> Docume
 class _RunEvents:
     """Numbers come from a counter, one for each thread, and a deleted event leaves nothing.
 
-    Of `put` and `put_batch` this is how they are usually written and no lower bound: a writer that remembers a
-    thread's last number does with one round trip.
+    Of `put` and `put_batch` this is how they are usually written and no lower bound: a writer that remembers
+    a thread's last number does with one round trip.
     """
 
     def __init__(self, events: Collection, counters: Collection) -> None:
