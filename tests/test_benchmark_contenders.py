@@ -371,6 +371,13 @@ async def test_every_path_of_the_floor_is_tried(sides: Sides) -> None:
     assert {path for path, _ in (*READS, *WRITES)} == set(sides[1].calls)
 
 
+async def test_an_empty_batch_costs_no_command(sides: Sides) -> None:
+    for side in sides:
+        side.commands.names.clear()
+        assert await side.calls["run_events.put_batch"](events=[]) == []
+        assert side.commands.names == []
+
+
 async def test_the_floor_serves_many_tasks_at_once(sides: Sides) -> None:
     calls, database = sides[1].calls, sides[1].database
     vote = {"run_id": RUN, "thread_id": THREAD, "rating": 1, "user_id": "many"}

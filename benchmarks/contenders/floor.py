@@ -546,6 +546,8 @@ class _RunEvents:
         A reader who pages by number can miss events: a writer that took its numbers earlier may store them
         later. A batch of more than the server stores as one unit can be seen, or left, in part.
         """
+        if not events:
+            return []
         last = await self._take(events[0]["thread_id"], len(events))
         now = datetime.now(UTC)
         created_at = now.isoformat(timespec="microseconds")
