@@ -167,7 +167,9 @@ class _Run:
         self._save()
 
     def _measure_sizes(self, present: Sequence[str], progress: Progress) -> None:
-        """How much of the disk a run takes."""
+        """How much of the disk a run takes, as their number grows."""
+        if "growth" not in plan.parts_of(self._wishes):
+            return
         progress.begin("bytes stored")
         kinds = [name for name in present if name in (OURS, "sqlite", "postgresql")]
         for size in (plan.SMALL, plan.LARGE // 10) if self._wishes.is_quick else (plan.SMALL, plan.LARGE):

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from typing import Any, cast
+
+from deerflow_mongo.rows import ThreadMeta
 
 from .dataset import Dataset
 from .operations import Operation
@@ -46,7 +48,7 @@ async def _answer(run: Run, path: str, arguments: Mapping[str, Any]) -> Any:
 
 def comparable(value: Any) -> Any:
     """JSON without what may differ."""
-    if is_dataclass(value) and not isinstance(value, type):
+    if isinstance(value, ThreadMeta):
         return comparable(asdict(value))
     if isinstance(value, Mapping):
         items = cast("Mapping[str, Any]", value).items()
@@ -75,7 +77,15 @@ def difference(
             return f"{place}: {len(left_items)} here, {len(right_items)} there"
         both = zip(left_items, right_items, strict=True)
         pairs = [(f"{place}[{i}]", left, right) for i, (left, right) in enumerate(both)]
+    elif common_keys_only and theirs is None and isinstance(ours, bool):
+        return None  # DeerFlow does not tell whether there was something to delete
+    elif ours == theirs:
+        return None
     else:
-        return None if ours == theirs else f"{place}: {str(ours)[:80]!r} here, {str(theirs)[:80]!r} there"
+        return f"{place}: {_shown(ours)} here, {_shown(theirs)} there"
     found = (difference(a, b, common_keys_only=common_keys_only, place=where) for where, a, b in pairs)
     return next((text for text in found if text is not None), None)
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:80]

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import cProfile
 import gc
+import importlib
 import io
 import itertools
 import json
@@ -29,7 +30,7 @@ from deerflow_mongo.actor import ActorContext, bind_actor_context, reset_actor_c
 from . import agreement
 from .contenders.known import CONTENDERS, UVLOOP, Contender
 from .dataset import Dataset, an_id
-from .operations import OPERATIONS, Operation
+from .operations import HOT_THREAD, OPERATIONS, Operation
 from .payloads import Payloads, payloads_of, session
 
 Order: TypeAlias = dict[str, Any]
@@ -43,6 +44,7 @@ CALLS_PER_BLOCK = 1_000_000
 """Calls are numbered from one block a repetition, so that no two repetitions create the same row."""
 _PATIENCE_S = 15.0
 """How long calls that began in time may take before they count as failed."""
+_POLL_S, _AFTER_WRITERS_S, _READ_PAGE = 0.002, 1.0, 500
 _MOST_CALLS_PER_S = 12_000
 _PROFILE_LINES = 25
 
@@ -57,10 +59,10 @@ async def _opened(contender: Contender, url: str, database: str) -> AsyncGenerat
                 return getattr(getattr(storage, store), name, None)
 
             yield method
-    elif contender.kind == "floor":
-        from .contenders import floor
-
-        async with floor.opened(url, database) as calls:
+    elif contender.kind == "direct":
+        module, _, opener = contender.opener.partition(".")
+        opened = getattr(importlib.import_module(f".contenders.{module}", __package__), opener)
+        async with opened(url, database) as calls:
             yield calls.get
     else:
         from .contenders import deerflow_sql
@@ -122,6 +124,7 @@ class _Bench:
         self._run = run
         self._payloads = payloads
         self._calls_per_s = float(_MOST_CALLS_PER_S)
+        self._last_seq = 0
 
     async def has(self, order: Order) -> Answer:
         """Whether the contender can do the operation at all."""
@@ -157,6 +160,30 @@ class _Bench:
             "failures": dict(tally.failures),
             "profile": None if profile is None else _top(profile),
         }
+
+    async def read(self, order: Order) -> Answer:
+        """Follow the thread that the others write to, from where `catch_up` ended; how much that missed."""
+        begin, start = time.perf_counter(), self._last_seq
+        _, seen = await self._read_on(start, begin + order["seconds"] + _AFTER_WRITERS_S)
+        _, there = await self._read_on(start, begin)
+        return {"seen": seen, "missed": there - seen}
+
+    async def catch_up(self, order: Order) -> Answer:
+        self._last_seq, _ = await self._read_on(0, 0)
+        return {}
+
+    async def _read_on(self, last: int, until: float) -> tuple[int, int]:
+        """Page by page until nothing more comes after that time; the last number, and how many there were."""
+        list_messages = self._run("run_events.list_messages")
+        assert list_messages is not None  # noqa: S101 - the order is given to who can
+        seen = 0
+        while True:
+            page = await list_messages(thread_id=HOT_THREAD, limit=_READ_PAGE, after_seq=last)
+            if page:
+                last, seen = page[-1]["seq"], seen + len(page)
+            elif time.perf_counter() >= until:
+                return last, seen
+            await asyncio.sleep(_POLL_S)
 
     async def _burden(self, order: Order) -> tuple[_Tally, float]:
         return await _load(self._run, self._sources(order), order["seconds"])

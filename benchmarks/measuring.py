@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +23,9 @@ from .operations import OPERATIONS, Operation
 from .payloads import Payloads
 from .results import Disagreement, Kind, Part, Record, Round
 from .servers import Servers, Target
+
+FOLLOWED = "run_events.list_messages.following"
+"""A reader behind many writers."""
 
 _AGREEMENT_CALLS = 12
 _MOST_SPARE_PER_S = {1: 1_500}
@@ -51,6 +54,8 @@ class Case:
     datasets: tuple[int, ...]
     """With several, each contender is measured on each."""
     processes: tuple[int, ...] = (1,)
+    is_followed: bool = False
+    """Whether to see, at the end, what a reader misses who follows the hot thread."""
 
     @property
     def measurements(self) -> int:
@@ -104,7 +109,22 @@ class Bench:
                 for lane in lanes:
                     outcome.records.append(_record(case, lane, tasks, processes))
                     lane.rounds = []
+            if case.is_followed:
+                outcome.records += [self._followed(case, lane) for lane in lanes]
         return outcome
+
+    def _followed(self, case: Case, lane: Lane) -> Record:
+        """The writers of the largest load once more, and one reader who pages by `after_seq` meanwhile."""
+        tasks, processes = _loads(case)[-1]
+        reader = lane.children[-1]
+        order = self._order(case, lane, len(_loads(case)), 0, tasks)
+        reader.ask({"do": "catch_up"})
+        reader.tell({"do": "read", "seconds": order["seconds"]})
+        self._ask(lane, {**order, "do": "measure"}, processes)
+        answer = reader.answer()
+        failures = {"event missed by the reader": answer["missed"]} if answer["missed"] else {}
+        read = Round(ops_per_s=answer["seen"] / order["seconds"], failures=failures)
+        return _record(replace(case, operation=FOLLOWED), replace(lane, rounds=[read]), tasks, processes)
 
     def profile(self, operation: str, contender: str, concurrency: int, dataset: int) -> str:
         """Where the time of a contender's operation goes."""
@@ -121,7 +141,8 @@ class Bench:
             servers.prepare(contender, target)
             servers.load(contender, target, self._rows(case, dataset))
             children = [
-                stack.enter_context(self._child(contender, target)) for _ in range(max(case.processes))
+                stack.enter_context(self._child(contender, target))
+                for _ in range(max(case.processes) + case.is_followed)
             ]
             yield Lane(contender, dataset, children)
 
@@ -157,7 +178,7 @@ class Bench:
         return max(2 * tasks, math.ceil(per_s * self._settings.seconds * share))
 
     def _agreeing(self, case: Case, lanes: Sequence[Lane], outcome: Outcome) -> list[Lane]:
-        """Those of the lanes whose answers are ours; the floor promises none."""
+        """Those of the lanes whose answers are ours; what is direct promises none."""
         if case.operation == DAY:
             return [lane for lane in lanes if lane.contender.kind != "deerflow"]
         able = [
@@ -166,7 +187,7 @@ class Bench:
         ours: dict[int, Any] = {}
         kept: list[Lane] = []
         for lane in able:
-            if lane.contender.kind == "floor":
+            if lane.contender.kind == "direct":
                 kept.append(lane)
                 continue
             found = lane.children[0].ask(self._agreement_order(case, lane, "agree"))["answers"]

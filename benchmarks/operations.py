@@ -24,6 +24,7 @@ PAGE = 50
 _NEW_RUNS_PER_THREAD = 10
 _NOW = datetime(2026, 6, 1, tzinfo=UTC)
 _HOT_RUN = 1  # pending
+HOT_THREAD = an_id("hot thread", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,7 +431,7 @@ _HOT: tuple[Operation, ...] = (
     Operation(
         "run_events.put_batch.hot_thread",
         "write",
-        lambda data, n: _batch(data, n, an_id("thread", _HOT_RUN)),
+        lambda data, n: _batch(data, n, HOT_THREAD),
         is_hot=True,
     ),
     Operation(

@@ -46,6 +46,10 @@ _VARIED_OPERATIONS = (
     "feedback.upsert",
     "run_events.put_batch",
 )
+HOT_BATCHES = "run_events.put_batch.hot_thread"
+NUMBERING = ("transaction", "transaction-in-turn", "sqlite-for-update")
+"""Other ways to number the events of one thread."""
+
 _TASKS = (1, 32, 256)
 _TASKS_OF_A_DAY = 8
 
@@ -69,6 +73,8 @@ def contenders_of(wishes: Wishes) -> tuple[str, ...]:
     asked = [*USUAL]
     if "variants" in parts_of(wishes):
         asked += _VARIANTS
+    if "contention" in parts_of(wishes) and not wishes.is_quick:
+        asked += NUMBERING
     return tuple(dict.fromkeys(asked))
 
 
@@ -136,9 +142,15 @@ def _day(wishes: Wishes, present: Sequence[str]) -> list[Case]:
 
 def _contention(wishes: Wishes, present: Sequence[str]) -> list[Case]:
     usual = _usual(wishes, present)
-    names = _names(wishes, is_hot=True)
-    names = names[:2] if wishes.is_quick else names
-    return [Case("contention", name, usual, (32,), (SMALL,)) for name in names]
+    names = [name for name in _names(wishes, is_hot=True) if name != HOT_BATCHES]
+    cases = [
+        Case("contention", name, usual, (32,), (SMALL,)) for name in names[: 1 if wishes.is_quick else None]
+    ]
+    if wishes.operations is None or HOT_BATCHES in wishes.operations:
+        numbering = usual if wishes.is_quick else tuple(n for n in present if n in (*usual, *NUMBERING))
+        processes = (1,) if wishes.is_quick else (1, 4)
+        cases.append(Case("contention", HOT_BATCHES, numbering, (8,), (SMALL,), processes, is_followed=True))
+    return cases
 
 
 def _variants(wishes: Wishes, present: Sequence[str]) -> list[Case]:

@@ -111,8 +111,8 @@ def prepare(contender: Contender, target: Target) -> None:
 
 
 def _as_storage(contender: Contender) -> Contender:
-    """Whose collections the contender uses: the floor has ours."""
-    return CONTENDERS[OURS] if contender.kind == "floor" else contender
+    """Whose collections the contender uses: a direct one has ours."""
+    return CONTENDERS[OURS] if contender.kind == "direct" else contender
 
 
 def load(contender: Contender, target: Target, batches: Iterable[Rows]) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 ServerName: TypeAlias = Literal["mongodb", "sqlite", "postgresql"]
-Kind: TypeAlias = Literal["storage", "floor", "deerflow"]
-"""A `Storage` of a registered backend, PyMongo Async directly, or DeerFlow's own repositories."""
+Kind: TypeAlias = Literal["storage", "direct", "deerflow"]
+"""A `Storage` of a registered backend, MongoDB without one, or DeerFlow's own repositories."""
 
 OURS = "mongodb"
 FLOOR = "floor"
@@ -32,6 +32,9 @@ class Contender:
     durability: str
     kind: Kind = "storage"
     backend: str = ""
+    """Of a `Storage`."""
+    opener: str = ""
+    """Of a direct one: the module beside this one and its function."""
     options: Mapping[str, Any] = field(default_factory=_no_options)
     """Of the backend's configuration, or of the URL where a name begins with `?`."""
     loop: str = "asyncio"
@@ -64,7 +67,7 @@ def _sql(
 
 _ALL = (
     _ours(OURS, "deerflow-mongo"),
-    _ours(FLOOR, "PyMongo Async directly", kind="floor", backend=""),
+    _ours(FLOOR, "PyMongo Async directly", kind="direct", opener="floor.opened"),
     _sql("sqlite", "SQL baseline on SQLite", "sqlite", _WAL),
     _sql("postgresql", "SQL baseline on PostgreSQL", "postgresql", _SYNCED),
     Contender("deerflow-sqlite", "DeerFlow's SQL code on SQLite", "sqlite", "aiosqlite", _WAL, "deerflow"),
@@ -75,6 +78,15 @@ _ALL = (
         "asyncpg",
         _SYNCED,
         "deerflow",
+    ),
+    _ours("transaction", "a transaction per batch", kind="direct", opener="transactions.opened"),
+    _ours("transaction-in-turn", "the same, a lock per thread", kind="direct", opener="transactions.in_turn"),
+    _sql(
+        "sqlite-for-update",
+        "SQL baseline on SQLite, events without a lock",
+        "sqlite",
+        _WAL,
+        run_event_numbers="for_update",
     ),
     _ours("mongodb-motor", "deerflow-mongo on Motor", driver="motor", options={"driver": "motor"}),
     _ours("mongodb-uvloop", "deerflow-mongo with uvloop", loop=UVLOOP),

@@ -1,0 +1,81 @@
+"""Run events numbered in a transaction per batch, as people write it: right, and in each other's way.
+
+The thread's last number is read and the events are inserted behind it; who is refused tries again at once.
+`in_turn` lets the tasks of a process wait for each other, so that only other processes are in the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from bson import ObjectId
+from pymongo import AsyncMongoClient
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.errors import DuplicateKeyError, OperationFailure
+
+from deerflow_mongo.drivers.base import DEFAULT_WRITE_CONCERN, Document
+from deerflow_mongo.schema import RUN_EVENTS
+
+from . import floor
+from .floor import Call
+
+
+@asynccontextmanager
+async def opened(url: str, database: str) -> AsyncGenerator[Mapping[str, Call]]:
+    """The floor's calls, but for `run_events.put_batch`."""
+    client: AsyncMongoClient[Document] = AsyncMongoClient(url, timeoutMS=25_000)
+    async with client, floor.opened(url, database) as calls:
+        collection = client[database][RUN_EVENTS]
+
+        async def put_batch(*, events: Sequence[Mapping[str, Any]]) -> list[Document]:
+            async with client.start_session() as session:
+                while (stored := await _once(session, collection, events)) is None:
+                    pass
+            return stored
+
+        yield {**calls, "run_events.put_batch": put_batch}
+
+
+@asynccontextmanager
+async def in_turn(url: str, database: str) -> AsyncGenerator[Mapping[str, Call]]:
+    locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+    async with opened(url, database) as calls:
+        put_at_once = calls["run_events.put_batch"]
+
+        async def put_batch(*, events: Sequence[Mapping[str, Any]]) -> list[Document]:
+            async with locks[events[0]["thread_id"]]:
+                return await put_at_once(events=events)
+
+        yield {**calls, "run_events.put_batch": put_batch}
+
+
+async def _once(
+    session: AsyncClientSession, collection: AsyncCollection[Document], events: Sequence[Mapping[str, Any]]
+) -> list[Document] | None:
+    """One try; None where another writer was in its way."""
+    thread_id = events[0]["thread_id"]
+    try:
+        async with await session.start_transaction(write_concern=DEFAULT_WRITE_CONCERN):
+            last = await collection.find_one(
+                {"thread_id": thread_id}, {"seq": 1}, sort=[("seq", -1)], session=session
+            )
+            documents = _numbered(events, 0 if last is None else last["seq"])
+            await collection.insert_many(documents, session=session)
+    except OperationFailure as error:
+        if isinstance(error, DuplicateKeyError) or error.has_error_label("TransientTransactionError"):
+            return None
+        raise
+    return documents
+
+
+def _numbered(events: Sequence[Mapping[str, Any]], last: int) -> list[Document]:
+    now = datetime.now(UTC)
+    created_at = now.isoformat(timespec="microseconds")
+    made = {"schema_version": 1, "created_at": created_at, "stored_at": now}
+    return [{"_id": ObjectId(), **made, **event, "seq": seq} for seq, event in enumerate(events, last + 1)]
