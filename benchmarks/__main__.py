@@ -22,7 +22,7 @@ from .payloads import Payloads, payloads_of
 from .progress import Progress
 from .results import Payload, Results, ResultsError, Size
 
-_SECONDS, _QUICK_SECONDS = 0.5, 0.25
+_SECONDS, _QUICK_SECONDS = 0.3, 0.2
 _REPETITIONS = 5
 _WARM_UP_SHARE = 0.5
 _RECORDED = Path(__file__).parents[2] / "shared" / "data" / "threads"
@@ -117,8 +117,10 @@ class _Run:
             return self._profile(present)
         cases = plan.cases_of(self._wishes, present)
         total = sum(case.measurements for case in cases) * self._settings.repetitions
-        with Progress(total) as progress:
-            bench = Bench(self._running, self._payloads, self._settings, progress.step)
+        with (
+            Progress(total) as progress,
+            Bench(self._running, self._payloads, self._settings, progress.step) as bench,
+        ):
             self._measure_sizes(present, progress)
             for case in cases:
                 progress.begin(f"{case.part}: {case.operation}")

@@ -64,7 +64,7 @@ def digest(found: Any) -> str:
 
 
 def difference(
-    ours: Any, theirs: Any, *, common_keys_only: bool = False, place: str = "answers"
+    ours: object, theirs: object, *, common_keys_only: bool = False, place: str = "answers"
 ) -> str | None:
     """Where the two part first; None where they are the same."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
@@ -82,10 +82,6 @@ def difference(
     elif ours == theirs:
         return None
     else:
-        return f"{place}: {_shown(ours)} here, {_shown(theirs)} there"
+        return f"{place}: {ours!r:.80} here, {theirs!r:.80} there"
     found = (difference(a, b, common_keys_only=common_keys_only, place=where) for where, a, b in pairs)
     return next((text for text in found if text is not None), None)
-
-
-def _shown(value: object) -> str:
-    return repr(value)[:80]

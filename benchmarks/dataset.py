@@ -131,7 +131,7 @@ class Dataset:
             if thread % THREADS_PER_STORY == 0:
                 for _ in range(EVENTS_PER_RUN):
                     seq += 1
-                    rows.run_events.append(self.event_row(run * EVENTS_PER_RUN + seq, seq, thread_id, run_id))
+                    rows.run_events.append(self.event_row(run * EVENTS_PER_RUN + seq, seq, run_id, thread_id))
 
     def thread_row(self, number: int, thread_id: str, owner: str) -> dict[str, Any]:
         return {
@@ -173,7 +173,7 @@ class Dataset:
             "created_at": _time_of(number),
         }
 
-    def event_row(self, number: int, seq: int, thread_id: str, run_id: str) -> dict[str, Any]:
+    def event_row(self, number: int, seq: int, run_id: str, thread_id: str) -> dict[str, Any]:
         return {**self.event(number, thread_id, run_id), "seq": seq, "created_at": _time_of(number)}
 
 

@@ -105,44 +105,50 @@ def _writing_thread(call: int) -> str:
 # -- rows that are used up -------------------------------------------------------------------------
 
 
+_SPARE_USER = an_id("spare user", 0)
+
+
+def _spare_run(name: str, call: int, runs_per_thread: int = RUNS_PER_THREAD) -> dict[str, str]:
+    """A run that only the operation of this name knows."""
+    thread = call // runs_per_thread
+    return {"run_id": an_id(f"run for {name}", call), "thread_id": an_id(f"thread for {name}", thread)}
+
+
 def _spare_runs(data: Dataset, calls: Sequence[int]) -> Rows:
     rows = Rows()
     for call in calls:
-        names = an_id("spare run", call), an_id("spare thread", call // RUNS_PER_THREAD)
-        rows.runs.append(data.run_row(call, *names, an_id("spare user", 0)))
+        rows.runs.append(data.run_row(call, **_spare_run("runs.delete", call), owner=_SPARE_USER))
     return rows
 
 
-def _spare_votes(data: Dataset, calls: Sequence[int]) -> Rows:
-    rows = Rows()
-    for call in calls:
-        names = an_id("spare run", call), an_id("spare thread", call // RUNS_PER_THREAD)
-        vote = data.vote_row(call, *names, an_id("spare user", 0))
-        rows.feedback.append({**vote, "feedback_id": an_id("spare feedback", call)})
-    return rows
+def _spare_votes(name: str) -> Callable[[Dataset, Sequence[int]], Rows]:
+    def votes(data: Dataset, calls: Sequence[int]) -> Rows:
+        rows = Rows()
+        for call in calls:
+            vote = data.vote_row(call, **_spare_run(name, call), voter=_SPARE_USER)
+            rows.feedback.append({**vote, "feedback_id": an_id(f"vote for {name}", call)})
+        return rows
+
+    return votes
 
 
 def _spare_threads(data: Dataset, calls: Sequence[int]) -> Rows:
-    owner = an_id("spare user", 0)
-    return Rows([data.thread_row(call, an_id("spare thread", call), owner) for call in calls])
+    return Rows([data.thread_row(call, an_id("spare thread", call), _SPARE_USER) for call in calls])
 
 
-def _spare_events(data: Dataset, calls: Sequence[int], *, runs_per_thread: int) -> Rows:
-    rows = Rows()
-    for call in calls:
-        thread_id, run_id = an_id("spare thread", call // runs_per_thread), an_id("spare run", call)
-        begin = call % runs_per_thread * EVENTS_PER_RUN
-        for place in range(begin + 1, begin + EVENTS_PER_RUN + 1):
-            rows.run_events.append(data.event_row(call * EVENTS_PER_RUN + place, place, thread_id, run_id))
-    return rows
+def _spare_events(
+    name: str, runs_per_thread: int = RUNS_PER_THREAD
+) -> Callable[[Dataset, Sequence[int]], Rows]:
+    def events(data: Dataset, calls: Sequence[int]) -> Rows:
+        rows = Rows()
+        for call in calls:
+            names = _spare_run(name, call, runs_per_thread)
+            begin = call % runs_per_thread * EVENTS_PER_RUN
+            for seq in range(begin + 1, begin + EVENTS_PER_RUN + 1):
+                rows.run_events.append(data.event_row(call * EVENTS_PER_RUN + seq, seq, **names))
+        return rows
 
-
-def _spare_story_runs(data: Dataset, calls: Sequence[int]) -> Rows:
-    return _spare_events(data, calls, runs_per_thread=RUNS_PER_THREAD)
-
-
-def _spare_stories(data: Dataset, calls: Sequence[int]) -> Rows:
-    return _spare_events(data, calls, runs_per_thread=1)
+    return events
 
 
 # -- what to read afterwards -----------------------------------------------------------------------
@@ -210,7 +216,7 @@ _RUNS: tuple[Operation, ...] = (
     Operation(
         "runs.delete",
         "write",
-        lambda data, n: {"run_id": an_id("spare run", n), "user_id": an_id("spare user", 0)},
+        lambda data, n: {"run_id": _spare_run("runs.delete", n)["run_id"], "user_id": _SPARE_USER},
         uses_up=_spare_runs,
         then=_the_run,
     ),
@@ -271,19 +277,15 @@ _FEEDBACK: tuple[Operation, ...] = (
     Operation(
         "feedback.delete",
         "write",
-        lambda data, n: {"feedback_id": an_id("spare feedback", n)},
-        uses_up=_spare_votes,
+        lambda data, n: {"feedback_id": an_id("vote for feedback.delete", n)},
+        uses_up=_spare_votes("feedback.delete"),
         then=lambda arguments: Call("feedback.get", arguments),
     ),
     Operation(
         "feedback.delete_by_run",
         "write",
-        lambda data, n: {
-            "run_id": an_id("spare run", n),
-            "thread_id": an_id("spare thread", n // RUNS_PER_THREAD),
-            "user_id": an_id("spare user", 0),
-        },
-        uses_up=_spare_votes,
+        lambda data, n: {**_spare_run("feedback.delete_by_run", n), "user_id": _SPARE_USER},
+        uses_up=_spare_votes("feedback.delete_by_run"),
         then=_the_votes,
     ),
 )
@@ -393,7 +395,7 @@ _RUN_EVENTS: tuple[Operation, ...] = (
     Operation(
         "run_events.put",
         "write",
-        lambda data, n: data.event(n, _writing_thread(n), an_id("writing run", n)),
+        lambda data, n: data.event(n, _writing_thread(n), an_id("run for put", n)),
         then=_the_events,
     ),
     Operation(
@@ -405,24 +407,21 @@ _RUN_EVENTS: tuple[Operation, ...] = (
     Operation(
         "run_events.put_if_absent",
         "write",
-        lambda data, n: data.event(n, _writing_thread(n), an_id("writing run", n)),
+        lambda data, n: data.event(n, _writing_thread(n), an_id("run for put_if_absent", n)),
         then=_the_events,
     ),
     Operation(
         "run_events.delete_by_run",
         "write",
-        lambda data, n: {
-            "thread_id": an_id("spare thread", n // RUNS_PER_THREAD),
-            "run_id": an_id("spare run", n),
-        },
-        uses_up=_spare_story_runs,
+        lambda data, n: _spare_run("run_events.delete_by_run", n),
+        uses_up=_spare_events("run_events.delete_by_run"),
         then=_the_events,
     ),
     Operation(
         "run_events.delete_by_thread",
         "write",
-        lambda data, n: {"thread_id": an_id("spare thread", n)},
-        uses_up=_spare_stories,
+        lambda data, n: {"thread_id": _spare_run("run_events.delete_by_thread", n, 1)["thread_id"]},
+        uses_up=_spare_events("run_events.delete_by_thread", runs_per_thread=1),
         then=lambda arguments: Call("run_events.count_messages", arguments),
     ),
 )
