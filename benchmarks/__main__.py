@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deerflow_mongo import StorageError
+
 from . import compare, plan, report, servers
 from .children import ChildError
 from .contenders.known import CONTENDERS, OURS
@@ -244,12 +246,12 @@ def _end(_signal: int, _frame: object) -> None:
 
 
 def main() -> int:
-    """0; 2 for a file that cannot be read; 130 where it was interrupted, with everything stopped."""
+    """0; 2 for a file that cannot be read or a server that cannot be started; 130 where it was interrupted, with everything stopped."""
     arguments = _parser().parse_args()
     signal.signal(signal.SIGTERM, _end)
     try:
         return {"run": _run, "report": _report, "compare": _compare}[arguments.command](arguments)
-    except ResultsError as error:
+    except (ResultsError, StorageError, FileNotFoundError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     except KeyboardInterrupt:
