@@ -246,7 +246,7 @@ def _end(_signal: int, _frame: object) -> None:
 
 
 def main() -> int:
-    """0; 2 for a file that cannot be read or a server that cannot be started; 130 where it was interrupted, with everything stopped."""
+    """0; 2 where a file cannot be read or a server not be started; 130 where it was interrupted."""
     arguments = _parser().parse_args()
     signal.signal(signal.SIGTERM, _end)
     try:
