@@ -24,7 +24,7 @@ from .payloads import Payloads, payloads_of
 from .progress import Progress
 from .results import Payload, Results, ResultsError, Size
 
-_SECONDS, _QUICK_SECONDS = 0.3, 0.2
+_SECONDS = 0.2
 _REPETITIONS = 5
 _WARM_UP_SHARE = 0.5
 _RECORDED = Path(__file__).parents[2] / "shared" / "data" / "threads"
@@ -88,7 +88,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     recorded = arguments.threads or (_RECORDED if _RECORDED.is_dir() else None)
     payloads = payloads_of(recorded)
-    seconds = arguments.seconds or (_QUICK_SECONDS if wishes.is_quick else _SECONDS)
+    seconds = arguments.seconds or _SECONDS
     settings = Settings(seconds, seconds * _WARM_UP_SHARE, arguments.repetitions or _REPETITIONS, recorded)
     with servers.running(plan.contenders_of(wishes)) as running:
         return _Run(arguments.out, wishes, settings, payloads, running).run(profiled=arguments.profile)
@@ -189,7 +189,7 @@ class _Run:
     def _profile(self, present: Sequence[str]) -> int:
         bench = Bench(self._running, self._payloads, self._settings)
         tasks = (self._wishes.concurrency or (32,))[0]
-        for operation in self._wishes.operations or plan.QUICK_OPERATIONS:
+        for operation in self._wishes.operations or plan.MAIN_OPERATIONS:
             for name in present if self._wishes.backends else (OURS,):
                 _say(f"## {operation}, {name}, {tasks} tasks\n")
                 _say(bench.profile(operation, name, tasks, plan.SMALL))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from .child import DAY
-from .contenders.known import FLOOR, OURS, USUAL
+from .contenders.known import CONTENDERS, FLOOR, OURS, USUAL
 from .measuring import Case
 from .operations import OPERATIONS
 from .results import Part
@@ -15,7 +15,7 @@ from .results import Part
 SMALL, LARGE, HUGE = 1_000, 100_000, 10_000_000
 PARTS: tuple[Part, ...] = get_args(Part)
 
-QUICK_OPERATIONS = (
+MAIN_OPERATIONS = (
     "runs.get",
     "runs.list_by_thread",
     "runs.create",
@@ -108,7 +108,7 @@ def _names(wishes: Wishes, *, is_hot: bool = False) -> list[str]:
     if wishes.operations is not None:
         return [name for name in wishes.operations if OPERATIONS[name].is_hot == is_hot]
     if wishes.is_quick and not is_hot:
-        return list(QUICK_OPERATIONS)
+        return list(MAIN_OPERATIONS)
     return [name for name, operation in OPERATIONS.items() if operation.is_hot == is_hot]
 
 
@@ -119,13 +119,23 @@ def _tasks(wishes: Wishes) -> tuple[int, ...]:
 
 
 def _operations(wishes: Wishes, present: Sequence[str]) -> list[Case]:
+    """DeerFlow's own code, which the baseline stands for, takes part in the main ones unless it is asked for."""
     usual = _usual(wishes, present)
-    return [Case("operations", name, usual, _tasks(wishes), (SMALL,)) for name in _names(wishes)]
+    fewer = usual if wishes.backends is not None else _without_deerflow(usual)
+    return [
+        Case("operations", name, usual if name in MAIN_OPERATIONS else fewer, _tasks(wishes), (SMALL,))
+        for name in _names(wishes)
+    ]
+
+
+def _without_deerflow(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if CONTENDERS[name].kind != "deerflow")
 
 
 def _growth(wishes: Wishes, present: Sequence[str]) -> list[Case]:
     """At one task; the floor grows as the server does."""
     usual = tuple(name for name in _usual(wishes, present) if name != FLOOR)
+    usual = usual if wishes.backends is not None else _without_deerflow(usual)
     if wishes.is_quick:
         usual, sizes = usual[:1], (SMALL, LARGE // 10)
     else:
@@ -135,7 +145,7 @@ def _growth(wishes: Wishes, present: Sequence[str]) -> list[Case]:
 
 
 def _day(wishes: Wishes, present: Sequence[str]) -> list[Case]:
-    usual = tuple(name for name in _usual(wishes, present) if not name.startswith("deerflow"))
+    usual = _without_deerflow(_usual(wishes, present))
     tasks = (wishes.concurrency or (_TASKS_OF_A_DAY,))[-1:]
     return [Case("day", DAY, usual, tuple(tasks), (SMALL,), (1, 2, 4))]
 
