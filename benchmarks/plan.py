@@ -119,7 +119,7 @@ def _tasks(wishes: Wishes) -> tuple[int, ...]:
 
 
 def _operations(wishes: Wishes, present: Sequence[str]) -> list[Case]:
-    """DeerFlow's own code, which the baseline stands for, takes part in the main ones unless it is asked for."""
+    """DeerFlow's own code, which the baseline stands for, is in the main ones unless it is asked for."""
     usual = _usual(wishes, present)
     fewer = usual if wishes.backends is not None else _without_deerflow(usual)
     return [
