@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import threading
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from functools import lru_cache
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ZERO_FRACTION = ".000000"
 
 
@@ -36,9 +36,15 @@ class Clock:
 clock = Clock()
 
 
+@lru_cache(maxsize=2)  # a clock stays in one second for thousands of stamps
+def _second_text(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).isoformat()[:19]
+
+
 def stored_from_stamp(stamp_us: int) -> str:
     """The stored text of a clock's stamp."""
-    return (_EPOCH + timedelta(microseconds=stamp_us)).isoformat(timespec="microseconds")
+    second, us = divmod(stamp_us, 1_000_000)
+    return f"{_second_text(second)}.{us:06d}+00:00"
 
 
 def stored_now() -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from deerflow_mongo import codec
 from deerflow_mongo.drivers.base import CODEC_OPTIONS
-from deerflow_mongo.rows import COMPLETION_FIGURES
+from deerflow_mongo.rows import CALLERS, COMPLETION_FIGURES
 
 NATIVE: list[Any] = [
     None,
@@ -92,6 +92,26 @@ def test_a_key_is_always_encoded_in_the_same_way_so_that_a_merge_meets_it() -> N
     [first] = codec.encode_mapping({"n\0l": 1})
     [second] = codec.encode_mapping({"n\0l": 2**80})
     assert first == second
+
+
+@pytest.mark.parametrize("payload", [{"n": 2**40}, {"l": [[2**40]]}, {"d": {"l": [{"n": 2**40}]}, "b": 1}])
+def test_a_64_bit_integer_comes_back_as_a_plain_one_however_deep(payload: dict[str, Any]) -> None:
+    stored = _through_bson(codec.encode_mapping(payload))
+    assert not _identical(stored, payload)  # the driver's own kind of integer
+    assert _identical(codec.decode_mapping(stored), payload)
+
+
+def test_a_rows_figures_are_plain_integers_however_large() -> None:
+    fields = dict.fromkeys(
+        ("assistant_id", "user_id", "model_name", "follow_up_to_run_id", "started_at", "ended_at")
+    )
+    given: dict[str, Any] = {**fields, "status": "s", "multitask_strategy": "m", "created_at": "t"}
+    document = codec.new_run("r", "t", {**given, "metadata": {}, "kwargs": {}}, 2**50)
+    document["message_count"] = 2**40
+    document["tokens"] |= {"input": 2**40, "output": 2**40, "total": 2**41, "llm_calls": 2**40}
+    document["tokens"]["by_caller"] = dict.fromkeys(CALLERS, 2**40)
+    row = cast("dict[str, Any]", codec.run_row(_through_bson(document)))
+    assert {type(row[name]) for name in COMPLETION_FIGURES} == {int}
 
 
 def test_one_odd_value_leaves_the_others_native() -> None:

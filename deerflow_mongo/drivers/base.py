@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
 import bson
-from bson.codec_options import CodecOptions, TypeDecoder, TypeRegistry
+from bson.codec_options import CodecOptions
 from bson.errors import BSONError, InvalidDocument
-from bson.int64 import Int64
 from pymongo import ReadPreference, ReturnDocument, WriteConcern, errors, timeout
 from pymongo.driver_info import DriverInfo
 from pymongo.read_concern import ReadConcern
@@ -89,18 +88,8 @@ class DuplicateKeyError(StorageError):
         self.keys = None if keys is None else tuple(keys)
 
 
-class _PlainInt(TypeDecoder):
-    """Gives a stored 64-bit integer back as a plain int, not as the driver's subclass of it."""
-
-    @property
-    def bson_type(self) -> type[Int64]:
-        return Int64
-
-    def transform_bson(self, value: Int64) -> int:
-        return int(value)
-
-
-CODEC_OPTIONS: CodecOptions[Document] = CodecOptions(type_registry=TypeRegistry([_PlainInt()]))
+CODEC_OPTIONS: CodecOptions[Document] = CodecOptions()
+"""The driver's own, whatever a caller's client has: documents are dicts, and dates naive ones in UTC."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,7 @@ class MongoFeedbackStore:
             [{"$match": query}, {"$group": {"_id": "$rating", "count": {"$sum": 1}}}]
         )
         by_rating: dict[Any, int] = {group["_id"]: group["count"] for group in counts}
-        positive, negative = by_rating.get(1, 0), by_rating.get(-1, 0)
+        positive, negative = +by_rating.get(1, 0), +by_rating.get(-1, 0)
         return {
             "run_id": query["run_id"],
             "total": positive + negative,

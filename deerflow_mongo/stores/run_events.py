@@ -259,7 +259,7 @@ class MongoRunEventStore:
             [{"$match": query}, {"$group": {"_id": None, "messages": {"$sum": 1}}}]
         )
         counts = await self._if_allowed(query["thread_id"], counting)
-        return counts[0]["messages"] if counts else 0
+        return +counts[0]["messages"] if counts else 0
 
     async def _page(
         self, query: Document, limit: int, before_seq: int | None, after_seq: int | None

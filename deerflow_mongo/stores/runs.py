@@ -271,15 +271,16 @@ def _token_usage(sums: Document) -> TokenUsage:
         figures["input_tokens"] += group["input"]
         figures["output_tokens"] += group["output"]
         figures["llm_calls"] += group["llm_calls"]
+    # As in rows, `+` gives a plain int for the driver's 64-bit one.
     return cast(
         "TokenUsage",
         {
-            "total_runs": totals.get("runs", 0),
-            "total_input_tokens": totals.get("input", 0),
-            "total_output_tokens": totals.get("output", 0),
-            "total_tokens": totals.get("total", 0),
-            "llm_call_count": totals.get("llm_calls", 0),
-            "by_caller": {caller: totals.get(caller, 0) for caller in CALLERS},
+            "total_runs": +totals.get("runs", 0),
+            "total_input_tokens": +totals.get("input", 0),
+            "total_output_tokens": +totals.get("output", 0),
+            "total_tokens": +totals.get("total", 0),
+            "llm_call_count": +totals.get("llm_calls", 0),
+            "by_caller": {caller: +totals.get(caller, 0) for caller in CALLERS},
             "by_model": by_model,
         },
     )
