@@ -105,15 +105,38 @@ def _encode_key(key: str) -> str:
     return JSON_MARK + json.dumps(key)
 
 
-def encode_mapping(payload: Mapping[str, JSONValue]) -> Document:
+def _keys_need_no_mark(payload: dict[str, Any]) -> bool:
+    keys = "\n".join(payload)
+    return keys.isascii() and "\0" not in keys and _DBREF_KEY not in keys and JSON_MARK not in keys
+
+
+def _needs_no_mark(payload: dict[str, JSONValue]) -> bool:
+    """Whether a payload is stored as it is. True of most; a wrong False only costs a closer look."""
+    if not _keys_need_no_mark(payload):
+        return False
+    todo: list[Any] = [payload.values()]
+    for items in todo:
+        for item in items:
+            kind = type(item)  # pyright: ignore[reportUnknownVariableType]
+            if kind is str:
+                if not item.isascii() and not _text_is_native(item):
+                    return False
+            elif kind is dict:
+                if not _keys_need_no_mark(item):
+                    return False
+                todo.append(item.values())
+            elif kind is list:
+                todo.append(item)
+            elif kind is int and not _MIN_INT64 <= item <= _MAX_INT64:
+                return False
+    return True
+
+
+def encode_mapping(payload: dict[str, JSONValue]) -> Document:
     """A payload as the subdocument that is stored; keys and values each for themselves."""
-    # The two conditions are true of most, and cost a fraction of the calls.
-    return {
-        (key if key.isidentifier() and key.isascii() and key[0] != "_" else _encode_key(key)): (
-            value if type(value) is str and value.isascii() else encode_value(value)
-        )
-        for key, value in payload.items()
-    }
+    if _needs_no_mark(payload):
+        return payload
+    return {_encode_key(key): encode_value(value) for key, value in payload.items()}
 
 
 def _decode_key(key: str) -> str:
@@ -170,11 +193,15 @@ def metadata_digests(payload: Mapping[str, JSONValue]) -> list[str]:
     return [_digest(key, value) for key, value in payload.items()]
 
 
+# One encoder for all: `json.dumps` makes a new one at every call with options.
+_canonical_json = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
+
 def _digest(key: str, value: JSONValue) -> str:
     # Canonical JSON tells 1 from true and from 1.0, and None from a missing key; -0.0 equals 0.0 in Python.
-    canonical = json.dumps([key, value], sort_keys=True, separators=(",", ":"))
+    canonical = _canonical_json([key, value])
     if "-0.0" in canonical:
-        canonical = json.dumps([key, _without_negative_zero(value)], sort_keys=True, separators=(",", ":"))
+        canonical = _canonical_json([key, _without_negative_zero(value)])
     return hashlib.blake2b(canonical.encode(), digest_size=_DIGEST_BYTES).hexdigest()
 
 
@@ -310,7 +337,7 @@ def feedback_row(document: Document) -> FeedbackRow:
 # -- threads ---------------------------------------------------------------------------------------
 
 
-def thread_metadata(payload: Mapping[str, JSONValue]) -> Document:
+def thread_metadata(payload: dict[str, JSONValue]) -> Document:
     """The two fields that hold a thread's metadata; they are only ever written together."""
     return {"metadata": encode_mapping(payload), "metadata_digests": metadata_digests(payload)}
 
