@@ -179,7 +179,8 @@ def translated(error: Exception, written: object = None) -> StorageError:
             )
     code = error.code if isinstance(error, errors.OperationFailure) else None
     if isinstance(error, errors.DuplicateKeyError):
-        return DuplicateKeyError("a unique index refused the write")
+        told = cast("Document", error.details or {})
+        return DuplicateKeyError("a unique index refused the write", keys=told.get("keyPattern"))
     if _is_too_large(error, code):
         return too_large(written)
     if isinstance(error, _UNAVAILABLE) or code in _UNAVAILABLE_CODES:

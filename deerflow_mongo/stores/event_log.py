@@ -349,10 +349,15 @@ class EventLog:
         is_one_unit = len(pending) == 1 or (
             len(pending) <= MAX_GROUP_EVENTS and sum(batch.size_bytes for batch in group) <= MAX_GROUP_BYTES
         )
-        insert = self._events.insert_many if is_one_unit else self._events.insert_all_or_none
+        documents = head + pending
         stored = 0
         try:
-            await insert(head + pending)
+            if len(documents) == 1:
+                await self._events.insert_one(documents[0])  # for the driver half the work of a bulk write
+            elif is_one_unit:
+                await self._events.insert_many(documents)
+            else:
+                await self._events.insert_all_or_none(documents)
             stored = len(pending)
         except DuplicateKeyError as error:
             stored = max(0, error.stored - len(head))

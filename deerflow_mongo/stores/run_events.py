@@ -54,19 +54,20 @@ def _encoded(place: str, event: object, now: str) -> Document:
     if not _KNOWN.issuperset(given):
         name = next(name for name in given if name not in _KNOWN)
         raise TypeError(f"{prefix}{name} is no field of a run event; known: {', '.join(sorted(_KNOWN))}")
-    for name in _NEEDED:
-        if given.get(name) is None:
-            raise ValueError(f"{prefix}{name} is missing: a run event needs {', '.join(_NEEDED)}")
+    thread_id, run_id, event_type, category = map(given.get, _NEEDED)
+    if thread_id is None or run_id is None or event_type is None or category is None:
+        name = next(name for name in _NEEDED if given.get(name) is None)
+        raise ValueError(f"{prefix}{name} is missing: a run event needs {', '.join(_NEEDED)}")
     content = given.get("content")
     return codec.new_event(
         {
-            "thread_id": filters.identifier(f"{prefix}thread_id", given["thread_id"]),
-            "run_id": filters.identifier(f"{prefix}run_id", given["run_id"]),
-            "event_type": filters.status_text(f"{prefix}event_type", given["event_type"]),
-            "category": filters.status_text(f"{prefix}category", given["category"]),
-            "content": codec.encode_content(to_json("" if content is None else content, f"{prefix}content")),
-            "metadata": codec.encode_mapping(to_json_mapping(given.get("metadata"), f"{prefix}metadata")),
-            "created_at": stored_from_optional(f"{prefix}created_at", given.get("created_at")) or now,
+            "thread_id": filters.identifier(prefix + "thread_id", thread_id),
+            "run_id": filters.identifier(prefix + "run_id", run_id),
+            "event_type": filters.status_text(prefix + "event_type", event_type),
+            "category": filters.status_text(prefix + "category", category),
+            "content": codec.encode_content(to_json("" if content is None else content, prefix + "content")),
+            "metadata": codec.encode_mapping(to_json_mapping(given.get("metadata"), prefix + "metadata")),
+            "created_at": stored_from_optional(prefix + "created_at", given.get("created_at")) or now,
         }
     )
 
