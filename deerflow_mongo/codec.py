@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, TypeAlias, cast
 
 import bson
@@ -219,6 +220,7 @@ _MODEL_KEY_ESCAPES = {"%": "%25", ".": "%2E", "$": "%24", "\0": "%00"}
 _MODEL_KEY_TABLE = str.maketrans(_MODEL_KEY_ESCAPES)
 
 
+@lru_cache(maxsize=256)
 def model_key(model_name: str) -> str:
     """A model's name as one step of an update's path, where a dot would end the step ("gpt-4.1")."""
     return model_name.translate(_MODEL_KEY_TABLE) or "%"

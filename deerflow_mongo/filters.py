@@ -38,6 +38,8 @@ def _text(name: str, value: object) -> str:
 
 def identifier(name: str, value: object) -> str:
     """`value` as an identifier: text that is not empty, of at most 1,024 bytes in UTF-8."""
+    if type(value) is str and value and len(value) <= MAX_IDENTIFIER_BYTES and value.isascii():
+        return value  # what nearly all are
     plain = _text(name, value)
     if not plain:
         raise ValueError(f"{name} must not be empty")
@@ -70,6 +72,8 @@ def limit_of(name: str, value: object) -> int:
 
 def count_of(name: str, value: object) -> int:
     """A token figure: a whole number from 0 to 2^63-1; None counts as 0."""
+    if type(value) is int and 0 <= value <= MAX_FIGURE:
+        return value
     if value is None:
         return 0
     if not isinstance(value, int) or isinstance(value, bool):

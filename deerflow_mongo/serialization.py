@@ -50,18 +50,18 @@ def to_json_mapping(value: object, field: str) -> dict[str, JSONValue]:
     return converted
 
 
-def _convert(value: object, depth: int) -> JSONValue:
-    kind = type(value)
+def _convert(value: Any, depth: int) -> JSONValue:
+    kind = type(value)  # pyright: ignore[reportUnknownVariableType]
     if kind in _SCALARS:
-        return cast("JSONValue", value)
+        return value
     if kind is dict:
-        return _convert_mapping(cast("dict[object, object]", value), depth)
+        return _convert_mapping(value, depth)
     if kind is list or kind is tuple:
-        return _convert_items(cast("Iterable[object]", value), depth)
+        return _convert_items(value, depth)
     if kind is int:
-        return _checked_int(cast("int", value))
+        return _checked_int(value)
     if kind is float:
-        return _checked_float(cast("float", value))
+        return _checked_float(value)
     return _convert_object(value, depth)
 
 
