@@ -36,10 +36,12 @@ from deerflow_mongo.testing.contract import acting_as, from_nothing
 
 from .sql_baseline_failures import (
     FAILURES,
+    FAILURES_BEFORE_SQLALCHEMY_2_1,
     FAILURES_ON_POSTGRESQL,
     FAILURES_ON_SQLITE,
     SKIPPED,
     SKIPPED_ON_SQLITE,
+    Table,
     by_test,
 )
 
@@ -49,6 +51,9 @@ baseline: Any = pytest.importorskip(
 )
 asyncpg: Any = pytest.importorskip("asyncpg", reason=f"asyncpg is not installed: {_INSTALL}")
 sqlalchemy: Any = pytest.importorskip("sqlalchemy", reason=f"SQLAlchemy is not installed: {_INSTALL}")
+
+IS_BEFORE_2_1 = sqlalchemy.__version__.startswith("2.0.")
+FAILURES_OF_THIS_SQLALCHEMY: Table = FAILURES_BEFORE_SQLALCHEMY_2_1 if IS_BEFORE_2_1 else {}
 
 Config = Mapping[str, Any]
 Result = TypeVar("Result")
@@ -185,7 +190,7 @@ class _Baseline(StorageConformance):
 
 class TestSqlite(_Baseline):
     lacks: ClassVar[Mapping[str, str]] = {"server": "SQLite is a library"}
-    expected_failures = by_test(FAILURES, FAILURES_ON_SQLITE)
+    expected_failures = by_test(FAILURES, FAILURES_ON_SQLITE, FAILURES_OF_THIS_SQLALCHEMY)
     skipped = by_test(SKIPPED, SKIPPED_ON_SQLITE)
 
     @pytest.fixture

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from sqlalchemy import event
+from sqlalchemy import AsyncAdaptedQueuePool, event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from deerflow_mongo import StorageError
@@ -64,7 +64,12 @@ _json_text = partial(json.dumps, ensure_ascii=False)
 
 
 def _sqlite_engine(config: SqlConfig) -> AsyncEngine:
-    engine = create_async_engine(config.url, pool_size=config.pool_size, json_serializer=_json_text)
+    engine = create_async_engine(
+        config.url,
+        poolclass=AsyncAdaptedQueuePool,  # SQLAlchemy's own choice since 2.0.38
+        pool_size=config.pool_size,
+        json_serializer=_json_text,
+    )
     pragmas = ["journal_mode=WAL", f"synchronous={config.synchronous}", "foreign_keys=ON"]
     if config.run_event_numbers == QUEUED:
         pragmas.append(f"busy_timeout={_QUEUED_BUSY_TIMEOUT_MS}")
