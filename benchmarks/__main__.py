@@ -26,7 +26,6 @@ from .results import Payload, Results, ResultsError, Size
 
 _SECONDS = 0.2
 _REPETITIONS = 5
-_WARM_UP_SHARE = 0.5
 _RECORDED = Path(__file__).parents[2] / "shared" / "data" / "threads"
 
 
@@ -89,7 +88,7 @@ def _run(arguments: argparse.Namespace) -> int:
     recorded = arguments.threads or (_RECORDED if _RECORDED.is_dir() else None)
     payloads = payloads_of(recorded)
     seconds = arguments.seconds or _SECONDS
-    settings = Settings(seconds, seconds * _WARM_UP_SHARE, arguments.repetitions or _REPETITIONS, recorded)
+    settings = Settings(seconds, arguments.repetitions or _REPETITIONS, recorded)
     with servers.running(plan.contenders_of(wishes)) as running:
         return _Run(arguments.out, wishes, settings, payloads, running).run(profiled=arguments.profile)
 
@@ -206,7 +205,7 @@ def _told(wishes: plan.Wishes, settings: Settings, payloads: Payloads) -> dict[s
         "long": wishes.is_long,
         "parts": plan.parts_of(wishes),
         "seconds": settings.seconds,
-        "warm_up_s": settings.warm_up_s,
+        "warm_up_s": [settings.warm_up_s(tasks) for tasks in (1, 32)],
         "repetitions": settings.repetitions,
         "payloads_from": payloads.source,
     }

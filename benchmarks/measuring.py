@@ -30,6 +30,7 @@ FOLLOWED = "run_events.list_messages.following"
 """A reader behind many writers."""
 
 _LARGE = 100_000
+_ANY_READ = "runs.get"
 _AGREEMENT_CALLS = 12
 _MOST_SPARE_PER_S = {1: 1_500}
 _MOST_SPARE_PER_S_OF_MANY = 8_000
@@ -41,10 +42,13 @@ _SPARE_OF_MANY_ROWS = 0.1
 class Settings:
     seconds: float
     """Of one measurement."""
-    warm_up_s: float
     repetitions: int
     threads: Path | None
     """The folder of recorded threads."""
+
+    def warm_up_s(self, tasks: int) -> float:
+        """Long enough for every task to have a connection, which takes a pool some thousand calls."""
+        return self.seconds * (1 if tasks == 1 else 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +151,7 @@ class Bench:
         case = Case("operations", operation, (contender,), (concurrency,), (dataset,))
         with self._lane(case, CONTENDERS[contender], dataset) as lane:
             order = self._order(case, lane, 0, 0, concurrency)
-            lane.children[0].ask({**order, "do": "warm_up", "seconds": self._settings.warm_up_s})
+            lane.children[0].ask({**order, "do": "warm_up", "seconds": self._settings.warm_up_s(concurrency)})
             answer = lane.children[0].ask({**order, "do": "measure", "profiled": True, "first": 500_000})
         return str(answer["profile"])
 
@@ -254,7 +258,10 @@ class Bench:
     ) -> None:
         for lane in lanes:
             order = self._order(case, lane, block, 0, tasks)
-            self._ask(lane, {**order, "do": "warm_up", "seconds": self._settings.warm_up_s}, processes)
+            warm_up = {**order, "do": "warm_up", "seconds": self._settings.warm_up_s(tasks)}
+            if "spare" in order:  # too few calls to get everything warm
+                self._ask(lane, {**warm_up, "operation": _ANY_READ}, processes)
+            self._ask(lane, warm_up, processes)
         for repetition in range(1, self._settings.repetitions + 1):
             for lane in lanes if repetition % 2 else reversed(lanes):
                 order = self._order(case, lane, block, repetition, tasks)

@@ -140,7 +140,7 @@ def _growth(wishes: Wishes, present: Sequence[str]) -> list[Case]:
         usual, sizes = usual[:1], (SMALL, LARGE // 10)
     else:
         sizes = (SMALL, LARGE, HUGE) if wishes.is_long else (SMALL, LARGE)
-    names = _names(wishes)[:4] if wishes.is_quick else _names(wishes)
+    names = _names(wishes)[:2] if wishes.is_quick else _names(wishes)
     return [Case("growth", name, usual, (1,), sizes) for name in names]
 
 

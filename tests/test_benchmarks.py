@@ -241,7 +241,7 @@ def test_another_answer_makes_the_figures_not_count(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(agreement, "difference", two_answers)
     case = Case("operations", "runs.get", (OURS, "mongodb-motor"), (1,), (100,))
-    settings = Settings(0.05, 0.02, 1, None)
+    settings = Settings(0.05, 1, None)
     with servers.running([OURS]) as running, Bench(running, payloads_of(None), settings) as bench:
         outcome = bench.measure(case)
     assert [record.backend for record in outcome.records] == [OURS]
