@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,7 @@ from .servers import Servers, Target
 FOLLOWED = "run_events.list_messages.following"
 """A reader behind many writers."""
 
+_READY_AT_ONCE = 2
 _LARGE = 100_000
 _ANY_READ = "runs.get"
 _AGREEMENT_CALLS = 12
@@ -117,12 +119,7 @@ class Bench:
 
     def measure(self, case: Case) -> Outcome:
         outcome = Outcome()
-        with contextlib.ExitStack() as stack:
-            lanes = [
-                stack.enter_context(self._lane(case, CONTENDERS[name], dataset))
-                for dataset in case.datasets
-                for name in case.contenders
-            ]
+        with self._lanes(case) as lanes:
             lanes = self._agreeing(case, lanes, outcome)
             for block, (tasks, processes) in enumerate(_loads(case)):
                 self._measure_load(case, lanes, block, tasks, processes)
@@ -154,6 +151,26 @@ class Bench:
             lane.children[0].ask({**order, "do": "warm_up", "seconds": self._settings.warm_up_s(concurrency)})
             answer = lane.children[0].ask({**order, "do": "measure", "profiled": True, "first": 500_000})
         return str(answer["profile"])
+
+    @contextlib.contextmanager
+    def _lanes(self, case: Case) -> Generator[list[Lane]]:
+        """All of a case, made ready at once and closed together."""
+        begun: list[Future[tuple[contextlib.ExitStack, Lane]]] = []
+        with contextlib.ExitStack() as stack:
+            pool = ThreadPoolExecutor(_READY_AT_ONCE)
+            try:
+                begun += [
+                    pool.submit(_entered, self._lane(case, CONTENDERS[name], dataset))
+                    for dataset in case.datasets
+                    for name in case.contenders
+                ]
+                wait(begun)
+            finally:
+                pool.shutdown(cancel_futures=True)
+                for one in begun:
+                    if not one.cancelled() and one.exception() is None:
+                        stack.push(one.result()[0])
+            yield [one.result()[1] for one in begun]
 
     @contextlib.contextmanager
     def _lane(self, case: Case, contender: Contender, dataset: int) -> Generator[Lane]:
@@ -259,8 +276,9 @@ class Bench:
         for lane in lanes:
             order = self._order(case, lane, block, 0, tasks)
             warm_up = {**order, "do": "warm_up", "seconds": self._settings.warm_up_s(tasks)}
-            if "spare" in order:  # too few calls to get everything warm
+            if warm_up.pop("spare", None):  # too few calls to get everything warm
                 self._ask(lane, {**warm_up, "operation": _ANY_READ}, processes)
+                warm_up["spare"] = order["spare"]
             self._ask(lane, warm_up, processes)
         for repetition in range(1, self._settings.repetitions + 1):
             for lane in lanes if repetition % 2 else reversed(lanes):
@@ -289,6 +307,14 @@ class Bench:
         for number, measured in enumerate(children):
             measured.tell({**order, "first": order["first"] + number * share, "process": number})
         return [measured.answer() for measured in children]
+
+
+def _entered(
+    lane: contextlib.AbstractContextManager[Lane],
+) -> tuple[contextlib.ExitStack, Lane]:
+    """The lane, and what closes it."""
+    stack = contextlib.ExitStack()
+    return stack, stack.enter_context(lane)
 
 
 def _loads(case: Case) -> list[tuple[int, int]]:
