@@ -70,7 +70,7 @@ FAILURES: Table = {
         "test_messages_of_a_run_come_in_pages",
     ),
     # No row there: what the adapters do.
-    "the seed's errors are the database's own": (
+    "the adapters' errors are the database's own": (
         "test_a_second_create_is_an_error_and_leaves_the_first_run_untouched",
         "test_of_fifty_creates_of_one_id_exactly_one_succeeds",
         "test_a_second_create_is_an_error_and_leaves_the_first_thread_untouched",
@@ -78,7 +78,7 @@ FAILURES: Table = {
         "test_ensure_thread_on_anothers_thread_is_refused_and_tells_nothing",
         "test_of_two_users_at_once_one_gets_the_thread",
     ),
-    "the seed checks no identifiers, limits and other arguments": (
+    "the adapters check no identifiers, limits and other arguments": (
         "test_what_is_no_identifier_is_refused_and_changes_nothing",
         "test_what_is_no_identifier_is_refused_before_any_query",
         "test_the_refusal_names_the_argument",
@@ -91,7 +91,7 @@ FAILURES: Table = {
         "test_what_is_no_list_of_types_is_refused",
         "test_what_is_no_event_is_refused_and_nothing_is_written",
     ),
-    "the seed checks no payloads: what cannot be stored fails in Python or in the driver": (
+    "the adapters check no payloads: what cannot be stored fails in Python or in the driver": (
         "test_what_holds_itself_is_refused",
         "test_what_is_very_deep_comes_back_or_is_refused",
         "test_what_is_doubtful_comes_back_equal_or_is_refused",
@@ -104,7 +104,7 @@ FAILURES: Table = {
     "17 MiB are stored, so that the suite's next write of the same new run meets the first one": (
         "test_a_payload_beyond_the_limit_comes_back_or_is_refused",
     ),
-    "the seed makes JSON of models only, and of a run's payloads only; the rest becomes its `str` or fails": (
+    "only models in a run's payloads are made JSON; the rest becomes its `str` or fails": (
         "test_objects_are_made_json_first",
         "test_objects_are_made_json_wherever_they_are_written",
         "test_sets_become_lists",
@@ -134,17 +134,17 @@ FAILURES: Table = {
     "`model_name` and `multitask_strategy` accepted and dropped": (
         "test_a_run_without_figures_by_model_counts_under_its_own_model",
     ),
-    "the seed's feedback knows no AUTO": (
+    "the adapters' feedback knows no AUTO": (
         "test_auto_without_an_actor_is_an_error_that_names_the_method",
         "test_auto_is_the_current_actor",
     ),
     "run `delete` and `get_thread` ask for the actor after they have read": (
         "test_auto_without_an_actor_makes_no_connection",
     ),
-    "the seed takes 1.0 and True for a rating of 1": (
+    "the adapters take 1.0 and True for a rating of 1": (
         "test_a_rating_that_is_no_vote_is_refused_and_nothing_is_written",
     ),
-    "the seed's vote is the user's newest row on the run, feedback on a message too": (
+    "the adapters' vote is the user's newest row on the run, feedback on a message too": (
         "test_feedback_on_a_message_is_not_the_vote",
         "test_of_several_created_rows_one_becomes_the_vote_and_stays_it",
         "test_delete_by_run_removes_the_users_vote_only",
