@@ -184,6 +184,19 @@ def test_a_missed_target_names_the_worst_first() -> None:
     assert ON_SQLITE.distance(made.misses["`c`"]) == pytest.approx(0.6)
 
 
+def test_a_miss_is_told_beside_what_the_floor_reaches() -> None:
+    text = report(
+        results(
+            *(record("sqlite", [100], operation=name) for name in ("a", "b")),
+            *(record("mongodb", [rate], operation=name) for name, rate in (("a", 400), ("b", 450))),
+            *(record("floor", [rate], operation=name) for name, rate in (("a", 420), ("b", 510))),
+        )
+    )
+    assert "of the 2 missed ones the floor misses 1, too" in text
+    assert "- `a`: 4.00 x, by 20 %; the floor: 4.20 x" in text
+    assert "- `b`: 4.50 x, by 10 %; the floor: 5.10 x" in text
+
+
 def test_without_the_rival_nothing_is_known() -> None:
     made = judged(ON_POSTGRESQL, record("mongodb", [300]), record("sqlite", [100]))
     assert (made.verdict, made.missing) == ("not measured", ("`runs.get`",))

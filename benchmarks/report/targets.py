@@ -27,6 +27,8 @@ class Target:
     processes: int | None = None
     kind: Kind | None = None
     dataset: int | None = None
+    limit: Measure | None = None
+    """The same of the floor: what no code above PyMongo can exceed."""
 
     def cases(self, cases: Cases) -> list[Case]:
         names = ("concurrency", "processes", "kind", "dataset")
@@ -46,15 +48,19 @@ class Target:
         return abs(ratio.median - self.bound) / self.bound
 
 
-def _against(rival: str, figure: Figure = "ops_per_s") -> Measure:
-    return lambda cases, case: cases.ratio(case, figure, OURS, rival)
+def _against(rival: str, figure: Figure = "ops_per_s", backend: str = OURS) -> Measure:
+    return lambda cases, case: cases.ratio(case, figure, backend, rival)
 
 
-def _against_the_better(cases: Cases, case: Case) -> Ratio | None:
+def _against_the_better(backend: str = OURS) -> Measure:
     """Of the two SQL baselines; nothing is known until both are measured."""
-    ratios = [cases.ratio(case, "ops_per_s", OURS, rival) for rival in SQL]
-    known = [ratio for ratio in ratios if ratio is not None]
-    return min(known, key=lambda ratio: ratio.median) if len(known) == len(SQL) else None
+
+    def measure(cases: Cases, case: Case) -> Ratio | None:
+        ratios = [cases.ratio(case, "ops_per_s", backend, rival) for rival in SQL]
+        known = [ratio for ratio in ratios if ratio is not None]
+        return min(known, key=lambda ratio: ratio.median) if len(known) == len(SQL) else None
+
+    return measure
 
 
 def _grown(cases: Cases, case: Case) -> Ratio | None:
@@ -73,6 +79,7 @@ TARGETS = (
         _against("postgresql"),
         concurrency=MANY_TASKS,
         processes=1,
+        limit=_against("postgresql", backend=FLOOR),
     ),
     Target(
         "throughput against the SQL baseline on SQLite, 32 tasks",
@@ -82,24 +89,27 @@ TARGETS = (
         _against("sqlite"),
         concurrency=MANY_TASKS,
         processes=1,
+        limit=_against("sqlite", backend=FLOOR),
     ),
     Target(
         "throughput against the better of the two, 1 task",
         0.95,
         _AT_LEAST,
         "operations",
-        _against_the_better,
+        _against_the_better(),
         concurrency=1,
         processes=1,
+        limit=_against_the_better(FLOOR),
     ),
     Target(
         "throughput of reads by id against the better of the two, 1 task",
         2.0,
         _AT_LEAST,
         "operations",
-        _against_the_better,
+        _against_the_better(),
         concurrency=1,
         processes=1,
+        limit=_against_the_better(FLOOR),
         kind="read_by_id",
     ),
     Target(
@@ -146,6 +156,8 @@ class Outcome:
     """By what the case is called."""
     missing: tuple[str, ...]
     """What has no figures of both sides."""
+    limits: dict[str, Ratio]
+    """What the floor reaches, where the target asks for it."""
 
     @property
     def misses(self) -> dict[str, Ratio]:
@@ -169,7 +181,16 @@ def outcome(target: Target, cases: Cases) -> Outcome:
         target,
         {name: ratio for name, ratio in ratios.items() if ratio is not None},
         tuple(name for name, ratio in ratios.items() if ratio is None),
+        {name: ratio for name, ratio in _limits(target, cases) if ratio is not None},
     )
+
+
+def _limits(target: Target, cases: Cases) -> Iterator[tuple[str, Ratio | None]]:
+    if target.limit is not None:
+        asked = target.cases(cases)
+        label = label_of(asked)
+        for case in asked:
+            yield label(case), target.limit(cases, case)
 
 
 def targets(cases: Cases) -> str:
@@ -189,19 +210,26 @@ def _line(one: Outcome) -> str:
         text += f"; {len(one.measured) - len(one.misses)} of {counted(len(one.measured), 'case')}"
     if one.measured and one.missing:
         text += f", {len(one.missing)} not measured"
+    misses = [name for name in one.misses if name in one.limits]
+    if misses:
+        beyond = sum(not one.target.meets(one.limits[name]) for name in misses)
+        text += f"; of the {len(misses)} missed ones the floor misses {beyond}, too"
     return text
 
 
 def _missed(one: Outcome) -> Iterator[str]:
     if one.misses:
         yield f"Missed, {_asked(one.target)}:"
-        yield items(_miss(one.target, label, ratio) for label, ratio in one.misses.items())
+        yield items(_miss(one, label, ratio) for label, ratio in one.misses.items())
     if one.measured and one.missing:
         yield f"Not measured on both sides, {_asked(one.target)}: {', '.join(one.missing)}."
 
 
-def _miss(target: Target, label: str, ratio: Ratio) -> str:
+def _miss(one: Outcome, label: str, ratio: Ratio) -> str:
     text = f"{label}: {times(ratio.median)} {spread(ratio)}".strip()
-    share = target.distance(ratio) * 100
+    share = one.target.distance(ratio) * 100
     text += f", by {share:.0f} %" if share >= 1 else ", by less than 1 %"
-    return f"{text}; its spread reaches the target" if target.is_within_spread(ratio) else text
+    if one.target.is_within_spread(ratio):
+        text += "; its spread reaches the target"
+    limit = one.limits.get(label)
+    return text if limit is None else f"{text}; the floor: {times(limit.median)}"
