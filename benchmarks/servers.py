@@ -23,7 +23,7 @@ from .dataset import Rows
 from .loading import mongodb
 
 _BASELINE = "deerflow-sql-baseline"
-INSTALL = "pip install '.[bench]' ./benchmarks/sql_baseline"
+INSTALL = "pip install '.[bench]' && pip install ./benchmarks/sql_baseline"
 """In a checkout; what brings all that a full run needs, DeerFlow's own code apart."""
 
 _PACKAGES = (
