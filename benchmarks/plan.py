@@ -15,17 +15,16 @@ from .results import Part
 SMALL, LARGE, HUGE = 1_000, 100_000, 10_000_000
 PARTS: tuple[Part, ...] = get_args(Part)
 
-MAIN_OPERATIONS = (
+QUICK_OPERATIONS = (
     "runs.get",
     "runs.list_by_thread",
     "runs.create",
     "runs.update_run_completion",
     "feedback.upsert",
-    "feedback.aggregate_by_run",
-    "threads.search_threads",
     "run_events.put_batch",
     "run_events.list_messages",
 )
+MAIN_OPERATIONS = (*QUICK_OPERATIONS, "feedback.aggregate_by_run", "threads.search_threads")
 _VARIANTS = (
     OURS,
     "mongodb-motor",
@@ -108,7 +107,7 @@ def _names(wishes: Wishes, *, is_hot: bool = False) -> list[str]:
     if wishes.operations is not None:
         return [name for name in wishes.operations if OPERATIONS[name].is_hot == is_hot]
     if wishes.is_quick and not is_hot:
-        return list(MAIN_OPERATIONS)
+        return list(QUICK_OPERATIONS)
     return [name for name, operation in OPERATIONS.items() if operation.is_hot == is_hot]
 
 
