@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Measures deerflow-mongo beside the SQL baseline, DeerFlow's own SQL code where it is "
         "installed and PyMongo directly, on servers that it starts and stops itself.",
     )
-    run.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON file of results")
+    run.add_argument("--out", type=Path, metavar="FILE", help="the JSON file of results")
     run.add_argument("--quick", action="store_true", help="the main operations, in less than 5 minutes")
     run.add_argument("--long", action="store_true", help="growth up to 10,000,000 runs, too: takes hours")
     run.add_argument("--parts", nargs="+", choices=plan.PARTS, metavar="PART", help=", ".join(plan.PARTS))
@@ -77,6 +77,8 @@ def _positive(text: str) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.out is None and not arguments.profile:
+        raise ResultsError("say where to write what is measured: --out results.json")
     wishes = plan.Wishes(
         arguments.quick,
         arguments.long,
@@ -98,7 +100,7 @@ class _Run:
 
     def __init__(
         self,
-        out: Path,
+        out: Path | None,
         wishes: plan.Wishes,
         settings: Settings,
         payloads: Payloads,
@@ -196,7 +198,8 @@ class _Run:
 
     def _save(self) -> None:
         self._results.took_s = round(time.monotonic() - self._begin)
-        self._results.save(self._out)
+        if self._out is not None:
+            self._results.save(self._out)
 
 
 def _told(wishes: plan.Wishes, settings: Settings, payloads: Payloads) -> dict[str, Any]:

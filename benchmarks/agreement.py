@@ -6,8 +6,6 @@ did is read back.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, cast
@@ -56,11 +54,6 @@ def comparable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [comparable(item) for item in cast("list[Any]", value)]
     return value
-
-
-def digest(found: Any) -> str:
-    canonical = json.dumps(found, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def difference(

@@ -86,7 +86,6 @@ class Lane:
 class Outcome:
     records: list[Record] = field(default_factory=lambda: list[Record]())
     disagreements: list[Disagreement] = field(default_factory=lambda: list[Disagreement]())
-    profile: str | None = None
 
 
 class Bench:
