@@ -37,6 +37,15 @@ def _user() -> str | None:
     return pwd.getpwnam("nobody").pw_name if os.geteuid() == 0 else None
 
 
+def _copied(binaries: Path, folder: Path) -> Path:
+    """The package's server where the other user may read it: its own place can be closed to all but root."""
+    package = binaries.parents[1]
+    for source in (package, package.with_name(f"{package.name}.libs")):  # the libraries are found from there
+        if source.is_dir():
+            shutil.copytree(source, folder / "server" / source.name, symlinks=True)
+    return folder / "server" / binaries.relative_to(package.parent)
+
+
 @contextlib.contextmanager
 def running(binaries: Path) -> Generator[str]:
     """A server with its defaults, fsync and synchronous_commit on; the URL of its databases for asyncpg."""
@@ -44,6 +53,7 @@ def running(binaries: Path) -> Generator[str]:
     try:
         if user is not None:
             shutil.chown(folder, user)
+            binaries = _copied(binaries, folder)
         data = folder / "data"
         subprocess.run(  # noqa: S603 - the package's own binary
             [binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale", "C"],
