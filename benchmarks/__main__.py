@@ -17,7 +17,6 @@ from deerflow_mongo import StorageError
 from . import compare, plan, report, servers
 from .children import ChildError
 from .contenders.known import CONTENDERS, OURS
-from .dataset import Dataset
 from .measuring import Bench, Case, Outcome, Settings
 from .operations import OPERATIONS
 from .payloads import Payloads, payloads_of
@@ -124,7 +123,7 @@ class _Run:
             Progress(total) as progress,
             Bench(self._running, self._payloads, self._settings, progress.step) as bench,
         ):
-            self._measure_sizes(present, progress)
+            self._measure_sizes(bench, present, progress)
             for case in cases:
                 progress.begin(f"{case.part}: {case.operation}")
                 self._measure(bench, case, progress)
@@ -171,7 +170,7 @@ class _Run:
         progress.skip_to(begun + case.measurements * self._settings.repetitions)
         self._save()
 
-    def _measure_sizes(self, present: Sequence[str], progress: Progress) -> None:
+    def _measure_sizes(self, bench: Bench, present: Sequence[str], progress: Progress) -> None:
         """How much of the disk a run takes, as their number grows."""
         if "growth" not in plan.parts_of(self._wishes):
             return
@@ -179,12 +178,8 @@ class _Run:
         kinds = [name for name in present if name in (OURS, "sqlite", "postgresql")]
         for size in (plan.SMALL, plan.LARGE // 10) if self._wishes.is_quick else (plan.SMALL, plan.LARGE):
             for name in kinds:
-                contender = CONTENDERS[name]
-                with self._running.database(contender) as target:
-                    servers.prepare(contender, target)
-                    servers.load(contender, target, Dataset(size, self._payloads).batches())
-                    taken = servers.bytes_of_runs(contender, target)
-                self._results.sizes.append(Size(backend=name, dataset=size, bytes_per_run=taken / size))
+                taken = bench.bytes_per_run(name, size)
+                self._results.sizes.append(Size(backend=name, dataset=size, bytes_per_run=taken))
         self._save()
 
     def _profile(self, present: Sequence[str]) -> int:

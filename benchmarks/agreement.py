@@ -20,6 +20,7 @@ _LEFT_OUT = frozenset(
 )
 
 Run = Callable[[str], Callable[..., Awaitable[Any]] | None]
+"""Gives a path's coroutine function, or None where the contender has none."""
 
 
 async def answers(run: Run, operation: Operation, data: Dataset, numbers: Iterable[int]) -> list[Any]:

@@ -28,15 +28,13 @@ from deerflow_mongo import create_storage
 from deerflow_mongo.actor import ActorContext, bind_actor_context, reset_actor_context
 
 from . import agreement
+from .agreement import Run
+from .children import Answer, Order
 from .contenders.known import CONTENDERS, UVLOOP, Contender
 from .dataset import Dataset, an_id
 from .operations import HOT_THREAD, OPERATIONS, Operation
 from .payloads import Payloads, payloads_of, session
 
-Order: TypeAlias = dict[str, Any]
-Answer: TypeAlias = dict[str, Any]
-Run: TypeAlias = Callable[[str], Callable[..., Awaitable[Any]] | None]
-"""Gives a path's coroutine function, or None where the contender has none."""
 Step: TypeAlias = tuple[str, Mapping[str, Any]]
 
 DAY = "day"
@@ -128,7 +126,7 @@ class _Bench:
 
     async def has(self, order: Order) -> Answer:
         """Whether the contender can do the operation at all."""
-        return {"has": order["operation"] == DAY or self._run(_operation(order).path) is not None}
+        return {"has": self._run(_operation(order).path) is not None}
 
     async def agree(self, order: Order) -> Answer:
         """What the operation's first calls answer, made comparable."""
@@ -137,7 +135,7 @@ class _Bench:
         return {"answers": await agreement.answers(self._run, operation, data, numbers)}
 
     async def warm_up(self, order: Order) -> Answer:
-        tally, took_s = await self._burden(order)
+        tally, took_s = await _load(self._run, self._sources(order), order["seconds"])
         self._calls_per_s = len(tally.latencies_us) / took_s
         return {}
 
@@ -184,9 +182,6 @@ class _Bench:
             elif time.perf_counter() >= until:
                 return last, seen
             await asyncio.sleep(_POLL_S)
-
-    async def _burden(self, order: Order) -> tuple[_Tally, float]:
-        return await _load(self._run, self._sources(order), order["seconds"])
 
     def _sources(self, order: Order) -> list[Iterator[Step]]:
         concurrency: int = order["concurrency"]

@@ -6,7 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,6 @@ class Child:
         if not line:
             raise ChildError(f"a measuring process ended with exit status {self._process.wait()}")
         return json.loads(line)
-
-
-def ask_all(children: Sequence[Child], orders: Sequence[Order]) -> list[Answer]:
-    """All at once."""
-    for child, order in zip(children, orders, strict=True):
-        child.tell(order)
-    return [child.answer() for child in children]
 
 
 @contextlib.contextmanager

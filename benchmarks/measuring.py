@@ -174,10 +174,7 @@ class Bench:
     @contextlib.contextmanager
     def _lane(self, case: Case, contender: Contender, dataset: int) -> Generator[Lane]:
         with contextlib.ExitStack() as stack:
-            if dataset < _LARGE:
-                target = stack.enter_context(self._loaded(contender, dataset))
-            else:
-                target = self._standing_target(contender, dataset)
+            target = stack.enter_context(self._target(contender, dataset))
             if rows := self._used_up(case, dataset):
                 servers.load(contender, target, rows)
             children = [
@@ -185,6 +182,18 @@ class Bench:
                 for _ in range(max(case.processes) + case.is_followed)
             ]
             yield Lane(contender, dataset, children)
+
+    def bytes_per_run(self, contender: str, dataset: int) -> float:
+        """What a run takes on the disk, indexes included, where so many are stored."""
+        known = CONTENDERS[contender]
+        with self._target(known, dataset) as target:
+            return servers.bytes_of_runs(known, target) / dataset
+
+    def _target(self, contender: Contender, dataset: int) -> contextlib.AbstractContextManager[Target]:
+        """The loaded dataset: a fresh one, or the one that stands for all cases."""
+        if dataset < _LARGE:
+            return self._loaded(contender, dataset)
+        return contextlib.nullcontext(self._standing_target(contender, dataset))
 
     @contextlib.contextmanager
     def _loaded(self, contender: Contender, dataset: int) -> Generator[Target]:
@@ -235,7 +244,7 @@ class Bench:
         as many rows as its contender can in the time.
         """
         if case.operation == DAY:
-            return [lane for lane in lanes if lane.contender.kind != "deerflow"]
+            return list(lanes)
         able = [
             lane for lane in lanes if lane.children[0].ask(self._agreement_order(case, lane, "has"))["has"]
         ]

@@ -22,7 +22,6 @@ from .contenders.known import CONTENDERS, OURS, UVLOOP, Contender, ServerName
 from .dataset import Rows
 from .loading import mongodb
 
-_BASELINE = "deerflow-sql-baseline"
 INSTALL = "pip install '.[bench]' && pip install ./benchmarks/sql_baseline"
 """In a checkout; what brings all that a full run needs, DeerFlow's own code apart."""
 
@@ -155,8 +154,7 @@ def why_left_out(contender: Contender, servers: Servers) -> str | None:
     needed = {"sql": ("deerflow_sql_baseline",)}.get(contender.backend, ())
     needed += ("motor",) if contender.driver == "motor" else ()
     needed += ("uvloop",) if contender.loop == UVLOOP else ()
-    absent = [module for module in needed if importlib.util.find_spec(module) is None]
-    return f"{', '.join(absent)} is not installed: {INSTALL}" if absent else None
+    return _lacking(*needed)
 
 
 @contextlib.contextmanager
