@@ -412,7 +412,7 @@ def event_size_bytes(document: Document) -> int:
 
 def event_row(document: Document) -> RunEventRow:
     _check_version(document)
-    return {
+    row: RunEventRow = {
         "thread_id": document["thread_id"],
         "run_id": document["run_id"],
         "event_type": document["event_type"],
@@ -422,3 +422,6 @@ def event_row(document: Document) -> RunEventRow:
         "created_at": row_time(document["created_at"]),
         "seq": +document["seq"],
     }
+    if "user_id" in document:
+        row["user_id"] = document["user_id"]
+    return row

@@ -351,15 +351,18 @@ class RunEventStore(Protocol):
     With an actor bound, a thread of another user is empty, and writing to it is a `PermissionError`. A thread
     that belongs to nobody, or that `threads` does not know, is open to all. Whose thread it is, is asked
     anew by every call.
+
+    An event may be kept for a user besides (`user_id`). A read or a deletion that names one sees that user's
+    events alone, also where the thread itself is not known any more; None, the default, does not ask.
     """
 
     async def put_batch(self, events: Sequence[RunEventFields]) -> list[RunEventRow]:
         """Store events, those of one thread under consecutive numbers; rows in the order of the input.
 
         Each has `thread_id`, `run_id`, `event_type` and `category`, and may have `content` (text or a
-        mapping, ""), `metadata` ({}) and `created_at` (now); another key is a `TypeError`, a missing one a
-        `ValueError`. Events of several threads are stored thread by thread. Raises `PermissionError` where
-        one of the threads is another user's, and has then stored none.
+        mapping, ""), `metadata` ({}), `created_at` (now) and `user_id` (None); another key is a `TypeError`,
+        a missing one a `ValueError`. Events of several threads are stored thread by thread. Raises
+        `PermissionError` where one of the threads is another user's, and has then stored none.
 
         After a `StorageUnavailableError` the events may be stored or not. The same process may repeat the
         same batch: it is then stored once.
@@ -376,6 +379,7 @@ class RunEventStore(Protocol):
         content: Any = "",
         metadata: Mapping[str, Any] | None = None,
         created_at: TimeInput | None = None,
+        user_id: str | None = None,
     ) -> RunEventRow:
         """Store one event, as `put_batch` does."""
         ...
@@ -390,6 +394,7 @@ class RunEventStore(Protocol):
         content: Any = "",
         metadata: Mapping[str, Any] | None = None,
         created_at: TimeInput | None = None,
+        user_id: str | None = None,
     ) -> tuple[RunEventRow, bool]:
         """Store the event unless its run has one of its type; the run's event, and whether it is new.
 
@@ -405,6 +410,7 @@ class RunEventStore(Protocol):
         limit: int = 50,
         before_seq: int | None = None,
         after_seq: int | None = None,
+        user_id: UserId = None,
     ) -> list[RunEventRow]:
         """Events of category "message", in rising `seq`.
 
@@ -420,6 +426,7 @@ class RunEventStore(Protocol):
         *,
         event_types: Sequence[str] | None = None,
         limit: int = 500,
+        user_id: UserId = None,
     ) -> list[RunEventRow]:
         """The first `limit` events of the run, in rising `seq`; `event_types=[]` gives none."""
         ...
@@ -432,19 +439,20 @@ class RunEventStore(Protocol):
         limit: int = 50,
         before_seq: int | None = None,
         after_seq: int | None = None,
+        user_id: UserId = None,
     ) -> list[RunEventRow]:
         """As `list_messages`, of one run."""
         ...
 
-    async def count_messages(self, thread_id: str) -> int:
+    async def count_messages(self, thread_id: str, *, user_id: UserId = None) -> int:
         """The number of the thread's events of category "message"."""
         ...
 
-    async def delete_by_thread(self, thread_id: str) -> int:
+    async def delete_by_thread(self, thread_id: str, *, user_id: UserId = None) -> int:
         """Delete the thread's events; how many there were. Their numbers are not given again."""
         ...
 
-    async def delete_by_run(self, thread_id: str, run_id: str) -> int:
+    async def delete_by_run(self, thread_id: str, run_id: str, *, user_id: UserId = None) -> int:
         """Delete the run's events; how many there were. Their numbers are not given again."""
         ...
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
 JSONValue: TypeAlias = "bool | int | float | str | list[JSONValue] | dict[str, JSONValue] | None"
 """What JSON can say: the only values a row holds."""
@@ -168,10 +168,14 @@ class RunEventFields(TypedDict, total=False):
     content: Any
     metadata: Mapping[str, Any] | None
     created_at: TimeInput | None
+    user_id: str | None
 
 
 class RunEventRow(TypedDict):
-    """One run event. `seq` counts from 1 within its thread; `content` is text or what JSON came in."""
+    """One run event. `seq` counts from 1 within its thread; `content` is text or what JSON came in.
+
+    `user_id` is there only where the event was written for a user.
+    """
 
     thread_id: str
     run_id: str
@@ -181,6 +185,7 @@ class RunEventRow(TypedDict):
     metadata: dict[str, JSONValue]
     created_at: str
     seq: int
+    user_id: NotRequired[str]
 
 
 def _empty_metadata() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ..actor import current_user_id
 from ..codec import ONCE, Document
 from ..drivers.base import DRIVER_ERRORS, MAX_DOCUMENT_BYTES, Collection, translated
 from ..errors import PayloadTooLargeError
-from ..rows import RunEventFields, RunEventRow, TimeInput
+from ..rows import RunEventFields, RunEventRow, TimeInput, UserId
 from ..schema import SEQ_FALLING, SEQ_RISING
 from ..serialization import to_json, to_json_mapping
 from ..times import stored_from_optional, stored_now
@@ -33,6 +33,7 @@ def _fields(
     content: Any,
     metadata: Mapping[str, Any] | None,
     created_at: TimeInput | None,
+    user_id: str | None,
 ) -> RunEventFields:
     return {
         "thread_id": thread_id,
@@ -42,6 +43,7 @@ def _fields(
         "content": content,
         "metadata": metadata,
         "created_at": created_at,
+        "user_id": user_id,
     }
 
 
@@ -59,6 +61,7 @@ def _encoded(place: str, event: object, now: str) -> Document:
         name = next(name for name in _NEEDED if given.get(name) is None)
         raise ValueError(f"{prefix}{name} is missing: a run event needs {', '.join(_NEEDED)}")
     content = given.get("content")
+    user_id = filters.optional_text(prefix + "user_id", given.get("user_id"))
     return codec.new_event(
         {
             "thread_id": filters.identifier(prefix + "thread_id", thread_id),
@@ -68,6 +71,7 @@ def _encoded(place: str, event: object, now: str) -> Document:
             "content": codec.encode_content(to_json("" if content is None else content, prefix + "content")),
             "metadata": codec.encode_mapping(to_json_mapping(given.get("metadata"), prefix + "metadata")),
             "created_at": stored_from_optional(prefix + "created_at", given.get("created_at")) or now,
+            **({} if user_id is None else {"user_id": user_id}),
         }
     )
 
@@ -130,9 +134,10 @@ class MongoRunEventStore:
         content: Any = "",
         metadata: Mapping[str, Any] | None = None,
         created_at: TimeInput | None = None,
+        user_id: str | None = None,
     ) -> RunEventRow:
         now = stored_now()
-        event = _fields(thread_id, run_id, event_type, category, content, metadata, created_at)
+        event = _fields(thread_id, run_id, event_type, category, content, metadata, created_at, user_id)
         [row] = await self._put([_encoded("", event, now)], now)
         return row
 
@@ -146,9 +151,10 @@ class MongoRunEventStore:
         content: Any = "",
         metadata: Mapping[str, Any] | None = None,
         created_at: TimeInput | None = None,
+        user_id: str | None = None,
     ) -> tuple[RunEventRow, bool]:
         now = stored_now()
-        event = _fields(thread_id, run_id, event_type, category, content, metadata, created_at)
+        event = _fields(thread_id, run_id, event_type, category, content, metadata, created_at, user_id)
         document: Document = {**_encoded("", event, now), ONCE: True}
         query = filters.events_of_run(thread_id, run_id, document["event_type"])
         self._log.check_open()
@@ -213,8 +219,11 @@ class MongoRunEventStore:
         limit: int = 50,
         before_seq: int | None = None,
         after_seq: int | None = None,
+        user_id: UserId = None,
     ) -> list[RunEventRow]:
-        return await self._page(filters.messages_of_thread(thread_id), limit, before_seq, after_seq)
+        query = filters.messages_of_thread(thread_id)
+        filters.owned(query, filters.owner(user_id, method_name="RunEventStore.list_messages"))
+        return await self._page(query, limit, before_seq, after_seq)
 
     async def list_messages_by_run(
         self,
@@ -224,8 +233,11 @@ class MongoRunEventStore:
         limit: int = 50,
         before_seq: int | None = None,
         after_seq: int | None = None,
+        user_id: UserId = None,
     ) -> list[RunEventRow]:
-        return await self._page(filters.messages_of_run(thread_id, run_id), limit, before_seq, after_seq)
+        query = filters.messages_of_run(thread_id, run_id)
+        filters.owned(query, filters.owner(user_id, method_name="RunEventStore.list_messages_by_run"))
+        return await self._page(query, limit, before_seq, after_seq)
 
     async def list_events(
         self,
@@ -234,9 +246,11 @@ class MongoRunEventStore:
         *,
         event_types: Sequence[str] | None = None,
         limit: int = 500,
+        user_id: UserId = None,
     ) -> list[RunEventRow]:
         types = filters.event_types_of(event_types)
         query = filters.events_of_run(thread_id, run_id, *(types or ()))
+        filters.owned(query, filters.owner(user_id, method_name="RunEventStore.list_events"))
         rows = filters.limit_of("limit", limit)
         if types == []:
             return []
@@ -254,8 +268,9 @@ class MongoRunEventStore:
         filters.between(query, after_seq=filters.sequence_number("after_seq", after_seq), before_seq=None)
         return await self._rows(query, SEQ_RISING, filters.limit_of("limit", limit))
 
-    async def count_messages(self, thread_id: str) -> int:
+    async def count_messages(self, thread_id: str, *, user_id: UserId = None) -> int:
         query = filters.messages_of_thread(thread_id)
+        filters.owned(query, filters.owner(user_id, method_name="RunEventStore.count_messages"))
         counting = self._committed.aggregate(
             [{"$match": query}, {"$group": {"_id": None, "messages": {"$sum": 1}}}]
         )
@@ -318,11 +333,15 @@ class MongoRunEventStore:
 
     # Deleting.
 
-    async def delete_by_thread(self, thread_id: str) -> int:
-        return await self._delete(filters.events_of_thread(thread_id))
+    async def delete_by_thread(self, thread_id: str, *, user_id: UserId = None) -> int:
+        query = filters.events_of_thread(thread_id)
+        owner = filters.owner(user_id, method_name="RunEventStore.delete_by_thread")
+        return await self._delete(filters.owned(query, owner))
 
-    async def delete_by_run(self, thread_id: str, run_id: str) -> int:
-        return await self._delete(filters.events_of_run(thread_id, run_id))
+    async def delete_by_run(self, thread_id: str, run_id: str, *, user_id: UserId = None) -> int:
+        query = filters.events_of_run(thread_id, run_id)
+        owner = filters.owner(user_id, method_name="RunEventStore.delete_by_run")
+        return await self._delete(filters.owned(query, owner))
 
     async def _delete(self, query: Document) -> int:
         thread_id = query["thread_id"]

@@ -113,3 +113,28 @@ class EventAccessContract(Contract):
         rows = await story(storage)
         assert numbers(rows) == list(range(1, 2 + 40 + 1))
         assert BOB not in [row["content"] for row in rows]
+
+    async def test_a_named_user_sees_the_events_kept_for_them_and_no_others(self, storage: Storage) -> None:
+        """Also in a thread that is not known, where everything else is open to all."""
+        events = storage.run_events
+        await events.put_batch([event(user_id=ALICE), event(user_id=BOB), event()])
+        assert await _seen(storage, THREAD) == {3}
+        for user_id, numbers_seen in ((ALICE, [1]), (BOB, [2]), ("carol", []), ("", [])):
+            seen = await events.list_messages(THREAD, user_id=user_id)
+            with case(user_id):
+                assert numbers(seen) == numbers_seen
+                assert [row.get("user_id") for row in seen] == [user_id] * len(seen)
+                assert numbers(await events.list_events(THREAD, RUN, user_id=user_id)) == numbers_seen
+                of_run = await events.list_messages_by_run(THREAD, RUN, after_seq=0, user_id=user_id)
+                assert numbers(of_run) == numbers_seen
+                assert await events.count_messages(THREAD, user_id=user_id) == len(numbers_seen)
+        assert "user_id" not in (await events.list_messages(THREAD))[2]
+
+    async def test_a_deletion_for_a_user_takes_the_events_kept_for_them(self, storage: Storage) -> None:
+        events = storage.run_events
+        await events.put_batch([event(user_id=ALICE), event(user_id=BOB), event(), event(user_id=ALICE)])
+        assert await events.delete_by_run(THREAD, RUN, user_id=BOB) == 1
+        assert await events.delete_by_thread(THREAD, user_id=ALICE) == 2
+        assert numbers(await events.list_messages(THREAD)) == [3]
+        new, _ = await events.put_if_absent(**event(event_type="more", user_id=BOB))
+        assert (new["seq"], new.get("user_id")) == (5, BOB)
