@@ -1,0 +1,93 @@
+"""DeerFlow's app layer on our storage: what its registrar puts on `app.state`, under the registrar's names.
+
+This is the layout whose `app.infra.storage` adapts repositories of a `store` package. There a host registers
+`storage_lifespan(config)` with its lifespan manager, in place of the persistence that it would open on SQL:
+
+    lifespan_manager.register(storage_lifespan(load_config("config.yaml")))
+
+Nothing of DeerFlow or FastAPI is imported here. The released 2.x line is another host: `gateway.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from ..errors import StorageConfigError
+from ..factory import create_storage
+from ..protocols import Storage
+
+AppState: TypeAlias = dict[str, Any]
+"""A plain dict: that is what the host's lifespan manager looks for."""
+
+StorageLifespan: TypeAlias = Callable[[Any], AbstractAsyncContextManager[AppState]]
+"""Takes the app, as the host's lifespan manager calls it."""
+
+
+@dataclass(slots=True)
+class Persistence:
+    """The host's persistence bundle; its routes take the checkpointer from here.
+
+    There is no SQL engine. Whatever of the host opens SQL sessions by itself, its own accounts above all,
+    finds none and answers that the database is not available, unless the host sets a `session_factory`.
+    """
+
+    checkpointer: Any
+    setup: Callable[[], Awaitable[None]]
+    aclose: Callable[[], Awaitable[None]]
+    engine: Any = None
+    session_factory: Any = None
+
+
+async def app_state(storage: Storage, *, checkpointer: Any = None) -> AppState:
+    """Everything that the host's registrar puts on `app.state`, over a storage that is set up.
+
+    The checkpointer is the storage's own unless one is given, which is used as it is: neither set up nor
+    closed. `StorageConfigError` where the storage has none. The runs are one object under four names, the
+    threads under two; of the threads, `search_threads` defaults to the current actor under both.
+    """
+    if checkpointer is None:
+        checkpointer = await _checkpointer_of(storage)
+    persistence = Persistence(checkpointer, storage.setup, storage.aclose)
+    return {
+        "persistence": persistence,
+        "checkpointer": persistence.checkpointer,
+        "store": None,
+        "session_factory": persistence.session_factory,
+        "run_store": storage.runs,
+        "run_read_repo": storage.runs,
+        "run_write_repo": storage.runs,
+        "run_delete_repo": storage.runs,
+        "feedback_repo": storage.feedback,
+        "thread_meta_repo": storage.threads,
+        "thread_meta_storage": storage.threads,
+        "run_event_store": storage.run_events,
+    }
+
+
+def storage_lifespan(config: Mapping[str, Any], *, checkpointer: Any = None) -> StorageLifespan:
+    """What the host's lifespan manager registers: the app's state for as long as the app runs.
+
+    `config` is what `create_storage` takes, and is looked at when the app starts. The storage is opened and
+    set up then, and closed when the app ends or when it cannot start, be it for something that is started
+    after it. Every start has a storage of its own. `checkpointer` is as in `app_state`.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncGenerator[AppState]:
+        async with create_storage(config) as storage:
+            yield await app_state(storage, checkpointer=checkpointer)
+
+    return lifespan
+
+
+async def _checkpointer_of(storage: Storage) -> Any:
+    open_checkpointer: Any = getattr(storage, "checkpointer", None)
+    if open_checkpointer is None:
+        raise StorageConfigError(
+            f"{type(storage).__name__} has no checkpointer, and the host's graphs need one: give one of "
+            "LangGraph's, as `checkpointer=InMemorySaver()`"
+        )
+    return await open_checkpointer()
