@@ -19,7 +19,7 @@ import bson
 from bson import Int64, ObjectId
 
 from .errors import StorageError
-from .rows import CALLERS, FeedbackRow, JSONValue, RunEventRow, RunRow, ThreadMeta
+from .rows import CALLERS, FeedbackRow, JSONValue, RunEventRow, RunRow, ThreadMeta, UserRow
 from .times import optional_row_time, row_time
 
 Document: TypeAlias = dict[str, Any]
@@ -37,7 +37,7 @@ MODEL_NAME_WHEN_UNKNOWN = "unknown"
 
 _DBREF_KEY = "$ref"  # a subdocument with it comes back from BSON as a DBRef
 _MIN_INT64, _MAX_INT64 = -(2**63), 2**63 - 1
-_DIGEST_BYTES = 16
+_KEY_DIGEST_BYTES, _DIGEST_BYTES = 8, 12
 
 
 # -- payloads --------------------------------------------------------------------------------------
@@ -198,12 +198,21 @@ def metadata_digests(payload: Mapping[str, JSONValue]) -> list[str]:
 _canonical_json = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
+KEY_DIGEST_LENGTH = 2 * _KEY_DIGEST_BYTES
+"""The characters of a metadata digest that tell the key alone, so that an update finds those it replaces."""
+
+
+@lru_cache(maxsize=1024)
+def _key_digest(key: str) -> str:
+    return hashlib.blake2b(json.dumps(key).encode(), digest_size=_KEY_DIGEST_BYTES).hexdigest()
+
+
 def _digest(key: str, value: JSONValue) -> str:
     # Canonical JSON tells 1 from true and from 1.0, and None from a missing key; -0.0 equals 0.0 in Python.
     canonical = _canonical_json([key, value])
     if "-0.0" in canonical:
         canonical = _canonical_json([key, _without_negative_zero(value)])
-    return hashlib.blake2b(canonical.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+    return _key_digest(key) + hashlib.blake2b(canonical.encode(), digest_size=_DIGEST_BYTES).hexdigest()
 
 
 def _without_negative_zero(value: JSONValue) -> JSONValue:
@@ -259,10 +268,10 @@ def new_run(run_id: str, thread_id: str, fields: Mapping[str, Any], order: int) 
         "_id": run_id,
         "schema_version": SCHEMA_VERSION,
         "thread_id": thread_id,
+        "error": None,
         **fields,
         "order": order,
         "updated_at": None,
-        "error": None,
         "tokens": no_tokens(),
         "message_count": 0,
         "first_human_message": None,
@@ -336,12 +345,46 @@ def feedback_row(document: Document) -> FeedbackRow:
     }
 
 
+# -- users -----------------------------------------------------------------------------------------
+
+
+def user_row(document: Document) -> UserRow:
+    _check_version(document)
+    return {
+        "user_id": document["_id"],
+        "email": document["email"],
+        "password_hash": document["password_hash"],
+        "system_role": document["system_role"],
+        "created_at": row_time(document["created_at"]),
+        "oauth_provider": document["oauth_provider"],
+        "oauth_id": document["oauth_id"],
+        "needs_setup": document["needs_setup"],
+        "token_version": +document["token_version"],
+    }
+
+
 # -- threads ---------------------------------------------------------------------------------------
 
 
 def thread_metadata(payload: dict[str, JSONValue]) -> Document:
     """The two fields that hold a thread's metadata; they are only ever written together."""
     return {"metadata": encode_mapping(payload), "metadata_digests": metadata_digests(payload)}
+
+
+def merged_thread_metadata(payload: dict[str, JSONValue]) -> Document:
+    """The stage of an update that merges `payload` into a thread's metadata by its top-level keys."""
+    new = thread_metadata(payload)
+    digests: list[str] = new["metadata_digests"]
+    replaced = {"$in": [{"$substrBytes": ["$$digest", 0, KEY_DIGEST_LENGTH]}, _key_parts(digests)]}
+    kept = {"$filter": {"input": "$metadata_digests", "as": "digest", "cond": {"$not": [replaced]}}}
+    return {
+        "metadata": {"$mergeObjects": ["$metadata", {"$literal": new["metadata"]}]},
+        "metadata_digests": {"$concatArrays": [kept, digests]},
+    }
+
+
+def _key_parts(digests: list[str]) -> list[str]:
+    return [digest[:KEY_DIGEST_LENGTH] for digest in digests]
 
 
 def thread_row(document: Document) -> ThreadMeta:

@@ -62,6 +62,14 @@ class ThreadExistsError(StorageError):
         super().__init__(f"thread {thread_id!r} exists already")
 
 
+class UserExistsError(StorageError):
+    """Another account has this id, email or OAuth identity already; nothing was written."""
+
+    def __init__(self, taken: str) -> None:
+        self.taken = taken
+        super().__init__(f"another account has this {taken} already")
+
+
 class InvalidPayloadError(StorageError, ValueError):
     """A value cannot be stored; `field` says where it stands, as in `metadata.steps[3]`."""
 

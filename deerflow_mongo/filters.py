@@ -97,6 +97,17 @@ def owned(query: Query, user_id: str | None) -> Query:
     return query
 
 
+def in_statuses(query: Query, statuses: object) -> Query:
+    """`query`, limited to runs in one of these statuses; None leaves it open to all."""
+    if statuses is None:
+        return query
+    if isinstance(statuses, str | bytes) or not isinstance(statuses, Iterable):
+        raise TypeError(f"statuses must be a list of texts or None, got {type(statuses).__name__}")
+    wanted = [status_text("statuses", item) for item in cast("Iterable[object]", statuses)]
+    query["status"] = {"$in": list(dict.fromkeys(wanted))}
+    return query
+
+
 def run_by_id(run_id: object) -> Query:
     return {"_id": identifier("run_id", run_id)}
 
@@ -136,6 +147,27 @@ def threads_matching(
     if metadata_digests:
         query["metadata_digests"] = {"$all": metadata_digests}
     return query
+
+
+def user_by_id(user_id: object) -> Query:
+    return {"_id": identifier("user_id", user_id)}
+
+
+def user_by_email(email: object) -> Query:
+    return {"email": identifier("email", email)}
+
+
+def user_by_oauth(oauth_provider: object, oauth_id: object) -> Query:
+    return {
+        "oauth_provider": identifier("oauth_provider", oauth_provider),
+        "oauth_id": identifier("oauth_id", oauth_id),
+    }
+
+
+def flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
+    return value
 
 
 def sequence_number(name: str, value: object) -> int | None:

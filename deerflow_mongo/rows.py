@@ -23,8 +23,12 @@ UserId: TypeAlias = str | object | None
 Caller: TypeAlias = Literal["lead_agent", "subagent", "middleware"]
 """Who spent tokens; DeerFlow's own three names."""
 
+NewestBy: TypeAlias = Literal["created", "updated"]
+"""Which of its times puts a thread first."""
+
 CALLERS: tuple[Caller, ...] = ("lead_agent", "subagent", "middleware")
 ACTIVE_STATUSES: tuple[str, ...] = ("pending", "starting", "running")
+PENDING = "pending"
 ENDED_STATUSES: tuple[str, ...] = ("success", "error", "timeout", "interrupted")
 
 
@@ -42,6 +46,7 @@ class RunCreateFields(TypedDict, total=False):
     kwargs: Mapping[str, Any] | None
     model_name: str | None
     multitask_strategy: str
+    error: str | None
 
 
 class RunStatusUpdateFields(TypedDict, total=False):
@@ -50,6 +55,7 @@ class RunStatusUpdateFields(TypedDict, total=False):
     started_at: TimeInput | None
     ended_at: TimeInput | None
     metadata: Mapping[str, Any] | None
+    error: str | None
 
 
 class RunCompletionFields(TypedDict, total=False):
@@ -152,6 +158,20 @@ class FeedbackTotals(TypedDict):
     total: int
     positive: int
     negative: int
+
+
+class UserRow(TypedDict):
+    """One account. `password_hash` is whatever the host made of the password; no store looks into it."""
+
+    user_id: str
+    email: str
+    password_hash: str | None
+    system_role: str
+    created_at: str
+    oauth_provider: str | None
+    oauth_id: str | None
+    needs_setup: bool
+    token_version: int
 
 
 MESSAGE = "message"

@@ -14,7 +14,7 @@ from .codec import JSON_MARK, ONCE, SCHEMA_VERSION, VOTE, Document
 from .drivers.base import Collection, Driver
 from .errors import StorageConfigError, StorageError
 from .filters import RATINGS
-from .rows import CALLERS, MESSAGE
+from .rows import CALLERS, MESSAGE, PENDING
 from .times import stored_now
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ RUNS = "runs"
 FEEDBACK = "feedback"
 THREADS = "threads"
 RUN_EVENTS = "run_events"
+USERS = "users"
 VERSIONS = "schema_versions"
 
 RETENTION_MARK = "retention_since"
@@ -39,6 +40,8 @@ _DUPLICATE_KEY_CODE = 11000
 
 Keys: TypeAlias = tuple[tuple[str, int], ...]
 NEWEST_FIRST: Keys = (("created_at", -1), ("order", -1))
+OLDEST_FIRST: Keys = (("created_at", 1), ("order", 1))
+LAST_UPDATED_FIRST: Keys = (("updated_at", -1), ("_id", -1))
 SEQ_RISING: Keys = (("seq", 1),)
 SEQ_FALLING: Keys = (("seq", -1),)
 
@@ -189,6 +192,21 @@ _THREAD = _object(
     }
 )
 
+_USER = _object(
+    {
+        "_id": _ID,
+        "schema_version": _SCHEMA_VERSION,
+        "email": _ID,
+        "password_hash": _OPTIONAL_ID,
+        "system_role": _ID,
+        "created_at": _TIME,
+        "oauth_provider": _OPTIONAL_ID,
+        "oauth_id": _OPTIONAL_ID,
+        "needs_setup": {"bsonType": "bool"},
+        "token_version": _COUNT,
+    }
+)
+
 _CONTENT: Document = {"bsonType": ["string", "object", "array", "bool", "double", *_WHOLE]}
 _DATE: Document = {"bsonType": "date"}
 _OPTIONAL_DATE: Document = {"bsonType": ["date", "null"]}
@@ -243,6 +261,21 @@ EVENT_NUMBERS = Index(
     unique=True,
 )
 
+EMAIL_INDEX = Index(
+    "one_account_per_email",
+    (("email", 1),),
+    "users.create and update: no email twice; get_by_email",
+    unique=True,
+)
+
+OAUTH_INDEX = Index(
+    "one_account_per_oauth_identity",
+    (("oauth_provider", 1), ("oauth_id", 1)),
+    "users.create and update: no OAuth identity twice; get_by_oauth",
+    unique=True,
+    partial={"oauth_provider": {"$type": "string"}, "oauth_id": {"$type": "string"}},
+)
+
 COLLECTIONS: tuple[CollectionSchema, ...] = (
     CollectionSchema(
         RUNS,
@@ -257,6 +290,12 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
                 "thread_user_newest",
                 (("thread_id", 1), ("user_id", 1), *NEWEST_FIRST),
                 "runs.list_by_thread and token_usage_by_thread for one user",
+            ),
+            Index(
+                "pending_oldest",
+                OLDEST_FIRST,
+                "runs.list_pending",
+                partial={"status": PENDING},
             ),
         ),
     ),
@@ -288,6 +327,11 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
                 "user_status_newest",
                 (("user_id", 1), ("status", 1), *NEWEST_FIRST),
                 "threads.search_threads for one user by status",
+            ),
+            Index(
+                "user_updated",
+                (("user_id", 1), *LAST_UPDATED_FIRST),
+                "threads.search_threads for one user, last updated first",
             ),
             Index(
                 "metadata_newest",
@@ -336,6 +380,19 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
                 "the server removes the stubs of deleted events",
                 partial={"forget_at": {"$type": "date"}},
                 expire_after_s=0,
+            ),
+        ),
+    ),
+    CollectionSchema(
+        USERS,
+        _USER,
+        (
+            EMAIL_INDEX,
+            OAUTH_INDEX,
+            Index(
+                "role_oldest",
+                (("system_role", 1), ("created_at", 1), ("_id", 1)),
+                "users.list_by_role; users.count of a role",
             ),
         ),
     ),

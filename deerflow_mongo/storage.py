@@ -25,6 +25,7 @@ from .stores.owners import ThreadOwners
 from .stores.run_events import MongoRunEventStore
 from .stores.runs import MongoRunStore
 from .stores.threads import MongoThreadStore
+from .stores.users import MongoUserStore
 
 # driver -> (module here, class, package, extra)
 _DRIVERS: dict[str, tuple[str, str, str, str]] = {
@@ -114,6 +115,7 @@ class MongoStorage:
         self._feedback = MongoFeedbackStore(self._collection(schema.FEEDBACK))
         self._threads = MongoThreadStore(self._collection(schema.THREADS))
         self._run_events = self._event_store()
+        self._users = MongoUserStore(self._collection(schema.USERS, **READ_FROM_PRIMARY))
         self._checkpointer = Checkpointer(self._driver_options, config.collection_prefix)
 
     def __repr__(self) -> str:
@@ -144,6 +146,11 @@ class MongoStorage:
     @property
     def run_events(self) -> MongoRunEventStore:
         return self._run_events
+
+    @property
+    def users(self) -> MongoUserStore:
+        """Accounts, for hosts that keep theirs here; no other store asks for them."""
+        return self._users
 
     def observer(self) -> StorageRunObserver:
         """An observer that writes to these stores."""

@@ -14,7 +14,7 @@ from ..codec import VOTE, Document
 from ..drivers.base import Collection, DuplicateKeyError
 from ..errors import StorageError
 from ..rows import FeedbackRow, FeedbackTotals, UserId
-from ..schema import NEWEST_FIRST
+from ..schema import NEWEST_FIRST, OLDEST_FIRST
 from ..times import clock, stored_from_stamp
 
 # The row that is the vote already, else the newest that may become it.
@@ -88,22 +88,36 @@ class MongoFeedbackStore:
                 continue  # another first vote of this user was stored meanwhile: replace that one
         raise StorageError(f"the vote on run {run_id!r} met another one {_UPSERT_TRIES} times; try again")
 
-    async def get(self, feedback_id: str) -> FeedbackRow | None:
-        document = await self._collection.find_one(filters.feedback_by_id(feedback_id))
+    async def get(self, feedback_id: str, *, user_id: UserId = None) -> FeedbackRow | None:
+        query = filters.feedback_by_id(feedback_id)
+        filters.owned(query, filters.owner(user_id, method_name="FeedbackStore.get"))
+        document = await self._collection.find_one(query)
         return None if document is None else codec.feedback_row(document)
 
-    async def delete(self, feedback_id: str) -> bool:
-        return await self._collection.delete_one(filters.feedback_by_id(feedback_id))
+    async def delete(self, feedback_id: str, *, user_id: UserId = None) -> bool:
+        query = filters.feedback_by_id(feedback_id)
+        filters.owned(query, filters.owner(user_id, method_name="FeedbackStore.delete"))
+        return await self._collection.delete_one(query)
 
     async def list_by_run(
-        self, thread_id: str, run_id: str, *, limit: int = 100, user_id: UserId = None
+        self,
+        thread_id: str,
+        run_id: str,
+        *,
+        limit: int = 100,
+        user_id: UserId = None,
+        oldest_first: bool = False,
     ) -> list[FeedbackRow]:
         query = filters.of_run(thread_id, run_id)
         filters.owned(query, filters.owner(user_id, method_name="FeedbackStore.list_by_run"))
-        return await self._newest(query, limit)
+        return await self._rows(query, limit, oldest_first=oldest_first)
 
-    async def list_by_thread(self, thread_id: str, *, limit: int = 100) -> list[FeedbackRow]:
-        return await self._newest(filters.of_thread(thread_id), limit)
+    async def list_by_thread(
+        self, thread_id: str, *, limit: int = 100, user_id: UserId = None, oldest_first: bool = False
+    ) -> list[FeedbackRow]:
+        query = filters.of_thread(thread_id)
+        filters.owned(query, filters.owner(user_id, method_name="FeedbackStore.list_by_thread"))
+        return await self._rows(query, limit, oldest_first=oldest_first)
 
     async def list_by_thread_grouped(self, thread_id: str, *, user_id: UserId) -> dict[str, FeedbackRow]:
         user = filters.owner(user_id, method_name="FeedbackStore.list_by_thread_grouped")
@@ -138,11 +152,12 @@ class MongoFeedbackStore:
         query = filters.vote_of(thread_id, run_id, user)
         return await self._collection.find_one_and_delete(query, sort=_VOTE_FIRST) is not None
 
-    async def _newest(self, query: Document, limit: int) -> list[FeedbackRow]:
+    async def _rows(self, query: Document, limit: int, *, oldest_first: bool) -> list[FeedbackRow]:
         rows = filters.limit_of("limit", limit)
         if rows == 0:
             return []
-        documents = await self._collection.find(query, sort=NEWEST_FIRST, limit=rows)
+        order = OLDEST_FIRST if oldest_first else NEWEST_FIRST
+        documents = await self._collection.find(query, sort=order, limit=rows)
         return [codec.feedback_row(document) for document in documents]
 
 

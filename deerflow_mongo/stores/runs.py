@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from .. import codec, filters
@@ -11,8 +11,18 @@ from ..actor import AUTO
 from ..codec import Document
 from ..drivers.base import Collection, DuplicateKeyError
 from ..errors import RunExistsError
-from ..rows import ACTIVE_STATUSES, CALLERS, ENDED_STATUSES, Caller, RunRow, TimeInput, TokenUsage, UserId
-from ..schema import NEWEST_FIRST
+from ..rows import (
+    ACTIVE_STATUSES,
+    CALLERS,
+    ENDED_STATUSES,
+    PENDING,
+    Caller,
+    RunRow,
+    TimeInput,
+    TokenUsage,
+    UserId,
+)
+from ..schema import NEWEST_FIRST, OLDEST_FIRST
 from ..serialization import to_json_mapping
 from ..times import clock, stored_from_optional, stored_from_stamp, stored_now
 
@@ -70,6 +80,7 @@ class MongoRunStore:
         kwargs: Mapping[str, Any] | None = None,
         model_name: str | None = None,
         multitask_strategy: str = "reject",
+        error: str | None = None,
     ) -> None:
         order = clock.stamp_us()
         document = codec.new_run(
@@ -87,13 +98,14 @@ class MongoRunStore:
                 "created_at": stored_from_optional("created_at", created_at) or stored_from_stamp(order),
                 "started_at": stored_from_optional("started_at", started_at),
                 "ended_at": stored_from_optional("ended_at", ended_at),
+                "error": codec.encode_text("error", error),
             },
             order,
         )
         try:
             await self._collection.insert_one(document)
-        except DuplicateKeyError as error:
-            raise RunExistsError(document["_id"]) from error.__cause__
+        except DuplicateKeyError as duplicate:
+            raise RunExistsError(document["_id"]) from duplicate.__cause__
 
     async def update_status(
         self,
@@ -103,11 +115,14 @@ class MongoRunStore:
         started_at: TimeInput | None = None,
         ended_at: TimeInput | None = None,
         metadata: Mapping[str, Any] | None = None,
+        error: str | None = None,
     ) -> None:
         changes: Document = {"status": filters.status_text("status", status)}
         for name, value in (("started_at", started_at), ("ended_at", ended_at)):
             if value is not None:
                 changes[name] = stored_from_optional(name, value)
+        if error is not None:
+            changes["error"] = codec.encode_text("error", error)
         merged = _payload("metadata", metadata)
         if _is_ending(changes) and not merged:
             await self._update(run_id, _plain_update(changes), "update_status")
@@ -124,6 +139,18 @@ class MongoRunStore:
             "updated_at": stored_now(),
         }
         await self._update(run_id, {"$set": changes}, "set_error")
+
+    async def update_model_name(self, run_id: str, model_name: str | None) -> None:
+        changes = {"model_name": filters.optional_text("model_name", model_name), "updated_at": stored_now()}
+        await self._update(run_id, {"$set": changes}, "update_model_name")
+
+    async def list_pending(self, *, before: TimeInput | None = None) -> list[RunRow]:
+        until = stored_from_optional("before", before) or stored_now()
+        query = {"status": PENDING, "created_at": {"$lte": until}}
+        return [
+            codec.run_row(document)
+            for document in await self._collection.find(query, sort=OLDEST_FIRST, limit=filters.MAX_LIMIT)
+        ]
 
     async def update_run_completion(
         self,
@@ -142,6 +169,7 @@ class MongoRunStore:
         last_ai_message: str | None = None,
         error: str | None = None,
         ended_at: TimeInput | None = None,
+        keep_texts: bool = False,
     ) -> None:
         given: dict[str, Any] = {
             "total_input_tokens": total_input_tokens,
@@ -162,7 +190,8 @@ class MongoRunStore:
             "error": error,
         }
         for name, text in texts.items():
-            changes[name] = codec.encode_text(name, text)
+            if text is not None or not keep_texts:
+                changes[name] = codec.encode_text(name, text)
         if ended_at is not None:
             changes["ended_at"] = stored_from_optional("ended_at", ended_at)
             if _is_ending(changes):
@@ -206,9 +235,12 @@ class MongoRunStore:
             changes[f"{path}.model"] = model
         await self._update(run_id, {"$inc": increments, "$set": changes}, "record_token_usage")
 
-    async def token_usage_by_thread(self, thread_id: str, *, user_id: UserId = AUTO) -> TokenUsage:
+    async def token_usage_by_thread(
+        self, thread_id: str, *, user_id: UserId = AUTO, statuses: Sequence[str] | None = None
+    ) -> TokenUsage:
         query = filters.of_thread(thread_id)
         filters.owned(query, filters.owner(user_id, method_name="RunStore.token_usage_by_thread"))
+        filters.in_statuses(query, statuses)
         [sums] = await self._collection.aggregate(_token_usage_pipeline(query))
         return _token_usage(sums)
 
@@ -266,7 +298,7 @@ def _token_usage_pipeline(query: Document) -> list[Document]:
                     {"$group": by_model},
                 ],
                 "unrecorded": [
-                    {"$match": {"recorded": [], "tokens.total": {"$gt": 0}}},
+                    {"$match": {"recorded": []}},
                     {"$project": {"models": {"v": {"model": own_model, **own_figures}}}},
                     {"$group": by_model},
                 ],

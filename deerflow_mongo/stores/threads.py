@@ -11,8 +11,8 @@ from ..actor import AUTO, current_user_id
 from ..codec import Document
 from ..drivers.base import Collection, DuplicateKeyError
 from ..errors import ThreadExistsError
-from ..rows import ThreadMeta, ThreadMetaCreate, UserId
-from ..schema import NEWEST_FIRST
+from ..rows import NewestBy, ThreadMeta, ThreadMetaCreate, UserId
+from ..schema import LAST_UPDATED_FIRST, NEWEST_FIRST, Keys
 from ..serialization import to_json_mapping
 from ..times import clock, stored_from_stamp, stored_now
 
@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 _ENSURE_TRIES = 2
 """The second tells a lost race, which it wins, from a thread of somebody else."""
+
+
+_ORDERS: dict[NewestBy, Keys] = {"created": NEWEST_FIRST, "updated": LAST_UPDATED_FIRST}
 
 
 def _new_thread(
@@ -84,8 +87,10 @@ class MongoThreadStore:
         display_name: str | None = None,
         status: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        user_id: UserId = None,
     ) -> None:
         query = filters.thread_by_id(thread_id)
+        filters.owned(query, filters.owner(user_id, method_name="ThreadStore.update_thread_meta"))
         changes: Document = {"updated_at": stored_now()}
         if assistant_id is not None:
             changes["assistant_id"] = filters.optional_text("assistant_id", assistant_id)
@@ -95,11 +100,20 @@ class MongoThreadStore:
             changes["status"] = filters.status_text("status", status)
         if metadata is not None:
             changes |= _metadata(metadata)
-        if not await self._collection.update_one(query, {"$set": changes}):
-            logger.warning("update_thread_meta: there is no thread %r; nothing was changed", query["_id"])
+        await self._update(query, {"$set": changes}, "update_thread_meta")
 
-    async def delete_thread(self, thread_id: str) -> bool:
-        return await self._collection.delete_one(filters.thread_by_id(thread_id))
+    async def merge_thread_metadata(
+        self, thread_id: str, metadata: Mapping[str, Any], *, user_id: UserId = None
+    ) -> None:
+        query = filters.thread_by_id(thread_id)
+        filters.owned(query, filters.owner(user_id, method_name="ThreadStore.merge_thread_metadata"))
+        merged = codec.merged_thread_metadata(to_json_mapping(metadata, "metadata"))
+        await self._update(query, [{"$set": {**merged, "updated_at": stored_now()}}], "merge_thread_metadata")
+
+    async def delete_thread(self, thread_id: str, *, user_id: UserId = None) -> bool:
+        query = filters.thread_by_id(thread_id)
+        filters.owned(query, filters.owner(user_id, method_name="ThreadStore.delete_thread"))
+        return await self._collection.delete_one(query)
 
     # The routes' half.
 
@@ -167,7 +181,11 @@ class MongoThreadStore:
         assistant_id: str | None = None,
         limit: int = 100,
         offset: int = 0,
+        newest_by: NewestBy = "created",
     ) -> list[ThreadMeta]:
+        order = _ORDERS.get(newest_by)
+        if order is None:
+            raise ValueError(f"newest_by must be one of {', '.join(_ORDERS)}, got {newest_by!r}")
         query = filters.threads_matching(
             user_id=filters.owner(user_id, method_name="ThreadStore.search_threads"),
             status=status,
@@ -177,8 +195,12 @@ class MongoThreadStore:
         rows, skipped = filters.limit_of("limit", limit), filters.limit_of("offset", offset)
         if rows == 0:
             return []
-        documents = await self._collection.find(query, sort=NEWEST_FIRST, limit=rows, skip=skipped)
+        documents = await self._collection.find(query, sort=order, limit=rows, skip=skipped)
         return [codec.thread_row(document) for document in documents]
+
+    async def _update(self, query: Document, update: Document | list[Document], operation: str) -> None:
+        if not await self._collection.update_one(query, update):
+            logger.warning("%s: there is no thread %r; nothing was changed", operation, query["_id"])
 
     async def _find(self, query: Document) -> ThreadMeta | None:
         document = await self._collection.find_one(query)
