@@ -30,6 +30,7 @@ from .errors import (
     StorageError,
     StorageUnavailableError,
     ThreadExistsError,
+    UserExistsError,
 )
 from .observer import LifecycleEvent, LifecycleEventType, StorageRunObserver
 from .protocols import (
@@ -60,6 +61,7 @@ from .rows import (
     ThreadMeta,
     ThreadMetaCreate,
     TokenUsage,
+    UserRow,
 )
 
 if TYPE_CHECKING:
@@ -117,6 +119,8 @@ __all__ = [
     "ThreadStore",
     "TokenUsage",
     "TokenUsageRepository",
+    "UserExistsError",
+    "UserRow",
     "bind_actor_context",
     "create_storage",
     "get_actor_context",

@@ -376,7 +376,7 @@ def merged_thread_metadata(payload: dict[str, JSONValue]) -> Document:
     new = thread_metadata(payload)
     digests: list[str] = new["metadata_digests"]
     replaced = {"$in": [{"$substrBytes": ["$$digest", 0, KEY_DIGEST_LENGTH]}, _key_parts(digests)]}
-    kept = {"$filter": {"input": "$metadata_digests", "as": "digest", "cond": {"$not": [replaced]}}}
+    kept = {"$filter": {"input": "$metadata_digests", "as": "digest", "cond": {"$eq": [replaced, False]}}}
     return {
         "metadata": {"$mergeObjects": ["$metadata", {"$literal": new["metadata"]}]},
         "metadata_digests": {"$concatArrays": [kept, digests]},

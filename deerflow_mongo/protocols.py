@@ -27,6 +27,7 @@ from .rows import (
     Caller,
     FeedbackRow,
     FeedbackTotals,
+    NewestBy,
     RunEventFields,
     RunEventRow,
     RunRow,
@@ -55,6 +56,13 @@ class RunReadRepository(Protocol):
         """
         ...
 
+    async def list_pending(self, *, before: TimeInput | None = None) -> list[RunRow]:
+        """The runs of every user that are "pending" and were created at or before `before` (now).
+
+        All of them, oldest first. Asks for no actor.
+        """
+        ...
+
 
 class RunWriteRepository(Protocol):
     """Writes of runs. Updating a run that does not exist changes nothing and is logged at WARNING."""
@@ -75,6 +83,7 @@ class RunWriteRepository(Protocol):
         kwargs: Mapping[str, Any] | None = None,
         model_name: str | None = None,
         multitask_strategy: str = "reject",
+        error: str | None = None,
     ) -> None:
         """Store a new run and every field given.
 
@@ -91,13 +100,18 @@ class RunWriteRepository(Protocol):
         started_at: TimeInput | None = None,
         ended_at: TimeInput | None = None,
         metadata: Mapping[str, Any] | None = None,
+        error: str | None = None,
     ) -> None:
-        """Set the status and the times given, and merge `metadata` key by key, in one atomic update.
+        """Set the status, the times and the error given, and merge `metadata` key by key, in one update.
 
         A run that is over (success, error, timeout, interrupted) is not put back to pending, starting or
         running: such an update merges its metadata and fills times that are not set. One ending may replace
         another.
         """
+        ...
+
+    async def update_model_name(self, run_id: str, model_name: str | None) -> None:
+        """Set the model that the run goes by, in one update."""
         ...
 
     async def set_error(self, run_id: str, error: str) -> None:
@@ -121,10 +135,11 @@ class RunWriteRepository(Protocol):
         last_ai_message: str | None = None,
         error: str | None = None,
         ended_at: TimeInput | None = None,
+        keep_texts: bool = False,
     ) -> None:
         """Set the status, all token figures, the texts and `ended_at` in one atomic update.
 
-        An absent figure becomes 0, an absent text None. `ended_at` is the given one, or now where the status
+        An absent figure becomes 0, an absent text None, or with `keep_texts` stays as it is. `ended_at` is the given one, or now where the status
         is an ending and none is set. Figures by model stay as recorded. With a status of a run that is going
         on, a run that is over keeps everything but times that are not set.
         """
@@ -158,10 +173,13 @@ class TokenUsageRepository(Protocol):
         """
         ...
 
-    async def token_usage_by_thread(self, thread_id: str, *, user_id: UserId = AUTO) -> TokenUsage:
-        """The sums over all runs of the thread.
+    async def token_usage_by_thread(
+        self, thread_id: str, *, user_id: UserId = AUTO, statuses: Sequence[str] | None = None
+    ) -> TokenUsage:
+        """The sums over all runs of the thread, or over those in one of `statuses`.
 
-        A run without figures by model counts under its own `model_name`, or "unknown" if it has none.
+        A run without figures by model counts under its own `model_name`, or "unknown" if it has none, also
+        where it has spent nothing.
         """
         ...
 
@@ -203,22 +221,30 @@ class FeedbackStore(Protocol):
         """
         ...
 
-    async def get(self, feedback_id: str) -> FeedbackRow | None:
+    async def get(self, feedback_id: str, *, user_id: UserId = None) -> FeedbackRow | None:
         """The row, or None."""
         ...
 
-    async def delete(self, feedback_id: str) -> bool:
+    async def delete(self, feedback_id: str, *, user_id: UserId = None) -> bool:
         """Delete the row; False if there is none."""
         ...
 
     async def list_by_run(
-        self, thread_id: str, run_id: str, *, limit: int = 100, user_id: UserId = None
+        self,
+        thread_id: str,
+        run_id: str,
+        *,
+        limit: int = 100,
+        user_id: UserId = None,
+        oldest_first: bool = False,
     ) -> list[FeedbackRow]:
-        """The run's rows, newest first; the limit counts rows of `user_id` only."""
+        """The run's rows, newest first, or the oldest; the limit counts rows of `user_id` only."""
         ...
 
-    async def list_by_thread(self, thread_id: str, *, limit: int = 100) -> list[FeedbackRow]:
-        """The thread's rows, newest first."""
+    async def list_by_thread(
+        self, thread_id: str, *, limit: int = 100, user_id: UserId = None, oldest_first: bool = False
+    ) -> list[FeedbackRow]:
+        """The thread's rows, newest first, or the oldest; the limit counts rows of `user_id` only."""
         ...
 
     async def list_by_thread_grouped(self, thread_id: str, *, user_id: UserId) -> dict[str, FeedbackRow]:
@@ -253,6 +279,7 @@ class ThreadMetaRepository(Protocol):
         display_name: str | None = None,
         status: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        user_id: UserId = None,
     ) -> None:
         """Set what is given (None leaves a field as it is); `metadata` replaces the stored one whole.
 
@@ -260,7 +287,16 @@ class ThreadMetaRepository(Protocol):
         """
         ...
 
-    async def delete_thread(self, thread_id: str) -> bool:
+    async def merge_thread_metadata(
+        self, thread_id: str, metadata: Mapping[str, Any], *, user_id: UserId = None
+    ) -> None:
+        """Set these top-level keys of the metadata and leave the others, in one atomic update.
+
+        Of any number of concurrent merges none is lost. A missing thread: as in `update_thread_meta`.
+        """
+        ...
+
+    async def delete_thread(self, thread_id: str, *, user_id: UserId = None) -> bool:
         """Delete the thread's metadata; False if there is none."""
         ...
 
@@ -315,7 +351,7 @@ class ThreadMetaStorage(Protocol):
         """Replace `metadata`."""
         ...
 
-    async def delete_thread(self, thread_id: str) -> bool:
+    async def delete_thread(self, thread_id: str, *, user_id: UserId = None) -> bool:
         """Delete the thread's metadata; False if there is none. Asks for no actor."""
         ...
 
@@ -328,8 +364,9 @@ class ThreadMetaStorage(Protocol):
         assistant_id: str | None = None,
         limit: int = 100,
         offset: int = 0,
+        newest_by: NewestBy = "created",
     ) -> list[ThreadMeta]:
-        """Threads, newest `created_time` first.
+        """Threads, newest `created_time` first; with `newest_by="updated"`, `updated_time`, then the id.
 
         `metadata` matches whole values, equal in type and content, of any top-level key: 1 is not True, None
         is not "missing", the order of keys does not count. A blank `status` or `assistant_id` is ignored.

@@ -1,8 +1,8 @@
 """mongomock: no server at all, for a host's quick tests.
 
 It must agree with the real ones and proves nothing about them. What it lacks and the stores need is made up
-for here (`$mergeObjects` in updates, the limit of a document's size); what it lacks beyond that is listed in
-`UNSUPPORTED`. It removes nothing by its age, neither old events nor stubs.
+for here (`$mergeObjects` and `$substrBytes` in updates, the limit of a document's size); what it lacks beyond
+that is listed in `UNSUPPORTED`. It removes nothing by its age, neither old events nor stubs.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from .base import (
 _expiries: WeakKeyDictionary[Any, dict[str, dict[str, Document]]] = WeakKeyDictionary()
 _EXPIRY = "expireAfterSeconds"
 
+_OTHER_NAMES = {"$substrBytes": "$substr"}
+"""An operator, and its older name, which the mock knows."""
+
 UNSUPPORTED: dict[str, str] = {
     "validators": "mongomock ignores a collection's validator",
     "processes": "a mock lives in one process: another one sees nothing of it",
@@ -46,7 +49,7 @@ class MongomockCollection(Collection):
     async def update_one(self, query: Document, update: Update) -> int:
         _check_size(update, update)
         before = await self.find_one(query)
-        matched = await super().update_one(query, _without_merge_objects(update))
+        matched = await super().update_one(query, _in_its_words(update))
         if before is not None:
             await self._check_growth(before, update)
         return matched
@@ -139,14 +142,14 @@ def _check_size(document: object, written: object) -> None:
         raise too_large(written)
 
 
-def _without_merge_objects(expression: Any) -> Any:
-    """`expression` with `$mergeObjects` of two objects said by operators that the mock knows."""
+def _in_its_words(expression: Any) -> Any:
+    """`expression` with what the mock lacks said by operators that it knows."""
     if isinstance(expression, list):
-        return [_without_merge_objects(item) for item in cast("list[Any]", expression)]
+        return [_in_its_words(item) for item in cast("list[Any]", expression)]
     if not isinstance(expression, dict) or "$literal" in expression:
         return cast("Any", expression)
     document = cast("Document", expression)
     if "$mergeObjects" in document:
         pairs = [{"$objectToArray": item} for item in document["$mergeObjects"]]
         return {"$arrayToObject": {"$concatArrays": pairs}}
-    return {key: _without_merge_objects(value) for key, value in document.items()}
+    return {_OTHER_NAMES.get(key, key): _in_its_words(value) for key, value in document.items()}
