@@ -139,9 +139,10 @@ class RunWriteRepository(Protocol):
     ) -> None:
         """Set the status, all token figures, the texts and `ended_at` in one atomic update.
 
-        An absent figure becomes 0, an absent text None, or with `keep_texts` stays as it is. `ended_at` is the given one, or now where the status
-        is an ending and none is set. Figures by model stay as recorded. With a status of a run that is going
-        on, a run that is over keeps everything but times that are not set.
+        An absent figure becomes 0, an absent text None, or with `keep_texts` stays as it is. `ended_at` is
+        the given one, or now where the status is an ending and none is set. Figures by model stay as
+        recorded. With a status of a run that is going on, a run that is over keeps everything but times that
+        are not set.
         """
         ...
 
