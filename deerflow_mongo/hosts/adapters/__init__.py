@@ -1,0 +1,4 @@
+"""DeerFlow's own storage interfaces over our stores, one module for each of them.
+
+A module here needs DeerFlow when it is imported; importing this package does not.
+"""
