@@ -1,0 +1,125 @@
+"""DeerFlow's `FeedbackRepository` over our feedback.
+
+DeerFlow has no interface for it, only the class on SQL, whose constructor wants SQL: this has its methods.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ... import filters
+from ...rows import FeedbackRow
+from ...stores.feedback import MongoFeedbackStore
+from .acting import AUTO, acting_user, can_be_stored
+
+
+def _row(row: FeedbackRow) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "owner_id"}
+
+
+class FeedbackRepositoryAdapter:
+    """Votes and comments with DeerFlow's names and rows, lists oldest first."""
+
+    def __init__(self, feedback: MongoFeedbackStore) -> None:
+        self._feedback = feedback
+
+    async def create(
+        self,
+        *,
+        run_id: str,
+        thread_id: str,
+        rating: int,
+        user_id: Any = AUTO,
+        message_id: str | None = None,
+        comment: str | None = None,
+    ) -> dict[str, Any]:
+        """Store one more row. `ValueError` for a rating that is neither 1 nor -1."""
+        row = await self._feedback.create(
+            run_id=run_id,
+            thread_id=thread_id,
+            rating=rating,
+            user_id=acting_user(user_id, "FeedbackRepository.create"),
+            message_id=message_id,
+            comment=comment,
+        )
+        return _row(row)
+
+    async def get(self, feedback_id: str, *, user_id: Any = AUTO) -> dict[str, Any] | None:
+        user = acting_user(user_id, "FeedbackRepository.get")
+        if not can_be_stored(feedback_id):
+            return None
+        row = await self._feedback.get(feedback_id, user_id=user)
+        return None if row is None else _row(row)
+
+    async def list_by_run(
+        self, thread_id: str, run_id: str, *, limit: int = 100, user_id: Any = AUTO
+    ) -> list[dict[str, Any]]:
+        user = acting_user(user_id, "FeedbackRepository.list_by_run")
+        if not can_be_stored(thread_id, run_id):
+            return []
+        rows = await self._feedback.list_by_run(
+            thread_id, run_id, limit=limit, user_id=user, oldest_first=True
+        )
+        return [_row(row) for row in rows]
+
+    async def list_by_thread(
+        self, thread_id: str, *, limit: int = 100, user_id: Any = AUTO
+    ) -> list[dict[str, Any]]:
+        user = acting_user(user_id, "FeedbackRepository.list_by_thread")
+        if not can_be_stored(thread_id):
+            return []
+        rows = await self._feedback.list_by_thread(thread_id, limit=limit, user_id=user, oldest_first=True)
+        return [_row(row) for row in rows]
+
+    async def delete(self, feedback_id: str, *, user_id: Any = AUTO) -> bool:
+        user = acting_user(user_id, "FeedbackRepository.delete")
+        return can_be_stored(feedback_id) and await self._feedback.delete(feedback_id, user_id=user)
+
+    async def upsert(
+        self,
+        *,
+        run_id: str,
+        thread_id: str,
+        rating: int,
+        user_id: Any = AUTO,
+        comment: str | None = None,
+    ) -> dict[str, Any]:
+        """Make or replace the user's one vote on the run; whoever races, there is one afterwards."""
+        row = await self._feedback.upsert(
+            run_id=run_id,
+            thread_id=thread_id,
+            rating=rating,
+            user_id=acting_user(user_id, "FeedbackRepository.upsert"),
+            comment=comment,
+        )
+        return _row(row)
+
+    async def delete_by_run(self, *, thread_id: str, run_id: str, user_id: Any = AUTO) -> bool:
+        """Delete the user's vote on the run, else their newest row on a message of it; False without one."""
+        user = acting_user(user_id, "FeedbackRepository.delete_by_run")
+        if not can_be_stored(thread_id, run_id):
+            return False
+        if await self._feedback.delete_by_run(thread_id=thread_id, run_id=run_id, user_id=user):
+            return True
+        if user is None:
+            return False
+        newest = await self._feedback.list_by_run(thread_id, run_id, limit=1, user_id=user)
+        return bool(newest) and await self._feedback.delete(newest[0]["feedback_id"], user_id=user)
+
+    async def list_by_thread_grouped(
+        self, thread_id: str, *, user_id: Any = AUTO
+    ) -> dict[str, dict[str, Any]]:
+        """The user's newest row for each run of the thread; with None, the newest of all users."""
+        user = acting_user(user_id, "FeedbackRepository.list_by_thread_grouped")
+        if not can_be_stored(thread_id):
+            return {}
+        if user is None:
+            rows = await self._feedback.list_by_thread(
+                thread_id, limit=filters.MAX_LIMIT, user_id=None, oldest_first=True
+            )
+            return {row["run_id"]: _row(row) for row in rows}
+        grouped = await self._feedback.list_by_thread_grouped(thread_id, user_id=user)
+        return {run_id: _row(row) for run_id, row in grouped.items()}
+
+    async def aggregate_by_run(self, thread_id: str, run_id: str) -> dict[str, Any]:
+        return {**await self._feedback.aggregate_by_run(thread_id, run_id)}
