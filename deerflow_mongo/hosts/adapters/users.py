@@ -1,0 +1,86 @@
+"""DeerFlow's `UserRepository` over our accounts."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from ...errors import UserExistsError
+from ...rows import UserRow
+from ...stores.users import MongoUserStore
+from ..gateway import host
+from .acting import can_be_stored
+
+_base: Any = host("app.gateway.auth.repositories.base")
+_models: Any = host("app.gateway.auth.models")
+
+_ADMIN = "admin"
+_CHANGEABLE = (
+    "email",
+    "password_hash",
+    "system_role",
+    "oauth_provider",
+    "oauth_id",
+    "needs_setup",
+    "token_version",
+)
+"""The fields of an account besides its id and its age, under the name that both sides have."""
+
+
+def _user(row: UserRow | None) -> Any:
+    if row is None:
+        return None
+    fields = {name: row[name] for name in _CHANGEABLE}
+    return _models.User(
+        id=UUID(row["user_id"]), created_at=datetime.fromisoformat(row["created_at"]), **fields
+    )
+
+
+def _fields(user: Any) -> dict[str, Any]:
+    return {name: getattr(user, name) for name in _CHANGEABLE}
+
+
+def _taken(user: Any, error: UserExistsError) -> ValueError:
+    return ValueError(f"{user.email} cannot be stored: {error}")
+
+
+class UserRepositoryAdapter(_base.UserRepository):
+    """Accounts as DeerFlow's `User`. `ValueError` where an email or an OAuth identity is taken."""
+
+    def __init__(self, users: MongoUserStore) -> None:
+        self._users = users
+
+    async def create_user(self, user: Any) -> Any:
+        try:
+            await self._users.create(str(user.id), created_at=user.created_at, **_fields(user))
+        except UserExistsError as error:
+            raise _taken(user, error) from error
+        return user
+
+    async def get_user_by_id(self, user_id: str) -> Any:
+        return _user(await self._users.get(user_id)) if can_be_stored(user_id) else None
+
+    async def get_user_by_email(self, email: str) -> Any:
+        return _user(await self._users.get_by_email(email)) if can_be_stored(email) else None
+
+    async def get_user_by_oauth(self, provider: str, oauth_id: str) -> Any:
+        if not can_be_stored(provider, oauth_id):
+            return None
+        return _user(await self._users.get_by_oauth(provider, oauth_id))
+
+    async def update_user(self, user: Any) -> Any:
+        """Set all that may change. DeerFlow's `UserNotFoundError` where the account is gone."""
+        try:
+            found = await self._users.update(str(user.id), **_fields(user))
+        except UserExistsError as error:
+            raise _taken(user, error) from error
+        if not found:
+            raise _base.UserNotFoundError(f"there is no account {user.id} any more; nothing was changed")
+        return user
+
+    async def count_users(self) -> int:
+        return await self._users.count()
+
+    async def count_admin_users(self) -> int:
+        return await self._users.count(system_role=_ADMIN)
