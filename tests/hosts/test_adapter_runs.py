@@ -1,0 +1,418 @@
+"""What DeerFlow may rely on of its `RunStore`, whichever storage it is on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from .gateway_process import needs_deerflow
+from .host_stores import (
+    OURS,
+    RUNS,
+    acting,
+    expect_differences,
+    named,
+    open_store,
+    refusals,
+    signature_faults,
+    stale_differences,
+)
+
+pytestmark = needs_deerflow
+
+IMPOSSIBLE = ("", "x" * 5_000)
+EARLY, NOON, LATE = (f"2026-01-01T{hour}:00:00+00:00" for hour in ("08", "12", "20"))
+FIGURES = {
+    "total_input_tokens": 1,
+    "total_output_tokens": 2,
+    "total_tokens": 3,
+    "llm_call_count": 4,
+    "lead_agent_tokens": 5,
+    "subagent_tokens": 6,
+    "middleware_tokens": 7,
+    "message_count": 8,
+}
+SQL_KEYS = {
+    "run_id",
+    "thread_id",
+    "assistant_id",
+    "user_id",
+    "status",
+    "model_name",
+    "multitask_strategy",
+    "metadata",
+    "kwargs",
+    "error",
+    "first_human_message",
+    "last_ai_message",
+    "follow_up_to_run_id",
+    "created_at",
+    "updated_at",
+    *FIGURES,
+}
+OUR_TIMES = {"started_at", "ended_at"}
+
+
+@pytest.fixture(params=RUNS.backends)
+async def store(
+    request: pytest.FixtureRequest, tmp_path: Path, mongodb_url: str, database_name: str
+) -> AsyncGenerator[Any]:
+    expect_differences(request, RUNS)
+    opened = open_store(RUNS, request.param, folder=tmp_path, url=mongodb_url, database=database_name)
+    async with opened as runs:
+        yield runs
+
+
+async def put(store: Any, run_id: str = "run", **fields: Any) -> None:
+    await store.put(run_id, **{"thread_id": "thread", "user_id": "alice", **fields})
+
+
+async def get(store: Any, run_id: str = "run") -> Any:
+    return await store.get(run_id, user_id=None)
+
+
+def when(text: str) -> datetime:
+    """A row's time; one without an offset is in UTC."""
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def ids(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["run_id"] for row in rows]
+
+
+# -- the interface ---------------------------------------------------------------------------------
+
+
+def test_every_method_of_the_host_is_there_as_the_host_calls_it() -> None:
+    assert signature_faults(RUNS) == []
+    assert stale_differences(RUNS, globals()) == []
+
+
+async def test_a_store_is_the_hosts(store: Any) -> None:
+    assert isinstance(store, named(str(RUNS.base)))
+
+
+# -- put and get -----------------------------------------------------------------------------------
+
+
+async def test_put_keeps_every_field(store: Any) -> None:
+    given = {
+        "thread_id": "thread",
+        "assistant_id": "lead_agent",
+        "user_id": "alice",
+        "model_name": "gpt-4.1",
+        "status": "error",
+        "multitask_strategy": "interrupt",
+        "metadata": {"a.b": {"$c": [1, None, 2.5]}},
+        "kwargs": {"input": {"messages": ["¿?"]}},
+        "error": "no model",
+    }
+    await store.put("run", **given, created_at=NOON)
+    row = await get(store)
+    assert {name: row[name] for name in given} == given
+    assert row["run_id"] == "run"
+    assert when(row["created_at"]) == when(NOON)
+
+
+async def test_put_keeps_which_run_it_follows(store: Any) -> None:
+    await put(store, follow_up_to_run_id="earlier")
+    assert (await get(store))["follow_up_to_run_id"] == "earlier"
+
+
+async def test_a_row_has_the_keys_of_the_sql_row(store: Any) -> None:
+    await put(store)
+    assert set(await get(store)) - OUR_TIMES == SQL_KEYS
+
+
+async def test_a_new_run_is_pending_and_has_spent_nothing(store: Any) -> None:
+    await put(store)
+    row = await get(store)
+    assert (row["status"], row["multitask_strategy"]) == ("pending", "reject")
+    assert (row["metadata"], row["kwargs"]) == ({}, {})
+    for name in ("assistant_id", "model_name", "error"):
+        assert row[name] is None
+
+
+async def test_a_new_runs_figures_are_zero_and_its_texts_none(store: Any) -> None:
+    await put(store)
+    row = await get(store)
+    assert {row[name] for name in FIGURES} == {0}
+    assert row["first_human_message"] is row["last_ai_message"] is None
+
+
+async def test_a_run_that_was_never_updated_has_its_creations_time(store: Any) -> None:
+    await put(store)
+    row = await get(store)
+    assert row["created_at"] == row["updated_at"]
+
+
+async def test_times_tell_their_offset(store: Any) -> None:
+    await put(store)
+    row = await get(store)
+    assert datetime.fromisoformat(row["created_at"]).tzinfo is not None
+
+
+async def test_a_run_that_is_there_is_not_overwritten(store: Any) -> None:
+    await put(store, metadata={"first": True})
+    with pytest.raises(refusals()):
+        await put(store, user_id="bob", metadata={"first": False})
+    assert (await get(store))["metadata"] == {"first": True}
+
+
+@dataclass
+class Command:
+    resume: str
+
+
+async def test_what_is_no_json_is_written_down(store: Any) -> None:
+    await put(store, kwargs={"command": Command("yes"), "at": {1, 2}})
+    kwargs = (await get(store))["kwargs"]
+    assert "yes" in str(kwargs["command"])
+    assert not isinstance(kwargs["command"], Command)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("  m \n", "m"), ("m" * 200, "m" * 128), (4, "4")], ids=["blanks", "long", "number"]
+)
+async def test_a_models_name_is_stripped_and_cut(store: Any, given: Any, kept: str) -> None:
+    await put(store, model_name=given)
+    assert (await get(store))["model_name"] == kept
+    await put(store, "other")
+    await store.update_model_name("other", given)
+    assert (await get(store, "other"))["model_name"] == kept
+
+
+@pytest.mark.parametrize("model_name", ["", None])
+async def test_a_models_name_may_be_blank_or_unknown(store: Any, model_name: str | None) -> None:
+    await put(store, model_name=model_name)
+    await put(store, "other", model_name="m")
+    await store.update_model_name("other", model_name)
+    assert (await get(store))["model_name"] == (await get(store, "other"))["model_name"] == model_name
+
+
+@pytest.mark.parametrize("run_id", ["missing", *IMPOSSIBLE], ids=["missing", "empty", "long"])
+async def test_what_is_not_there_is_not_found(store: Any, run_id: str) -> None:
+    assert await store.get(run_id, user_id=None) is None
+    assert await store.list_by_thread(run_id, user_id=None) == []
+
+
+# -- whose it is -----------------------------------------------------------------------------------
+
+
+async def test_a_user_sees_own_runs_only(store: Any) -> None:
+    await put(store, "hers")
+    await put(store, "his", user_id="bob")
+    assert await store.get("hers", user_id="bob") is None
+    assert (await store.get("hers", user_id="alice"))["run_id"] == "hers"
+    assert ids(await store.list_by_thread("thread", user_id="bob")) == ["his"]
+    assert len(await store.list_by_thread("thread", user_id=None)) == 2
+
+
+async def test_the_bound_user_is_who_acts(store: Any) -> None:
+    alice = UUID(int=1)
+    with acting(alice):
+        await store.put("run", thread_id="thread")
+        assert (await store.get("run"))["user_id"] == str(alice)
+    with acting("bob"):
+        assert await store.get("run") is None
+        assert await store.list_by_thread("thread") == []
+        await store.delete("run")
+    with acting(alice):
+        assert ids(await store.list_by_thread("thread")) == ["run"]
+        await store.delete("run")
+    assert await get(store) is None
+
+
+async def test_without_a_bound_user_nobody_acts(store: Any) -> None:
+    for call in (
+        lambda: store.put("run", thread_id="thread"),
+        lambda: store.get("run"),
+        lambda: store.list_by_thread("thread"),
+        lambda: store.delete("run"),
+    ):
+        with pytest.raises(RuntimeError, match="user"):
+            await call()
+
+
+async def test_a_run_may_be_nobodys(store: Any) -> None:
+    await put(store, user_id=None)
+    assert (await get(store))["user_id"] is None
+    assert await store.get("run", user_id="alice") is None
+
+
+# -- lists -----------------------------------------------------------------------------------------
+
+
+async def test_a_threads_runs_come_newest_first(store: Any) -> None:
+    for run_id, created_at in (("b", NOON), ("c", LATE), ("a", EARLY)):
+        await put(store, run_id, created_at=created_at)
+    await put(store, "elsewhere", thread_id="other")
+    assert ids(await store.list_by_thread("thread", user_id=None)) == ["c", "b", "a"]
+    assert ids(await store.list_by_thread("thread", user_id=None, limit=2)) == ["c", "b"]
+    assert await store.list_by_thread("thread", user_id=None, limit=0) == []
+
+
+async def test_what_is_pending_comes_oldest_first_whoevers_it_is(store: Any) -> None:
+    for run_id, created_at, user_id in (("b", NOON, "alice"), ("c", LATE, "bob"), ("a", EARLY, None)):
+        await put(store, run_id, created_at=created_at, user_id=user_id)
+    await put(store, "on its way", created_at=EARLY, status="running")
+    assert ids(await store.list_pending()) == ["a", "b", "c"]
+    assert ids(await store.list_pending(before=NOON)) == ["a", "b"]
+    await store.update_status("a", "running")
+    assert ids(await store.list_pending()) == ["b", "c"]
+
+
+async def test_pending_before_a_datetime(store: Any) -> None:
+    await put(store, "a", created_at=EARLY)
+    await put(store, "b", created_at=LATE)
+    assert ids(await store.list_pending(before=datetime.fromisoformat(NOON))) == ["a"]
+
+
+# -- updates ---------------------------------------------------------------------------------------
+
+
+async def test_a_status_is_set_with_its_error(store: Any) -> None:
+    await put(store)
+    await store.update_status("run", "running")
+    assert (await get(store))["status"] == "running"
+    await store.update_status("run", "error", error="boom")
+    row = await get(store)
+    assert (row["status"], row["error"]) == ("error", "boom")
+    assert when(row["updated_at"]) > when(row["created_at"])
+
+
+async def test_a_status_without_an_error_keeps_the_error(store: Any) -> None:
+    await put(store, error="first")
+    await store.update_status("run", "interrupted")
+    assert (await get(store))["error"] == "first"
+
+
+async def test_a_status_tells_when_a_run_began_and_ended(store: Any) -> None:
+    await put(store)
+    assert (await get(store))["started_at"] is None
+    await store.update_status("run", "running")
+    row = await get(store)
+    assert when(row["created_at"]) <= when(row["started_at"])
+    assert row["ended_at"] is None
+    await store.update_status("run", "interrupted")
+    ended = await get(store)
+    assert ended["started_at"] == row["started_at"]
+    assert when(ended["ended_at"]) >= when(row["started_at"])
+
+
+async def test_an_ended_run_is_not_put_back(store: Any) -> None:
+    await put(store)
+    await store.update_status("run", "success")
+    await store.update_status("run", "running")
+    assert (await get(store))["status"] == "success"
+
+
+async def test_updates_of_a_missing_run_change_nothing(store: Any) -> None:
+    await store.update_status("run", "error", error="boom")
+    await store.update_model_name("run", "m")
+    await store.update_run_completion("run", status="success")
+    assert await get(store) is None
+
+
+async def test_a_completion_sets_every_figure_and_text(store: Any) -> None:
+    await put(store)
+    texts = {"first_human_message": "hello", "last_ai_message": "done", "error": "late"}
+    await store.update_run_completion("run", status="success", **FIGURES, **texts)
+    row = await get(store)
+    assert {name: row[name] for name in (*FIGURES, *texts)} == {**FIGURES, **texts}
+    assert row["status"] == "success"
+
+
+async def test_a_completions_absent_figure_is_zero(store: Any) -> None:
+    await put(store)
+    await store.update_run_completion("run", status="success", total_tokens=5)
+    await store.update_run_completion("run", status="success")
+    assert (await get(store))["total_tokens"] == 0
+
+
+async def test_a_completions_absent_text_stays(store: Any) -> None:
+    await put(store)
+    await store.update_run_completion("run", status="running", first_human_message="hello")
+    await store.update_status("run", "error", error="boom")
+    await store.update_run_completion("run", status="error", total_tokens=5)
+    row = await get(store)
+    assert (row["first_human_message"], row["error"], row["total_tokens"]) == ("hello", "boom", 5)
+
+
+async def test_a_completions_messages_are_cut(store: Any) -> None:
+    await put(store)
+    long = "é" * 3_000
+    await store.update_run_completion(
+        "run", status="success", first_human_message=long, last_ai_message=long, error=long
+    )
+    row = await get(store)
+    assert row["first_human_message"] == row["last_ai_message"] == long[:2_000]
+    assert row["error"] == long
+
+
+async def test_a_run_is_deleted_by_its_user(store: Any) -> None:
+    await put(store)
+    await store.delete("run", user_id="bob")
+    assert await get(store) is not None
+    await store.delete("run", user_id="alice")
+    assert await get(store) is None
+    for missing in ("run", *IMPOSSIBLE):
+        await store.delete(missing, user_id="alice")
+
+
+# -- tokens ----------------------------------------------------------------------------------------
+
+
+async def test_a_threads_tokens_are_those_of_its_ended_runs(store: Any) -> None:
+    figures = {**FIGURES, "total_tokens": 10}
+    for run_id, status, model, user_id in (
+        ("a", "success", "m", "alice"),
+        ("b", "error", "m", "bob"),
+        ("c", "success", None, None),
+        ("d", "interrupted", "m", "alice"),
+        ("e", "running", "m", "alice"),
+    ):
+        await put(store, run_id, model_name=model, user_id=user_id)
+        await store.update_run_completion(run_id, status=status, **figures)
+    await put(store, "elsewhere", thread_id="other")
+    await store.update_run_completion("elsewhere", status="success", **figures)
+    assert await store.aggregate_tokens_by_thread("thread") == {
+        "total_tokens": 30,
+        "total_input_tokens": 3,
+        "total_output_tokens": 6,
+        "total_runs": 3,
+        "by_model": {"m": {"tokens": 20, "runs": 2}, "unknown": {"tokens": 10, "runs": 1}},
+        "by_caller": {"lead_agent": 15, "subagent": 18, "middleware": 21},
+    }
+
+
+async def test_a_run_that_spent_nothing_counts(store: Any) -> None:
+    await put(store, model_name="m")
+    await store.update_run_completion("run", status="success")
+    usage = await store.aggregate_tokens_by_thread("thread")
+    assert (usage["total_runs"], usage["by_model"]) == (1, {"m": {"tokens": 0, "runs": 1}})
+
+
+async def test_a_thread_without_runs_has_spent_nothing(store: Any) -> None:
+    usage = await store.aggregate_tokens_by_thread("thread")
+    assert usage["by_caller"] == {"lead_agent": 0, "subagent": 0, "middleware": 0}
+    assert (usage["total_tokens"], usage["total_runs"], usage["by_model"]) == (0, 0, {})
+
+
+# -- ours alone ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["success", "error", "timeout", "interrupted"])
+async def test_every_ending_ends(tmp_path: Path, mongodb_url: str, database_name: str, status: str) -> None:
+    opened = open_store(RUNS, OURS, folder=tmp_path, url=mongodb_url, database=database_name)
+    async with opened as store:
+        await put(store)
+        await store.update_status("run", status)
+        assert (await get(store))["ended_at"] is not None
