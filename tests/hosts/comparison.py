@@ -1,0 +1,205 @@
+"""Two transcripts of one script, held against each other field by field.
+
+What no two runs have in common is named by its kind first: an identifier by the place where its transcript
+has it first, a time by whether it has an offset, a folder, a latency. Everything else must be equal, or be
+one of `DIFFERENCES`, each with its reason; a reason that is not needed any more is reported as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from .http_script import Exchange, Transcript
+
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)?")
+MISSING = "<not there>"
+ANY = ".*"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field that differs; `path` has no positions in lists."""
+
+    step: str
+    path: str
+    ours: Any
+    theirs: Any
+
+    def __str__(self) -> str:
+        return f"[{self.step}] {self.path}: MongoDB {_short(self.ours)}, SQL {_short(self.theirs)}"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a field may differ: expressions for the whole step, path and values, and the reason in words."""
+
+    why: str
+    path: str
+    ours: str = ANY
+    theirs: str = ANY
+    step: str = ANY
+
+    def explains(self, difference: Difference) -> bool:
+        texts = (difference.step, difference.path, str(difference.ours), str(difference.theirs))
+        wanted = (self.step, self.path, self.ours, self.theirs)
+        return all(
+            re.fullmatch(one, text, re.DOTALL) is not None for one, text in zip(wanted, texts, strict=True)
+        )
+
+
+_INSIDE_CONTENT = r"answer\[\]\.content(\.messages)?\[\].*"
+
+DIFFERENCES: Sequence[Reason] = (
+    Reason(
+        "times read from SQLite have no offset; ours say that they are UTC",
+        r"answer.*\.(created|updated)_at",
+        "<time>",
+        "<time without offset>",
+    ),
+    Reason(
+        "SQL marks in an event's metadata that it has turned the content into text; ours stays as it came",
+        r"answer.*\.metadata\.content_is_(dict|json)",
+        MISSING,
+        "True",
+    ),
+    Reason(
+        "messages and commands inside an event's content are JSON here; SQL keeps their Python repr",
+        _INSIDE_CONTENT,
+        ANY,
+        MISSING,
+        "events of .*",
+    ),
+    Reason(
+        "the same, seen from SQL: the repr as text",
+        _INSIDE_CONTENT,
+        MISSING,
+        r"(content=|Command\().*",
+        "events of .*",
+    ),
+    Reason(
+        'an event without content has "", as the contract says; SQL gives None back',
+        r"answer\[\]\.content",
+        "",
+        "None",
+        "events of .*",
+    ),
+    Reason(
+        "a user may have feedback on a message beside the vote; SQL has one row per user and run, and fails",
+        r"status|answer.*",
+        step="feedback on a message beside the vote",
+    ),
+)
+"""All that is different on MongoDB."""
+
+
+@dataclass
+class Comparison:
+    """What came of it."""
+
+    reasons: Sequence[Reason]
+    requests: int = 0
+    equal_fields: int = 0
+    explained: Counter[Reason] = field(default_factory=lambda: Counter[Reason]())
+    """How many fields each reason is needed for."""
+    unexplained: list[Difference] = field(default_factory=lambda: list[Difference]())
+
+    @property
+    def unneeded(self) -> list[str]:
+        """Reasons that nothing needed."""
+        return [reason.why for reason in self.reasons if reason not in self.explained]
+
+    def lines(self) -> list[str]:
+        """The result in words."""
+        different = sum(self.explained.values())
+        told = [
+            f"{self.requests} requests: {self.equal_fields} fields equal, {different} differ for a reason"
+        ]
+        told += [f"{count} fields: {reason.why}" for reason, count in self.explained.most_common()]
+        told += [f"UNEXPLAINED {difference}" for difference in self.unexplained]
+        told += [f"NOT NEEDED {why}" for why in self.unneeded]
+        return told
+
+
+def compare(
+    ours: Transcript,
+    theirs: Transcript,
+    folders: tuple[Path, Path],
+    reasons: Sequence[Reason] = DIFFERENCES,
+) -> Comparison:
+    """Every field of every answer, the status among them; `folders` are the gateways' own."""
+    result = Comparison(reasons, requests=len(ours.exchanges))
+    mine, other = (
+        _Plain(folder).exchanges(transcript)
+        for folder, transcript in zip(folders, (ours, theirs), strict=True)
+    )
+    for (step, left), (other_step, right) in zip(mine, other, strict=True):
+        assert step == other_step, f"the scripts went different ways: {step}, {other_step}"
+        _compare_fields(result, step, left, right)
+    return result
+
+
+def _compare_fields(
+    result: Comparison, step: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> None:
+    for path in dict.fromkeys([*ours, *theirs]):
+        left, right = ours.get(path, MISSING), theirs.get(path, MISSING)
+        if type(left) is type(right) and left == right:
+            result.equal_fields += 1
+            continue
+        difference = Difference(step, re.sub(r"\[\d+\]", "[]", path), left, right)
+        reason = next((reason for reason in result.reasons if reason.explains(difference)), None)
+        if reason is None:
+            result.unexplained.append(difference)
+        else:
+            result.explained[reason] += 1
+
+
+class _Plain:
+    """A transcript as fields, without what is different in every run."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = str(folder)
+        self._names: dict[str, str] = {}
+
+    def exchanges(self, transcript: Transcript) -> list[tuple[str, dict[str, Any]]]:
+        found: list[tuple[str, dict[str, Any]]] = []
+        for exchange in transcript.exchanges:
+            step = self._text(exchange.step, "step")
+            found.append((step, self._fields(step, exchange)))
+        return found
+
+    def _fields(self, step: str, exchange: Exchange) -> dict[str, Any]:
+        found = {"status": exchange.status, "path": self._text(exchange.path, f"{step}: path")}
+        for path, value in _flat("answer", exchange.answer):
+            if path.endswith(".latency_ms"):
+                found[path] = "<milliseconds>"
+            else:
+                found[path] = self._text(value, f"{step}: {path}") if isinstance(value, str) else value
+        return found
+
+    def _text(self, text: str, place: str) -> str:
+        plain = text.replace(self._folder, "<folder>")
+        plain = _UUID.sub(lambda found: self._names.setdefault(found[0], f"<id of {place}>"), plain)
+        return _TIME.sub(lambda found: "<time>" if found[2] else "<time without offset>", plain)
+
+
+def _flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in sorted(cast("dict[str, Any]", value).items()):
+            yield from _flat(f"{path}.{key}", item)
+    elif isinstance(value, list) and value:
+        for position, item in enumerate(cast("list[Any]", value)):
+            yield from _flat(f"{path}[{position}]", item)
+    else:
+        yield path, value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,0 +1,16 @@
+"""The gateways of these tests: DeerFlow's on our storage and on its own, each with its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .gateway_process import write_config
+
+
+@pytest.fixture
+def gateway_folder(tmp_path: Path, mongodb_url: str, database_name: str) -> Path:
+    """A folder with the configuration of a gateway on an empty database."""
+    write_config(tmp_path, {"url": mongodb_url, "database": database_name})
+    return tmp_path

@@ -1,0 +1,81 @@
+"""The model of the agents under test: LangChain's fake chat model, told by the message what to do.
+
+A gateway names it in its configuration, `use: tests.hosts.scripted_model:ScriptedChatModel`. It answers
+`echo: <text>`; a message `slowly 20: <text>` is answered in 20 pieces, one in 100 ms; `clarify: <text>` calls
+DeerFlow's tool `ask_clarification`.
+"""
+
+# pyright: reportUntypedBaseClass=false, reportUnknownVariableType=false, reportMissingImports=false
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownParameterType=false
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from pydantic import Field
+
+PIECE_S = 0.1
+USAGE: Any = {"input_tokens": 7, "output_tokens": 3, "total_tokens": 10}
+
+_SLOWLY = re.compile(r"slowly (\d+): (.*)", re.DOTALL)
+
+
+class ScriptedChatModel(GenericFakeChatModel):
+    """Says what the newest human message tells it to say; every call costs 7 + 3 tokens."""
+
+    messages: Iterator[Any] = Field(default_factory=lambda: iter(()))
+    model: str = ""
+
+    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
+        return self
+
+    def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
+        text, pieces = _script(_newest_human_text(messages))
+        message = AIMessage(content="".join(pieces), usage_metadata=USAGE, tool_calls=_tool_calls(text))
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    async def _astream(
+        self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        text, pieces = _script(_newest_human_text(messages))
+        for number, piece in enumerate(pieces, 1):
+            if len(pieces) > 1:
+                await asyncio.sleep(PIECE_S)
+            message = AIMessageChunk(content=piece)
+            if number == len(pieces):
+                message = AIMessageChunk(
+                    content=piece,
+                    usage_metadata=USAGE,
+                    tool_calls=_tool_calls(text),
+                    chunk_position="last",
+                )
+            chunk = ChatGenerationChunk(message=message)
+            if run_manager is not None:
+                await run_manager.on_llm_new_token(piece, chunk=chunk)
+            yield chunk
+
+
+def _newest_human_text(messages: Any) -> str:
+    texts = [str(message.content) for message in messages if isinstance(message, HumanMessage)]
+    return texts[-1] if texts else ""
+
+
+def _script(text: str) -> tuple[str, list[str]]:
+    """The text itself, and the pieces of the answer to it."""
+    slowly = _SLOWLY.fullmatch(text)
+    if slowly is None:
+        return text, [f"echo: {text}"]
+    return text, [f"echo: {slowly[2]}", *(f" {number}" for number in range(1, int(slowly[1])))]
+
+
+def _tool_calls(text: str) -> list[Any]:
+    if not text.startswith("clarify:"):
+        return []
+    arguments = {"question": text, "clarification_type": "missing_info"}
+    return [{"name": "ask_clarification", "args": arguments, "id": "call-1", "type": "tool_call"}]

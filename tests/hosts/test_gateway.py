@@ -1,0 +1,215 @@
+"""DeerFlow's own gateway on MongoDB: the HTTP answers of its SQL storage, and nothing kept anywhere else."""
+
+# pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pymongo
+import pytest
+
+from deerflow_mongo.embedded import EmbeddedServer
+
+from .comparison import compare
+from .gateway_process import (
+    ON_MONGODB,
+    ON_SQL,
+    Gateway,
+    environment,
+    needs_deerflow,
+    running_gateway,
+    write_config,
+)
+from .http_script import ALICE, Browser, Transcript, run_script, said
+
+pytestmark = needs_deerflow
+
+Raw = pymongo.MongoClient[dict[str, Any]]
+DATABASE = "test_gateway"
+
+
+@dataclass(frozen=True)
+class Day:
+    """What the script came to at one gateway, and the gateway's folder."""
+
+    transcript: Transcript
+    folder: Path
+    log: str
+
+
+def client_of(gateway: Gateway) -> httpx.AsyncClient:
+    """A client that opens a connection for each request: after an error of its own the gateway closes it."""
+    limits = httpx.Limits(max_keepalive_connections=0)
+    return httpx.AsyncClient(base_url=gateway.url, timeout=60, limits=limits)
+
+
+def _day(folder: Path, module: str) -> Day:
+    with running_gateway(folder, module) as gateway:
+        transcript = asyncio.run(run_script(lambda: client_of(gateway)))
+    return Day(transcript, folder, gateway.log.read_text())
+
+
+@pytest.fixture(scope="module")
+def on_mongodb(
+    tmp_path_factory: pytest.TempPathFactory, server: EmbeddedServer, raw_client: Raw
+) -> Iterator[Day]:
+    """The script at our gateway under uvicorn; its database is there to be looked at."""
+    folder = tmp_path_factory.mktemp("mongodb")
+    write_config(folder, {"backend": "mongodb", "url": server.url, "database": DATABASE})
+    yield _day(folder, ON_MONGODB)
+    raw_client.drop_database(DATABASE)
+
+
+@pytest.fixture(scope="module")
+def on_sql(tmp_path_factory: pytest.TempPathFactory) -> Day:
+    """The script at DeerFlow's own gateway, on SQLite."""
+    folder = tmp_path_factory.mktemp("sql")
+    write_config(folder)
+    return _day(folder, ON_SQL)
+
+
+# -- the same answers ------------------------------------------------------------------------------
+
+
+def test_every_field_of_every_answer_is_that_of_sql_or_differs_for_a_reason(
+    on_mongodb: Day, on_sql: Day
+) -> None:
+    result = compare(on_mongodb.transcript, on_sql.transcript, (on_mongodb.folder, on_sql.folder))
+    assert (result.unexplained, result.unneeded) == ([], []), "\n".join(result.lines())
+    assert result.equal_fields > 2_000
+
+
+def test_in_process_the_application_answers_as_under_uvicorn(
+    on_mongodb: Day, gateway_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def day() -> Transcript:
+        async with _application(gateway_folder, monkeypatch) as app:
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+            return await run_script(
+                lambda: httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=60)
+            )
+
+    folders = (gateway_folder, on_mongodb.folder)
+    result = compare(asyncio.run(day()), on_mongodb.transcript, folders, reasons=())
+    assert result.unexplained == [], "\n".join(result.lines())
+
+
+@asynccontextmanager
+async def _application(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Any]:
+    """The application in this process, started; DeerFlow's singletons are those of a new process."""
+    for name, value in environment(folder).items():
+        monkeypatch.setenv(name, value)
+    singletons: list[tuple[str, str, Any]] = [
+        ("deerflow.config.paths", "_paths", None),
+        ("app.gateway.auth.config", "_auth_config", None),
+        ("app.gateway.routers.auth", "_login_attempts", {}),
+        ("app.gateway.routers.auth", "_SETUP_STATUS_CACHE", {}),
+    ]
+    for module, name, value in singletons:
+        monkeypatch.setattr(importlib.import_module(module), name, value)
+    importlib.import_module("deerflow.config.app_config").reset_app_config()
+    app = importlib.import_module("deerflow_mongo.hosts.gateway").create_app()
+    async with app.router.lifespan_context(app):
+        yield app
+    importlib.import_module("deerflow.config.app_config").reset_app_config()
+
+
+# -- what is stored --------------------------------------------------------------------------------
+
+
+def test_what_the_requests_stored_is_in_mongodb(on_mongodb: Day, raw_client: Raw) -> None:
+    stored, answer = raw_client[DATABASE], on_mongodb.transcript.answer
+    alice = answer("register")["id"]
+    [account] = stored.users.find({"email": ALICE})
+    assert (account["_id"], account["token_version"]) == (alice, 1)
+    assert {row["system_role"] for row in stored.users.find()} == {"user", "admin"}
+
+    for listed in answer("list all runs"):
+        run = stored.runs.find_one({"_id": listed["run_id"]}) or {}
+        assert (run["status"], run["user_id"]) == (listed["status"], alice)
+    usage, runs = (
+        answer("token usage of all runs"),
+        stored.runs.find({"thread_id": _first_thread(on_mongodb)}),
+    )
+    assert sum(run["tokens"]["total"] for run in runs) == usage["total_tokens"] > 0
+
+    for message in answer("messages of all runs"):
+        event = stored.run_events.find_one({"thread_id": message["thread_id"], "seq": message["seq"]}) or {}
+        assert (event["category"], event["user_id"]) == ("message", alice)
+        assert event["content"] == message["content"]
+
+    vote = stored.feedback.find_one({"_id": answer("vote again")["feedback_id"]}) or {}
+    assert (vote["rating"], vote["user_id"], vote["vote"]) == (1, alice, True)
+    assert stored.threads.find_one({"_id": _first_thread(on_mongodb)}) is None
+    assert stored.threads.find_one({"_id": answer("a thread to cancel in")["thread_id"]}) is not None
+    assert stored.checkpoints.count_documents({"thread_id": answer("a thread to cancel in")["thread_id"]}) > 0
+    assert stored.checkpoints.count_documents({"thread_id": _first_thread(on_mongodb)}) == 0
+
+
+def test_a_failed_run_keeps_its_error_and_every_ended_run_its_times(on_mongodb: Day, raw_client: Raw) -> None:
+    runs = list(raw_client[DATABASE].runs.find({"thread_id": _first_thread(on_mongodb)}))
+    [failed] = [run for run in runs if run["status"] == "error"]
+    assert "no-such-agent" in failed["error"]
+    assert all(run["created_at"] <= run["started_at"] <= run["ended_at"] for run in runs)
+
+
+def test_nothing_is_kept_in_sql(on_mongodb: Day, on_sql: Day) -> None:
+    assert [file.name for file in on_sql.folder.rglob("*.db")] == ["deerflow.db"]
+    assert list(on_mongodb.folder.rglob("*.db*")) == []
+    assert "Persistence engine initialized" not in on_mongodb.log
+
+
+def test_the_start_tells_where_things_are_kept_and_what_still_needs_sql(on_mongodb: Day) -> None:
+    assert f"database='{DATABASE}'" in on_mongodb.log
+    assert "python -m deerflow_mongo.hosts.reset_admin" in on_mongodb.log
+    assert "there is no admin account yet" in on_mongodb.log
+
+
+def _first_thread(day: Day) -> str:
+    return day.transcript.answer("create a thread")["thread_id"]
+
+
+# -- a restart in the middle -----------------------------------------------------------------------
+
+
+async def test_after_a_restart_a_conversation_goes_on(gateway_folder: Path) -> None:
+    with running_gateway(gateway_folder) as gateway:
+        async with client_of(gateway) as client:
+            alice = Browser(client)
+            await alice.register(ALICE)
+            thread_id = (await alice.ask("POST", "/api/threads", json={}))["thread_id"]
+            runs = f"/api/threads/{thread_id}/runs"
+            await alice.ask("POST", f"{runs}/wait", json=said("before"))
+            before = await _everything(alice, thread_id)
+            cookies = dict(client.cookies)
+    with running_gateway(gateway_folder) as gateway:
+        async with client_of(gateway) as client:
+            client.cookies.update(cookies)
+            alice = Browser(client)
+            assert await _everything(alice, thread_id) == before
+            state = await alice.ask("POST", f"{runs}/wait", json=said("after"))
+            texts = [message["content"] for message in state["messages"]]
+            assert [text for text in texts if text in ("before", "echo: before", "after", "echo: after")] == [
+                "before",
+                "echo: before",
+                "after",
+                "echo: after",
+            ]
+            assert len(await alice.ask("GET", runs)) == 2
+
+
+async def _everything(browser: Browser, thread_id: str) -> list[Any]:
+    thread = f"/api/threads/{thread_id}"
+    paths = ("", "/runs", "/messages", "/token-usage", "/state")
+    answers = [await browser.ask("GET", thread + path) for path in paths]
+    for run in answers[1]:
+        del run["updated_at"]  # of a run that it has had, a worker tells its own time
+    return [*answers, await browser.ask("POST", "/api/threads/search", json={})]

@@ -1,0 +1,106 @@
+"""How an operator turns the gateway to our storage: a section, the environment, and the errors of both."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deerflow_mongo import MissingDependencyError, StorageConfigError
+from deerflow_mongo.hosts import gateway
+
+from .gateway_process import ROOT, environment, missing_deerflow, needs_deerflow, write_config
+
+URL = "mongodb://somewhere:1234"
+Configured = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configured:
+    """The options that a section and variables of the environment come to."""
+
+    def configured(section: dict[str, Any] | None, **variables: str) -> dict[str, Any]:
+        write_config(tmp_path, section)
+        for name, value in {**environment(tmp_path), **variables}.items():
+            monkeypatch.setenv(name, value)
+        return gateway.storage_options()
+
+    return configured
+
+
+@needs_deerflow
+def test_the_section_of_the_file_is_taken(options: Configured) -> None:
+    section = {"backend": "mongodb", "url": "$MONGODB_URL", "database": "d"}
+    assert options(section) == section
+
+
+@needs_deerflow
+def test_the_environment_alone_is_enough(options: Configured) -> None:
+    assert options(None, DEER_FLOW_STORAGE_URL=URL) == {"backend": "mongodb", "url": URL}
+
+
+@needs_deerflow
+def test_the_environment_wins_over_the_file(options: Configured) -> None:
+    found = options({"url": "mongodb://file", "database": "d"}, DEER_FLOW_STORAGE_URL=URL)
+    assert found == {"backend": "mongodb", "url": URL, "database": "d"}
+
+
+@needs_deerflow
+def test_an_embedded_server_keeps_its_data_in_deerflows_home(options: Configured, tmp_path: Path) -> None:
+    assert options({"url": "embedded"})["data_dir"] == str(tmp_path / "home/data/mongodb")
+    assert options({"url": "embedded", "data_dir": "elsewhere"})["data_dir"] == "elsewhere"
+
+
+@needs_deerflow
+def test_without_any_configuration_the_error_says_what_to_write(options: Configured) -> None:
+    with pytest.raises(StorageConfigError, match=r"(?s)storage:\n  backend: mongodb.*DEER_FLOW_STORAGE_URL"):
+        options(None)
+
+
+@needs_deerflow
+def test_a_wrong_key_is_named(options: Configured) -> None:
+    with pytest.raises(StorageConfigError, match="unknown key `pool`"):
+        gateway.open_storage(options({"url": URL, "pool": 5}))
+
+
+@needs_deerflow
+def test_a_gateway_without_configuration_does_not_start_and_says_why(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    ended = subprocess.run(
+        [sys.executable, "-m", "uvicorn", "deerflow_mongo.hosts.gateway:app", "--port", "0"],
+        cwd=tmp_path,
+        env={"PATH": "", "PYTHONPATH": str(ROOT), **environment(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode != 0
+    assert "the gateway does not know where to store" in ended.stderr
+    assert list(tmp_path.rglob("*.db")) == []
+
+
+@pytest.mark.skipif(missing_deerflow() is None, reason="DeerFlow is installed")
+def test_without_deerflow_the_error_says_what_to_install() -> None:
+    with pytest.raises(StorageConfigError, match=r"deerflow-kernel, on Python 3\.12 or newer"):
+        gateway.create_app()
+
+
+def test_a_package_that_deerflow_does_not_require_is_named_with_our_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(name: str, *rest: Any, **more: Any) -> Any:
+        raise ModuleNotFoundError(f"No module named {name!r}", name="bcrypt")
+
+    monkeypatch.setattr(gateway.importlib, "import_module", refuse)
+    with pytest.raises(MissingDependencyError, match=r"bcrypt.*pip install 'deerflow-mongo\[gateway\]'"):
+        gateway.create_app()
+
+
+def test_importing_the_module_needs_no_deerflow() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'other'"):
+        _ = gateway.other  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType, reportUnknownMemberType]
