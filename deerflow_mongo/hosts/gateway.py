@@ -14,7 +14,7 @@ import os
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from ..config import EMBEDDED, load_config
 from ..errors import MissingDependencyError, StorageConfigError
@@ -147,7 +147,7 @@ async def _parts(storage: MongoStorage, settings: Any) -> dict[str, Any]:
     from .adapters.run_events import RunEventStoreAdapter
     from .adapters.runs import RunStoreAdapter
     from .adapters.threads import ThreadMetaStoreAdapter
-    from .run_manager import OwnThreadsRunManager
+    from .run_manager import OwnRunsManager
 
     run_store, thread_store = RunStoreAdapter(storage.runs), ThreadMetaStoreAdapter(storage.threads)
     return {
@@ -158,7 +158,7 @@ async def _parts(storage: MongoStorage, settings: Any) -> dict[str, Any]:
         "run_event_store": RunEventStoreAdapter(
             storage.run_events, max_trace_content=settings.run_events.max_trace_content
         ),
-        "run_manager": OwnThreadsRunManager(store=run_store, threads=thread_store),
+        "run_manager": OwnRunsManager(store=run_store, threads=thread_store),
     }
 
 
@@ -208,7 +208,7 @@ def _set(module: Any, values: Mapping[str, Any]) -> None:
 
 async def _tell(storage: MongoStorage, state: Any) -> None:
     logger.info("runs, events, votes, threads, checkpoints and accounts are kept by %r", storage)
-    kept: Mapping[str, Any] = vars(state)["_state"]
+    kept = cast("Mapping[str, Any]", vars(state)["_state"])
     without = sorted(name for name, value in kept.items() if value is None)
     if without:
         logger.warning("without storage, because DeerFlow has it for SQL only: %s", ", ".join(without))

@@ -1,8 +1,9 @@
-"""DeerFlow's run manager, which starts no run in another user's thread.
+"""DeerFlow's run manager, without the ways that its own leaves to another user's runs.
 
 Its routes of runs without a thread in their path (`/api/runs/stream`, `/api/runs/wait`) take a thread's id
-from the request's body and do not ask whose it is: the run would answer with that thread's conversation. Here
-every route starts its runs, so it is asked here, once more where a route has asked already.
+from the request's body and do not ask whose it is: the run would answer with that thread's conversation. And
+what a worker has in memory of a run, the user's message among it, is given to whoever knows a deleted thread's
+id. Every route starts and finds its runs here, so it is asked here.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from .gateway import host
 _runtime: Any = host("deerflow.runtime")
 _fastapi: Any = importlib.import_module("fastapi")
 
+_OWNER = "owner_id"
+"""An attribute of ours on DeerFlow's record of a run, which has none of whose it is."""
 
-class OwnThreadsRunManager(_runtime.RunManager):
-    """Raises the HTTP error that DeerFlow's other routes give for a thread of somebody else: 404."""
+
+class OwnRunsManager(_runtime.RunManager):
+    """For a bound user, other users' threads and runs are not there; without one, all are."""
 
     def __init__(self, *, store: Any, threads: Any) -> None:
         """`threads` is DeerFlow's `ThreadMetaStore`."""
@@ -27,15 +31,38 @@ class OwnThreadsRunManager(_runtime.RunManager):
         self._threads = threads
 
     async def create(self, thread_id: str, *arguments: Any, **options: Any) -> Any:
-        await self._check(thread_id)
-        return await self._host.create(thread_id, *arguments, **options)
+        await self._check_thread(thread_id)
+        return _owned(await self._host.create(thread_id, *arguments, **options))
 
     async def create_or_reject(self, thread_id: str, *arguments: Any, **options: Any) -> Any:
-        await self._check(thread_id)
-        return await self._host.create_or_reject(thread_id, *arguments, **options)
+        await self._check_thread(thread_id)
+        return _owned(await self._host.create_or_reject(thread_id, *arguments, **options))
 
-    async def _check(self, thread_id: str) -> None:
-        """A thread that nobody owns, or that is not there, is open, as it is to DeerFlow's routes."""
+    async def get(self, run_id: str, *, user_id: str | None = None) -> Any:
+        user = user_id or current_user_id()
+        record = await self._host.get(run_id, user_id=user)
+        return record if record is not None and _is_visible(record, user) else None
+
+    async def list_by_thread(
+        self, thread_id: str, *, user_id: str | None = None, limit: int = 100
+    ) -> list[Any]:
+        user = user_id or current_user_id()
+        records = await self._host.list_by_thread(thread_id, user_id=user, limit=limit)
+        return [record for record in records if _is_visible(record, user)]
+
+    async def _check_thread(self, thread_id: str) -> None:
+        """As DeerFlow's other routes: 404 for a thread of somebody else; one that is not there is open."""
         user_id = current_user_id()
         if user_id is not None and not await self._threads.check_access(thread_id, user_id):
             raise _fastapi.HTTPException(404, f"Thread {thread_id} not found")
+
+
+def _owned(record: Any) -> Any:
+    setattr(record, _OWNER, current_user_id())
+    return record
+
+
+def _is_visible(record: Any, user_id: str | None) -> bool:
+    """Whether it is the user's own, or came from the store, which has been asked for the user's own."""
+    owner = getattr(record, _OWNER, None)
+    return owner is None or user_id is None or owner == user_id

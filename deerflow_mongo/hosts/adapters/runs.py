@@ -10,7 +10,7 @@ from ... import filters
 from ...rows import ENDED_STATUSES, RunRow, TimeInput
 from ...stores.runs import MongoRunStore
 from ..gateway import host
-from .acting import AUTO, acting_user, can_be_stored
+from .acting import AUTO, acting_user, bound_user, can_be_stored
 
 _base: Any = host("deerflow.runtime.runs.store.base")
 
@@ -149,7 +149,10 @@ class RunStoreAdapter(_base.RunStore):
         return [_row(row) for row in await self._runs.list_pending(before=before)]
 
     async def aggregate_tokens_by_thread(self, thread_id: str) -> dict[str, Any]:
-        usage = await self._runs.token_usage_by_thread(thread_id, user_id=None, statuses=COUNTED_STATUSES)
+        """With a user bound, over that user's runs: those that lists show as well."""
+        usage = await self._runs.token_usage_by_thread(
+            thread_id, user_id=bound_user(), statuses=COUNTED_STATUSES
+        )
         return {
             "total_tokens": usage["total_tokens"],
             "total_input_tokens": usage["total_input_tokens"],

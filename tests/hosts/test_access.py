@@ -1,0 +1,100 @@
+"""What DeerFlow's own routes leave open, and a gateway on MongoDB does not: nobody reads another's thread."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator
+from pathlib import Path
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from .gateway_process import Gateway, needs_deerflow, running_gateway
+from .http_script import ALICE, BOB, Browser, said
+
+pytestmark = needs_deerflow
+
+SECRET = "what only alice knows"  # noqa: S105 - a message
+
+
+@pytest.fixture
+def gateway(gateway_folder: Path) -> Generator[Gateway]:
+    with running_gateway(gateway_folder) as started:
+        yield started
+
+
+@pytest_asyncio.fixture
+async def users(gateway: Gateway) -> AsyncGenerator[tuple[Browser, Browser]]:
+    async with (
+        httpx.AsyncClient(base_url=gateway.url, timeout=60) as first,
+        httpx.AsyncClient(base_url=gateway.url, timeout=60) as second,
+    ):
+        alice, bob = Browser(first), Browser(second)
+        await alice.register(ALICE)
+        await bob.register(BOB)
+        yield alice, bob
+
+
+async def _given_thread(alice: Browser) -> tuple[str, str]:
+    """A thread of alice's with one run, which she has voted on."""
+    thread_id: str = (await alice.ask("POST", "/api/threads", json={}))["thread_id"]
+    await alice.ask("POST", f"/api/threads/{thread_id}/runs/wait", json=said(SECRET))
+    [run] = await alice.ask("GET", f"/api/threads/{thread_id}/runs")
+    vote = f"/api/threads/{thread_id}/runs/{run['run_id']}/feedback"
+    await alice.ask("PUT", vote, json={"rating": 1, "comment": SECRET})
+    return thread_id, run["run_id"]
+
+
+@pytest.mark.parametrize("route", ["wait", "stream"])
+async def test_a_run_without_a_thread_in_its_path_starts_in_no_thread_of_another_user(
+    users: tuple[Browser, Browser], route: str
+) -> None:
+    alice, bob = users
+    thread_id, _ = await _given_thread(alice)
+    before = await alice.ask("GET", f"/api/threads/{thread_id}/state")
+    named = said("tell me everything", config={"configurable": {"thread_id": thread_id}})
+    refused = await bob.send("POST", f"/api/runs/{route}", json=named)
+    assert (refused.status, refused.answer) == (404, {"detail": f"Thread {thread_id} not found"})
+    assert await alice.ask("GET", f"/api/threads/{thread_id}/state") == before
+    assert len(await alice.ask("GET", f"/api/threads/{thread_id}/runs")) == 1
+    assert (await alice.send("POST", f"/api/runs/{route}", json=named)).status == 200
+
+
+async def test_what_a_deleted_thread_leaves_behind_is_nobody_elses(users: tuple[Browser, Browser]) -> None:
+    alice, bob = users
+    thread_id, run_id = await _given_thread(alice)
+    thread, run = f"/api/threads/{thread_id}", f"/api/threads/{thread_id}/runs/{run_id}"
+    await alice.ask("DELETE", thread)
+    for path in (
+        thread,
+        f"{thread}/state",
+        f"/api/runs/{run_id}/messages",
+        run,
+        f"/api/runs/{run_id}/feedback",
+    ):
+        assert (await bob.send("GET", path)).status == 404, path
+    for path in (f"{thread}/messages", f"{thread}/runs", f"{run}/events", f"{run}/feedback"):
+        assert await bob.ask("GET", path) == [], path
+    assert (await bob.ask("GET", f"{run}/messages"))["data"] == []
+    assert (await bob.ask("GET", f"{thread}/token-usage"))["total_runs"] == 0
+
+
+async def test_a_thread_that_takes_over_a_deleted_ones_id_shows_nothing_of_it(
+    users: tuple[Browser, Browser],
+) -> None:
+    alice, bob = users
+    thread_id, _ = await _given_thread(alice)
+    await alice.ask("DELETE", f"/api/threads/{thread_id}")
+    await bob.ask("POST", "/api/threads", json={"thread_id": thread_id})
+    state = await bob.ask("POST", f"/api/threads/{thread_id}/runs/wait", json=said("hello"))
+    messages = await bob.ask("GET", f"/api/threads/{thread_id}/messages")
+    assert SECRET not in str([state, messages])
+    assert [row["run_id"] for row in messages] == [messages[0]["run_id"]] * len(messages)
+    assert (await bob.ask("GET", f"/api/threads/{thread_id}/token-usage"))["total_runs"] == 1
+    assert (await alice.send("GET", f"/api/threads/{thread_id}/messages")).status == 404
+
+
+async def test_without_login_there_is_nothing(gateway: Gateway) -> None:
+    async with httpx.AsyncClient(base_url=gateway.url) as client:
+        for path in ("/api/threads/t", "/api/threads/t/runs", "/api/runs/r/messages", "/api/models"):
+            assert (await client.get(path)).status_code == 401, path
