@@ -78,6 +78,11 @@ _NO_COLUMNS = "DeerFlow's store in memory keeps what it was given and no more"
 _NO_TIMES = "DeerFlow has no such column"
 _OVERWRITES = "DeerFlow's store in memory is a dict: the later of two wins"
 _LAST_WORD = "DeerFlow takes the last status for the true one, in whatever order two workers say theirs"
+_AS_ARGUMENTS = "DeerFlow's store in memory takes an event's keys as the arguments of a function"
+_STARTS_OVER = (
+    "DeerFlow gives the number behind the highest one that is left, so that a deleted one comes again"
+)
+_NO_METADATA = "DeerFlow's store in memory looks for metadata among the thread's own fields"
 _NAIVE = "SQLite drops the offset of a time"
 
 DIFFERENCES: dict[str, dict[str, dict[str, str]]] = {
@@ -98,10 +103,60 @@ DIFFERENCES: dict[str, dict[str, dict[str, str]]] = {
         "test_a_completions_messages_are_cut": {MEMORY: _NO_COLUMNS},
         "test_a_run_is_deleted_by_its_user": {MEMORY: _NO_USERS},
     },
-    "run_events": {},
-    "threads": {},
-    "feedback": {},
-    "users": {},
+    "run_events": {
+        "test_a_row_has_the_keys_of_the_sql_row": {MEMORY: _NO_USERS},
+        "test_content_may_be_none": {OURS: "our events have no content that is None: it is the empty text"},
+        "test_metadata_comes_back_as_it_was_given": {
+            SQL: "DeerFlow keeps content as text, and in the metadata whether it was JSON"
+        },
+        "test_an_event_of_a_batch_is_a_trace_unless_it_says_otherwise": {MEMORY: _AS_ARGUMENTS},
+        "test_other_keys_of_an_event_are_left_out": {MEMORY: _AS_ARGUMENTS},
+        "test_what_is_no_json_is_written_down": {MEMORY: _NO_COLUMNS},
+        "test_a_long_trace_is_cut_by_bytes": {MEMORY: _NO_COLUMNS},
+        "test_a_long_structured_trace_is_cut_as_json": {MEMORY: _NO_COLUMNS},
+        "test_a_content_beyond_16_mib_comes_back_whole": {OURS: "a document of MongoDB ends at 16 MiB"},
+        "test_a_content_beyond_json_comes_back": {
+            OURS: "our payloads are JSON, which has no NaN and no infinity: such content is kept as text"
+        },
+        "test_an_event_is_the_bound_users": {MEMORY: _NO_USERS},
+        "test_an_events_own_user_is_kept": {MEMORY: _NO_USERS},
+        "test_a_user_sees_own_events_only": {MEMORY: _NO_USERS},
+        "test_without_a_bound_user_nobody_reads_or_deletes": {MEMORY: _NO_USERS},
+        "test_a_user_deletes_own_events_only": {MEMORY: _NO_USERS},
+        "test_messages_between_two_numbers": {MEMORY: "in memory, `before_seq` hides `after_seq`"},
+        "test_no_types_are_all_types": {MEMORY: "in memory, no types are no types"},
+        "test_numbers_go_on_after_a_deletion": {SQL: _STARTS_OVER, MEMORY: _STARTS_OVER},
+    },
+    "threads": {
+        "test_a_row_has_the_keys_of_the_sql_row": {MEMORY: "in memory, a thread has `values`, too"},
+        "test_times_tell_their_offset": {SQL: _NAIVE},
+        "test_a_thread_that_is_there_is_not_overwritten": {MEMORY: _OVERWRITES},
+        "test_a_search_shows_the_last_updated_first": {MEMORY: "in memory, a search has no order"},
+        "test_a_search_finds_what_was_merged": {MEMORY: _NO_METADATA},
+        "test_a_search_by_metadata": {MEMORY: _NO_METADATA},
+        "test_a_search_tells_types_apart": {MEMORY: _NO_METADATA},
+        "test_a_search_for_null_finds_what_is_there_and_null": {MEMORY: _NO_METADATA},
+        "test_a_search_for_a_float_finds_the_integer": {
+            OURS: "we find a value by its digest, which tells 2 from 2.0 as JSON's text does",
+            MEMORY: _NO_METADATA,
+        },
+        "test_what_is_unsafe_to_ask_for_is_left_out": {MEMORY: _NO_METADATA},
+        "test_a_search_for_unsafe_metadata_alone_is_refused": {MEMORY: _NO_METADATA},
+    },
+    "feedback": {
+        "test_a_time_tells_its_offset": {SQL: _NAIVE},
+        "test_a_vote_replaces_what_was_created_on_a_message": {
+            OURS: "what a user says of a message is a row of its own, beside the one vote on the run"
+        },
+        "test_a_user_may_say_more_than_one_thing_of_a_run": {
+            SQL: "DeerFlow has one row for a user and a run: a second one is an error of the database"
+        },
+    },
+    "users": {
+        "test_an_update_to_a_taken_email_is_an_error_of_the_caller": {
+            SQL: "DeerFlow lets SQLAlchemy's IntegrityError through, which is no ValueError"
+        },
+    },
 }
 """Part -> test -> backend -> why it does not keep that promise."""
 

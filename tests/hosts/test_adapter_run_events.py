@@ -1,0 +1,444 @@
+"""What DeerFlow may rely on of its `RunEventStore`, whichever storage it is on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from deerflow_mongo.rows import ThreadMetaCreate
+from deerflow_mongo.storage import MongoStorage
+
+from .gateway_process import needs_deerflow
+from .host_stores import (
+    RUN_EVENTS,
+    acting,
+    expect_differences,
+    named,
+    open_storage,
+    open_store,
+    signature_faults,
+    stale_differences,
+)
+
+pytestmark = needs_deerflow
+
+MIB = 1024 * 1024
+KEYS = {
+    "thread_id",
+    "run_id",
+    "user_id",
+    "event_type",
+    "category",
+    "content",
+    "metadata",
+    "created_at",
+    "seq",
+}
+
+
+@pytest.fixture(params=RUN_EVENTS.backends)
+async def store(
+    request: pytest.FixtureRequest, tmp_path: Path, mongodb_url: str, database_name: str
+) -> AsyncGenerator[Any]:
+    expect_differences(request, RUN_EVENTS)
+    opened = open_store(RUN_EVENTS, request.param, folder=tmp_path, url=mongodb_url, database=database_name)
+    async with opened as run_events:
+        yield run_events
+
+
+@pytest.fixture
+async def storage(mongodb_url: str, database_name: str) -> AsyncGenerator[MongoStorage]:
+    async with open_storage(mongodb_url, database_name) as opened:
+        yield opened
+
+
+@pytest.fixture
+def ours(storage: MongoStorage) -> Any:
+    return named(RUN_EVENTS.ours)(storage.run_events)
+
+
+def event(event_type: str = "e", **fields: Any) -> dict[str, Any]:
+    return {
+        "thread_id": "thread",
+        "run_id": "run",
+        "event_type": event_type,
+        "category": "message",
+        **fields,
+    }
+
+
+def types(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["event_type"] for row in rows]
+
+
+async def all_of(store: Any, run_id: str = "run") -> list[dict[str, Any]]:
+    with acting("alice"):
+        return await store.list_events("thread", run_id, **everybody(store))
+
+
+def everybody(store: Any) -> dict[str, Any]:
+    """The arguments of a read that sees all; DeerFlow's store in memory takes none and sees all."""
+    return {} if isinstance(store, named(str(RUN_EVENTS.memory))) else {"user_id": None}
+
+
+# -- the interface ---------------------------------------------------------------------------------
+
+
+def test_every_method_of_the_host_is_there_as_the_host_calls_it() -> None:
+    assert signature_faults(RUN_EVENTS) == []
+    assert stale_differences(RUN_EVENTS, globals()) == []
+
+
+async def test_a_store_is_the_hosts(store: Any) -> None:
+    assert isinstance(store, named(str(RUN_EVENTS.base)))
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+async def test_put_returns_the_whole_event(store: Any) -> None:
+    given = event(content="hello", metadata={"caller": "lead_agent"})
+    row = await store.put(**given, created_at="2026-01-01T12:00:00+00:00")
+    assert {name: row[name] for name in given} == given
+    assert row["seq"] == 1
+    assert row["created_at"].startswith("2026-01-01T12:00:00")
+
+
+async def test_a_row_has_the_keys_of_the_sql_row(store: Any) -> None:
+    [row] = await store.put_batch([event()])
+    assert set(row) == KEYS
+    [row] = await all_of(store)
+    assert set(row) == KEYS
+    assert row["user_id"] is None
+
+
+async def test_an_event_may_have_no_content(store: Any) -> None:
+    row = await store.put(**event())
+    assert (row["content"], row["metadata"]) == ("", {})
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "text", "ünï\0code", '{"a": 1}', {}, {"a.b": {"$c": None}}, [], [1, 2.5, True, {"x": []}], 7, False],
+    ids=str,
+)
+async def test_content_comes_back_as_it_was_given(store: Any, content: Any) -> None:
+    row = await store.put(**event(content=content))
+    assert row["content"] == content
+    [row] = await all_of(store)
+    assert row["content"] == content
+    assert type(row["content"]) is type(content)
+
+
+async def test_content_may_be_none(store: Any) -> None:
+    assert (await store.put(**event(content=None)))["content"] is None
+
+
+async def test_metadata_comes_back_as_it_was_given(store: Any) -> None:
+    given: dict[str, Any] = {"a.b": 1, "$c": {"d": [None, True]}}
+    await store.put(**event(content={"structured": True}, metadata=given))
+    assert (await all_of(store))[0]["metadata"] == given
+
+
+async def test_a_threads_events_are_numbered_from_one(store: Any) -> None:
+    first = await store.put_batch([event("a"), event("b", run_id="other")])
+    last = await store.put(**event("c"))
+    elsewhere = await store.put(**event("d", thread_id="elsewhere"))
+    assert [row["seq"] for row in [*first, last, elsewhere]] == [1, 2, 3, 1]
+    assert types([*first, last]) == ["a", "b", "c"]
+
+
+async def test_an_empty_batch_is_nothing(store: Any) -> None:
+    assert await store.put_batch([]) == []
+
+
+async def test_an_event_of_a_batch_is_a_trace_unless_it_says_otherwise(store: Any) -> None:
+    given = event()
+    del given["category"]
+    [row] = await store.put_batch([given])
+    assert row["category"] == "trace"
+
+
+async def test_other_keys_of_an_event_are_left_out(store: Any) -> None:
+    [row] = await store.put_batch([event(colour="red")])
+    assert "colour" not in row
+
+
+async def test_what_is_no_json_is_written_down(store: Any) -> None:
+    await store.put(**event(content={"id": UUID(int=7)}))
+    [row] = await all_of(store)
+    assert row["content"] == {"id": str(UUID(int=7))}
+
+
+# -- traces ----------------------------------------------------------------------------------------
+
+
+async def test_a_long_trace_is_cut_by_bytes(store: Any) -> None:
+    text = "x" + "é" * 6_000
+    row = await store.put(**event(content=text, category="trace", metadata={"own": 1}))
+    assert row["content"] == "x" + "é" * 5_119  # 10,239 bytes: half of a letter is no letter
+    assert row["metadata"] == {"own": 1, "content_truncated": True, "original_byte_length": 12_001}
+
+
+async def test_a_long_structured_trace_is_cut_as_json(store: Any) -> None:
+    [row] = await store.put_batch([event(content={"ä": "x" * 20_000}, category="trace")])
+    assert row["content"] == '{"ä": "' + "x" * (10_240 - 8)
+    assert row["metadata"]["content_truncated"] is True
+    assert row["metadata"]["original_byte_length"] == 20_000 + 10
+
+
+async def test_what_is_short_or_no_trace_is_not_cut(store: Any) -> None:
+    rows = await store.put_batch(
+        [event(content="x" * 10_240, category="trace"), event(content="x" * 50_000, category="message")]
+    )
+    assert [len(row["content"]) for row in rows] == [10_240, 50_000]
+    assert [row["metadata"] for row in rows] == [{}, {}]
+
+
+# -- what stops no batch ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("odd", ["x" * (17 * MIB), float("nan")], ids=["huge", "nan"])
+async def test_one_odd_event_does_not_lose_its_batch(store: Any, odd: Any) -> None:
+    rows = await store.put_batch([event("a"), event("b", content=[odd]), event("c")])
+    assert types(rows) == types(await all_of(store)) == ["a", "b", "c"]
+
+
+async def test_a_content_beyond_16_mib_comes_back_whole(store: Any) -> None:
+    row = await store.put(**event(content="x" * (17 * MIB)))
+    assert len(row["content"]) == 17 * MIB
+
+
+async def test_a_content_beyond_json_comes_back(store: Any) -> None:
+    row = await store.put(**event(content=[float("inf")]))
+    assert row["content"] == [float("inf")]
+
+
+async def test_what_no_document_holds_is_cut_and_the_log_says_so(
+    ours: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    huge: dict[str, Any] = {"big": "y" * (17 * MIB), "small": 1, "odd": float("nan")}
+    with caplog.at_level(logging.WARNING):
+        rows = await ours.put_batch([event(), event(content="x" * (20 * MIB), metadata=huge)])
+    assert len(rows[1]["content"]) == 4 * MIB
+    marks = {"metadata_truncated": True, "content_truncated": True, "original_byte_length": 20 * MIB}
+    assert rows[1]["metadata"] == {"small": 1, **marks}
+    told = [record.message for record in caplog.records if "as far as it can be" in record.message]
+    assert len(told) == 2
+    assert all("'run'" in line for line in told)
+
+
+async def test_a_huge_content_tells_how_long_it_was(ours: Any) -> None:
+    row = await ours.put(**event(content="é" * (9 * MIB), metadata={"own": 1}))
+    assert row["content"] == "é" * (2 * MIB)
+    assert row["metadata"] == {"own": 1, "content_truncated": True, "original_byte_length": 18 * MIB}
+
+
+@pytest.mark.parametrize("content", [{"\ud800": float("nan")}, [float("nan"), "\ud800" * 10]])
+async def test_content_that_is_neither_json_nor_text_is_stored(ours: Any, content: Any) -> None:
+    row = await ours.put(**event(content=content))
+    assert "NaN" in row["content"]
+
+
+async def test_content_that_holds_itself_is_stored(ours: Any) -> None:
+    content: list[Any] = []
+    content.append(content)
+    assert "list" in (await ours.put(**event(content=content)))["content"]
+
+
+async def test_a_wrong_event_is_refused(ours: Any) -> None:
+    with pytest.raises(ValueError, match="event_type"):
+        await ours.put(**event("x" * 2_000))
+    with pytest.raises(KeyError, match="run_id"):
+        await ours.put_batch([{"thread_id": "thread", "event_type": "e"}])
+
+
+# -- whose it is -----------------------------------------------------------------------------------
+
+
+async def test_an_event_is_the_bound_users(store: Any) -> None:
+    alice = UUID(int=1)
+    with acting(alice):
+        put = await store.put(**event())
+        [batch] = await store.put_batch([event()])
+    assert put["user_id"] == batch["user_id"] == str(alice)
+
+
+async def test_an_events_own_user_is_kept(store: Any) -> None:
+    with acting("alice"):
+        rows = await store.put_batch([event(user_id="bob"), event(user_id=None), event()])
+    assert [row["user_id"] for row in rows] == ["bob", None, "alice"]
+
+
+async def test_a_user_sees_own_events_only(store: Any) -> None:
+    await store.put_batch([event("hers", user_id="alice"), event("his", user_id="bob"), event("nobodys")])
+    for user_id, seen in (("alice", ["hers"]), ("carol", []), (None, ["hers", "his", "nobodys"])):
+        assert types(await store.list_messages("thread", user_id=user_id)) == seen
+        assert types(await store.list_messages_by_run("thread", "run", user_id=user_id)) == seen
+        assert types(await store.list_events("thread", "run", user_id=user_id)) == seen
+        assert await store.count_messages("thread", user_id=user_id) == len(seen)
+    with acting("bob"):
+        assert types(await store.list_messages("thread")) == ["his"]
+        assert types(await store.list_messages_by_run("thread", "run")) == ["his"]
+        assert types(await store.list_events("thread", "run")) == ["his"]
+        assert await store.count_messages("thread") == 1
+
+
+async def test_without_a_bound_user_nobody_reads_or_deletes(store: Any) -> None:
+    for call in (
+        lambda: store.list_messages("thread"),
+        lambda: store.list_messages_by_run("thread", "run"),
+        lambda: store.list_events("thread", "run"),
+        lambda: store.count_messages("thread"),
+        lambda: store.delete_by_thread("thread"),
+        lambda: store.delete_by_run("thread", "run"),
+    ):
+        with pytest.raises(RuntimeError, match="user"):
+            await call()
+
+
+async def test_a_user_deletes_own_events_only(store: Any) -> None:
+    events = [event("hers", user_id="alice"), event("his", user_id="bob")]
+    await store.put_batch([*events, event("other", run_id="other", user_id="alice")])
+    assert await store.delete_by_run("thread", "run", user_id="alice") == 1
+    assert types(await store.list_messages("thread", user_id=None)) == ["his", "other"]
+    assert await store.delete_by_thread("thread", user_id="carol") == 0
+    with acting("bob"):
+        assert await store.delete_by_thread("thread") == 1
+    assert types(await store.list_messages("thread", user_id=None)) == ["other"]
+
+
+async def test_another_users_thread_takes_and_shows_nothing(storage: MongoStorage, ours: Any) -> None:
+    await storage.threads.create_thread_meta(ThreadMetaCreate(thread_id="thread", user_id="alice"))
+    with acting("alice"):
+        await ours.put(**event())
+    with acting("bob"), pytest.raises(PermissionError):
+        await ours.put(**event())
+    await ours.put_batch([event(user_id="bob")])
+    assert await ours.list_messages("thread", user_id="bob") == []
+    assert await ours.count_messages("thread", user_id="bob") == 0
+    assert await ours.delete_by_thread("thread", user_id="bob") == 0
+
+
+async def test_everybody_sees_another_users_thread(storage: MongoStorage, ours: Any) -> None:
+    await storage.threads.create_thread_meta(ThreadMetaCreate(thread_id="thread", user_id="alice"))
+    await ours.put(**event())
+    with acting("bob"):
+        assert len(await ours.list_messages("thread", user_id=None)) == 1
+        assert len(await ours.list_events("thread", "run", user_id=None)) == 1
+        assert await ours.delete_by_run("thread", "run", user_id=None) == 1
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+async def fill(store: Any) -> dict[str, Any]:
+    """Six messages of two runs, and two traces."""
+    await store.put_batch([event("a"), event("trace", category="trace"), event("b"), event("c")])
+    await store.put_batch([event(name, run_id="other") for name in "de"])
+    await store.put_batch([event("f"), event("trace", category="trace")])
+    return everybody(store)
+
+
+async def test_messages_of_a_thread_are_the_latest_in_rising_order(store: Any) -> None:
+    whose = await fill(store)
+    rows = await store.list_messages("thread", **whose)
+    assert types(rows) == list("abcdef")
+    assert [row["seq"] for row in rows] == [1, 3, 4, 5, 6, 7]
+    assert types(await store.list_messages("thread", limit=2, **whose)) == ["e", "f"]
+    assert await store.count_messages("thread", **whose) == 6
+
+
+async def test_messages_are_paged_both_ways(store: Any) -> None:
+    whose = await fill(store)
+    assert types(await store.list_messages("thread", before_seq=5, limit=2, **whose)) == ["b", "c"]
+    assert types(await store.list_messages("thread", after_seq=1, limit=2, **whose)) == ["b", "c"]
+    assert types(await store.list_messages("thread", after_seq=7, **whose)) == []
+    assert types(await store.list_messages("thread", before_seq=1, **whose)) == []
+
+
+async def test_messages_between_two_numbers(store: Any) -> None:
+    whose = await fill(store)
+    assert types(await store.list_messages("thread", after_seq=1, before_seq=5, **whose)) == ["b", "c"]
+
+
+async def test_messages_of_a_run_are_paged_both_ways(store: Any) -> None:
+    whose = await fill(store)
+
+    async def page(**page: Any) -> list[str]:
+        return types(await store.list_messages_by_run("thread", "run", **page, **whose))
+
+    assert await page() == ["a", "b", "c", "f"]
+    assert await page(limit=2) == ["c", "f"]
+    assert await page(before_seq=7, limit=2) == ["b", "c"]
+    assert await page(after_seq=1, limit=2) == ["b", "c"]
+    assert await page(after_seq=1, before_seq=7) == ["b", "c"]
+
+
+async def test_events_of_a_run_are_the_first_in_rising_order(store: Any) -> None:
+    whose = await fill(store)
+    rows = await store.list_events("thread", "run", **whose)
+    assert types(rows) == ["a", "trace", "b", "c", "f", "trace"]
+    assert types(await store.list_events("thread", "run", limit=3, **whose)) == ["a", "trace", "b"]
+    wanted = await store.list_events("thread", "run", event_types=["trace", "c"], **whose)
+    assert types(wanted) == ["trace", "c", "trace"]
+
+
+async def test_a_blank_type_is_no_events_type(store: Any) -> None:
+    whose = await fill(store)
+    assert types(await store.list_events("thread", "run", event_types=["c", ""], **whose)) == ["c"]
+    assert await store.list_events("thread", "run", event_types=["", "x" * 5_000], **whose) == []
+
+
+async def test_no_types_are_all_types(store: Any) -> None:
+    whose = await fill(store)
+    assert len(await store.list_events("thread", "run", event_types=[], **whose)) == 6
+
+
+@pytest.mark.parametrize("thread_id", ["missing", "", "x" * 5_000], ids=["missing", "empty", "long"])
+async def test_what_is_not_there_is_not_found(store: Any, thread_id: str) -> None:
+    whose = everybody(store)
+    assert await store.list_messages(thread_id, **whose) == []
+    assert await store.list_messages_by_run(thread_id, "run", **whose) == []
+    assert await store.list_events("thread", thread_id, **whose) == []
+    assert await store.count_messages(thread_id, **whose) == 0
+    assert await store.delete_by_thread(thread_id, **whose) == 0
+    assert await store.delete_by_run("thread", thread_id, **whose) == 0
+
+
+# -- deleting --------------------------------------------------------------------------------------
+
+
+async def test_a_deletion_tells_how_many(store: Any) -> None:
+    whose = await fill(store)
+    assert await store.delete_by_run("thread", "other", **whose) == 2
+    assert types(await store.list_messages("thread", **whose)) == ["a", "b", "c", "f"]
+    assert await store.delete_by_thread("thread", **whose) == 6
+    assert await store.count_messages("thread", **whose) == 0
+    assert await store.list_events("thread", "run", **whose) == []
+
+
+async def test_numbers_go_on_after_a_deletion(store: Any) -> None:
+    whose = await fill(store)
+    await store.delete_by_thread("thread", **whose)
+    assert (await store.put(**event()))["seq"] == 9
+
+
+# -- ours alone ------------------------------------------------------------------------------------
+
+
+async def test_writers_at_once_share_the_numbers(ours: Any) -> None:
+    batches = await asyncio.gather(*(ours.put_batch([event(str(i))] * 5) for i in range(20)))
+    assert sorted(row["seq"] for rows in batches for row in rows) == list(range(1, 101))
+
+
+async def test_the_adapter_keeps_what_it_is_told_of_a_trace(storage: MongoStorage) -> None:
+    short = named(RUN_EVENTS.ours)(storage.run_events, max_trace_content=3)
+    row = await short.put(**event(content="abcdef", category="trace"))
+    assert (row["content"], row["metadata"]["original_byte_length"]) == ("abc", 6)

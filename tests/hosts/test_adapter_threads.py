@@ -1,0 +1,378 @@
+"""What DeerFlow may rely on of its `ThreadMetaStore`, whichever storage it is on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from .gateway_process import needs_deerflow
+from .host_stores import (
+    OURS,
+    THREADS,
+    acting,
+    expect_differences,
+    named,
+    open_store,
+    refusals,
+    signature_faults,
+    stale_differences,
+)
+
+pytestmark = needs_deerflow
+
+KEYS = {
+    "thread_id",
+    "assistant_id",
+    "user_id",
+    "display_name",
+    "status",
+    "metadata",
+    "created_at",
+    "updated_at",
+}
+NOT_THERE = pytest.mark.parametrize(
+    "thread_id", ["missing", "", "x" * 5_000], ids=["missing", "empty", "long"]
+)
+
+
+@pytest.fixture(params=THREADS.backends)
+async def store(
+    request: pytest.FixtureRequest, tmp_path: Path, mongodb_url: str, database_name: str
+) -> AsyncGenerator[Any]:
+    expect_differences(request, THREADS)
+    opened = open_store(THREADS, request.param, folder=tmp_path, url=mongodb_url, database=database_name)
+    async with opened as threads:
+        yield threads
+
+
+@pytest.fixture
+async def ours(tmp_path: Path, mongodb_url: str, database_name: str) -> AsyncGenerator[Any]:
+    opened = open_store(THREADS, OURS, folder=tmp_path, url=mongodb_url, database=database_name)
+    async with opened as threads:
+        yield threads
+
+
+async def create(store: Any, thread_id: str = "thread", **fields: Any) -> dict[str, Any]:
+    return await store.create(thread_id, **{"user_id": "alice", **fields})
+
+
+async def get(store: Any, thread_id: str = "thread") -> Any:
+    return await store.get(thread_id, user_id=None)
+
+
+async def found(store: Any, **wanted: Any) -> list[str]:
+    return [row["thread_id"] for row in await store.search(**{"user_id": None, **wanted})]
+
+
+def when(text: str) -> datetime:
+    """A row's time; one without an offset is in UTC."""
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+# -- the interface ---------------------------------------------------------------------------------
+
+
+def test_every_method_of_the_host_is_there_as_the_host_calls_it() -> None:
+    assert signature_faults(THREADS) == []
+    assert stale_differences(THREADS, globals()) == []
+
+
+async def test_a_store_is_the_hosts(store: Any) -> None:
+    assert isinstance(store, named(str(THREADS.base)))
+
+
+# -- create and get --------------------------------------------------------------------------------
+
+
+async def test_create_keeps_every_field_and_returns_the_row(store: Any) -> None:
+    given = {
+        "assistant_id": "lead_agent",
+        "user_id": "alice",
+        "display_name": "Ünï",
+        "metadata": {"a.b": {"$c": [1, None, 2.5]}},
+    }
+    row = await store.create("thread", **given)
+    assert {name: row[name] for name in given} == given
+    assert (row["thread_id"], row["status"]) == ("thread", "idle")
+    assert row["created_at"] == row["updated_at"]
+    assert when(row["created_at"]) <= datetime.now(UTC)
+    assert await get(store) == row
+
+
+async def test_a_row_has_the_keys_of_the_sql_row(store: Any) -> None:
+    assert set(await create(store)) == KEYS
+    assert set(await get(store)) == KEYS
+    [row] = await store.search(user_id=None)
+    assert set(row) == KEYS
+
+
+async def test_times_tell_their_offset(store: Any) -> None:
+    await create(store)
+    row = await get(store)
+    assert datetime.fromisoformat(row["created_at"]).tzinfo is not None
+    assert datetime.fromisoformat(row["updated_at"]).tzinfo is not None
+
+
+async def test_a_new_thread_may_have_nothing(store: Any) -> None:
+    row = await create(store)
+    assert row["assistant_id"] is row["display_name"] is None
+    assert row["metadata"] == {}
+
+
+async def test_a_thread_that_is_there_is_not_overwritten(store: Any) -> None:
+    await create(store, metadata={"first": True})
+    with pytest.raises(refusals()):
+        await create(store, user_id="bob", metadata={"first": False})
+    row = await get(store)
+    assert (row["user_id"], row["metadata"]) == ("alice", {"first": True})
+
+
+@NOT_THERE
+async def test_what_is_not_there_is_not_found(store: Any, thread_id: str) -> None:
+    assert await get(store, thread_id) is None
+    await store.delete(thread_id, user_id=None)
+
+
+# -- whose it is -----------------------------------------------------------------------------------
+
+
+async def test_a_user_sees_own_threads_only(store: Any) -> None:
+    await create(store, "hers")
+    await create(store, "his", user_id="bob")
+    await create(store, "nobodys", user_id=None)
+    assert (await store.get("hers", user_id="alice"))["thread_id"] == "hers"
+    for thread_id in ("his", "nobodys"):
+        assert await store.get(thread_id, user_id="alice") is None
+    assert await found(store, user_id="alice") == ["hers"]
+    assert set(await found(store)) == {"hers", "his", "nobodys"}
+
+
+async def test_the_bound_user_is_who_acts(store: Any) -> None:
+    alice = UUID(int=1)
+    with acting(alice):
+        assert (await store.create("thread"))["user_id"] == str(alice)
+    with acting("bob"):
+        assert await store.get("thread") is None
+        assert await store.search() == []
+        await store.update_display_name("thread", "his")
+        await store.update_status("thread", "busy")
+        await store.update_metadata("thread", {"his": True})
+        await store.delete("thread")
+    with acting(alice):
+        row = await store.get("thread")
+        assert (row["display_name"], row["status"], row["metadata"]) == (None, "idle", {})
+        await store.update_display_name("thread", "hers")
+        await store.update_status("thread", "busy")
+        await store.update_metadata("thread", {"hers": True})
+        [row] = await store.search()
+        assert (row["display_name"], row["status"], row["metadata"]) == ("hers", "busy", {"hers": True})
+        await store.delete("thread")
+    assert await get(store) is None
+
+
+async def test_without_a_bound_user_nobody_acts(store: Any) -> None:
+    for call in (
+        lambda: store.create("thread"),
+        lambda: store.get("thread"),
+        lambda: store.search(),
+        lambda: store.update_display_name("thread", "name"),
+        lambda: store.update_status("thread", "busy"),
+        lambda: store.update_metadata("thread", {}),
+        lambda: store.delete("thread"),
+    ):
+        with pytest.raises(RuntimeError, match="user"):
+            await call()
+
+
+@pytest.mark.parametrize(
+    ("owner", "user_id", "allowed"), [("alice", "alice", True), ("alice", "bob", False), (None, "bob", True)]
+)
+@pytest.mark.parametrize("require_existing", [False, True])
+async def test_access_is_the_owners_and_everybodys_to_nobodys_thread(
+    store: Any, owner: str | None, user_id: str, allowed: bool, require_existing: bool
+) -> None:
+    await create(store, user_id=owner)
+    assert await store.check_access("thread", user_id, require_existing=require_existing) is allowed
+
+
+@NOT_THERE
+async def test_access_to_a_missing_thread_is_as_the_caller_says(store: Any, thread_id: str) -> None:
+    assert await store.check_access(thread_id, "alice") is True
+    assert await store.check_access(thread_id, "alice", require_existing=True) is False
+
+
+# -- updates ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "value", "field", "kept"),
+    [
+        ("update_display_name", "Title", "display_name", "Title"),
+        ("update_status", "running", "status", "running"),
+        ("update_metadata", {"b": 2}, "metadata", {"a": 1, "b": 2}),
+    ],
+)
+@pytest.mark.parametrize("user_id", ["alice", None])
+async def test_an_update_changes_one_field_and_the_time(
+    store: Any, method: str, value: Any, field: str, kept: Any, user_id: str | None
+) -> None:
+    before = await create(store, metadata={"a": 1}, display_name="Old", assistant_id="lead_agent")
+    await getattr(store, method)("thread", value, user_id=user_id)
+    after = await get(store)
+    assert after[field] == kept
+    assert when(after["updated_at"]) > when(before["updated_at"])
+    assert {**after, field: None, "updated_at": None} == {**before, field: None, "updated_at": None}
+
+
+async def test_updates_of_a_missing_or_anothers_thread_change_nothing(store: Any) -> None:
+    before = await create(store)
+    for thread_id, user_id in (("missing", None), ("missing", "alice"), ("thread", "bob")):
+        await store.update_display_name(thread_id, "Title", user_id=user_id)
+        await store.update_status(thread_id, "busy", user_id=user_id)
+        await store.update_metadata(thread_id, {"a": 1}, user_id=user_id)
+    assert await get(store) == before
+    assert await get(store, "missing") is None
+
+
+async def test_metadata_is_merged_by_top_level_keys(store: Any) -> None:
+    await create(store, metadata={"a": {"x": 1}, "b": 1, "c.d": 1})
+    await store.update_metadata("thread", {"a": {"y": 2}, "c.d": None, "$e": 3}, user_id="alice")
+    assert (await get(store))["metadata"] == {"a": {"y": 2}, "b": 1, "c.d": None, "$e": 3}
+
+
+async def test_a_search_finds_what_was_merged(store: Any) -> None:
+    await create(store, metadata={"a": 1, "b": 1})
+    await store.update_metadata("thread", {"a": 2}, user_id="alice")
+    assert await found(store, metadata={"a": 2}) == ["thread"]
+    assert await found(store, metadata={"a": 1}) == []
+    assert await found(store, metadata={"a": 2, "b": 1}) == ["thread"]
+
+
+async def test_a_thread_is_deleted_by_its_owner(store: Any) -> None:
+    await create(store)
+    await store.delete("thread", user_id="bob")
+    assert await get(store) is not None
+    await store.delete("thread", user_id="alice")
+    assert await get(store) is None
+
+
+# -- search ----------------------------------------------------------------------------------------
+
+
+async def test_a_search_shows_the_last_updated_first(store: Any) -> None:
+    for thread_id in "abcd":
+        await create(store, thread_id)
+    await store.update_status("b", "busy", user_id=None)
+    assert await found(store) == ["b", "d", "c", "a"]
+
+
+async def test_a_search_is_paged(store: Any) -> None:
+    for thread_id in "abcd":
+        await create(store, thread_id)
+    pages = [await found(store, limit=2, offset=offset) for offset in (0, 2, 4)]
+    assert [len(page) for page in pages] == [2, 2, 0]
+    assert sorted(pages[0] + pages[1]) == list("abcd")
+
+
+async def test_a_search_by_status(store: Any) -> None:
+    for thread_id in "ab":
+        await create(store, thread_id)
+    await store.update_status("b", "running", user_id=None)
+    assert await found(store, status="running") == ["b"]
+    assert await found(store, status="idle", user_id="alice") == ["a"]
+    assert len(await found(store, status="")) == 2
+    assert await found(store, status="x" * 5_000) == []
+
+
+async def test_a_search_by_metadata(store: Any) -> None:
+    await create(store, "a", metadata={"kind": "agent", "n": 1})
+    await create(store, "b", metadata={"kind": "agent", "n": 2}, user_id="bob")
+    assert set(await found(store, metadata={"kind": "agent"})) == {"a", "b"}
+    assert await found(store, metadata={"kind": "agent", "n": 2}) == ["b"]
+    assert await found(store, metadata={"kind": "agent"}, user_id="alice") == ["a"]
+    assert await found(store, metadata={"kind": "other"}) == []
+    assert await found(store, metadata={"missing": "x"}) == []
+    assert len(await found(store, metadata={})) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "others"),
+    [
+        (1, [True, "1"]),
+        (True, [1, "true"]),
+        ("1", [1]),
+        ("true", [True]),
+        (2.5, ["2.5", 2]),
+        (False, [0, None]),
+    ],
+    ids=repr,
+)
+async def test_a_search_tells_types_apart(store: Any, value: Any, others: list[Any]) -> None:
+    await create(store, "it", metadata={"k": value})
+    for position, other in enumerate(others):
+        await create(store, str(position), metadata={"k": other})
+    assert await found(store, metadata={"k": value}) == ["it"]
+
+
+async def test_a_search_for_null_finds_what_is_there_and_null(store: Any) -> None:
+    await create(store, "null", metadata={"k": None})
+    await create(store, "missing", metadata={"other": 1})
+    assert await found(store, metadata={"k": None}) == ["null"]
+
+
+async def test_a_search_for_a_float_finds_the_integer(store: Any) -> None:
+    await create(store, metadata={"k": 2})
+    assert await found(store, metadata={"k": 2.0}) == ["thread"]
+
+
+UNSAFE: dict[Any, Any] = {"a.b": 1, "$or": 1, "": 1, "list": [1], "map": {"a": 1}, "large": 2**63, 'q"': "x"}
+
+
+@pytest.mark.parametrize("key", UNSAFE)
+async def test_what_is_unsafe_to_ask_for_is_left_out(
+    store: Any, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await create(store, "a", metadata={"safe": 1})
+    await create(store, "b", metadata={"safe": 2})
+    with caplog.at_level(logging.WARNING):
+        assert await found(store, metadata={"safe": 1, key: UNSAFE[key]}) == ["a"]
+    assert [record for record in caplog.records if repr(key).strip("'") in record.message]
+
+
+async def test_a_search_for_unsafe_metadata_alone_is_refused(store: Any) -> None:
+    error = named("deerflow.persistence.thread_meta.base:InvalidMetadataFilterError")
+    with pytest.raises(error, match=r"a\.b, list, map"):
+        await store.search(metadata={"map": {}, "list": [], "a.b": 1}, user_id=None)
+
+
+# -- ours alone ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+async def test_no_number_of_json_is_unsafe_to_ask_for(ours: Any, value: float) -> None:
+    error = named("deerflow.persistence.thread_meta.base:InvalidMetadataFilterError")
+    with pytest.raises(error, match="k"):
+        await ours.search(metadata={"k": value}, user_id=None)
+
+
+async def test_who_merges_at_once_loses_nothing(ours: Any) -> None:
+    await create(ours)
+    merges = (ours.update_metadata("thread", {f"k{i}": i}, user_id="alice") for i in range(20))
+    await asyncio.gather(*merges)
+    assert (await get(ours))["metadata"] == {f"k{i}": i for i in range(20)}
+    assert await found(ours, metadata={"k7": 7, "k19": 19}) == ["thread"]
+
+
+async def test_one_of_many_creates_at_once_prevails(ours: Any) -> None:
+    users = [f"user{i}" for i in range(10)]
+    made = await asyncio.gather(*(create(ours, user_id=user) for user in users), return_exceptions=True)
+    [row] = [row for row in made if isinstance(row, dict)]
+    assert await get(ours) == row

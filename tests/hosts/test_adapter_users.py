@@ -1,0 +1,203 @@
+"""What DeerFlow may rely on of its `UserRepository`, whichever storage it is on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from .gateway_process import needs_deerflow
+from .host_stores import (
+    OURS,
+    USERS,
+    expect_differences,
+    named,
+    open_store,
+    signature_faults,
+    stale_differences,
+)
+
+pytestmark = needs_deerflow
+
+IMPOSSIBLE = ("", "x" * 5_000)
+HASH = "$dfv2$" + "h" * 60
+
+
+@pytest.fixture(params=USERS.backends)
+async def store(
+    request: pytest.FixtureRequest, tmp_path: Path, mongodb_url: str, database_name: str
+) -> AsyncGenerator[Any]:
+    expect_differences(request, USERS)
+    opened = open_store(USERS, request.param, folder=tmp_path, url=mongodb_url, database=database_name)
+    async with opened as users:
+        yield users
+
+
+@pytest.fixture
+async def ours(tmp_path: Path, mongodb_url: str, database_name: str) -> AsyncGenerator[Any]:
+    opened = open_store(USERS, OURS, folder=tmp_path, url=mongodb_url, database=database_name)
+    async with opened as users:
+        yield users
+
+
+def user(email: str = "alice@example.com", **fields: Any) -> Any:
+    return named("app.gateway.auth.models:User")(email=email, **fields)
+
+
+def github(oauth_id: str, email: str = "bob@example.com") -> Any:
+    return user(email, oauth_provider="github", oauth_id=oauth_id)
+
+
+# -- the interface ---------------------------------------------------------------------------------
+
+
+def test_every_method_of_the_host_is_there_as_the_host_calls_it() -> None:
+    assert signature_faults(USERS) == []
+    assert stale_differences(USERS, globals()) == []
+
+
+async def test_a_repository_is_the_hosts(store: Any) -> None:
+    assert isinstance(store, named(str(USERS.base)))
+
+
+# -- create and get --------------------------------------------------------------------------------
+
+
+async def test_an_account_keeps_every_field(store: Any) -> None:
+    given = user(
+        id=UUID(int=7),
+        password_hash=HASH,
+        system_role="admin",
+        created_at=datetime(2026, 1, 2, 3, 4, 5, 678_901, UTC),
+        oauth_provider="github",
+        oauth_id="1",
+        needs_setup=True,
+        token_version=3,
+    )
+    assert await store.create_user(given) == given
+    assert await store.get_user_by_id(str(given.id)) == given
+    assert await store.get_user_by_email(given.email) == given
+    assert await store.get_user_by_oauth("github", "1") == given
+
+
+async def test_a_new_account_needs_an_email_only(store: Any) -> None:
+    given = await store.create_user(user())
+    found = await store.get_user_by_id(str(given.id))
+    assert found == given
+    assert found.created_at.tzinfo is not None
+    assert found.password_hash is found.oauth_provider is found.oauth_id is None
+
+
+@pytest.mark.parametrize("text", ["missing", *IMPOSSIBLE], ids=["missing", "empty", "long"])
+async def test_who_is_not_there_is_not_found(store: Any, text: str) -> None:
+    assert await store.get_user_by_id(text) is None
+    assert await store.get_user_by_email(text) is None
+    assert await store.get_user_by_oauth("github", text) is None
+    assert await store.get_user_by_oauth(text, "1") is None
+
+
+async def test_accounts_are_counted(store: Any) -> None:
+    assert (await store.count_users(), await store.count_admin_users()) == (0, 0)
+    await store.create_user(user())
+    await store.create_user(user("root@example.com", system_role="admin"))
+    assert (await store.count_users(), await store.count_admin_users()) == (2, 1)
+
+
+# -- what no two accounts share --------------------------------------------------------------------
+
+
+async def test_an_email_is_one_accounts(store: Any) -> None:
+    first = await store.create_user(user())
+    with pytest.raises(ValueError, match="alice@example"):
+        await store.create_user(user(password_hash=HASH))
+    assert await store.get_user_by_email("alice@example.com") == first
+    assert await store.count_users() == 1
+
+
+async def test_an_oauth_identity_is_one_accounts(store: Any) -> None:
+    await store.create_user(github("1"))
+    with pytest.raises(ValueError, match="carol"):
+        await store.create_user(github("1", "carol@example.com"))
+    await store.create_user(github("2", "carol@example.com"))
+    await store.create_user(user("dora@example.com"))
+    await store.create_user(user("erin@example.com"))
+    assert await store.count_users() == 4
+
+
+async def test_an_id_is_one_accounts(store: Any) -> None:
+    await store.create_user(user(id=UUID(int=1)))
+    with pytest.raises(ValueError, match="bob"):
+        await store.create_user(user("bob@example.com", id=UUID(int=1)))
+
+
+# -- update ----------------------------------------------------------------------------------------
+
+
+async def test_an_update_sets_all_that_may_change(store: Any) -> None:
+    given = await store.create_user(user(password_hash=HASH, needs_setup=True))
+    changed = given.model_copy(
+        update={
+            "email": "new@example.com",
+            "password_hash": HASH[::-1],
+            "system_role": "admin",
+            "oauth_provider": "github",
+            "oauth_id": "1",
+            "needs_setup": False,
+            "token_version": 1,
+        }
+    )
+    assert await store.update_user(changed) == changed
+    assert await store.get_user_by_id(str(given.id)) == changed
+    assert await store.get_user_by_email("alice@example.com") is None
+    assert await store.count_admin_users() == 1
+
+
+async def test_an_update_takes_back_what_is_none(store: Any) -> None:
+    given = await store.create_user(github("1"))
+    await store.update_user(given.model_copy(update={"oauth_provider": None, "oauth_id": None}))
+    assert await store.get_user_by_oauth("github", "1") is None
+
+
+async def test_an_update_leaves_an_accounts_age(store: Any) -> None:
+    given = await store.create_user(user())
+    await store.update_user(given.model_copy(update={"created_at": datetime(2000, 1, 1, tzinfo=UTC)}))
+    assert await store.get_user_by_id(str(given.id)) == given
+
+
+async def test_an_update_of_a_missing_account_is_an_error(store: Any) -> None:
+    stranger = user()
+    with pytest.raises(named("app.gateway.auth.repositories.base:UserNotFoundError"), match=str(stranger.id)):
+        await store.update_user(stranger)
+    assert await store.count_users() == 0
+
+
+async def test_an_update_to_a_taken_email_is_an_error_of_the_caller(store: Any) -> None:
+    await store.create_user(user())
+    bob = await store.create_user(user("bob@example.com"))
+    with pytest.raises(ValueError, match="alice"):
+        await store.update_user(bob.model_copy(update={"email": "alice@example.com"}))
+    assert (await store.get_user_by_id(str(bob.id))).email == "bob@example.com"
+
+
+# -- ours alone ------------------------------------------------------------------------------------
+
+
+async def test_one_of_many_registrations_at_once_prevails(ours: Any) -> None:
+    made = await asyncio.gather(*(ours.create_user(user()) for _ in range(10)), return_exceptions=True)
+    [account] = [item for item in made if not isinstance(item, ValueError)]
+    assert await ours.get_user_by_email("alice@example.com") == account
+
+
+async def test_an_error_never_shows_the_hash(ours: Any) -> None:
+    await ours.create_user(user())
+    with pytest.raises(ValueError, match="email") as caught:
+        await ours.create_user(user(password_hash=HASH))
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert HASH not in f"{error} {error!r} {vars(error)}"
+        error = error.__cause__ or error.__context__
