@@ -149,7 +149,8 @@ async def _parts(storage: MongoStorage, settings: Any) -> dict[str, Any]:
     from .adapters.threads import ThreadMetaStoreAdapter
     from .run_manager import OwnRunsManager
 
-    run_store, thread_store = RunStoreAdapter(storage.runs), ThreadMetaStoreAdapter(storage.threads)
+    run_store = RunStoreAdapter(storage.runs)
+    thread_store = ThreadMetaStoreAdapter(storage.threads, storage.runs)
     return {
         "checkpointer": await storage.checkpointer(),
         "run_store": run_store,
@@ -158,7 +159,7 @@ async def _parts(storage: MongoStorage, settings: Any) -> dict[str, Any]:
         "run_event_store": RunEventStoreAdapter(
             storage.run_events, max_trace_content=settings.run_events.max_trace_content
         ),
-        "run_manager": OwnRunsManager(store=run_store, threads=thread_store),
+        "run_manager": OwnRunsManager(storage.runs, thread_store),
     }
 
 

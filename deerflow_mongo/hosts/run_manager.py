@@ -2,8 +2,9 @@
 
 Its routes of runs without a thread in their path (`/api/runs/stream`, `/api/runs/wait`) take a thread's id
 from the request's body and do not ask whose it is: the run would answer with that thread's conversation. And
-what a worker has in memory of a run, the user's message among it, is given to whoever knows a deleted thread's
-id. Every route starts and finds its runs here, so it is asked here.
+what a worker has in memory of a run, the user's message among it, is given to whoever knows the id of a
+deleted thread. Every route starts and finds its runs here, so it is asked here. Here, too, a run that could
+not be stored is refused, which DeerFlow only logs: its client would be told of a run that nobody finds again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import importlib
 from typing import Any
 
 from ..actor import current_user_id
+from ..errors import StorageError
+from ..stores.runs import MongoRunStore
+from .adapters.runs import RunStoreAdapter
 from .gateway import host
 
 _runtime: Any = host("deerflow.runtime")
@@ -21,22 +25,38 @@ _OWNER = "owner_id"
 """An attribute of ours on DeerFlow's record of a run, which has none of whose it is."""
 
 
+class _NoticingRunStore(RunStoreAdapter):
+    """Remembers which runs it could not store, for DeerFlow's manager goes on after any error of `put`."""
+
+    def __init__(self, runs: MongoRunStore) -> None:
+        super().__init__(runs)
+        self.not_stored: dict[str, StorageError] = {}
+
+    async def put(self, run_id: str, **fields: Any) -> None:
+        try:
+            await super().put(run_id, **fields)
+        except StorageError as error:
+            self.not_stored[run_id] = error
+            raise
+
+
 class OwnRunsManager(_runtime.RunManager):
     """For a bound user, other users' threads and runs are not there; without one, all are."""
 
-    def __init__(self, *, store: Any, threads: Any) -> None:
+    def __init__(self, runs: MongoRunStore, threads: Any) -> None:
         """`threads` is DeerFlow's `ThreadMetaStore`."""
         self._host: Any = super()
-        self._host.__init__(store=store)
+        self._runs_stored = _NoticingRunStore(runs)
+        self._host.__init__(store=self._runs_stored)
         self._threads = threads
 
     async def create(self, thread_id: str, *arguments: Any, **options: Any) -> Any:
         await self._check_thread(thread_id)
-        return _owned(await self._host.create(thread_id, *arguments, **options))
+        return await self._stored(await self._host.create(thread_id, *arguments, **options))
 
     async def create_or_reject(self, thread_id: str, *arguments: Any, **options: Any) -> Any:
         await self._check_thread(thread_id)
-        return _owned(await self._host.create_or_reject(thread_id, *arguments, **options))
+        return await self._stored(await self._host.create_or_reject(thread_id, *arguments, **options))
 
     async def get(self, run_id: str, *, user_id: str | None = None) -> Any:
         user = user_id or current_user_id()
@@ -56,10 +76,14 @@ class OwnRunsManager(_runtime.RunManager):
         if user_id is not None and not await self._threads.check_access(thread_id, user_id):
             raise _fastapi.HTTPException(404, f"Thread {thread_id} not found")
 
-
-def _owned(record: Any) -> Any:
-    setattr(record, _OWNER, current_user_id())
-    return record
+    async def _stored(self, record: Any) -> Any:
+        """The new record, its owner noted; 503 where the run is not in the storage."""
+        error = self._runs_stored.not_stored.pop(record.run_id, None)
+        if error is not None:
+            await self._host.cleanup(record.run_id, delay=0)
+            raise _fastapi.HTTPException(503, "the run could not be stored, try again") from error
+        setattr(record, _OWNER, current_user_id())
+        return record
 
 
 def _is_visible(record: Any, user_id: str | None) -> bool:

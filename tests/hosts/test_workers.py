@@ -376,10 +376,6 @@ def test_everything_is_stored_once_and_under_its_owner(crowd: Crowd, raw_client:
 # -- a thread that is not there any more -----------------------------------------------------------
 
 
-@pytest.mark.xfail(
-    reason="DeerFlow's routes take a thread that is not there for anybody's, and its workers keep their runs "
-    "in memory without their owners"
-)
 async def test_a_deleted_thread_is_nobodys_to_read(workers: Sequence[Gateway]) -> None:
     """Its id may still be known to somebody."""
     async with _users(workers, 2) as [owner, other]:

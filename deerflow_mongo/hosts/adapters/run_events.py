@@ -1,24 +1,22 @@
 """DeerFlow's `RunEventStore` over ours.
 
-DeerFlow's journal hands over a batch again and again until it is taken. So an event must not fail for what is
-in it: what no document can hold is cut or left out, and the log says so.
+An event is never refused for its content or metadata: what no document can hold is cut or left out, and the
+log says so. See `storable.py`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
-from ... import codec
 from ...errors import InvalidPayloadError, PayloadTooLargeError
 from ...rows import RunEventFields, RunEventRow
-from ...serialization import to_json_mapping
 from ...stores.run_events import MongoRunEventStore
 from ..gateway import host
 from .acting import AUTO, acting_as, acting_user, bound_user, can_be_stored
+from .storable import cut_text, storable_part, text_of
 
 _base: Any = host("deerflow.runtime.events.store.base")
 
@@ -36,46 +34,6 @@ logger = logging.getLogger(__name__)
 
 def _row(row: RunEventRow) -> dict[str, Any]:
     return {**row, "user_id": row.get("user_id")}
-
-
-def _text_of(content: object) -> str:
-    """`content` as DeerFlow writes it down: text as it is, anything else as JSON."""
-    if isinstance(content, str):
-        return content
-    try:
-        return json.dumps(content, default=str, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
-        return f"<{type(content).__name__} without a text>"
-
-
-def _cut(event: RunEventFields, content: object, max_bytes: int) -> RunEventFields:
-    """`event` with the text of `content`, cut by bytes; its metadata tells where something is missing."""
-    encoded = _text_of(content).encode("utf-8", "surrogatepass")
-    if len(encoded) <= max_bytes:
-        return {**event, "content": _text_of(content)}
-    marks = {"content_truncated": True, "original_byte_length": len(encoded)}
-    return {
-        **event,
-        "content": encoded[:max_bytes].decode("utf-8", "ignore"),
-        "metadata": {**(event.get("metadata") or {}), **marks},
-    }
-
-
-def _with_storable_metadata(event: RunEventFields) -> RunEventFields:
-    """`event` with those of its metadata that a document holds."""
-    given: Any = event.get("metadata")
-    kept: dict[str, Any] = {}
-    room = MAX_METADATA_BYTES
-    for key, value in cast("Mapping[Any, Any]", given).items() if isinstance(given, Mapping) else ():
-        try:
-            item = to_json_mapping({key: value}, "metadata")
-        except InvalidPayloadError:
-            continue
-        size_bytes = codec.event_size_bytes(codec.encode_mapping(item))
-        if size_bytes <= room:
-            room -= size_bytes
-            kept |= item
-    return {**event, "metadata": {**kept, "metadata_truncated": True}}
 
 
 class RunEventStoreAdapter(_base.RunEventStore):
@@ -149,10 +107,11 @@ class RunEventStoreAdapter(_base.RunEventStore):
             "created_at": event.get("created_at") or None,
             "user_id": None if user_id is None else str(user_id),
         }
-        if category != TRACE:
-            return fields
-        cut = _cut(fields, content, self._max_trace_content)
-        return cut if "content_truncated" in (cut.get("metadata") or {}) else fields
+        if category == TRACE:
+            text, marks = cut_text(text_of(content), self._max_trace_content)
+            if marks:
+                fields |= {"content": text, "metadata": {**(event.get("metadata") or {}), **marks}}
+        return fields
 
     # Reading.
 
@@ -245,6 +204,11 @@ def _mended(event: RunEventFields, part: str, error: Exception) -> RunEventField
         event.get("run_id"),
         error,
     )
+    metadata = event.get("metadata") or {}
     if part == "metadata":
-        return _with_storable_metadata(event)
-    return _cut(event, event.get("content"), MAX_CONTENT_BYTES)
+        return {
+            **event,
+            "metadata": {**storable_part(metadata, MAX_METADATA_BYTES), "metadata_truncated": True},
+        }
+    text, marks = cut_text(text_of(event.get("content")), MAX_CONTENT_BYTES)
+    return {**event, "content": text, "metadata": {**metadata, **marks}}

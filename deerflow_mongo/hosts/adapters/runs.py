@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from ... import filters
-from ...rows import ENDED_STATUSES, RunRow, TimeInput
+from ...errors import InvalidPayloadError, PayloadTooLargeError
+from ...rows import ENDED_STATUSES, RunCreateFields, RunRow, TimeInput
 from ...stores.runs import MongoRunStore
 from ..gateway import host
 from .acting import AUTO, acting_user, bound_user, can_be_stored
@@ -18,10 +20,15 @@ MAX_MODEL_NAME = 128
 MAX_TEXT = 2_000
 """Characters that DeerFlow keeps of a model's name, and of the two messages that stand for a run in lists."""
 
+MAX_PAYLOAD_BYTES = 4 * 1024 * 1024
+"""What is kept of metadata, and of arguments, that a document cannot hold as they are."""
+
 COUNTED_STATUSES = ("success", "error")
 """The runs whose tokens count for their thread."""
 
 _RUNNING = "running"
+
+logger = logging.getLogger(__name__)
 
 
 def _row(row: RunRow) -> dict[str, Any]:
@@ -61,21 +68,31 @@ class RunStoreAdapter(_base.RunStore):
         created_at: str | None = None,
         follow_up_to_run_id: str | None = None,
     ) -> None:
-        """Store a new run. `RunExistsError` where there is one of this id."""
-        await self._runs.create(
-            run_id,
-            thread_id,
-            assistant_id=assistant_id,
-            user_id=acting_user(user_id, "RunStore.put"),
-            model_name=_model_name(model_name),
-            status=status,
-            multitask_strategy=multitask_strategy,
-            metadata=metadata or {},
-            kwargs=kwargs or {},
-            error=error,
-            created_at=created_at or None,
-            follow_up_to_run_id=follow_up_to_run_id,
-        )
+        """Store a new run. `RunExistsError` where there is one of this id.
+
+        What of its metadata and arguments no document can hold is left out, and the log says so.
+        """
+        fields: RunCreateFields = {
+            "assistant_id": assistant_id,
+            "user_id": acting_user(user_id, "RunStore.put"),
+            "model_name": _model_name(model_name),
+            "status": status,
+            "multitask_strategy": multitask_strategy,
+            "metadata": metadata or {},
+            "kwargs": kwargs or {},
+            "error": error,
+            "created_at": created_at or None,
+            "follow_up_to_run_id": follow_up_to_run_id,
+        }
+        try:
+            await self._runs.create(run_id, thread_id, **fields)
+        except (InvalidPayloadError, PayloadTooLargeError) as refused:
+            logger.warning("run %r is stored as far as it can be: %s", run_id, refused)
+            fields |= {
+                "metadata": storable_part(metadata, MAX_PAYLOAD_BYTES),
+                "kwargs": storable_part(kwargs, MAX_PAYLOAD_BYTES),
+            }
+            await self._runs.create(run_id, thread_id, **fields)
 
     async def get(self, run_id: str, *, user_id: Any = AUTO) -> dict[str, Any] | None:
         user = acting_user(user_id, "RunStore.get")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...rows import ThreadMeta, ThreadMetaCreate
+from ...stores.runs import MongoRunStore
 from ...stores.threads import MongoThreadStore
 from ..gateway import host
 from .acting import AUTO, acting_user, can_be_stored
@@ -57,8 +58,10 @@ def _wanted_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
 class ThreadMetaStoreAdapter(_base.ThreadMetaStore):
     """Threads with DeerFlow's names and rows. A write is one atomic command with the owner in its filter."""
 
-    def __init__(self, threads: MongoThreadStore) -> None:
+    def __init__(self, threads: MongoThreadStore, runs: MongoRunStore | None = None) -> None:
+        """With `runs`, a deleted thread that left runs behind stays closed to everybody but their owner."""
         self._threads = threads
+        self._runs = runs
 
     async def create(
         self,
@@ -127,8 +130,15 @@ class ThreadMetaStoreAdapter(_base.ThreadMetaStore):
         """Whether it is the user's thread or nobody's; of a thread that is not there, as the caller says."""
         thread = await self._threads.get_thread_meta(thread_id) if can_be_stored(thread_id) else None
         if thread is None:
-            return not require_existing
+            return not require_existing and await self._left_nothing_of_others(thread_id, str(user_id))
         return thread.user_id is None or thread.user_id == str(user_id)
+
+    async def _left_nothing_of_others(self, thread_id: str, user_id: str) -> bool:
+        """DeerFlow deletes a thread's metadata and leaves its runs, which its routes then show to all."""
+        if self._runs is None or not can_be_stored(thread_id):
+            return True
+        newest = await self._runs.list_by_thread(thread_id, user_id=None, limit=1)
+        return all(run["user_id"] in (None, user_id) for run in newest)
 
     async def delete(self, thread_id: str, *, user_id: Any = AUTO) -> None:
         user = acting_user(user_id, "ThreadMetaStore.delete")
