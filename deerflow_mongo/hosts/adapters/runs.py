@@ -13,6 +13,7 @@ from ...rows import ENDED_STATUSES, RunCreateFields, RunRow, TimeInput
 from ...stores.runs import MongoRunStore
 from ..gateway import host
 from .acting import AUTO, acting_user, bound_user, can_be_stored
+from .storable import storable_part
 
 _base: Any = host("deerflow.runtime.runs.store.base")
 
