@@ -27,6 +27,7 @@ from .host_stores import (
 pytestmark = needs_deerflow
 
 IMPOSSIBLE = ("", "x" * 5_000)
+MIB = 1024 * 1024
 EARLY, NOON, LATE = (f"2026-01-01T{hour}:00:00+00:00" for hour in ("08", "12", "20"))
 FIGURES = {
     "total_input_tokens": 1,
@@ -176,6 +177,19 @@ async def test_what_is_no_json_is_written_down(store: Any) -> None:
     kwargs = (await get(store))["kwargs"]
     assert "yes" in str(kwargs["command"])
     assert not isinstance(kwargs["command"], Command)
+
+
+@pytest.mark.parametrize("odd", ["x" * (17 * MIB), float("nan")], ids=["huge", "nan"])
+async def test_one_odd_argument_does_not_lose_the_run(store: Any, odd: Any) -> None:
+    await put(store, metadata={"small": 1}, kwargs={"odd": odd, "small": 2})
+    row = await get(store)
+    assert (row["metadata"], row["kwargs"]["small"]) == ({"small": 1}, 2)
+
+
+@pytest.mark.parametrize("odd", ["x" * (17 * MIB), float("inf")], ids=["huge", "infinity"])
+async def test_an_odd_argument_comes_back(store: Any, odd: Any) -> None:
+    await put(store, kwargs={"odd": odd})
+    assert (await get(store))["kwargs"] == {"odd": odd}
 
 
 @pytest.mark.parametrize(
