@@ -407,6 +407,15 @@ async def test_a_threads_tokens_are_those_of_its_ended_runs(store: Any) -> None:
     }
 
 
+async def test_a_bound_user_is_told_of_own_tokens_only(store: Any) -> None:
+    for run_id, user_id, tokens in (("hers", "alice", 1), ("his", "bob", 2), ("nobodys", None, 4)):
+        await put(store, run_id, user_id=user_id)
+        await store.update_run_completion(run_id, status="success", total_tokens=tokens)
+    with acting("alice"):
+        usage = await store.aggregate_tokens_by_thread("thread")
+    assert (usage["total_runs"], usage["total_tokens"]) == (1, 1)
+
+
 async def test_a_run_that_spent_nothing_counts(store: Any) -> None:
     await put(store, model_name="m")
     await store.update_run_completion("run", status="success")
