@@ -6,7 +6,7 @@ is refused, so no operator document can reach a query.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any, TypeAlias, cast
 
@@ -97,14 +97,20 @@ def owned(query: Query, user_id: str | None) -> Query:
     return query
 
 
+def _texts_of(name: str, value: object) -> list[str] | None:
+    """A list of texts, each once, or None. A mapping is no list: `{"$ne": None}` was meant otherwise."""
+    if value is None:
+        return None
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a list of texts or None, got {type(value).__name__}")  # pyright: ignore[reportUnknownArgumentType]
+    return list(dict.fromkeys(status_text(name, item) for item in cast("Iterable[object]", value)))
+
+
 def in_statuses(query: Query, statuses: object) -> Query:
     """`query`, limited to runs in one of these statuses; None leaves it open to all."""
-    if statuses is None:
-        return query
-    if isinstance(statuses, str | bytes) or not isinstance(statuses, Iterable):
-        raise TypeError(f"statuses must be a list of texts or None, got {type(statuses).__name__}")
-    wanted = [status_text("statuses", item) for item in cast("Iterable[object]", statuses)]
-    query["status"] = {"$in": list(dict.fromkeys(wanted))}
+    wanted = _texts_of("statuses", statuses)
+    if wanted is not None:
+        query["status"] = {"$in": wanted}
     return query
 
 
@@ -181,11 +187,7 @@ def sequence_number(name: str, value: object) -> int | None:
 
 def event_types_of(value: object) -> list[str] | None:
     """Run event types, each once; None for all of them."""
-    if value is None:
-        return None
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise TypeError(f"event_types must be a list of texts or None, got {type(value).__name__}")
-    return list(dict.fromkeys(status_text("event_types", item) for item in cast("Iterable[object]", value)))
+    return _texts_of("event_types", value)
 
 
 def between(query: Query, *, after_seq: int | None, before_seq: int | None) -> Query:

@@ -30,6 +30,7 @@ from .run_updates import RunUpdateContract
 from .runs import RunStoreContract
 from .sizes import SizeContract
 from .storage import StorageContract
+from .thread_metadata import ThreadMetadataContract
 from .thread_search import ThreadSearchContract
 from .threads import ThreadStoreContract
 from .token_usage import TokenUsageContract
@@ -53,6 +54,7 @@ __all__ = [
     "SizeContract",
     "StorageConformance",
     "StorageContract",
+    "ThreadMetadataContract",
     "ThreadSearchContract",
     "ThreadStoreContract",
     "TokenUsageContract",
@@ -72,6 +74,7 @@ class StorageConformance(
     FeedbackStoreContract,
     VoteContract,
     ThreadStoreContract,
+    ThreadMetadataContract,
     ThreadSearchContract,
     RunEventContract,
     EventPageContract,

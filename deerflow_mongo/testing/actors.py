@@ -15,9 +15,10 @@ from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case, everyt
 from .methods import METHODS, Method
 from .network import no_connections
 
-_OWNED = [
-    method for method in METHODS if "user_id" in method.arguments and method.name != "create_thread_meta"
-]
+_WRITTEN_FOR = {"create_thread_meta", "put", "put_if_absent"}
+"""What these make is kept for the `user_id` given, whoever acts: AUTO is no value for it."""
+
+_OWNED = [method for method in METHODS if "user_id" in method.arguments and method.name not in _WRITTEN_FOR]
 
 
 def _calls_with_auto(method: Method) -> list[Mapping[str, Any]]:

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 
+from ..actor import AUTO
 from ..protocols import Storage
 from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case
 from .values import assert_is_now, assert_row_time, exactly, now
@@ -157,6 +158,64 @@ class FeedbackStoreContract(Contract):
         assert len(await storage.feedback.list_by_run(THREAD, RUN, user_id=None)) == 30
         assert await storage.feedback.list_by_run(THREAD, RUN, user_id="") == []
 
+    async def test_the_limit_counts_the_users_feedback_of_a_thread_only(self, storage: Storage) -> None:
+        rows: list[dict[str, Any]] = []
+        for number in range(5):
+            rows = await _given(storage, 1, run_id=f"run-{number % 2}", user_id=ALICE) + rows
+            for owner in (BOB, None, "", BOB, None):
+                await _given(storage, 1, run_id=f"run-{number % 2}", user_id=owner)
+        await _given(storage, 2, thread_id="thread-2", user_id=ALICE)
+        list_by_thread = storage.feedback.list_by_thread
+        assert await list_by_thread(THREAD, user_id=ALICE, limit=20) == rows
+        assert await list_by_thread(THREAD, user_id=ALICE, limit=2) == rows[:2]
+        assert len(await list_by_thread(THREAD, user_id="")) == 5
+        assert len(await list_by_thread(THREAD, user_id=None)) == 30
+        assert await list_by_thread(THREAD, user_id="carol") == []
+
+    async def test_rows_may_be_listed_oldest_first(self, storage: Storage) -> None:
+        """The oldest then, and not the newest turned round; the limit counts the user's only."""
+        rows: list[dict[str, Any]] = []
+        for number in range(30):
+            rows += await _given(storage, 1, user_id=(ALICE, BOB, None)[number % 3])
+        await _given(storage, 2, run_id="run-2", thread_id="thread-2")
+        for limit in (1, 7, 100):
+            for user_id in (None, ALICE, BOB):
+                with case(limit, user_id):
+                    expected = [row for row in rows if user_id in (None, row["user_id"])][:limit]
+                    options: dict[str, Any] = {"limit": limit, "user_id": user_id, "oldest_first": True}
+                    assert await storage.feedback.list_by_run(THREAD, RUN, **options) == expected
+                    assert await storage.feedback.list_by_thread(THREAD, **options) == expected
+        vote = await storage.feedback.upsert(**_ON_RUN, rating=-1, user_id=BOB)
+        last = (await storage.feedback.list_by_thread(THREAD, oldest_first=True))[-1]
+        assert last == vote
+
+    async def test_feedback_of_another_is_none_for_a_named_caller(self, storage: Storage) -> None:
+        for owner in (BOB, None, ""):
+            with case(owner):
+                row = await storage.feedback.create(**_ON_RUN, rating=1, user_id=owner)
+                assert await storage.feedback.get(row["feedback_id"], user_id=ALICE) is None
+                assert await storage.feedback.get(row["feedback_id"], user_id=owner) == row
+                assert await storage.feedback.get(row["feedback_id"], user_id=None) == row
+
+    async def test_deleting_anothers_feedback_gives_false_and_deletes_nothing(self, storage: Storage) -> None:
+        for owner in (BOB, None, ""):
+            with case(owner):
+                row = await storage.feedback.create(**_ON_RUN, rating=1, user_id=owner)
+                assert await storage.feedback.delete(row["feedback_id"], user_id=ALICE) is False
+                assert await storage.feedback.get(row["feedback_id"]) == row
+                assert await storage.feedback.delete(row["feedback_id"], user_id=owner) is True
+                assert await storage.feedback.get(row["feedback_id"]) is None
+
+    async def test_feedback_of_the_actor_may_be_asked_for(self, storage: Storage) -> None:
+        own = await storage.feedback.create(**_ON_RUN, rating=1, user_id=ALICE)
+        other = await storage.feedback.create(**_ON_RUN, rating=1, user_id=BOB)
+        with acting_as(ALICE):
+            assert await storage.feedback.list_by_thread(THREAD, user_id=AUTO) == [own]
+            assert await storage.feedback.get(own["feedback_id"], user_id=AUTO) == own
+            assert await storage.feedback.get(other["feedback_id"], user_id=AUTO) is None
+            assert await storage.feedback.delete(other["feedback_id"], user_id=AUTO) is False
+            assert await storage.feedback.get(other["feedback_id"]) == other
+
     async def test_totals_count_every_row(self, storage: Storage) -> None:
         """Over all rows: 150 votes are 150."""
         for number in range(150):
@@ -207,9 +266,12 @@ class FeedbackStoreContract(Contract):
                     assert await storage.feedback.get(row["feedback_id"]) == row
 
     async def test_feedback_asks_for_no_actor_unless_told_so(self, storage: Storage) -> None:
-        """`user_id` of `create` and `list_by_run` is None by default."""
+        """`user_id` of every method but `upsert` is None by default."""
         with acting_as(ALICE):
             row = await storage.feedback.create(**_ON_RUN, rating=1)
             assert row["user_id"] is None
             await storage.feedback.create(**_ON_RUN, rating=1, user_id=BOB)
             assert len(await storage.feedback.list_by_run(THREAD, RUN)) == 2
+            assert len(await storage.feedback.list_by_thread(THREAD)) == 2
+            assert await storage.feedback.get(row["feedback_id"]) == row
+            assert await storage.feedback.delete(row["feedback_id"]) is True

@@ -126,6 +126,7 @@ class RunUpdateContract(Contract):
                 run_id, status="error"
             ),
             "record_token_usage": lambda run_id: storage.runs.record_token_usage(run_id, caller="subagent"),
+            "update_model_name": lambda run_id: storage.runs.update_model_name(run_id, "m"),
         }
         for name, update in updates.items():
             with case(name):
@@ -186,6 +187,90 @@ class RunUpdateContract(Contract):
                 assert (after["status"], after["error"]) == ("error", "broken $a.b")
                 assert (after["metadata"], after["started_at"]) == (before["metadata"], _EARLY)
 
+    async def test_an_error_is_stored_with_the_status(self, storage: Storage) -> None:
+        """In one update, with metadata or without; an absent one leaves what is there."""
+        for old in ACTIVE_STATUSES:
+            for new in _STATUSES:
+                for metadata in (None, {"a": 1}):
+                    with case(old, new, metadata):
+                        run_id = f"{old} {new} {metadata}"
+                        await given_run(storage, run_id, status=old)
+                        await storage.runs.update_status(run_id, new, error="$a", metadata=metadata)
+                        row = await stored_run(storage, run_id)
+                        assert (row["status"], row["error"]) == (new, "$a")
+                        assert row["metadata"] == (metadata or {})
+                        await storage.runs.update_status(run_id, new, ended_at=_LATE, metadata={"b": 2})
+                        assert (await stored_run(storage, run_id))["error"] == "$a"
+
+    async def test_of_two_endings_the_later_ones_error_stays(self, storage: Storage) -> None:
+        for old in ENDED_STATUSES:
+            for new in ENDED_STATUSES:
+                with case(old, new):
+                    run_id = f"{old} {new}"
+                    await given_run(storage, run_id, status=old, error="first")
+                    await storage.runs.update_status(run_id, new)
+                    assert (await stored_run(storage, run_id))["error"] == "first"
+                    await storage.runs.update_status(run_id, new, error="")
+                    row = await stored_run(storage, run_id)
+                    assert (row["status"], row["error"]) == (new, "")
+
+    async def test_an_update_that_would_revive_a_run_leaves_its_error(self, storage: Storage) -> None:
+        """Whether it has one or not."""
+        for old in ENDED_STATUSES:
+            for new in ACTIVE_STATUSES:
+                for error in ("first", None):
+                    with case(old, new, error):
+                        run_id = f"{old} {new} {error}"
+                        await given_run(storage, run_id, status=old, error=error)
+                        await storage.runs.update_status(run_id, new, error="late", metadata={"a": 1})
+                        row = await stored_run(storage, run_id)
+                        assert (row["status"], row["error"]) == (old, error)
+                        assert row["metadata"] == {"a": 1}
+
+    async def test_nobody_sees_a_status_without_its_error(self, storage: Storage) -> None:
+        await given_run(storage)
+
+        async def write() -> None:
+            for number in range(100):
+                status = ENDED_STATUSES[number % len(ENDED_STATUSES)]
+                metadata = {"number": number} if number % 2 else None
+                await storage.runs.update_status(RUN, status, error=status, metadata=metadata)
+
+        async def read() -> None:
+            while not writing.done():
+                row = await stored_run(storage)
+                assert row["error"] == (None if row["status"] == "pending" else row["status"])
+                await asyncio.sleep(0)
+
+        writing = asyncio.create_task(write())
+        await asyncio.gather(writing, read(), read())
+
+    async def test_what_is_no_error_or_model_is_refused_and_changes_nothing(self, storage: Storage) -> None:
+        before = await given_run(storage, error="first", model_name="m")
+        others: tuple[Any, ...] = (5, 0, True, b"x", ["x"], {"$ne": None}, {"_json": "1"}, object())
+        for value in others:
+            with case(value):
+                with pytest.raises((TypeError, ValueError), match="error"):
+                    await storage.runs.create("new", THREAD, user_id=None, error=value)
+                with pytest.raises((TypeError, ValueError), match="error"):
+                    await storage.runs.update_status(RUN, "running", error=value)
+                with pytest.raises((TypeError, ValueError), match="error"):
+                    await storage.runs.update_run_completion(
+                        RUN, status="success", error=value, keep_texts=True
+                    )
+                with pytest.raises((TypeError, ValueError), match="model_name"):
+                    await storage.runs.update_model_name(RUN, value)
+        assert await storage.runs.list_by_thread(THREAD, user_id=None) == [before]
+
+    async def test_a_model_name_is_set_alone(self, storage: Storage) -> None:
+        """Also to None, and of a run that is over."""
+        before = await given_run(storage, status="success", metadata={"a": 1}, error="e", model_name="m")
+        for name in ("gpt-4.1", "$model", "a.b", "", None, "модель", "x" * 1_000):
+            with case(name):
+                await storage.runs.update_model_name(RUN, name)
+                after = await stored_run(storage)
+                assert after == {**before, "model_name": name, "updated_at": after["updated_at"]}
+
     async def test_a_completion_stores_every_figure_and_text(self, storage: Storage) -> None:
         before = await given_run(storage, metadata={"a": 1}, kwargs={"b": 2})
         await storage.runs.update_run_completion(RUN, status="success", ended_at=_LATE, **_COMPLETION)
@@ -201,6 +286,41 @@ class RunUpdateContract(Contract):
             with case(name):
                 await storage.runs.update_run_completion(RUN, status="success", **{name: value})
                 assert _of(await stored_run(storage), _COMPLETION) == {**_NO_COMPLETION, name: value}
+
+    async def test_a_completion_that_keeps_texts_leaves_those_it_has_none_for(self, storage: Storage) -> None:
+        """Absent figures become 0 all the same; an empty text is a text."""
+        texts = [name for name, value in _COMPLETION.items() if isinstance(value, str)]
+        await given_run(storage)
+        await storage.runs.update_run_completion(RUN, status="error", **_COMPLETION, ended_at=_EARLY)
+        expected = {**_NO_COMPLETION, **{name: _COMPLETION[name] for name in texts}}
+        for ended_at in (None, _LATE):
+            await storage.runs.update_run_completion(
+                RUN, status="success", keep_texts=True, ended_at=ended_at
+            )
+            assert _of(await stored_run(storage), _COMPLETION) == expected
+        for name in texts:
+            for text in ("another $text", ""):
+                with case(name, text):
+                    own: dict[str, Any] = {name: text}
+                    await storage.runs.update_run_completion(RUN, status="success", keep_texts=True, **own)
+                    expected[name] = text
+                    assert _of(await stored_run(storage), _COMPLETION) == expected
+        await storage.runs.update_run_completion(RUN, status="success", keep_texts=False)
+        assert _of(await stored_run(storage), _COMPLETION) == _NO_COMPLETION
+
+    async def test_a_completion_that_keeps_texts_of_a_run_that_goes_on(self, storage: Storage) -> None:
+        """It stores what it has while the run is going, and nothing where the run is over."""
+        await given_run(storage, status="running", error="first")
+        await storage.runs.update_run_completion(
+            RUN, status="running", keep_texts=True, first_human_message="hi", total_tokens=3
+        )
+        await storage.runs.update_run_completion(
+            RUN, status="success", keep_texts=True, last_ai_message="bye"
+        )
+        await storage.runs.update_run_completion(RUN, status="running", keep_texts=True, error="late")
+        row = await stored_run(storage)
+        texts = (row["first_human_message"], row["last_ai_message"], row["error"])
+        assert (row["status"], *texts) == ("success", "hi", "bye", "first")
 
     async def test_figures_are_not_limited_to_32_bits(self, storage: Storage) -> None:
         """Integers beyond a column's width are not limits here."""
@@ -270,6 +390,7 @@ class RunUpdateContract(Contract):
             "record_token_usage": lambda run_id: storage.runs.record_token_usage(
                 run_id, caller="lead_agent", model_name="m", input_tokens=1
             ),
+            "update_model_name": lambda run_id: storage.runs.update_model_name(run_id, "m"),
         }
         for name, update in missing.items():
             with case(name), caplog.at_level(logging.WARNING):

@@ -10,7 +10,7 @@ import pytest
 
 from ..errors import RunExistsError
 from ..protocols import Storage
-from ..rows import RunRow
+from ..rows import ACTIVE_STATUSES, ENDED_STATUSES, PENDING, RunRow
 from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case, given_run, stored_run
 from .values import assert_is_now, assert_row_time, exactly, now
 
@@ -55,6 +55,7 @@ _EVERY_FIELD: dict[str, Any] = {
     "kwargs": {"input": {"messages": ["hi"]}, "config": {}},
     "model_name": "gpt-4.1",
     "multitask_strategy": "interrupt",
+    "error": "broken before it was stored",
 }
 
 
@@ -64,6 +65,10 @@ def _ids(rows: list[RunRow]) -> list[str]:
 
 def _everybodys(arguments: dict[str, Any]) -> dict[str, Any]:
     return {"user_id": None, **arguments}
+
+
+async def _pending(storage: Storage, **arguments: Any) -> list[str]:
+    return _ids(await storage.runs.list_pending(**arguments))
 
 
 async def _listed(storage: Storage, **arguments: Any) -> list[str]:
@@ -87,7 +92,7 @@ class RunStoreContract(Contract):
 
     async def test_absent_fields_may_be_given_as_none(self, storage: Storage) -> None:
         names = ("created_at", "started_at", "ended_at", "assistant_id", "follow_up_to_run_id")
-        nothing: dict[str, Any] = dict.fromkeys((*names, "metadata", "kwargs", "model_name"))
+        nothing: dict[str, Any] = dict.fromkeys((*names, "metadata", "kwargs", "model_name", "error"))
         row = await given_run(storage, **nothing)
         assert exactly(dict(row)) == exactly({**_AT_FIRST, "created_at": row["created_at"]})
 
@@ -229,3 +234,53 @@ class RunStoreContract(Contract):
                 assert (row["run_id"], row["user_id"]) == (run_id, f"user {run_id}")
                 rows = await storage.runs.list_by_thread(THREAD, user_id=f"user {run_id}")
                 assert _ids(rows) == [run_id]
+
+    async def test_pending_runs_of_every_user_are_listed_oldest_first(self, storage: Storage) -> None:
+        """All of them, whoever asks, and no run of another status."""
+        owners = (ALICE, BOB, None, "")
+        for number in range(120):
+            thread_id, owner = f"thread-{number % 7}", owners[number % 4]
+            await given_run(storage, f"run-{number}", thread_id, user_id=owner)
+        for status in (*ACTIVE_STATUSES, *ENDED_STATUSES, "odd"):
+            if status != PENDING:
+                await given_run(storage, f"a run that is {status}", status=status)
+        rows = await storage.runs.list_pending()
+        assert _ids(rows) == [f"run-{number}" for number in range(120)]
+        assert rows[7] == await stored_run(storage, "run-7")
+        with acting_as(ALICE):
+            assert await storage.runs.list_pending() == rows
+
+    async def test_a_run_is_pending_until_its_status_says_otherwise(self, storage: Storage) -> None:
+        for run_id in ("starts", "stays", "ends", "fails", "goes"):
+            await given_run(storage, run_id)
+        await storage.runs.update_status("starts", "running")
+        await storage.runs.update_status("stays", PENDING, metadata={"a": 1}, error="not yet")
+        await storage.runs.update_run_completion("ends", status="success")
+        await storage.runs.set_error("fails", "broken")
+        await storage.runs.delete("goes", user_id=None)
+        await given_run(storage, "returns", status="running")
+        await storage.runs.update_status("returns", PENDING)
+        assert await _pending(storage) == ["stays", "returns"]
+
+    async def test_pending_runs_are_those_created_at_or_before(self, storage: Storage) -> None:
+        """Of one `created_at`: in the order they were made in. `before` is now if it is not given."""
+        moments = {"later": 2, "one": 1, "another": 1, "first": 0}
+        for run_id, seconds in moments.items():
+            await given_run(storage, run_id, created_at=_DAY + timedelta(seconds=seconds))
+        await given_run(storage, "not yet", created_at=now() + timedelta(hours=1))
+        a_tick = timedelta(microseconds=1)
+        expected = ["first", "one", "another", "later"]
+        assert await _pending(storage) == expected
+        assert await _pending(storage, before=None) == expected
+        assert await _pending(storage, before=_DAY) == expected[:1]
+        assert await _pending(storage, before=_DAY - a_tick) == []
+        assert await _pending(storage, before=_DAY + timedelta(seconds=1)) == expected[:3]
+        assert await _pending(storage, before=_DAY + timedelta(seconds=2) - a_tick) == expected[:3]
+        assert await _pending(storage, before="2026-04-22T09:00:01+09:00") == expected[:3]
+        assert await _pending(storage, before="2999-01-01T00:00:00Z") == [*expected, "not yet"]
+
+    async def test_what_is_no_time_is_refused_to_list_pending_runs_by(self, storage: Storage) -> None:
+        others: tuple[Any, ...] = ("yesterday", "", 5, 1.5, True, {"$gt": ""}, ["2026-04-22"])
+        for before in others:
+            with case(before), pytest.raises(ValueError):  # noqa: PT011 - the promise is the type
+                await storage.runs.list_pending(before=before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -104,6 +105,71 @@ class ThreadSearchContract(Contract):
         assert await _found(storage, user_id=ALICE) == expected
         found = await storage.threads.search_threads(user_id=ALICE, limit=1)
         assert found == [await storage.threads.get_thread_meta("thread-59")]
+
+    async def test_threads_may_be_found_last_updated_first(self, storage: Storage) -> None:
+        """Every update moves its thread to the front, and no read does."""
+        for number in range(9):
+            await _given(storage, f"thread-{number}", user_id=ALICE, metadata={"k": 1})
+        threads, order = storage.threads, [f"thread-{number}" for number in reversed(range(9))]
+        assert await _found(storage, newest_by="updated") == order
+        updates: list[Callable[[str], Awaitable[object]]] = [
+            lambda thread_id: threads.update_thread_meta(thread_id, status="busy"),
+            lambda thread_id: threads.merge_thread_metadata(thread_id, {"l": 2}),
+            lambda thread_id: threads.sync_thread_title(thread_id=thread_id, title="x" * 10_000),
+            lambda thread_id: threads.sync_thread_status(thread_id=thread_id, status="idle"),
+            lambda thread_id: threads.sync_thread_metadata(thread_id=thread_id, metadata={"k": 1}),
+            lambda thread_id: threads.ensure_thread_running(thread_id=thread_id),
+        ]
+        for number, update in enumerate(updates):
+            thread_id = f"thread-{number * 2 % 9}"
+            await update(thread_id)
+            order.remove(thread_id)
+            order.insert(0, thread_id)
+            for wanted in ({}, {"user_id": ALICE}, {"metadata": {"k": 1}, "user_id": ALICE}):
+                with case(number, wanted):
+                    assert await _found(storage, newest_by="updated", **wanted) == order
+        await threads.get_thread("thread-8", user_id=ALICE)
+        await threads.ensure_thread(thread_id="thread-8", user_id=ALICE)
+        assert await _found(storage, newest_by="updated") == order
+        assert await _found(storage) == await _found(storage, newest_by="created")
+        assert await _found(storage) == [f"thread-{number}" for number in reversed(range(9))]
+
+    async def test_threads_updated_at_once_are_found_in_one_order(self, storage: Storage) -> None:
+        """By `updated_time`, and the id where it is equal; pages cover every thread exactly once."""
+        for number in range(60):
+            await _given(storage, f"thread-{number}", user_id=ALICE if number % 3 else BOB)
+        await asyncio.gather(
+            *(storage.threads.update_thread_meta(f"thread-{number}", status="busy") for number in range(60))
+        )
+        for user_id in (None, ALICE):
+            found = await storage.threads.search_threads(user_id=user_id, newest_by="updated", limit=1_000)
+            keys = [(thread.updated_time, thread.thread_id) for thread in found]
+            assert keys == sorted(keys, reverse=True)
+            pages = [
+                await _found(storage, user_id=user_id, newest_by="updated", limit=7, offset=at)
+                for at in range(0, 63, 7)
+            ]
+            assert [thread_id for page in pages for thread_id in page] == [key[1] for key in keys]
+
+    async def test_another_order_of_threads_is_refused(self, storage: Storage) -> None:
+        await _given(storage, "one")
+        others: tuple[Any, ...] = (
+            "",
+            "oldest",
+            "UPDATED",
+            "updated_at",
+            "-updated",
+            None,
+            1,
+            True,
+            b"updated",
+        )
+        for newest_by in others:
+            with case(newest_by), pytest.raises(ValueError, match="newest_by"):
+                await _found(storage, newest_by=newest_by)
+        for newest_by in ({"$ne": None}, ["updated"]):
+            with case(newest_by), pytest.raises((TypeError, ValueError)):
+                await _found(storage, newest_by=newest_by)
 
     async def test_a_hundred_threads_are_found_by_default(self, storage: Storage) -> None:
         await asyncio.gather(*(_given(storage, f"thread-{number}", user_id=ALICE) for number in range(105)))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ..actor import AUTO
 from ..errors import ThreadExistsError
 from ..protocols import Storage
 from ..rows import ThreadMeta, ThreadMetaCreate
@@ -135,6 +136,7 @@ class ThreadStoreContract(Contract):
         threads = storage.threads
         missing: dict[str, Callable[[str], Awaitable[None]]] = {
             "update": lambda name: threads.update_thread_meta(name, display_name="x", metadata={"a": 1}),
+            "merge": lambda name: threads.merge_thread_metadata(name, {"a": 1}),
             "title": lambda name: threads.sync_thread_title(thread_id=name, title="x"),
             "status": lambda name: threads.sync_thread_status(thread_id=name, status="busy"),
             "assistant": lambda name: threads.sync_thread_assistant_id(thread_id=name, assistant_id="x"),
@@ -157,6 +159,48 @@ class ThreadStoreContract(Contract):
         assert await storage.threads.get_thread_meta("thread-11") is not None
         deletes = (storage.threads.delete_thread("thread-11") for _ in range(100))
         assert sorted(await asyncio.gather(*deletes)) == [False] * 99 + [True]
+
+    async def test_updating_anothers_thread_is_as_if_it_were_not_there(
+        self, storage: Storage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Nobody's thread too; nothing is changed, and a warning says it."""
+        threads = storage.threads
+        for owner in (BOB, None, ""):
+            fields: dict[str, Any] = {**_FIELDS, "user_id": owner, "thread_id": f"of {owner}"}
+            before = await threads.create_thread_meta(ThreadMetaCreate(**fields))
+            with case(owner), caplog.at_level(logging.WARNING):
+                caplog.clear()
+                await threads.update_thread_meta(before.thread_id, user_id=ALICE, **_UPDATES)
+                await threads.merge_thread_metadata(before.thread_id, {"z": 26}, user_id=ALICE)
+                assert await stored_thread(storage, before.thread_id) == before
+                warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+                assert [before.thread_id in record.getMessage() for record in warnings] == [True] * 2
+                await threads.update_thread_meta(before.thread_id, user_id=owner, **_UPDATES)
+                after = await stored_thread(storage, before.thread_id)
+                assert exactly(_fields(after)) == exactly({**_FIELDS, **_UPDATES, "user_id": owner})
+
+    async def test_deleting_anothers_thread_gives_false_and_deletes_nothing(self, storage: Storage) -> None:
+        for owner in (BOB, None, ""):
+            with case(owner):
+                thread = await storage.threads.ensure_thread(thread_id=f"of {owner}", user_id=owner)
+                assert await storage.threads.delete_thread(thread.thread_id, user_id=ALICE) is False
+                assert await stored_thread(storage, thread.thread_id) == thread
+                assert await storage.threads.delete_thread(thread.thread_id, user_id=owner) is True
+                assert await storage.threads.get_thread_meta(thread.thread_id) is None
+
+    async def test_the_actors_thread_may_be_updated_and_deleted(self, storage: Storage) -> None:
+        threads = storage.threads
+        other = await threads.ensure_thread(thread_id="bob's", user_id=BOB)
+        with acting_as(ALICE):
+            await threads.ensure_thread(thread_id=THREAD)
+            for thread_id in (THREAD, "bob's"):
+                await threads.update_thread_meta(thread_id, status="busy", user_id=AUTO)
+                await threads.merge_thread_metadata(thread_id, {"a": 1}, user_id=AUTO)
+            own = await stored_thread(storage)
+            assert (own.status, own.metadata) == ("busy", {"a": 1})
+            assert await threads.delete_thread("bob's", user_id=AUTO) is False
+            assert await threads.delete_thread(THREAD, user_id=AUTO) is True
+        assert await stored_thread(storage, "bob's") == other
 
     async def test_ensure_thread_makes_a_missing_thread(self, storage: Storage) -> None:
         since = now()

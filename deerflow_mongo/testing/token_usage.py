@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -56,8 +57,10 @@ async def _figures(storage: Storage, run_id: str = RUN) -> dict[str, int]:
     }
 
 
-async def _usage(storage: Storage, thread_id: str = THREAD, user_id: str | None = None) -> dict[str, Any]:
-    return dict(await storage.runs.token_usage_by_thread(thread_id, user_id=user_id))
+async def _usage(
+    storage: Storage, thread_id: str = THREAD, user_id: str | None = None, **arguments: Any
+) -> dict[str, Any]:
+    return dict(await storage.runs.token_usage_by_thread(thread_id, user_id=user_id, **arguments))
 
 
 class TokenUsageContract(Contract):
@@ -180,6 +183,7 @@ class TokenUsageContract(Contract):
             "by_model": {
                 "model-0.0": _model_usage(55, 550, 0, 110),
                 "model-1.0": _model_usage(55, 550, 55, 110),
+                "unknown": _model_usage(1, 0, 0, 0),
             },
         }
         assert exactly(await _usage(storage)) == exactly(expected)
@@ -241,6 +245,69 @@ class TokenUsageContract(Contract):
             "unknown": _model_usage(1, 2, 1, 1),
         }
         assert (await _usage(storage))["by_model"] == expected
+
+    async def test_a_run_that_spent_nothing_counts_under_its_own_model(self, storage: Storage) -> None:
+        """Of any status, under its `model_name` or "unknown", with nothing in every figure."""
+        for number, model in enumerate(("gpt-4.1", None, "gpt-4.1", "small")):
+            await given_run(storage, f"run-{number}", model_name=model)
+        await storage.runs.update_run_completion("run-2", status="success", message_count=2)
+        await storage.runs.record_token_usage("run-3", caller="lead_agent", model_name="small", llm_calls=0)
+        usage = await _usage(storage)
+        expected = {
+            "gpt-4.1": _model_usage(2, 0, 0, 0),
+            "unknown": _model_usage(1, 0, 0, 0),
+            "small": _model_usage(1, 0, 0, 0),
+        }
+        assert exactly(usage["by_model"]) == exactly(expected)
+        assert (usage["total_runs"], usage["total_tokens"], usage["llm_call_count"]) == (4, 0, 0)
+
+    async def test_totals_are_those_of_runs_in_the_statuses_named(self, storage: Storage) -> None:
+        """None is every status, an empty list none of them; the user is asked for all the same."""
+        tokens = {"pending": 1, "running": 10, "success": 100, "error": 1_000, "odd": 10_000}
+        for status, spent in tokens.items():
+            for owner in (ALICE, BOB):
+                run_id = f"{status} of {owner}"
+                await given_run(storage, run_id, user_id=owner, status=status)
+                await storage.runs.record_token_usage(
+                    run_id, caller="subagent", model_name=f"for {status}", input_tokens=spent
+                )
+        table: tuple[Sequence[str] | None, ...] = (
+            ("success",),
+            ("success", "error"),
+            ["running", "running", "odd"],
+            ("pending", "unknown"),
+            ("SUCCESS", "success "),
+            (),
+            tuple(tokens),
+            None,
+        )
+        for statuses in table:
+            wanted = [status for status in tokens if statuses is None or status in statuses]
+            spent = sum(tokens[status] for status in wanted)
+            for user_id, owners in ((ALICE, 1), (None, 2), ("carol", 0)):
+                with case(statuses, user_id):
+                    usage = await _usage(storage, user_id=user_id, statuses=statuses)
+                    assert usage["total_runs"] == len(wanted) * owners
+                    assert usage["total_tokens"] == usage["by_caller"]["subagent"] == spent * owners
+                    models = {f"for {status}" for status in wanted} if owners else set[str]()
+                    assert set(usage["by_model"]) == models
+
+    async def test_what_is_no_list_of_statuses_is_refused(self, storage: Storage) -> None:
+        await given_run(storage)
+        others: tuple[Any, ...] = (
+            "success",
+            b"x",
+            5,
+            True,
+            {"$ne": None},
+            [{"$ne": None}],
+            [None],
+            [5],
+            [""],
+        )
+        for statuses in others:
+            with case(statuses), pytest.raises((TypeError, ValueError), match="statuses"):
+                await _usage(storage, statuses=statuses)
 
     async def test_sums_are_not_limited_to_32_bits(self, storage: Storage) -> None:
         for number in range(3):
