@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from datetime import datetime
+from typing import TypeGuard
 
-from sqlalchemy import delete, select
+from sqlalchemy import UnaryExpression, delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from deerflow_mongo import FeedbackRow, FeedbackTotals
@@ -37,8 +39,12 @@ def _check_rating(rating: int) -> None:
         raise ValueError(f"rating must be 1 or -1, got {rating}")
 
 
-async def _of_run(session: AsyncSession, run_id: str) -> Sequence[Feedback]:
-    query = select(Feedback).where(Feedback.run_id == run_id).order_by(Feedback.created_time.desc())
+def _by_age(oldest_first: bool) -> UnaryExpression[datetime]:
+    return Feedback.created_time.asc() if oldest_first else Feedback.created_time.desc()
+
+
+async def _of_run(session: AsyncSession, run_id: str, *, oldest_first: bool = False) -> Sequence[Feedback]:
+    query = select(Feedback).where(Feedback.run_id == run_id).order_by(_by_age(oldest_first))
     return (await session.execute(query)).scalars().all()
 
 
@@ -53,6 +59,10 @@ async def _find(session: AsyncSession, feedback_id: str) -> Feedback | None:
     return (await session.execute(query)).scalar_one_or_none()
 
 
+def _is_seen(feedback: Feedback | None, user_id: UserId) -> TypeGuard[Feedback]:
+    return feedback is not None and user_id in (None, feedback.user_id)
+
+
 async def _insert(session: AsyncSession, feedback: Feedback) -> FeedbackRow:
     session.add(feedback)
     await session.flush()
@@ -60,8 +70,8 @@ async def _insert(session: AsyncSession, feedback: Feedback) -> FeedbackRow:
     return _row(feedback)
 
 
-async def _delete(session: AsyncSession, feedback_id: str) -> bool:
-    if await _find(session, feedback_id) is None:
+async def _delete(session: AsyncSession, feedback_id: str, user_id: UserId = None) -> bool:
+    if not _is_seen(await _find(session, feedback_id), user_id):
         return False
     await session.execute(delete(Feedback).where(Feedback.feedback_id == feedback_id))
     return True
@@ -122,30 +132,35 @@ class SqlFeedbackStore:
             )
             return await _insert(session, feedback)
 
-    async def get(self, feedback_id: str) -> FeedbackRow | None:
+    async def get(self, feedback_id: str, *, user_id: UserId = None) -> FeedbackRow | None:
         async with self._sessions.reading() as session:
             feedback = await _find(session, feedback_id)
-        return None if feedback is None else _row(feedback)
+        return _row(feedback) if _is_seen(feedback, user_id) else None
 
-    async def delete(self, feedback_id: str) -> bool:
+    async def delete(self, feedback_id: str, *, user_id: UserId = None) -> bool:
         async with self._sessions.writing() as session:
-            return await _delete(session, feedback_id)
+            return await _delete(session, feedback_id, user_id)
 
     async def list_by_run(
-        self, thread_id: str, run_id: str, *, limit: int = 100, user_id: UserId = None
+        self,
+        thread_id: str,
+        run_id: str,
+        *,
+        limit: int = 100,
+        user_id: UserId = None,
+        oldest_first: bool = False,
     ) -> list[FeedbackRow]:
         async with self._sessions.reading() as session:
-            rows = await _of_run(session, run_id)
-        rows = [row for row in rows if row.thread_id == thread_id]
-        if user_id is not None:
-            rows = [row for row in rows if row.user_id == user_id]
-        return [_row(row) for row in rows][:limit]
+            rows = await _of_run(session, run_id, oldest_first=oldest_first)
+        return [_row(row) for row in rows if row.thread_id == thread_id and _is_seen(row, user_id)][:limit]
 
-    async def list_by_thread(self, thread_id: str, *, limit: int = 100) -> list[FeedbackRow]:
-        query = select(Feedback).where(Feedback.thread_id == thread_id).order_by(Feedback.created_time.desc())
+    async def list_by_thread(
+        self, thread_id: str, *, limit: int = 100, user_id: UserId = None, oldest_first: bool = False
+    ) -> list[FeedbackRow]:
+        query = select(Feedback).where(Feedback.thread_id == thread_id).order_by(_by_age(oldest_first))
         async with self._sessions.reading() as session:
             rows = (await session.execute(query)).scalars().all()
-        return [_row(row) for row in rows][:limit]
+        return [_row(row) for row in rows if _is_seen(row, user_id)][:limit]
 
     async def list_by_thread_grouped(self, thread_id: str, *, user_id: UserId) -> dict[str, FeedbackRow]:
         rows = await self.list_by_thread(thread_id)

@@ -14,20 +14,19 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import datetime
 from typing import Any, cast
 from weakref import WeakValueDictionary
 
 from sqlalchemy import ColumnElement, Select, delete, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from deerflow_mongo import RunEventFields, RunEventRow
+from deerflow_mongo import RunEventFields, RunEventRow, resolve_user_id
 from deerflow_mongo.actor import current_user_id
-from deerflow_mongo.rows import MESSAGE, TimeInput
+from deerflow_mongo.rows import MESSAGE, TimeInput, UserId
 
 from .config import POSTGRESQL, QUEUED, SqlConfig
 from .engine import Sessions
-from .tables import RunEvent
+from .tables import RunEvent, moment
 from .threads import SqlThreadStore
 
 _LOCK_THREAD = text("SELECT pg_advisory_xact_lock(hashtext(CAST(:thread_id AS text))::bigint)")
@@ -48,10 +47,11 @@ def _event(given: Mapping[str, Any]) -> RunEvent:
         category=str(given["category"]),
         content=content,
         meta=metadata,
+        user_id=given.get("user_id"),
     )
     created_at = given.get("created_at")
     if created_at is not None:
-        event.created_at = datetime.fromisoformat(created_at) if isinstance(created_at, str) else created_at
+        event.created_at = moment(created_at)
     return event
 
 
@@ -59,7 +59,7 @@ def _row(event: RunEvent) -> RunEventRow:
     metadata = dict(event.meta or {})
     is_json = bool(metadata.pop(_IS_JSON, False))
     is_json = bool(metadata.pop(_IS_DICT, False)) or is_json
-    return {
+    row: RunEventRow = {
         "thread_id": event.thread_id,
         "run_id": event.run_id,
         "event_type": event.event_type,
@@ -69,6 +69,14 @@ def _row(event: RunEvent) -> RunEventRow:
         "created_at": event.created_at.isoformat(),
         "seq": event.seq,
     }
+    if event.user_id is not None:
+        row["user_id"] = event.user_id
+    return row
+
+
+def _kept_for(user_id: UserId, method: str) -> list[ColumnElement[bool]]:
+    owner = resolve_user_id(user_id, method_name=f"run_events.{method}")
+    return [] if owner is None else [RunEvent.user_id == owner]
 
 
 class SqlRunEventStore:
@@ -99,8 +107,9 @@ class SqlRunEventStore:
         content: Any = "",
         metadata: Mapping[str, Any] | None = None,
         created_at: TimeInput | None = None,
+        user_id: str | None = None,
     ) -> RunEventRow:
-        given = _fields(thread_id, run_id, event_type, category, content, metadata, created_at)
+        given = _fields(thread_id, run_id, event_type, category, content, metadata, created_at, user_id)
         [row] = await self.put_batch([given])
         return row
 
@@ -114,8 +123,9 @@ class SqlRunEventStore:
         content: Any = "",
         metadata: Mapping[str, Any] | None = None,
         created_at: TimeInput | None = None,
+        user_id: str | None = None,
     ) -> tuple[RunEventRow, bool]:
-        given = _fields(thread_id, run_id, event_type, category, content, metadata, created_at)
+        given = _fields(thread_id, run_id, event_type, category, content, metadata, created_at, user_id)
         thread_ids = await self._checked_threads([given])
         query = (
             select(RunEvent)
@@ -142,8 +152,10 @@ class SqlRunEventStore:
         limit: int = 50,
         before_seq: int | None = None,
         after_seq: int | None = None,
+        user_id: UserId = None,
     ) -> list[RunEventRow]:
         query = select(RunEvent).where(RunEvent.thread_id == thread_id, RunEvent.category == MESSAGE)
+        query = query.where(*_kept_for(user_id, "list_messages"))
         return await self._page(thread_id, query, limit, before_seq, after_seq)
 
     async def list_messages_by_run(
@@ -154,10 +166,12 @@ class SqlRunEventStore:
         limit: int = 50,
         before_seq: int | None = None,
         after_seq: int | None = None,
+        user_id: UserId = None,
     ) -> list[RunEventRow]:
         query = select(RunEvent).where(
             RunEvent.thread_id == thread_id, RunEvent.run_id == run_id, RunEvent.category == MESSAGE
         )
+        query = query.where(*_kept_for(user_id, "list_messages_by_run"))
         return await self._page(thread_id, query, limit, before_seq, after_seq)
 
     async def list_events(
@@ -167,23 +181,28 @@ class SqlRunEventStore:
         *,
         event_types: Sequence[str] | None = None,
         limit: int = 500,
+        user_id: UserId = None,
     ) -> list[RunEventRow]:
         query = select(RunEvent).where(RunEvent.thread_id == thread_id, RunEvent.run_id == run_id)
+        query = query.where(*_kept_for(user_id, "list_events"))
         if event_types is not None:
             query = query.where(RunEvent.event_type.in_(event_types))
         return await self._read(thread_id, query.order_by(RunEvent.seq.asc()).limit(limit))
 
-    async def count_messages(self, thread_id: str) -> int:
+    async def count_messages(self, thread_id: str, *, user_id: UserId = None) -> int:
+        kept = _kept_for(user_id, "count_messages")
         if not await self._is_visible(thread_id):
             return 0
         async with self._sessions.reading() as session:
-            return await _count(session, RunEvent.thread_id == thread_id, RunEvent.category == MESSAGE)
+            return await _count(session, RunEvent.thread_id == thread_id, RunEvent.category == MESSAGE, *kept)
 
-    async def delete_by_thread(self, thread_id: str) -> int:
-        return await self._delete(thread_id, RunEvent.thread_id == thread_id)
+    async def delete_by_thread(self, thread_id: str, *, user_id: UserId = None) -> int:
+        kept = _kept_for(user_id, "delete_by_thread")
+        return await self._delete(thread_id, RunEvent.thread_id == thread_id, *kept)
 
-    async def delete_by_run(self, thread_id: str, run_id: str) -> int:
-        return await self._delete(thread_id, RunEvent.thread_id == thread_id, RunEvent.run_id == run_id)
+    async def delete_by_run(self, thread_id: str, run_id: str, *, user_id: UserId = None) -> int:
+        of_run = (RunEvent.thread_id == thread_id, RunEvent.run_id == run_id)
+        return await self._delete(thread_id, *of_run, *_kept_for(user_id, "delete_by_run"))
 
     # -- whose thread it is ----------------------------------------------------------------------------
 
@@ -278,6 +297,7 @@ def _fields(
     content: Any,
     metadata: Mapping[str, Any] | None,
     created_at: TimeInput | None,
+    user_id: str | None,
 ) -> RunEventFields:
     return {
         "thread_id": thread_id,
@@ -287,6 +307,7 @@ def _fields(
         "content": content,
         "metadata": metadata,
         "created_at": created_at,
+        "user_id": user_id,
     }
 
 

@@ -1,8 +1,9 @@
 """Runs. Stands for `RunStoreAdapter` and the run repository below it.
 
 Added, for the operations to be comparable: `record_token_usage`, the one UPDATE that the table allows
-(figures by model have no column), and `token_usage_by_thread`, the repository's GROUP BY over all runs of the
-thread. A row's `started_at` and `ended_at` are None: the table has no such columns.
+(figures by model have no column), and `token_usage_by_thread`, the repository's GROUP BY over all runs of
+the thread. As in DeerFlow 2.x: `update_model_name`, `list_pending`, the errors of `create` and
+`update_status`. A row's `started_at` and `ended_at` are None: the table has no such columns.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from deerflow_mongo import (
     TokenUsage,
     resolve_user_id,
 )
-from deerflow_mongo.rows import CALLERS, COMPLETION_FIGURES, Caller, UserId
+from deerflow_mongo.rows import CALLERS, COMPLETION_FIGURES, PENDING, Caller, TimeInput, UserId
 
 from .engine import Sessions
 from .payloads import plain
-from .tables import Run
+from .tables import Run, moment, now
 
-_MESSAGE_LENGTH = 2_000
+_MESSAGE_LENGTH, _MODEL_NAME_LENGTH = 2_000, 128
 _MESSAGES = ("first_human_message", "last_ai_message")
 
 
@@ -99,6 +100,16 @@ class SqlRunStore:
             runs = (await session.execute(query)).scalars().all()
         return [_row(run) for run in runs if owner is None or run.user_id == owner]
 
+    async def list_pending(self, *, before: TimeInput | None = None) -> list[RunRow]:
+        until = now() if before is None else moment(before)
+        query = (
+            select(Run)
+            .where(Run.status == PENDING, Run.created_time <= until)
+            .order_by(Run.created_time.asc())
+        )
+        async with self._sessions.reading() as session:
+            return [_row(run) for run in (await session.execute(query)).scalars()]
+
     async def create(self, run_id: str, thread_id: str, **fields: Unpack[RunCreateFields]) -> None:
         run = Run(
             run_id=run_id,
@@ -109,6 +120,7 @@ class SqlRunStore:
             kwargs=_dict_of(fields.get("kwargs")),
             user_id=resolve_user_id(fields.get("user_id", AUTO), method_name="runs.create"),
             follow_up_to_run_id=fields.get("follow_up_to_run_id"),
+            error=fields.get("error"),
         )
         async with self._sessions.writing() as session:
             session.add(run)
@@ -128,14 +140,20 @@ class SqlRunStore:
 
     async def update_status(self, run_id: str, status: str, **fields: Unpack[RunStatusUpdateFields]) -> None:
         """Times and metadata are taken and dropped."""
-        await self._update(run_id, status=status)
+        error = fields.get("error")
+        await self._update(run_id, status=status, **({} if error is None else {"error": error}))
+
+    async def update_model_name(self, run_id: str, model_name: str | None) -> None:
+        name = None if model_name is None else str(model_name).strip()[:_MODEL_NAME_LENGTH]
+        await self._update(run_id, model_name=name)
 
     async def set_error(self, run_id: str, error: str) -> None:
         await self._update(run_id, status="error", error=error)
 
     async def update_run_completion(
-        self, run_id: str, *, status: str, **fields: Unpack[RunCompletionFields]
+        self, run_id: str, *, status: str, keep_texts: bool = False, **fields: Unpack[RunCompletionFields]
     ) -> None:
+        """Absent texts are kept, whatever `keep_texts` says."""
         given = cast("Mapping[str, Any]", fields)
         values: dict[str, Any] = {name: given.get(name, 0) for name in COMPLETION_FIGURES}
         for name in _MESSAGES:
@@ -168,7 +186,9 @@ class SqlRunStore:
             **{own: getattr(Run, own) + tokens},
         )
 
-    async def token_usage_by_thread(self, thread_id: str, *, user_id: UserId = AUTO) -> TokenUsage:
+    async def token_usage_by_thread(
+        self, thread_id: str, *, user_id: UserId = AUTO, statuses: Sequence[str] | None = None
+    ) -> TokenUsage:
         owner = resolve_user_id(user_id, method_name="runs.token_usage_by_thread")
         model = func.coalesce(Run.model_name, "unknown")
         figures = [
@@ -180,6 +200,8 @@ class SqlRunStore:
         query = query.where(Run.thread_id == thread_id).group_by(model)
         if owner is not None:
             query = query.where(Run.user_id == owner)
+        if statuses is not None:
+            query = query.where(Run.status.in_(statuses))
         async with self._sessions.reading() as session:
             return _usage((await session.execute(query)).all())
 

@@ -1,6 +1,7 @@
 """The tables. Stands for the models of DeerFlow's `store` package, in the widths that they have there.
 
-In SQL's favour, the indexes that later releases give to run events are here too.
+In SQL's favour, the indexes that later releases give to run events are here too, but for the one on the user
+whom an event is kept for: no operation that is measured asks for it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,15 @@ from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Index, Integer, Stri
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
+from deerflow_mongo.rows import TimeInput
+
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+def moment(given: TimeInput) -> datetime:
+    return datetime.fromisoformat(given) if isinstance(given, str) else given
 
 
 class Moment(TypeDecorator[datetime]):
@@ -123,6 +130,7 @@ class RunEvent(Base):
     id: Mapped[Key]
     thread_id: Mapped[IndexedId]
     run_id: Mapped[IndexedId]
+    user_id: Mapped[Id | None]
     seq: Mapped[int] = mapped_column(Integer, index=True)
     event_type: Mapped[str] = mapped_column(String(128), index=True)
     category: Mapped[str] = mapped_column(String(64), index=True)

@@ -1,7 +1,8 @@
 """Threads. Stands for `ThreadMetaStoreAdapter`, the repository below it and `ThreadMetaStorage` above it.
 
 Added: `delete_thread` tells whether there was a thread, and `updated_time` is the creation's until an update,
-which `deerflow_mongo.ThreadMeta` promises.
+which `deerflow_mongo.ThreadMeta` promises. As in DeerFlow 2.x: `merge_thread_metadata`, and whose a thread
+must be to be changed, asked before it is.
 """
 
 from __future__ import annotations
@@ -9,13 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, delete, select, update
+from sqlalchemy import ColumnElement, CursorResult, delete, func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from deerflow_mongo import AUTO, ThreadMeta, ThreadMetaCreate, resolve_user_id
-from deerflow_mongo.rows import UserId
+from deerflow_mongo.rows import NewestBy, UserId
 
 from .engine import Sessions
-from .tables import Thread
+from .tables import Thread, now
+
+_ORDERS: dict[NewestBy, tuple[ColumnElement[Any], ...]] = {
+    "created": (Thread.created_time.desc(),),
+    "updated": (func.coalesce(Thread.updated_time, Thread.created_time).desc(), Thread.thread_id.desc()),
+}
 
 
 def _meta(thread: Thread) -> ThreadMeta:
@@ -33,6 +40,13 @@ def _meta(thread: Thread) -> ThreadMeta:
 
 def _stripped(text: str | None) -> str | None:
     return (text.strip() or None) if text is not None else None
+
+
+async def _owned(session: AsyncSession, thread_id: str, owner: object) -> Thread | None:
+    """The thread, if it is the owner's; None is everybody."""
+    query = select(Thread).where(Thread.thread_id == thread_id)
+    thread = (await session.execute(query)).scalar_one_or_none()
+    return None if thread is None or owner not in (None, thread.user_id) else thread
 
 
 class SqlThreadStore:
@@ -58,8 +72,7 @@ class SqlThreadStore:
 
     async def get_thread_meta(self, thread_id: str) -> ThreadMeta | None:
         async with self._sessions.reading() as session:
-            query = select(Thread).where(Thread.thread_id == thread_id)
-            thread = (await session.execute(query)).scalar_one_or_none()
+            thread = await _owned(session, thread_id, None)
         return None if thread is None else _meta(thread)
 
     async def update_thread_meta(
@@ -70,7 +83,9 @@ class SqlThreadStore:
         display_name: str | None = None,
         status: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        user_id: UserId = None,
     ) -> None:
+        owner = resolve_user_id(user_id, method_name="threads.update_thread_meta")
         given: dict[str, Any] = {
             "assistant_id": assistant_id,
             "display_name": display_name,
@@ -79,11 +94,24 @@ class SqlThreadStore:
         }
         values = {name: value for name, value in given.items() if value is not None}
         async with self._sessions.writing() as session:
-            if values:
+            if values and (owner is None or await _owned(session, thread_id, owner) is not None):
                 await session.execute(update(Thread).where(Thread.thread_id == thread_id).values(**values))
 
-    async def delete_thread(self, thread_id: str) -> bool:
+    async def merge_thread_metadata(
+        self, thread_id: str, metadata: Mapping[str, Any], *, user_id: UserId = None
+    ) -> None:
+        owner = resolve_user_id(user_id, method_name="threads.merge_thread_metadata")
         async with self._sessions.writing() as session:
+            thread = await _owned(session, thread_id, owner)
+            if thread is not None:
+                thread.meta = {**(thread.meta or {}), **metadata}
+                thread.updated_time = now()
+
+    async def delete_thread(self, thread_id: str, *, user_id: UserId = None) -> bool:
+        owner = resolve_user_id(user_id, method_name="threads.delete_thread")
+        async with self._sessions.writing() as session:
+            if owner is not None and await _owned(session, thread_id, owner) is None:
+                return False
             result = await session.execute(delete(Thread).where(Thread.thread_id == thread_id))
             return cast("CursorResult[Any]", result).rowcount > 0
 
@@ -154,6 +182,7 @@ class SqlThreadStore:
         assistant_id: str | None = None,
         limit: int = 100,
         offset: int = 0,
+        newest_by: NewestBy = "created",
     ) -> list[ThreadMeta]:
         owner = cast("str | None", resolve_user_id(user_id, method_name="threads.search_threads"))
         wanted = {Thread.status: status, Thread.user_id: owner, Thread.assistant_id: assistant_id}
@@ -164,6 +193,6 @@ class SqlThreadStore:
                 query = query.where(column == value)
         for key, value in (metadata or {}).items():
             query = query.where(Thread.meta[key].as_string() == str(value))
-        query = query.order_by(Thread.created_time.desc()).limit(limit).offset(offset)
+        query = query.order_by(*_ORDERS[newest_by]).limit(limit).offset(offset)
         async with self._sessions.reading() as session:
             return [_meta(thread) for thread in (await session.execute(query)).scalars()]
