@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,23 @@ def _storage(folder: str) -> MongoStorage:
     return storage
 
 
+async def _opened(folder: str) -> MongoStorage:
+    """A storage that is set up, however often the server is killed meanwhile."""
+    storage = _storage(folder)
+    while True:
+        try:
+            await storage.setup()
+        except StorageUnavailableError:
+            continue
+        return storage
+
+
 # -- children --------------------------------------------------------------------------------------
 
 
 async def _write(folder: str, name: str) -> None:
     """Write until standard input ends; a line `<batch> <first seq>` for each batch that was acknowledged."""
-    async with _storage(folder) as storage:
+    async with aclosing(await _opened(folder)) as storage:
         ending = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
 
         async def write(task: int) -> None:
@@ -72,7 +84,7 @@ async def _write(folder: str, name: str) -> None:
 
 async def _read(folder: str) -> None:
     """Page until a line on standard input says how far; print the numbers seen, run by run."""
-    async with _storage(folder) as storage:
+    async with aclosing(await _opened(folder)) as storage:
         told = asyncio.create_task(asyncio.to_thread(sys.stdin.readline))
         after, seen, runs = 0, 0, list[list[int]]()
         while not told.done() or after < int(told.result()):
@@ -197,7 +209,7 @@ class Storm:
 async def _all_events(folder: str) -> dict[int, str]:
     """Every number and what stands under it."""
     found: dict[int, str] = {}
-    async with _storage(folder) as storage:
+    async with aclosing(await _opened(folder)) as storage:
         while rows := await storage.run_events.list_thread_events(
             THREAD, after_seq=max(found, default=0), limit=10_000
         ):

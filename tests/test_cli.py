@@ -159,7 +159,7 @@ def test_demo_keeps_data_in_its_folder_for_the_next_time(tmp_path: Path) -> None
     place = ("--data-dir", str(tmp_path / "data"))
     assert summary_of(*place)["runs_now"] == 9
     assert summary_of(*place)["runs_before"] == 9
-    assert "version 1, 5 collections" in output_of("check", *place, "--database", "deerflow_demo")
+    assert "version 1, 6 collections" in output_of("check", *place, "--database", "deerflow_demo")
 
 
 def test_demo_lists_twenty_rows_and_counts_the_rest(mongodb_url: str, database_name: str) -> None:
@@ -269,10 +269,10 @@ def test_check_changes_nothing_and_setup_makes_what_is_missing(
 ) -> None:
     place = ("check", "--url", mongodb_url, "--database", database_name)
     output = output_of(*place)
-    assert "missing: runs, feedback, threads, run_events, schema_versions" in output
+    assert "missing: runs, feedback, threads, run_events, users, schema_versions" in output
     assert "A host would work, with 2 notes." in output
     assert database_name not in raw_client.list_database_names()
-    assert "version 1, 5 collections, 17 indexes A host would work." in output_of(*place, "--setup")
+    assert "version 1, 6 collections, 22 indexes A host would work." in output_of(*place, "--setup")
 
 
 def test_check_reads_a_hosts_file(

@@ -13,12 +13,14 @@ from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStart
 
 from deerflow_mongo import (
     ActorContext,
+    MongoStorage,
     Storage,
     ThreadMetaCreate,
     bind_actor_context,
     create_storage,
     reset_actor_context,
 )
+from deerflow_mongo.stores.users import MongoUserStore
 
 RUN, THREAD, USER = "run-1", "thread-1", "alice"
 
@@ -60,12 +62,34 @@ OPERATIONS: dict[str, tuple[str, Operation]] = {
         "update",
         lambda s: s.runs.update_run_completion(RUN, status="success", total_tokens=3),
     ),
+    "runs.update_status, an error and no metadata": (
+        "update",
+        lambda s: s.runs.update_status(RUN, "error", error="boom"),
+    ),
+    "runs.update_status, all at once": (
+        "update",
+        lambda s: s.runs.update_status(RUN, "running", error="boom", metadata={"b": 1}),
+    ),
+    "runs.update_model_name": ("update", lambda s: s.runs.update_model_name(RUN, "m.1")),
+    "runs.update_run_completion, texts kept": (
+        "update",
+        lambda s: s.runs.update_run_completion(RUN, status="success", keep_texts=True),
+    ),
+    "runs.list_pending": ("find", lambda s: s.runs.list_pending()),
+    "runs.list_pending, before a time": (
+        "find",
+        lambda s: s.runs.list_pending(before="2999-01-01T00:00:00Z"),
+    ),
     "runs.update_status, no such run": ("update", lambda s: s.runs.update_status("none", "running")),
     "runs.record_token_usage": (
         "update",
         lambda s: s.runs.record_token_usage(RUN, caller="lead_agent", model_name="m.1", input_tokens=3),
     ),
     "runs.token_usage_by_thread": ("aggregate", lambda s: s.runs.token_usage_by_thread(THREAD, user_id=USER)),
+    "runs.token_usage_by_thread, in statuses": (
+        "aggregate",
+        lambda s: s.runs.token_usage_by_thread(THREAD, user_id=USER, statuses=["success", "error"]),
+    ),
     "runs.delete": ("delete", lambda s: s.runs.delete(RUN, user_id=USER)),
     "feedback.create": (
         "insert",
@@ -81,6 +105,16 @@ OPERATIONS: dict[str, tuple[str, Operation]] = {
     ),
     "feedback.get": ("find", lambda s: s.feedback.get("none")),
     "feedback.delete": ("delete", lambda s: s.feedback.delete("none")),
+    "feedback.get, of a user": ("find", lambda s: s.feedback.get("none", user_id=USER)),
+    "feedback.delete, of a user": ("delete", lambda s: s.feedback.delete("none", user_id=USER)),
+    "feedback.list_by_run, oldest first": (
+        "find",
+        lambda s: s.feedback.list_by_run(THREAD, RUN, limit=500, user_id=USER, oldest_first=True),
+    ),
+    "feedback.list_by_thread, of a user": (
+        "find",
+        lambda s: s.feedback.list_by_thread(THREAD, limit=500, user_id=USER, oldest_first=True),
+    ),
     "feedback.list_by_run": ("find", lambda s: s.feedback.list_by_run(THREAD, RUN, limit=500, user_id=USER)),
     "feedback.list_by_thread": ("find", lambda s: s.feedback.list_by_thread(THREAD, limit=500)),
     "feedback.list_by_thread_grouped": (
@@ -100,6 +134,18 @@ OPERATIONS: dict[str, tuple[str, Operation]] = {
     "threads.update_thread_meta": (
         "update",
         lambda s: s.threads.update_thread_meta(THREAD, status="busy", metadata={"k": 2}),
+    ),
+    "threads.update_thread_meta, of a user": (
+        "update",
+        lambda s: s.threads.update_thread_meta(THREAD, status="busy", metadata={"k": 2}, user_id=USER),
+    ),
+    "threads.merge_thread_metadata": (
+        "update",
+        lambda s: s.threads.merge_thread_metadata(THREAD, {"k.l": 3, "m": 1}, user_id=USER),
+    ),
+    "threads.merge_thread_metadata, no such thread": (
+        "update",
+        lambda s: s.threads.merge_thread_metadata("none", {"k": 3}),
     ),
     "threads.get_thread": ("find", lambda s: s.threads.get_thread(THREAD, user_id=USER)),
     "threads.ensure_thread": (
@@ -134,9 +180,15 @@ OPERATIONS: dict[str, tuple[str, Operation]] = {
         "find",
         lambda s: s.threads.search_threads(user_id=USER, metadata={"k": 1}, limit=500),
     ),
+    "threads.search_threads, last updated first": (
+        "find",
+        lambda s: s.threads.search_threads(user_id=USER, newest_by="updated", limit=500),
+    ),
+    "threads.delete_thread, of a user": ("delete", lambda s: s.threads.delete_thread("none", user_id=USER)),
     "threads.delete_thread": ("delete", lambda s: s.threads.delete_thread(THREAD)),
     "run_events.put_batch": ("insert", lambda s: s.run_events.put_batch([_event() for _ in range(50)])),
     "run_events.put": ("insert", lambda s: s.run_events.put(**_event())),
+    "run_events.put, for a user": ("insert", lambda s: s.run_events.put(**_event(), user_id=USER)),
     "run_events.put_if_absent": ("find", lambda s: s.run_events.put_if_absent(**_event())),
     "run_events.list_messages": ("find", lambda s: s.run_events.list_messages(THREAD, limit=150)),
     "run_events.list_events": (
@@ -147,9 +199,55 @@ OPERATIONS: dict[str, tuple[str, Operation]] = {
         "find",
         lambda s: s.run_events.list_messages_by_run(THREAD, RUN, limit=150),
     ),
+    "run_events.list_messages, of a user": (
+        "find",
+        lambda s: s.run_events.list_messages(THREAD, limit=150, user_id=USER),
+    ),
+    "run_events.list_events, of a user": (
+        "find",
+        lambda s: s.run_events.list_events(THREAD, RUN, user_id=USER),
+    ),
+    "run_events.list_messages_by_run, of a user": (
+        "find",
+        lambda s: s.run_events.list_messages_by_run(THREAD, RUN, limit=150, user_id=USER),
+    ),
+    "run_events.count_messages, of a user": (
+        "aggregate",
+        lambda s: s.run_events.count_messages(THREAD, user_id=USER),
+    ),
+    "run_events.delete_by_run, of a user": (
+        "update",
+        lambda s: s.run_events.delete_by_run(THREAD, RUN, user_id=USER),
+    ),
+    "run_events.delete_by_thread, of a user": (
+        "update",
+        lambda s: s.run_events.delete_by_thread(THREAD, user_id=USER),
+    ),
     "run_events.count_messages": ("aggregate", lambda s: s.run_events.count_messages(THREAD)),
     "run_events.delete_by_run": ("update", lambda s: s.run_events.delete_by_run(THREAD, RUN)),
     "run_events.delete_by_thread": ("update", lambda s: s.run_events.delete_by_thread(THREAD)),
+}
+
+ACCOUNT: dict[str, Any] = {
+    "email": "alice@example.org",
+    "password_hash": None,
+    "system_role": "user",
+    "oauth_provider": "github",
+    "oauth_id": "4711",
+    "needs_setup": False,
+    "token_version": 1,
+}
+
+USER_OPERATIONS: dict[str, tuple[str, Callable[[MongoUserStore], Awaitable[Any]]]] = {
+    "create": ("insert", lambda users: users.create(USER, **ACCOUNT)),
+    "get": ("find", lambda users: users.get(USER)),
+    "get_by_email": ("find", lambda users: users.get_by_email("alice@example.org")),
+    "get_by_oauth": ("find", lambda users: users.get_by_oauth("github", "4711")),
+    "update": ("update", lambda users: users.update(USER, **ACCOUNT)),
+    "update, no such account": ("update", lambda users: users.update("none", **ACCOUNT)),
+    "count": ("aggregate", lambda users: users.count()),
+    "count, of a role": ("aggregate", lambda users: users.count(system_role="user")),
+    "list_by_role": ("find", lambda users: users.list_by_role("user", limit=500)),
 }
 
 ROWS = 150
@@ -197,6 +295,20 @@ async def test_every_operation_is_one_command(listening: tuple[Storage, CommandL
     sent = await count_commands(*listening)
     expected = {name: [command] for name, (command, _) in OPERATIONS.items()}
     assert sent == expected
+
+
+async def test_every_operation_on_accounts_is_one_command(listening: tuple[Storage, CommandLog]) -> None:
+    storage, log = listening
+    assert isinstance(storage, MongoStorage)
+    await storage.setup()
+    for position in range(ROWS):
+        await storage.users.create(f"user-{position}", email=f"{position}@example.org")
+    for name, (command, operation) in USER_OPERATIONS.items():
+        log.names.clear()
+        await operation(storage.users)
+        assert (name, log.names) == (name, [command])
+    methods = {name for name in dir(MongoUserStore) if not name.startswith("_")}
+    assert methods == {name.split(",")[0] for name in USER_OPERATIONS}
 
 
 EVENT_OPERATIONS: dict[str, tuple[list[str], Operation]] = {

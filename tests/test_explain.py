@@ -12,7 +12,7 @@ from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStart
 from deerflow_mongo import MongoStorage, ThreadMetaCreate, create_storage
 from deerflow_mongo.schema import COLLECTIONS, Index
 
-USERS, PER_USER, LIMIT = ("alice", "bob"), 30, 10
+USERS, PER_USER, LIMIT, PENDING = ("alice", "bob"), 30, 10, 5
 
 
 class ReadLog(CommandListener):
@@ -33,6 +33,11 @@ class ReadLog(CommandListener):
         pass
 
 
+def _oauth(user_id: str) -> dict[str, Any]:
+    """Half of the accounts have an identity elsewhere."""
+    return {"oauth_provider": "github", "oauth_id": user_id} if user_id.startswith("alice") else {}
+
+
 async def _fill(storage: MongoStorage) -> None:
     await storage.setup()
     for position in range(PER_USER):
@@ -48,6 +53,12 @@ async def _fill(storage: MongoStorage) -> None:
                 metadata={"parity": position % 2, "a.b": {"$gt": position}},
             )
             await storage.threads.create_thread_meta(thread)
+            await storage.users.create(
+                run_id, email=f"{run_id}@example.org", system_role=user, **_oauth(run_id)
+            )
+    for position in range(PER_USER - PENDING):
+        for user in USERS:
+            await storage.runs.update_status(f"{user}-{position}", "running")
     await storage.run_events.put_batch(
         [
             {
@@ -123,6 +134,12 @@ async def test_newest_runs_of_a_thread_examine_what_they_return(explainer: Expla
     assert await explainer.explain(read) == ("thread_newest", LIMIT, LIMIT)
 
 
+async def test_pending_runs_examine_what_they_return(explainer: Explainer) -> None:
+    runs, pending = explainer.storage.runs, PENDING * len(USERS)
+    assert await explainer.explain(runs.list_pending()) == ("pending_oldest", pending, pending)
+    assert await explainer.explain(runs.list_pending(before="2020-01-01")) == ("pending_oldest", 0, 0)
+
+
 async def test_feedback_lists_examine_what_they_return(explainer: Explainer) -> None:
     feedback = explainer.storage.feedback
     read = feedback.list_by_run("t", "alice-1", limit=LIMIT)
@@ -134,6 +151,34 @@ async def test_feedback_lists_examine_what_they_return(explainer: Explainer) -> 
         LIMIT,
         LIMIT,
     )
+
+
+async def test_feedback_listed_oldest_first_reads_the_same_indexes_backwards(explainer: Explainer) -> None:
+    feedback = explainer.storage.feedback
+    read = feedback.list_by_run("t", "alice-1", limit=LIMIT, oldest_first=True)
+    assert await explainer.explain(read) == ("run_newest", LIMIT, LIMIT)
+    read = feedback.list_by_run("t", "alice-1", limit=LIMIT, user_id="bob", oldest_first=True)
+    assert await explainer.explain(read) == ("user_run_newest", LIMIT, LIMIT)
+    read = feedback.list_by_thread("t", limit=LIMIT, oldest_first=True)
+    assert await explainer.explain(read) == ("thread_newest", LIMIT, LIMIT)
+
+
+async def test_a_users_feedback_of_a_thread_is_read_from_an_index(explainer: Explainer) -> None:
+    """In order, past the rows of the thread's other users."""
+    for oldest_first in (False, True):
+        read = explainer.storage.feedback.list_by_thread(
+            "t", limit=LIMIT, user_id="bob", oldest_first=oldest_first
+        )
+        index, examined, returned = await explainer.explain(read)
+        assert (index, returned) == ("thread_newest", LIMIT)
+        assert examined <= len(USERS) * (LIMIT + 1)
+
+
+async def test_feedback_of_a_user_by_id_examines_one_document(explainer: Explainer) -> None:
+    [row] = await explainer.storage.feedback.list_by_thread("t", limit=1)
+    read = explainer.storage.feedback.get(row["feedback_id"], user_id=row["user_id"])
+    _, examined, returned = await explainer.explain(read)
+    assert (examined, returned) == (1, 1)
 
 
 async def test_votes_are_counted_from_the_index_alone(explainer: Explainer) -> None:
@@ -151,6 +196,16 @@ async def test_token_usage_examines_the_threads_runs(explainer: Explainer) -> No
     read = explainer.storage.runs.token_usage_by_thread("t", user_id="alice")
     index, examined, _ = await explainer.explain(read)
     assert (index, examined) == ("thread_user_newest", PER_USER)
+    read = explainer.storage.runs.token_usage_by_thread("t", user_id="alice", statuses=["running"])
+    index, examined, _ = await explainer.explain(read)
+    assert (index, examined) == ("thread_user_newest", PER_USER)
+
+
+async def test_thread_search_by_update_examines_what_it_returns(explainer: Explainer) -> None:
+    threads = explainer.storage.threads
+    for offset in (0, LIMIT):
+        read = threads.search_threads(user_id="bob", newest_by="updated", limit=LIMIT, offset=offset)
+        assert await explainer.explain(read) == ("user_updated", LIMIT, LIMIT)
 
 
 @pytest.mark.parametrize(
@@ -200,11 +255,28 @@ async def test_messages_are_counted_from_the_index_alone(explainer: Explainer) -
     assert (index, examined) == ("message_seq", 0)
 
 
+async def test_accounts_examine_what_they_return(explainer: Explainer) -> None:
+    users = explainer.storage.users
+    assert await explainer.explain(users.get("bob-3")) == ("IDHACK", 1, 1)
+    assert await explainer.explain(users.get_by_email("bob-3@example.org")) == ("one_account_per_email", 1, 1)
+    assert await explainer.explain(users.get_by_email("nobody")) == ("one_account_per_email", 0, 0)
+    read = users.get_by_oauth("github", "alice-3")
+    assert await explainer.explain(read) == ("one_account_per_oauth_identity", 1, 1)
+    read = users.list_by_role("bob", limit=LIMIT)
+    assert await explainer.explain(read) == ("role_oldest", LIMIT, LIMIT)
+
+
+async def test_accounts_of_a_role_are_counted_from_the_index_alone(explainer: Explainer) -> None:
+    index, examined, _ = await explainer.explain(explainer.storage.users.count(system_role="bob"))
+    assert (index, examined) == ("role_oldest", 0)
+
+
 async def test_every_index_serves_a_read_of_these_tests_or_a_rule(explainer: Explainer) -> None:
     storage = explainer.storage
     reads = [
         storage.runs.list_by_thread("t", user_id="bob"),
         storage.runs.list_by_thread("t", user_id=None),
+        storage.runs.list_pending(),
         storage.feedback.list_by_run("t", "alice-1"),
         storage.feedback.list_by_run("t", "alice-1", user_id="bob"),
         storage.feedback.list_by_thread("t"),
@@ -213,6 +285,8 @@ async def test_every_index_serves_a_read_of_these_tests_or_a_rule(explainer: Exp
         storage.threads.search_threads(user_id="bob", status="busy"),
         storage.threads.search_threads(user_id="bob", metadata={"parity": 1}),
         storage.threads.search_threads(user_id=None, metadata={"parity": 1}),
+        storage.threads.search_threads(user_id="bob", newest_by="updated"),
+        storage.users.list_by_role("bob"),
         storage.run_events.list_messages("t"),
         storage.run_events.list_events("t", "bob"),
         storage.run_events.list_messages_by_run("t", "bob"),

@@ -12,8 +12,8 @@ from pymongo.errors import WriteError
 
 from deerflow_mongo import MongoStorage, StorageConfigError, StorageError
 from deerflow_mongo.config import mongo_config
-from deerflow_mongo.filters import vote_of
-from deerflow_mongo.schema import COLLECTIONS, VOTE_INDEX
+from deerflow_mongo.filters import user_by_email, user_by_oauth, vote_of
+from deerflow_mongo.schema import COLLECTIONS, EMAIL_INDEX, OAUTH_INDEX, VOTE_INDEX
 
 Raw = MongoClient[dict[str, Any]]
 
@@ -149,11 +149,11 @@ async def test_duplicate_votes_already_there_are_an_error_that_says_so(
 def _damaged(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Documents that no codec of ours writes: a field missing, one too many, or one of another type."""
     odd: list[tuple[str, dict[str, Any]]] = [("too many", {**document, "surplus": 1})]
-    for name, value in document.items():
+    for name in document:
         rest = {key: item for key, item in document.items() if key != name}
         if name not in ("_id", "vote"):
             odd.append((f"without {name}", rest))
-        odd.append((f"odd {name}", {**rest, name: b"bytes" if not isinstance(value, bool) else False}))
+        odd.append((f"odd {name}", {**rest, name: False if name == "vote" else b"bytes"}))
         if name == "rating":
             odd += [(f"rating {wrong}", {**rest, name: wrong}) for wrong in (0, 5, 1.5, "1", True)]
         if name.endswith("_at"):
@@ -161,7 +161,7 @@ def _damaged(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return odd
 
 
-@pytest.mark.parametrize("collection", ["runs", "feedback", "threads", "schema_versions"])
+@pytest.mark.parametrize("collection", ["runs", "feedback", "threads", "users", "schema_versions"])
 async def test_validator_refuses_what_no_codec_writes(
     storage: MongoStorage, raw_client: Raw, database_name: str, collection: str
 ) -> None:
@@ -169,6 +169,7 @@ async def test_validator_refuses_what_no_codec_writes(
     await storage.runs.create("r", "t", user_id="u")
     await storage.feedback.upsert(run_id="r", thread_id="t", rating=1, user_id="u")
     await storage.threads.ensure_thread(thread_id="t", user_id="u")
+    await storage.users.create("u", email="u@example.org", oauth_provider="github", oauth_id="1")
     handle = raw_client[database_name][collection]
     [document] = handle.find()
     handle.delete_many({})
@@ -194,6 +195,11 @@ async def test_validator_refuses_negative_and_partial_token_figures(
     ):
         with pytest.raises(WriteError):
             runs.update_one({"_id": "r"}, change)
+
+
+def test_the_accounts_reads_name_every_key_of_their_unique_indexes() -> None:
+    for index, query in ((EMAIL_INDEX, user_by_email("e")), (OAUTH_INDEX, user_by_oauth("p", "i"))):
+        assert set(query) == {name for name, _ in index.keys}
 
 
 def test_the_upserts_filter_names_every_key_of_its_unique_index() -> None:

@@ -467,6 +467,19 @@ async def test_setup_fails_where_another_process_makes_the_tables_meanwhile(conf
     await storage.aclose()
 
 
+async def test_of_two_merges_at_once_the_later_write_loses_the_others_key(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with create_storage(config) as storage:
+        await storage.threads.ensure_thread(thread_id=THREAD, user_id=None)
+        _return_together(monkeypatch, "threads:_owned", 2)
+        merge = storage.threads.merge_thread_metadata
+        await asyncio.gather(merge(THREAD, {"a": 1}), merge(THREAD, {"b": 1}))
+        thread = await storage.threads.get_thread_meta(THREAD)
+        assert thread is not None
+        assert thread.metadata in ({"a": 1}, {"b": 1})
+
+
 def test_the_backend_is_found_by_its_entry_point() -> None:
     assert "sql" in backend_names()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
@@ -11,7 +12,7 @@ import pytest
 from bson import ObjectId
 from pymongo import MongoClient
 
-from deerflow_mongo import Storage, create_storage
+from deerflow_mongo import MongoStorage, Storage, create_storage
 from deerflow_mongo.codec import SCHEMA_VERSION
 
 Raw = MongoClient[dict[str, Any]]
@@ -130,9 +131,78 @@ async def test_thread_document(storage: Storage, raw_client: Raw, database_name:
         "display_name": "A title",
         "status": "idle",
         "metadata": {"source": "web", "n": 1},
-        # BLAKE2b-128 of the texts ["source","web"] and ["n",1]: stored, so never to be computed otherwise.
-        "metadata_digests": ["ef08b4854b4fcb189a7f6ae6dc91f469", "184f2157f18e77ffcb5136c75b7f3cc8"],
+        # BLAKE2b-64 of the JSON text "source" and BLAKE2b-96 of ["source","web"]; of "n" and ["n",1].
+        # Stored, so never to be computed otherwise.
+        "metadata_digests": [
+            "0f0bd31dd81b3045f2ce9504dde4b939b6724cae",
+            "fd661c26408c6ed2b88170f9cb4d5cff493f0fe9",
+        ],
     }
+
+
+async def test_merged_thread_metadata_has_one_digest_for_each_key(
+    storage: Storage, raw_client: Raw, database_name: str
+) -> None:
+    """As many as fifty merges of one key leave; each is the digest that the metadata written whole has."""
+    await storage.threads.ensure_thread(thread_id="t", user_id=None, metadata={"source": "web", "n": 1})
+    merges = (storage.threads.merge_thread_metadata("t", {"a.b": number, "n": 2}) for number in range(50))
+    await asyncio.gather(*merges)
+    threads = raw_client[database_name]["threads"]
+    merged = threads.find_one({"_id": "t"}) or {}
+    assert list(merged["metadata"]) == ["source", "n", "a.b"]
+    await storage.threads.ensure_thread(thread_id="whole", user_id=None, metadata=merged["metadata"])
+    whole = threads.find_one({"_id": "whole"}) or {}
+    assert sorted(merged["metadata_digests"]) == sorted(whole["metadata_digests"])
+    assert merged["metadata_digests"][0] == "0f0bd31dd81b3045f2ce9504dde4b939b6724cae"
+    assert len(whole["metadata_digests"]) == 3
+
+
+async def test_user_document(storage: Storage, raw_client: Raw, database_name: str) -> None:
+    assert isinstance(storage, MongoStorage)
+    await storage.users.create(
+        "u",
+        email="alice@example.org",
+        password_hash="$2b$12$hash",  # noqa: S106 - nobody's
+        system_role="admin",
+        created_at="2026-04-22T11:26:38+08:00",
+        oauth_provider="github",
+        oauth_id="4711",
+        needs_setup=True,
+    )
+    await storage.users.create("v", email="bob@example.org")
+    users = raw_client[database_name]["users"]
+    assert users.find_one({"_id": "u"}) == {
+        "_id": "u",
+        "schema_version": 1,
+        "email": "alice@example.org",
+        "password_hash": "$2b$12$hash",
+        "system_role": "admin",
+        "created_at": "2026-04-22T03:26:38.000000+00:00",
+        "oauth_provider": "github",
+        "oauth_id": "4711",
+        "needs_setup": True,
+        "token_version": 0,
+    }
+    document = users.find_one({"_id": "v"}) or {}
+    assert TIME.fullmatch(document["created_at"])
+    nothing = ("password_hash", "oauth_provider", "oauth_id")
+    assert {name: document[name] for name in nothing} == dict.fromkeys(nothing)
+
+
+async def test_an_event_for_a_user_names_the_user(
+    storage: Storage, raw_client: Raw, database_name: str
+) -> None:
+    """Another one has no such field."""
+    event: Any = {"thread_id": "t", "run_id": "r", "event_type": "said", "category": "message"}
+    for user_id in ("alice", None, ""):
+        await storage.run_events.put(**event, user_id=user_id)
+    _, *events = raw_client[database_name]["run_events"].find().sort("seq")
+    assert [stored.get("user_id", "none") for stored in events] == ["alice", "none", ""]
+    common = {"_id", "schema_version", "thread_id", "seq", "stored_at", "run_id", "event_type", "category"}
+    assert set(events[0]) == common | {"content", "metadata", "created_at", "user_id"}
+    await storage.run_events.delete_by_run("t", "r", user_id="alice")
+    stub = raw_client[database_name]["run_events"].find_one({"seq": 1}) or {}
+    assert "user_id" not in stub
 
 
 async def test_event_document(storage: Storage, raw_client: Raw, database_name: str) -> None:

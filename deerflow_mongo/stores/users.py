@@ -46,11 +46,13 @@ def _fields(
 def _taken(error: DuplicateKeyError) -> UserExistsError:
     """Which of an account's unique values another one has; the id, where no index of ours is named."""
     details = cast("Mapping[str, Any]", getattr(error.__cause__, "details", None) or {})
-    keys = set(cast("Mapping[str, Any]", details.get("keyPattern") or {}))
+    values = cast("Mapping[str, Any]", details.get("keyValue") or {})
+    # mongomock names the last index that it looked at, also where there was nothing to compare.
+    keys = {name for name, value in values.items() if value is not None}
     for index in (EMAIL_INDEX, OAUTH_INDEX):
         if keys == {name for name, _ in index.keys}:
             return UserExistsError(_TAKEN[index.name])
-    return UserExistsError("id" if keys else "id, email or OAuth identity")
+    return UserExistsError("id" if values else "id, email or OAuth identity")
 
 
 class MongoUserStore:

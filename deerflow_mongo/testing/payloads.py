@@ -51,6 +51,9 @@ def payload_writes(storage: Storage) -> dict[str, Write]:
             ThreadMetaCreate(thread_id="new", metadata=value)
         ),
         "metadata of update_thread_meta": lambda value: threads.update_thread_meta(THREAD, metadata=value),
+        "metadata of merge_thread_metadata, an update": lambda value: threads.merge_thread_metadata(
+            THREAD, value
+        ),
         "metadata of sync_thread_metadata": lambda value: threads.sync_thread_metadata(
             thread_id=THREAD, metadata=value
         ),

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import PayloadTooLargeError
 from ..protocols import Storage
-from .contract import ALICE, RUN, THREAD, Contract, case, everything, given_run, stored_run
+from .contract import ALICE, RUN, THREAD, Contract, case, everything, given_run, stored_run, stored_thread
 from .payloads import payload_writes, refusal_of
 
 _MEBIBYTE = 1024 * 1024
@@ -22,6 +22,8 @@ def _text_writes(storage: Storage) -> dict[str, Callable[[str], Awaitable[object
     """Every way to write a text of any length; "field of method" -> the write."""
     runs, feedback, threads = storage.runs, storage.feedback, storage.threads
     return {
+        "error of create": lambda text: runs.create("new", THREAD, user_id=None, error=text),
+        "error of update_status": lambda text: runs.update_status(RUN, "running", error=text),
         "error of set_error": lambda text: runs.set_error(RUN, text),
         "error of update_run_completion": lambda text: runs.update_run_completion(
             RUN, status="error", error=text
@@ -108,6 +110,19 @@ class SizeContract(Contract):
         else:
             assert "metadata" in str(refusal)
             assert await stored_run(storage) == before
+
+    async def test_thread_metadata_merged_beyond_the_limit_is_stored_or_refused(
+        self, storage: Storage
+    ) -> None:
+        half = "x" * (9 * _MEBIBYTE)
+        await storage.threads.ensure_thread(thread_id=THREAD, metadata={"first": half}, user_id=ALICE)
+        before = await stored_thread(storage)
+        refusal = await refusal_of(storage.threads.merge_thread_metadata(THREAD, {"second": half}))
+        if refusal is None:
+            assert (await stored_thread(storage)).metadata == {"first": half, "second": half}
+        else:
+            assert "metadata" in str(refusal)
+            assert await stored_thread(storage) == before
 
     async def test_fields_that_are_too_large_together_are_stored_or_refused(self, storage: Storage) -> None:
         half = "x" * (9 * _MEBIBYTE)
