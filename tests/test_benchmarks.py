@@ -37,17 +37,21 @@ def payloads() -> Payloads:
 # -- what is measured ------------------------------------------------------------------------------
 
 _AS_ANOTHER = {
+    "runs.update_model_name": "runs.set_error",
     "threads.sync_thread_title": "threads.sync_thread_status",
     "threads.sync_thread_assistant_id": "threads.sync_thread_status",
     "threads.sync_thread_metadata": "threads.update_thread_meta",
 }
 """The same command with another field."""
 
+_NOT_YET = {"runs.list_pending", "threads.merge_thread_metadata"}
+"""Younger than the full run whose figures are shown; no adapter of the app layer has them."""
+
 
 def test_every_method_of_the_contract_is_measured() -> None:
     measured = {operation.path for operation in OPERATIONS.values()}
     promised = {_AS_ANOTHER.get(method.path, method.path) for method in METHODS}
-    assert promised | {"run_events.put_batch"} == measured
+    assert promised - _NOT_YET | {"run_events.put_batch"} == measured
 
 
 def test_all_contenders_get_the_same_data_and_are_asked_the_same(payloads: Payloads) -> None:
