@@ -38,6 +38,7 @@ MODEL_NAME_WHEN_UNKNOWN = "unknown"
 _DBREF_KEY = "$ref"  # a subdocument with it comes back from BSON as a DBRef
 _MIN_INT64, _MAX_INT64 = -(2**63), 2**63 - 1
 _KEY_DIGEST_BYTES, _DIGEST_BYTES = 8, 12
+_REMEMBERED_KEY_LENGTH = 128  # keys are a user's: a thousand long ones would fill the memory
 
 
 # -- payloads --------------------------------------------------------------------------------------
@@ -202,9 +203,11 @@ KEY_DIGEST_LENGTH = 2 * _KEY_DIGEST_BYTES
 """The characters of a metadata digest that tell the key alone, so that an update finds those it replaces."""
 
 
-@lru_cache(maxsize=1024)
 def _key_digest(key: str) -> str:
     return hashlib.blake2b(json.dumps(key).encode(), digest_size=_KEY_DIGEST_BYTES).hexdigest()
+
+
+_remembered_key_digest = lru_cache(maxsize=1024)(_key_digest)
 
 
 def _digest(key: str, value: JSONValue) -> str:
@@ -212,7 +215,8 @@ def _digest(key: str, value: JSONValue) -> str:
     canonical = _canonical_json([key, value])
     if "-0.0" in canonical:
         canonical = _canonical_json([key, _without_negative_zero(value)])
-    return _key_digest(key) + hashlib.blake2b(canonical.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+    of_key = _remembered_key_digest if len(key) <= _REMEMBERED_KEY_LENGTH else _key_digest
+    return of_key(key) + hashlib.blake2b(canonical.encode(), digest_size=_DIGEST_BYTES).hexdigest()
 
 
 def _without_negative_zero(value: JSONValue) -> JSONValue:
