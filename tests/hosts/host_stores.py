@@ -85,6 +85,9 @@ _STARTS_OVER = (
 _NO_METADATA = "DeerFlow's store in memory looks for metadata among the thread's own fields"
 _ALL_RUNS = "DeerFlow sums up the runs of a thread whosever they are, also those that no list shows"
 _NAIVE = "SQLite drops the offset of a time"
+_NO_UUID = "DeerFlow makes text of the bound user's id, and not of one that is given"
+_NO_LIMITS = "SQLite takes a negative limit for none at all (PostgreSQL refuses it)"
+_16_MIB = "a document of MongoDB ends at 16 MiB"
 
 DIFFERENCES: dict[str, dict[str, dict[str, str]]] = {
     "runs": {
@@ -95,7 +98,7 @@ DIFFERENCES: dict[str, dict[str, dict[str, str]]] = {
         "test_a_run_that_is_there_is_not_overwritten": {MEMORY: _OVERWRITES},
         "test_what_is_no_json_is_written_down": {MEMORY: _NO_COLUMNS},
         "test_an_odd_argument_comes_back": {
-            OURS: "a document of MongoDB ends at 16 MiB, and our payloads are JSON, which has no infinity"
+            OURS: f"{_16_MIB}, and our payloads are JSON, which has no infinity"
         },
         "test_a_models_name_is_stripped_and_cut": {MEMORY: _NO_COLUMNS},
         "test_the_bound_user_is_who_acts": {MEMORY: _NO_USERS},
@@ -103,6 +106,8 @@ DIFFERENCES: dict[str, dict[str, dict[str, str]]] = {
         "test_pending_before_a_datetime": {MEMORY: "DeerFlow's store in memory compares the texts of times"},
         "test_a_status_tells_when_a_run_began_and_ended": {SQL: _NO_TIMES, MEMORY: _NO_TIMES},
         "test_an_ended_run_is_not_put_back": {SQL: _LAST_WORD, MEMORY: _LAST_WORD},
+        "test_a_user_may_be_named_by_a_uuid": {SQL: _NO_UUID, MEMORY: _NO_UUID},
+        "test_a_huge_error_comes_back_whole": {OURS: _16_MIB},
         "test_a_completions_absent_figure_is_zero": {MEMORY: _NO_COLUMNS},
         "test_a_completions_messages_are_cut": {MEMORY: _NO_COLUMNS},
         "test_a_run_is_deleted_by_its_user": {MEMORY: _NO_USERS},
@@ -119,15 +124,18 @@ DIFFERENCES: dict[str, dict[str, dict[str, str]]] = {
         "test_what_is_no_json_is_written_down": {MEMORY: _NO_COLUMNS},
         "test_a_long_trace_is_cut_by_bytes": {MEMORY: _NO_COLUMNS},
         "test_a_long_structured_trace_is_cut_as_json": {MEMORY: _NO_COLUMNS},
-        "test_a_content_beyond_16_mib_comes_back_whole": {OURS: "a document of MongoDB ends at 16 MiB"},
+        "test_a_content_beyond_16_mib_comes_back_whole": {OURS: _16_MIB},
         "test_a_content_beyond_json_comes_back": {
             OURS: "our payloads are JSON, which has no NaN and no infinity: such content is kept as text"
         },
         "test_an_event_is_the_bound_users": {MEMORY: _NO_USERS},
         "test_an_events_own_user_is_kept": {MEMORY: _NO_USERS},
         "test_a_user_sees_own_events_only": {MEMORY: _NO_USERS},
+        "test_a_user_may_be_named_by_a_uuid": {SQL: _NO_UUID, MEMORY: _NO_USERS},
         "test_without_a_bound_user_nobody_reads_or_deletes": {MEMORY: _NO_USERS},
         "test_a_user_deletes_own_events_only": {MEMORY: _NO_USERS},
+        "test_a_limit_of_nothing_gives_nothing": {MEMORY: "in memory, the last 0 messages are all of them"},
+        "test_a_negative_limit_is_refused": {SQL: _NO_LIMITS, MEMORY: "in memory, a limit is a slice"},
         "test_messages_between_two_numbers": {MEMORY: "in memory, `before_seq` hides `after_seq`"},
         "test_no_types_are_all_types": {MEMORY: "in memory, no types are no types"},
         "test_numbers_go_on_after_a_deletion": {SQL: _STARTS_OVER, MEMORY: _STARTS_OVER},
@@ -136,6 +144,8 @@ DIFFERENCES: dict[str, dict[str, dict[str, str]]] = {
         "test_a_row_has_the_keys_of_the_sql_row": {MEMORY: "in memory, a thread has `values`, too"},
         "test_times_tell_their_offset": {SQL: _NAIVE},
         "test_a_thread_that_is_there_is_not_overwritten": {MEMORY: _OVERWRITES},
+        "test_a_user_may_be_named_by_a_uuid": {SQL: _NO_UUID, MEMORY: _NO_UUID},
+        "test_metadata_beyond_json_comes_back": {OURS: "our payloads are JSON, which has no infinity"},
         "test_a_search_shows_the_last_updated_first": {MEMORY: "in memory, a search has no order"},
         "test_a_search_finds_what_was_merged": {MEMORY: _NO_METADATA},
         "test_a_search_by_metadata": {MEMORY: _NO_METADATA},
@@ -150,6 +160,8 @@ DIFFERENCES: dict[str, dict[str, dict[str, str]]] = {
     },
     "feedback": {
         "test_a_time_tells_its_offset": {SQL: _NAIVE},
+        "test_a_user_may_be_named_by_a_uuid": {SQL: _NO_UUID},
+        "test_a_rating_is_an_integer": {SQL: "DeerFlow takes whatever equals 1 or -1 for it"},
         "test_a_vote_replaces_what_was_created_on_a_message": {
             OURS: "what a user says of a message is a row of its own, beside the one vote on the run"
         },

@@ -110,6 +110,12 @@ async def test_a_rating_is_one_up_or_one_down(store: Any, rating: int) -> None:
     assert await all_of(store) == []
 
 
+@pytest.mark.parametrize("rating", [True, 1.0])
+async def test_a_rating_is_an_integer(store: Any, rating: Any) -> None:
+    with pytest.raises(ValueError, match="rating"):
+        await create(store, rating=rating)
+
+
 async def test_a_comment_may_be_missing(store: Any) -> None:
     assert (await create(store))["comment"] is None
     assert (await create(store, "bob"))["message_id"] is None
@@ -160,6 +166,13 @@ async def test_the_bound_user_is_who_acts(store: Any) -> None:
     with acting(alice):
         assert users(await store.list_by_run("thread", "run")) == [str(alice)]
         assert await store.delete(row["feedback_id"]) is True
+
+
+async def test_a_user_may_be_named_by_a_uuid(store: Any) -> None:
+    alice: Any = UUID(int=1)
+    row = await create(store, alice)
+    assert row["user_id"] == str(alice)
+    assert await store.list_by_thread("thread", user_id=alice) == [row]
 
 
 async def test_without_a_bound_user_nobody_acts(store: Any) -> None:
@@ -225,8 +238,9 @@ async def test_votes_are_counted(store: Any) -> None:
         "positive": 2,
         "negative": 1,
     }
-    nothing = await store.aggregate_by_run("thread", "missing")
-    assert nothing == {"run_id": "missing", "total": 0, "positive": 0, "negative": 0}
+    for missing in ("missing", "", "x" * 5_000):
+        nothing = await store.aggregate_by_run("thread", missing)
+        assert nothing == {"run_id": missing, "total": 0, "positive": 0, "negative": 0}
 
 
 # -- the one vote ----------------------------------------------------------------------------------
@@ -259,11 +273,12 @@ async def test_a_user_may_say_more_than_one_thing_of_a_run(store: Any) -> None:
 
 
 @pytest.mark.parametrize("message_id", [None, "message"])
-async def test_a_vote_is_taken_back(store: Any, message_id: str | None) -> None:
-    await create(store, message_id=message_id)
+@pytest.mark.parametrize("user_id", ["alice", None])
+async def test_a_vote_is_taken_back(store: Any, user_id: str | None, message_id: str | None) -> None:
+    await create(store, user_id, message_id=message_id)
     await vote(store, "bob")
-    assert await store.delete_by_run(**RUN, user_id="alice") is True
-    assert await store.delete_by_run(**RUN, user_id="alice") is False
+    assert await store.delete_by_run(**RUN, user_id=user_id) is True
+    assert await store.delete_by_run(**RUN, user_id=user_id) is False
     assert users(await all_of(store)) == ["bob"]
 
 

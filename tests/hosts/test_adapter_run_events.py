@@ -252,6 +252,18 @@ async def test_content_that_holds_itself_is_stored(ours: Any) -> None:
     assert "list" in (await ours.put(**event(content=content)))["content"]
 
 
+class Speechless:
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize("category", ["message", "trace"])
+async def test_content_without_a_text_is_stored(ours: Any, category: str) -> None:
+    row = await ours.put(**event(content=[Speechless()], category=category, metadata={"a": Speechless()}))
+    assert "without a text" in str(row["content"])
+    assert row["metadata"] == {"metadata_truncated": True}
+
+
 async def test_a_wrong_event_is_refused(ours: Any) -> None:
     with pytest.raises(ValueError, match="event_type"):
         await ours.put(**event("x" * 2_000))
@@ -288,6 +300,12 @@ async def test_a_user_sees_own_events_only(store: Any) -> None:
         assert types(await store.list_messages_by_run("thread", "run")) == ["his"]
         assert types(await store.list_events("thread", "run")) == ["his"]
         assert await store.count_messages("thread") == 1
+
+
+async def test_a_user_may_be_named_by_a_uuid(store: Any) -> None:
+    [row] = await store.put_batch([event(user_id=UUID(int=1))])
+    assert row["user_id"] == str(UUID(int=1))
+    assert await store.list_messages("thread", user_id=UUID(int=1)) == [row]
 
 
 async def test_without_a_bound_user_nobody_reads_or_deletes(store: Any) -> None:
@@ -353,6 +371,19 @@ async def test_messages_of_a_thread_are_the_latest_in_rising_order(store: Any) -
     assert [row["seq"] for row in rows] == [1, 3, 4, 5, 6, 7]
     assert types(await store.list_messages("thread", limit=2, **whose)) == ["e", "f"]
     assert await store.count_messages("thread", **whose) == 6
+
+
+async def test_a_limit_of_nothing_gives_nothing(store: Any) -> None:
+    whose = await fill(store)
+    assert await store.list_messages("thread", limit=0, **whose) == []
+    assert await store.list_messages_by_run("thread", "run", limit=0, after_seq=0, **whose) == []
+    assert await store.list_events("thread", "run", limit=0, **whose) == []
+
+
+async def test_a_negative_limit_is_refused(store: Any) -> None:
+    whose = await fill(store)
+    with pytest.raises(ValueError, match="limit"):
+        await store.list_messages("thread", limit=-1, **whose)
 
 
 async def test_messages_are_paged_both_ways(store: Any) -> None:

@@ -255,6 +255,12 @@ async def test_without_a_bound_user_nobody_acts(store: Any) -> None:
             await call()
 
 
+async def test_a_user_may_be_named_by_a_uuid(store: Any) -> None:
+    await put(store, user_id=UUID(int=1))
+    assert (await get(store))["user_id"] == str(UUID(int=1))
+    assert ids(await store.list_by_thread("thread", user_id=UUID(int=1))) == ["run"]
+
+
 async def test_a_run_may_be_nobodys(store: Any) -> None:
     await put(store, user_id=None)
     assert (await get(store))["user_id"] is None
@@ -328,11 +334,12 @@ async def test_an_ended_run_is_not_put_back(store: Any) -> None:
     assert (await get(store))["status"] == "success"
 
 
-async def test_updates_of_a_missing_run_change_nothing(store: Any) -> None:
-    await store.update_status("run", "error", error="boom")
-    await store.update_model_name("run", "m")
-    await store.update_run_completion("run", status="success")
-    assert await get(store) is None
+@pytest.mark.parametrize("run_id", ["run", *IMPOSSIBLE], ids=["missing", "empty", "long"])
+async def test_updates_of_a_missing_run_change_nothing(store: Any, run_id: str) -> None:
+    await store.update_status(run_id, "error", error="boom")
+    await store.update_model_name(run_id, "m")
+    await store.update_run_completion(run_id, status="success")
+    assert await get(store, run_id) is None
 
 
 async def test_a_completion_sets_every_figure_and_text(store: Any) -> None:
@@ -369,6 +376,27 @@ async def test_a_completions_messages_are_cut(store: Any) -> None:
     row = await get(store)
     assert row["first_human_message"] == row["last_ai_message"] == long[:2_000]
     assert row["error"] == long
+
+
+@pytest.mark.parametrize("stored", [0, 16 * MIB - 8_000], ids=["small", "full"])
+async def test_a_run_ends_however_long_its_error_is(store: Any, stored: int) -> None:
+    huge = "boom " * (4 * MIB)
+    for run_id in ("status", "completion"):
+        await put(store, run_id, kwargs={"input": "x" * stored})
+        await store.update_run_completion(run_id, status="running", first_human_message="hello")
+    await store.update_status("status", "error", error=huge)
+    await store.update_run_completion("completion", status="error", error=huge, total_tokens=5)
+    for run_id in ("status", "completion"):
+        row = await get(store, run_id)
+        assert (row["status"], row["error"][:2_000]) == ("error", huge[:2_000])
+        assert len(row["kwargs"]["input"]) == stored
+        assert row["first_human_message"] == "hello"
+    assert row["total_tokens"] == 5
+
+
+async def test_a_huge_error_comes_back_whole(store: Any) -> None:
+    await put(store, error="x" * (17 * MIB))
+    assert len((await get(store))["error"]) == 17 * MIB
 
 
 async def test_a_run_is_deleted_by_its_user(store: Any) -> None:
@@ -423,10 +451,16 @@ async def test_a_run_that_spent_nothing_counts(store: Any) -> None:
     assert (usage["total_runs"], usage["by_model"]) == (1, {"m": {"tokens": 0, "runs": 1}})
 
 
-async def test_a_thread_without_runs_has_spent_nothing(store: Any) -> None:
-    usage = await store.aggregate_tokens_by_thread("thread")
-    assert usage["by_caller"] == {"lead_agent": 0, "subagent": 0, "middleware": 0}
-    assert (usage["total_tokens"], usage["total_runs"], usage["by_model"]) == (0, 0, {})
+@pytest.mark.parametrize("thread_id", ["thread", *IMPOSSIBLE], ids=["missing", "empty", "long"])
+async def test_a_thread_without_runs_has_spent_nothing(store: Any, thread_id: str) -> None:
+    assert await store.aggregate_tokens_by_thread(thread_id) == {
+        "total_tokens": 0,
+        "total_input_tokens": 0,
+        "total_output_tokens": 0,
+        "total_runs": 0,
+        "by_model": {},
+        "by_caller": {"lead_agent": 0, "subagent": 0, "middleware": 0},
+    }
 
 
 # -- ours alone ------------------------------------------------------------------------------------

@@ -178,6 +178,12 @@ async def test_the_bound_user_is_who_acts(store: Any) -> None:
     assert await get(store) is None
 
 
+async def test_a_user_may_be_named_by_a_uuid(store: Any) -> None:
+    assert (await create(store, user_id=UUID(int=1)))["user_id"] == str(UUID(int=1))
+    assert await found(store, user_id=UUID(int=1)) == ["thread"]
+    assert await store.check_access("thread", UUID(int=1)) is True
+
+
 async def test_without_a_bound_user_nobody_acts(store: Any) -> None:
     for call in (
         lambda: store.create("thread"),
@@ -234,7 +240,8 @@ async def test_an_update_changes_one_field_and_the_time(
 
 async def test_updates_of_a_missing_or_anothers_thread_change_nothing(store: Any) -> None:
     before = await create(store)
-    for thread_id, user_id in (("missing", None), ("missing", "alice"), ("thread", "bob")):
+    missing = [(thread_id, user) for thread_id in ("missing", "", "x" * 5_000) for user in (None, "alice")]
+    for thread_id, user_id in (*missing, ("thread", "bob")):
         await store.update_display_name(thread_id, "Title", user_id=user_id)
         await store.update_status(thread_id, "busy", user_id=user_id)
         await store.update_metadata(thread_id, {"a": 1}, user_id=user_id)
@@ -246,6 +253,12 @@ async def test_metadata_is_merged_by_top_level_keys(store: Any) -> None:
     await create(store, metadata={"a": {"x": 1}, "b": 1, "c.d": 1})
     await store.update_metadata("thread", {"a": {"y": 2}, "c.d": None, "$e": 3}, user_id="alice")
     assert (await get(store))["metadata"] == {"a": {"y": 2}, "b": 1, "c.d": None, "$e": 3}
+
+
+async def test_metadata_beyond_json_comes_back(store: Any) -> None:
+    await create(store, metadata={"a": float("inf")})
+    await store.update_metadata("thread", {"b": float("-inf")}, user_id=None)
+    assert (await get(store))["metadata"] == {"a": float("inf"), "b": float("-inf")}
 
 
 async def test_a_search_finds_what_was_merged(store: Any) -> None:
@@ -289,6 +302,7 @@ async def test_a_search_by_status(store: Any) -> None:
     assert await found(store, status="running") == ["b"]
     assert await found(store, status="idle", user_id="alice") == ["a"]
     assert len(await found(store, status="")) == 2
+    assert await found(store, status="  ") == []
     assert await found(store, status="x" * 5_000) == []
 
 

@@ -101,10 +101,11 @@ class FeedbackRepositoryAdapter:
             return False
         if await self._feedback.delete_by_run(thread_id=thread_id, run_id=run_id, user_id=user):
             return True
-        if user is None:
-            return False
-        newest = await self._feedback.list_by_run(thread_id, run_id, limit=1, user_id=user)
-        return bool(newest) and await self._feedback.delete(newest[0]["feedback_id"], user_id=user)
+        rows = await self._feedback.list_by_run(
+            thread_id, run_id, limit=filters.MAX_LIMIT if user is None else 1, user_id=user
+        )
+        newest = next((row["feedback_id"] for row in rows if row["user_id"] == user), None)
+        return newest is not None and await self._feedback.delete(newest, user_id=user)
 
     async def list_by_thread_grouped(
         self, thread_id: str, *, user_id: Any = AUTO
@@ -122,4 +123,6 @@ class FeedbackRepositoryAdapter:
         return {run_id: _row(row) for run_id, row in grouped.items()}
 
     async def aggregate_by_run(self, thread_id: str, run_id: str) -> dict[str, Any]:
+        if not can_be_stored(thread_id, run_id):
+            return {"run_id": run_id, "total": 0, "positive": 0, "negative": 0}
         return {**await self._feedback.aggregate_by_run(thread_id, run_id)}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from ... import filters
 from ...errors import InvalidPayloadError, PayloadTooLargeError
-from ...rows import ENDED_STATUSES, RunCreateFields, RunRow, TimeInput
+from ...rows import CALLERS, ENDED_STATUSES, RunCreateFields, RunRow, TimeInput
 from ...stores.runs import MongoRunStore
 from ..gateway import host
 from .acting import AUTO, acting_user, bound_user, can_be_stored
@@ -23,6 +23,9 @@ MAX_TEXT = 2_000
 
 MAX_PAYLOAD_BYTES = 4 * 1024 * 1024
 """What is kept of metadata, and of arguments, that a document cannot hold as they are."""
+
+MAX_CHARACTERS = (None, MAX_TEXT, 0)
+"""How much is kept of texts, one try after the other, while a run's document has no room for them."""
 
 COUNTED_STATUSES = ("success", "error")
 """The runs whose tokens count for their thread."""
@@ -42,6 +45,30 @@ def _model_name(model_name: object) -> str | None:
 
 def _beginning(text: str | None) -> str | None:
     return None if text is None else text[:MAX_TEXT]
+
+
+async def _with_room(run_id: str, write: Callable[..., Awaitable[None]], **texts: str | None) -> None:
+    """`write` these texts, or as much of them as the run's document has room for: a run must end."""
+    for kept in MAX_CHARACTERS:
+        try:
+            await write(**{name: text and text[:kept] for name, text in texts.items()})
+        except PayloadTooLargeError as refused:
+            if kept == 0:
+                raise
+            logger.warning("the texts of run %r are cut: %s", run_id, refused)
+        else:
+            return
+
+
+def _no_usage() -> dict[str, Any]:
+    return {
+        "total_tokens": 0,
+        "total_input_tokens": 0,
+        "total_output_tokens": 0,
+        "total_runs": 0,
+        "by_model": {},
+        "by_caller": dict.fromkeys(CALLERS, 0),
+    }
 
 
 class RunStoreAdapter(_base.RunStore):
@@ -92,6 +119,7 @@ class RunStoreAdapter(_base.RunStore):
             fields |= {
                 "metadata": storable_part(metadata, MAX_PAYLOAD_BYTES),
                 "kwargs": storable_part(kwargs, MAX_PAYLOAD_BYTES),
+                "error": _beginning(error),
             }
             await self._runs.create(run_id, thread_id, **fields)
 
@@ -112,13 +140,18 @@ class RunStoreAdapter(_base.RunStore):
 
     async def update_status(self, run_id: str, status: str, *, error: str | None = None) -> None:
         now, plain = datetime.now(UTC), filters.status_text("status", status)
-        await self._runs.update_status(
-            run_id,
-            plain,
-            started_at=now if plain == _RUNNING else None,
-            ended_at=now if plain in ENDED_STATUSES else None,
-            error=error,
-        )
+
+        async def write(error: str | None) -> None:
+            await self._runs.update_status(
+                run_id,
+                plain,
+                started_at=now if plain == _RUNNING else None,
+                ended_at=now if plain in ENDED_STATUSES else None,
+                error=error,
+            )
+
+        if can_be_stored(run_id):
+            await _with_room(run_id, write, error=error)
 
     async def delete(self, run_id: str, *, user_id: Any = AUTO) -> None:
         user = acting_user(user_id, "RunStore.delete")
@@ -126,7 +159,8 @@ class RunStoreAdapter(_base.RunStore):
             await self._runs.delete(run_id, user_id=user)
 
     async def update_model_name(self, run_id: str, model_name: str | None) -> None:
-        await self._runs.update_model_name(run_id, _model_name(model_name))
+        if can_be_stored(run_id):
+            await self._runs.update_model_name(run_id, _model_name(model_name))
 
     async def update_run_completion(
         self,
@@ -146,28 +180,39 @@ class RunStoreAdapter(_base.RunStore):
         error: str | None = None,
     ) -> None:
         """Set the status and all figures. A text that is not given stays: a failure told its error before."""
-        await self._runs.update_run_completion(
-            run_id,
-            status=status,
-            total_input_tokens=total_input_tokens,
-            total_output_tokens=total_output_tokens,
-            total_tokens=total_tokens,
-            llm_call_count=llm_call_count,
-            lead_agent_tokens=lead_agent_tokens,
-            subagent_tokens=subagent_tokens,
-            middleware_tokens=middleware_tokens,
-            message_count=message_count,
-            last_ai_message=_beginning(last_ai_message),
-            first_human_message=_beginning(first_human_message),
-            error=error,
-            keep_texts=True,
-        )
+
+        async def write(**texts: str | None) -> None:
+            await self._runs.update_run_completion(
+                run_id,
+                status=status,
+                total_input_tokens=total_input_tokens,
+                total_output_tokens=total_output_tokens,
+                total_tokens=total_tokens,
+                llm_call_count=llm_call_count,
+                lead_agent_tokens=lead_agent_tokens,
+                subagent_tokens=subagent_tokens,
+                middleware_tokens=middleware_tokens,
+                message_count=message_count,
+                **texts,
+                keep_texts=True,
+            )
+
+        if can_be_stored(run_id):
+            await _with_room(
+                run_id,
+                write,
+                last_ai_message=_beginning(last_ai_message),
+                first_human_message=_beginning(first_human_message),
+                error=error,
+            )
 
     async def list_pending(self, *, before: TimeInput | None = None) -> list[dict[str, Any]]:
         return [_row(row) for row in await self._runs.list_pending(before=before)]
 
     async def aggregate_tokens_by_thread(self, thread_id: str) -> dict[str, Any]:
         """With a user bound, over that user's runs: those that lists show as well."""
+        if not can_be_stored(thread_id):
+            return _no_usage()
         usage = await self._runs.token_usage_by_thread(
             thread_id, user_id=bound_user(), statuses=COUNTED_STATUSES
         )

@@ -21,7 +21,7 @@ def text_of(content: object) -> str:
         return content
     try:
         return json.dumps(content, default=str, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
+    except Exception:  # noqa: BLE001 - a stranger's `__str__`; no event is lost for it
         return f"<{type(content).__name__} without a text>"
 
 

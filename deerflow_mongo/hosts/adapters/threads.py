@@ -104,7 +104,7 @@ class ThreadMetaStoreAdapter(_base.ThreadMetaStore):
         """
         user = acting_user(user_id, "ThreadMetaStore.search")
         wanted = _wanted_metadata(metadata)
-        if status and not can_be_stored(status):
+        if status and (status.isspace() or not can_be_stored(status)):
             return []
         threads = await self._threads.search_threads(
             metadata=wanted, status=status, user_id=user, limit=limit, offset=offset, newest_by="updated"
@@ -113,18 +113,21 @@ class ThreadMetaStoreAdapter(_base.ThreadMetaStore):
 
     async def update_display_name(self, thread_id: str, display_name: str, *, user_id: Any = AUTO) -> None:
         user = acting_user(user_id, "ThreadMetaStore.update_display_name")
-        await self._threads.update_thread_meta(thread_id, display_name=display_name, user_id=user)
+        if can_be_stored(thread_id):
+            await self._threads.update_thread_meta(thread_id, display_name=display_name, user_id=user)
 
     async def update_status(self, thread_id: str, status: str, *, user_id: Any = AUTO) -> None:
         user = acting_user(user_id, "ThreadMetaStore.update_status")
-        await self._threads.update_thread_meta(thread_id, status=status, user_id=user)
+        if can_be_stored(thread_id):
+            await self._threads.update_thread_meta(thread_id, status=status, user_id=user)
 
     async def update_metadata(
         self, thread_id: str, metadata: Mapping[str, Any], *, user_id: Any = AUTO
     ) -> None:
         """Merge by top-level keys, atomically: two writers of different keys both prevail."""
         user = acting_user(user_id, "ThreadMetaStore.update_metadata")
-        await self._threads.merge_thread_metadata(thread_id, metadata, user_id=user)
+        if can_be_stored(thread_id):
+            await self._threads.merge_thread_metadata(thread_id, metadata, user_id=user)
 
     async def check_access(self, thread_id: str, user_id: str, *, require_existing: bool = False) -> bool:
         """Whether it is the user's thread or nobody's; of a thread that is not there, as the caller says."""
