@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -464,6 +465,19 @@ async def test_a_thread_without_runs_has_spent_nothing(store: Any, thread_id: st
 
 
 # -- ours alone ------------------------------------------------------------------------------------
+
+
+async def test_a_run_without_room_for_a_word_ends(
+    tmp_path: Path, mongodb_url: str, database_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = open_store(RUNS, OURS, folder=tmp_path, url=mongodb_url, database=database_name)
+    async with opened as store:
+        await put(store, kwargs={"input": "x" * (16 * MIB - 1_000)})
+        with caplog.at_level(logging.WARNING):
+            await store.update_status("run", "error", error="boom" * 1_000)
+        row = await get(store)
+    assert (row["status"], row["error"]) == ("error", "")
+    assert len([record for record in caplog.records if "'run' are cut" in record.message]) == 2
 
 
 @pytest.mark.parametrize("status", ["success", "error", "timeout", "interrupted"])

@@ -19,6 +19,7 @@ from .host_stores import (
     acting,
     expect_differences,
     named,
+    open_storage,
     open_store,
     refusals,
     signature_faults,
@@ -383,6 +384,22 @@ async def test_who_merges_at_once_loses_nothing(ours: Any) -> None:
     await asyncio.gather(*merges)
     assert (await get(ours))["metadata"] == {f"k{i}": i for i in range(20)}
     assert await found(ours, metadata={"k7": 7, "k19": 19}) == ["thread"]
+
+
+async def test_a_deleted_thread_with_runs_stays_their_owners(mongodb_url: str, database_name: str) -> None:
+    async with open_storage(mongodb_url, database_name) as storage:
+        threads = named(THREADS.ours)(storage.threads, storage.runs)
+        await storage.runs.create("run", "thread", user_id="alice")
+        await storage.runs.create("other", "nobodys", user_id=None)
+        for thread_id, user_id, allowed in (
+            ("thread", "alice", True),
+            ("thread", "bob", False),
+            ("nobodys", "bob", True),
+            ("missing", "bob", True),
+            ("", "bob", True),
+        ):
+            assert await threads.check_access(thread_id, user_id) is allowed
+            assert await threads.check_access(thread_id, user_id, require_existing=True) is False
 
 
 async def test_one_of_many_creates_at_once_prevails(ours: Any) -> None:

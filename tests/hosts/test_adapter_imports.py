@@ -1,0 +1,43 @@
+"""What importing an adapter needs, and what is said where that is missing."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+from deerflow_mongo.hosts import adapters
+
+from .gateway_process import ROOT
+from .host_stores import FEEDBACK, RUN_EVENTS, RUNS, THREADS, USERS
+
+MODULES = [kind.ours.partition(":")[0] for kind in (RUNS, RUN_EVENTS, THREADS, FEEDBACK, USERS)]
+WITHOUT_DEERFLOW = "import sys; sys.modules.update(deerflow=None, app=None)\n"
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - our own text
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_without_deerflow_an_adapter_says_what_to_install(module: str) -> None:
+    ended = python(f"{WITHOUT_DEERFLOW}import {module}")
+    assert ended.returncode != 0
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("deerflow_mongo.errors.StorageConfigError")
+    assert "Install DeerFlow 2.x, such as its distribution deerflow-kernel" in last
+
+
+def test_without_deerflow_all_else_is_imported() -> None:
+    others = "deerflow_mongo, deerflow_mongo.hosts, deerflow_mongo.hosts.adapters, deerflow_mongo.testing"
+    ended = python(f"{WITHOUT_DEERFLOW}import {others}")
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_every_adapter_is_held_to_the_hosts_promises() -> None:
+    package = {f"{adapters.__name__}.{module.name}" for module in pkgutil.iter_modules(adapters.__path__)}
+    assert package - set(MODULES) == {f"{adapters.__name__}.{name}" for name in ("acting", "storable")}
