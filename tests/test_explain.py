@@ -250,6 +250,31 @@ async def test_event_lists_examine_what_they_return(explainer: Explainer) -> Non
         assert await explainer.explain(read) == (index, rows, rows)
 
 
+async def test_events_kept_for_a_user_are_read_in_the_order_of_an_index(explainer: Explainer) -> None:
+    """Past the thread's other events: who asks for a user's has a thread of that user."""
+    events = explainer.storage.run_events
+    await events.put_batch(
+        [
+            {
+                "thread_id": "t",
+                "run_id": "carol",
+                "event_type": "said",
+                "category": "message",
+                "user_id": "carol",
+            }
+            for _ in range(LIMIT)
+        ]
+    )
+    reads = {
+        "message_seq": events.list_messages("t", user_id="carol"),
+        "run_seq": events.list_events("t", "carol", user_id="carol"),
+        "run_message_seq": events.list_messages_by_run("t", "carol", user_id="carol"),
+    }
+    for name, read in reads.items():
+        index, _, returned = await explainer.explain(read)
+        assert (index, returned) == (name, LIMIT)
+
+
 async def test_messages_are_counted_from_the_index_alone(explainer: Explainer) -> None:
     index, examined, _ = await explainer.explain(explainer.storage.run_events.count_messages("t"))
     assert (index, examined) == ("message_seq", 0)
