@@ -197,7 +197,8 @@ def test_digests_are_equal_for_equal_values_only() -> None:
 def test_a_digest_begins_with_what_its_key_alone_gives() -> None:
     """So that a merge finds what it replaces; the rest tells the key and the value."""
     keys = ["k", "K", "k ", "", "a.b", "$k", "a\0b", "é", "e\u0301", "\ud800", '"k"', "k" * 2_000]
-    digests = [codec.metadata_digests({key: value}) for key in keys for value in (1, {"x": None})]
+    values: list[Any] = [1, {"x": None}]
+    digests = [codec.metadata_digests({key: value}) for key in keys for value in values]
     assert {len(digest) for [digest] in digests} == {40}
     beginnings = [digest[: codec.KEY_DIGEST_LENGTH] for [digest] in digests]
     assert codec.KEY_DIGEST_LENGTH == 16

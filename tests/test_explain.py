@@ -265,14 +265,16 @@ async def test_events_kept_for_a_user_are_read_in_the_order_of_an_index(explaine
             for _ in range(LIMIT)
         ]
     )
-    reads = {
-        "message_seq": events.list_messages("t", user_id="carol"),
-        "run_seq": events.list_events("t", "carol", user_id="carol"),
-        "run_message_seq": events.list_messages_by_run("t", "carol", user_id="carol"),
-    }
-    for name, read in reads.items():
+    reads = [
+        (events.list_messages("t", user_id="carol"), {"message_seq"}),
+        (events.list_events("t", "carol", user_id="carol"), {"run_seq"}),
+        # Of a run that has messages only, both are as good.
+        (events.list_messages_by_run("t", "carol", user_id="carol"), {"run_seq", "run_message_seq"}),
+    ]
+    for read, indexes in reads:
         index, _, returned = await explainer.explain(read)
-        assert (index, returned) == (name, LIMIT)
+        assert index in indexes
+        assert returned == LIMIT
 
 
 async def test_messages_are_counted_from_the_index_alone(explainer: Explainer) -> None:
