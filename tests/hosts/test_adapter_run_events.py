@@ -11,6 +11,7 @@ from uuid import UUID
 
 import pytest
 
+from deerflow_mongo.actor import current_user_id
 from deerflow_mongo.rows import ThreadMetaCreate
 from deerflow_mongo.storage import MongoStorage
 
@@ -342,6 +343,16 @@ async def test_another_users_thread_takes_and_shows_nothing(storage: MongoStorag
     assert await ours.list_messages("thread", user_id="bob") == []
     assert await ours.count_messages("thread", user_id="bob") == 0
     assert await ours.delete_by_thread("thread", user_id="bob") == 0
+
+
+async def test_who_is_bound_stays_bound_after_a_read_for_another(ours: Any) -> None:
+    with acting("alice"):
+        for user_id in ("bob", None):
+            await ours.list_messages("thread", user_id=user_id)
+            await ours.delete_by_thread("thread", user_id=user_id)
+            with pytest.raises(ValueError, match="limit"):
+                await ours.list_events("thread", "run", limit=-1, user_id=user_id)
+            assert current_user_id() == "alice"
 
 
 async def test_everybody_sees_another_users_thread(storage: MongoStorage, ours: Any) -> None:
