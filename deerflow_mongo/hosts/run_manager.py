@@ -30,12 +30,12 @@ class _NoticingRunStore(RunStoreAdapter):
 
     def __init__(self, runs: MongoRunStore) -> None:
         super().__init__(runs)
-        self.not_stored: dict[str, StorageError] = {}
+        self.not_stored: dict[str, Exception] = {}
 
     async def put(self, run_id: str, **fields: Any) -> None:
         try:
             await super().put(run_id, **fields)
-        except StorageError as error:
+        except (StorageError, ValueError, TypeError) as error:
             self.not_stored[run_id] = error
             raise
 
@@ -77,10 +77,12 @@ class OwnRunsManager(_runtime.RunManager):
             raise _fastapi.HTTPException(404, f"Thread {thread_id} not found")
 
     async def _stored(self, record: Any) -> Any:
-        """The new record, its owner noted; 503 where the run is not in the storage."""
+        """The new record, its owner noted; an HTTP error where the run is not in the storage."""
         error = self._runs_stored.not_stored.pop(record.run_id, None)
         if error is not None:
             await self._host.cleanup(record.run_id, delay=0)
+            if isinstance(error, ValueError | TypeError):
+                raise _fastapi.HTTPException(422, f"the run cannot be stored: {error}") from error
             raise _fastapi.HTTPException(503, "the run could not be stored, try again") from error
         setattr(record, _OWNER, current_user_id())
         return record

@@ -1,19 +1,36 @@
-"""A run that could not be stored is not acknowledged."""
+"""A run that is not stored is not acknowledged."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from deerflow_mongo import MongoStorage, StorageUnavailableError, create_storage
+from deerflow_mongo import (
+    ActorContext,
+    MongoStorage,
+    StorageUnavailableError,
+    bind_actor_context,
+    create_storage,
+    reset_actor_context,
+)
 
 from .gateway_process import needs_deerflow
 
 pytestmark = needs_deerflow
+
+THREAD = "thread-1"
+
+
+@pytest.fixture(autouse=True)
+def bound_user() -> Generator[None]:
+    """Somebody is logged in."""
+    token = bind_actor_context(ActorContext(user_id="alice"))
+    yield
+    reset_actor_context(token)
 
 
 @pytest_asyncio.fixture
@@ -31,25 +48,30 @@ async def manager(mongodb_url: str, database_name: str) -> AsyncGenerator[Any]:
 async def test_a_run_that_could_not_be_stored_is_refused_and_not_kept(
     manager: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    http_error = importlib.import_module("fastapi").HTTPException
-    context = importlib.import_module("deerflow.runtime.user_context")
-
     async def unavailable(*_: Any, **__: Any) -> None:
         raise StorageUnavailableError("no server")
 
-    class User:
-        id = "alice"
+    with monkeypatch.context() as patched:
+        patched.setattr("deerflow_mongo.stores.runs.MongoRunStore.create", unavailable)
+        with pytest.raises(_http_error(), match="could not be stored, try again") as refused:
+            await manager.create_or_reject(THREAD)
+    assert refused.value.status_code == 503
+    await _assert_nothing_kept(manager)
+    run = await manager.create_or_reject(THREAD)
+    assert (await manager.get(run.run_id)).thread_id == THREAD
 
-    token = context.set_current_user(User())
-    try:
-        with monkeypatch.context() as patched:
-            patched.setattr("deerflow_mongo.stores.runs.MongoRunStore.create", unavailable)
-            with pytest.raises(http_error, match="could not be stored") as refused:
-                await manager.create_or_reject("thread-1")
-        assert refused.value.status_code == 503
-        assert not await manager.has_inflight("thread-1")
-        assert await manager.list_by_thread("thread-1") == []
-        run = await manager.create_or_reject("thread-1")
-        assert (await manager.get(run.run_id)).thread_id == "thread-1"
-    finally:
-        context.reset_current_user(token)
+
+async def test_a_run_that_no_document_can_be_made_of_is_refused_for_good(manager: Any) -> None:
+    with pytest.raises(_http_error(), match="assistant_id is 3,000 bytes long") as refused:
+        await manager.create_or_reject(THREAD, "x" * 3_000)
+    assert refused.value.status_code == 422
+    await _assert_nothing_kept(manager)
+
+
+def _http_error() -> Any:
+    return importlib.import_module("fastapi").HTTPException
+
+
+async def _assert_nothing_kept(manager: Any) -> None:
+    assert not await manager.has_inflight(THREAD)
+    assert await manager.list_by_thread(THREAD) == []
