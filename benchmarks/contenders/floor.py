@@ -297,7 +297,6 @@ _TOKEN_USAGE: list[Document] = [
                 }
             ],
             "models": [
-                {"$match": {"$or": [{"models": {"$ne": []}}, {"tokens.total": {"$gt": 0}}]}},
                 {"$project": {"of": {"$cond": [{"$eq": ["$models", []]}, [_OWN_MODEL], "$models.v"]}}},
                 {"$unwind": "$of"},
                 {"$group": {"_id": "$of.model", "runs": {"$sum": 1}, **_sums("$of")}},
@@ -405,11 +404,14 @@ _NEWEST_OF_EACH_RUN: list[Document] = [
 def _digests(metadata: Mapping[str, Any]) -> list[str]:
     """What the index of the metadata holds of it; -0.0 is not looked after."""
     return [
-        hashlib.blake2b(
-            json.dumps([key, value], sort_keys=True, separators=(",", ":")).encode(), digest_size=16
-        ).hexdigest()
+        _digest(json.dumps(key), 8)
+        + _digest(json.dumps([key, value], sort_keys=True, separators=(",", ":")), 12)
         for key, value in metadata.items()
     ]
+
+
+def _digest(text: str, size_bytes: int) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=size_bytes).hexdigest()
 
 
 class _Threads:
