@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from typing import Any, cast
 
 import bson
@@ -205,3 +206,16 @@ def test_a_digest_begins_with_what_its_key_alone_gives() -> None:
     assert beginnings[::2] == beginnings[1::2]
     assert len(set(beginnings)) == len(keys)
     assert len({digest for [digest] in digests}) == 2 * len(keys)
+
+
+def test_digests_keep_no_long_keys_in_memory() -> None:
+    """Keys are a user's, of any length: what is remembered of them has an end."""
+    length, keys = 100_000, 100
+    tracemalloc.start()
+    try:
+        for number in range(keys):
+            codec.metadata_digests({f"{number}{'k' * length}": 1})
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept_bytes < 10 * length
