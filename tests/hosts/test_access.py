@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator
-from pathlib import Path
+from collections.abc import AsyncGenerator
 
 import httpx
 import pytest
 import pytest_asyncio
 
-from .gateway_process import Gateway, needs_deerflow, running_gateway
+from .gateway_process import Gateway, needs_deerflow
 from .http_script import ALICE, BOB, Browser, said
 
 pytestmark = needs_deerflow
 
 SECRET = "what only alice knows"  # noqa: S105 - a message
-
-
-@pytest.fixture
-def gateway(gateway_folder: Path) -> Generator[Gateway]:
-    with running_gateway(gateway_folder) as started:
-        yield started
 
 
 @pytest_asyncio.fixture

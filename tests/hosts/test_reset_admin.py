@@ -5,22 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Generator
 from pathlib import Path
 
 import httpx
-import pytest
 
-from .gateway_process import ROOT, Gateway, environment, needs_deerflow, running_gateway
+from .gateway_process import ROOT, Gateway, environment, needs_deerflow
 from .http_script import ADMIN, ALICE, NEW_PASSWORD, PASSWORD, Browser
 
 pytestmark = needs_deerflow
-
-
-@pytest.fixture
-def gateway(gateway_folder: Path) -> Generator[Gateway]:
-    with running_gateway(gateway_folder) as started:
-        yield started
 
 
 def reset(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -22,12 +22,6 @@ def acting_user(user_id: Any, method_name: str) -> str | None:
     return None if resolved is None else str(resolved)
 
 
-def bound_user() -> str | None:
-    """The user that is bound, or None; for what is written on behalf of whoever is there."""
-    user = _user_context.get_current_user()
-    return None if user is None else str(user.id)
-
-
 @contextmanager
 def acting_as(user_id: str | None) -> Generator[None]:
     """This user as the only one that our stores see; with None they see none, and hide nothing."""

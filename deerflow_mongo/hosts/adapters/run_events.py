@@ -11,11 +11,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...actor import current_user_id
 from ...errors import InvalidPayloadError, PayloadTooLargeError
 from ...rows import RunEventFields, RunEventRow
 from ...stores.run_events import MongoRunEventStore
 from ..gateway import host
-from .acting import AUTO, acting_as, acting_user, bound_user, can_be_stored
+from .acting import AUTO, acting_as, acting_user, can_be_stored
 from .storable import cut_text, storable_part, text_of
 
 _base: Any = host("deerflow.runtime.events.store.base")
@@ -78,7 +79,7 @@ class RunEventStoreAdapter(_base.RunEventStore):
 
     async def put_batch(self, events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Store these. An event's own `user_id` is kept; one without the key is the bound user's, if any."""
-        user_id = bound_user()
+        user_id = current_user_id()
         fields = [self._fields(event, user_id) for event in events]
         mended: set[tuple[int, str]] = set()
         while True:

@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ... import filters
+from ...actor import current_user_id
 from ...errors import InvalidPayloadError, PayloadTooLargeError
 from ...rows import CALLERS, ENDED_STATUSES, RunCreateFields, RunRow, TimeInput
 from ...stores.runs import MongoRunStore
 from ..gateway import host
-from .acting import AUTO, acting_user, bound_user, can_be_stored
+from .acting import AUTO, acting_user, can_be_stored
 from .storable import storable_part
 
 _base: Any = host("deerflow.runtime.runs.store.base")
@@ -214,7 +215,7 @@ class RunStoreAdapter(_base.RunStore):
         if not can_be_stored(thread_id):
             return _no_usage()
         usage = await self._runs.token_usage_by_thread(
-            thread_id, user_id=bound_user(), statuses=COUNTED_STATUSES
+            thread_id, user_id=current_user_id(), statuses=COUNTED_STATUSES
         )
         return {
             "total_tokens": usage["total_tokens"],
