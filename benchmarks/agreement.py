@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, cast
 
-from deerflow_mongo.rows import ThreadMeta
+from deerflow_mongo.contract.rows import ThreadMeta
 
 from .dataset import Dataset
 from .operations import Operation

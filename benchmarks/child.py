@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from deerflow_mongo import create_storage
-from deerflow_mongo.actor import ActorContext, bind_actor_context, reset_actor_context
+from deerflow_mongo.contract.actor import ActorContext, bind_actor_context, reset_actor_context
 
 from . import agreement
 from .agreement import Run

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias
 
-from deerflow_mongo.rows import ThreadMetaCreate
+from deerflow_mongo.contract.rows import ThreadMetaCreate
 
 from .dataset import EVENTS_PER_RUN, RUNS_PER_THREAD, Dataset, Rows, an_id
 from .payloads import Call

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import deerflow_mongo
-from deerflow_mongo import protocols
-from deerflow_mongo.actor import AUTO, resolve_user_id
-from deerflow_mongo.observer import StorageRunObserver
-from deerflow_mongo.replay import RecordedThread, Replayer, load_thread
+from deerflow_mongo.contract import protocols
+from deerflow_mongo.contract.actor import AUTO, resolve_user_id
+from deerflow_mongo.contract.observer import StorageRunObserver
+from deerflow_mongo.demo.replay import RecordedThread, Replayer, load_thread
 
 _SAMPLES = Path(deerflow_mongo.__file__).parent / "samples"
 _PROTOCOLS: Mapping[str, type] = {

@@ -12,9 +12,9 @@ import timeit
 from collections.abc import Callable
 from typing import Any
 
-from deerflow_mongo import codec
-from deerflow_mongo.serialization import to_json_mapping
-from deerflow_mongo.times import clock, stored_now
+from deerflow_mongo.contract.payloads import to_json_mapping
+from deerflow_mongo.contract.times import clock, stored_now
+from deerflow_mongo.mongodb import codec
 
 CALLS, REPETITIONS = 20_000, 7
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deerflow_mongo import create_storage
-from deerflow_mongo.embedded import start_embedded
+from deerflow_mongo.mongodb.embedded import start_embedded
 
 from . import postgres
 from .contenders.known import CONTENDERS, OURS, UVLOOP, Contender, ServerName

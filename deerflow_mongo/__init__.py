@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-from .actor import (
+from .contract.actor import (
     AUTO,
     ActorContext,
     bind_actor_context,
@@ -19,7 +19,7 @@ from .actor import (
     reset_actor_context,
     resolve_user_id,
 )
-from .errors import (
+from .contract.errors import (
     BackendNotFoundError,
     InvalidPayloadError,
     MissingDependencyError,
@@ -32,8 +32,8 @@ from .errors import (
     ThreadExistsError,
     UserExistsError,
 )
-from .observer import LifecycleEvent, LifecycleEventType, StorageRunObserver
-from .protocols import (
+from .contract.observer import LifecycleEvent, LifecycleEventType, StorageRunObserver
+from .contract.protocols import (
     FeedbackStore,
     RunDeleteRepository,
     RunEventStore,
@@ -48,7 +48,7 @@ from .protocols import (
     ThreadStore,
     TokenUsageRepository,
 )
-from .rows import (
+from .contract.rows import (
     FeedbackRow,
     FeedbackTotals,
     ModelTokenUsage,
@@ -65,15 +65,15 @@ from .rows import (
 )
 
 if TYPE_CHECKING:
-    from .config import MongoConfig, load_config
-    from .factory import create_storage
-    from .storage import MongoStorage
+    from .contract.factory import create_storage
+    from .mongodb.config import MongoConfig, load_config
+    from .mongodb.storage import MongoStorage
 
 _LAZY = {
-    "MongoConfig": ".config",
-    "load_config": ".config",
-    "create_storage": ".factory",
-    "MongoStorage": ".storage",
+    "MongoConfig": ".mongodb.config",
+    "load_config": ".mongodb.config",
+    "create_storage": ".contract.factory",
+    "MongoStorage": ".mongodb.storage",
 }
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import Any
 import pymongo
 import pytest
 
-from deerflow_mongo.embedded import EmbeddedServer, start_embedded
+from deerflow_mongo.mongodb.embedded import EmbeddedServer, start_embedded
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pymongo
 import pytest
 
-from deerflow_mongo.drivers.mongomock import UNSUPPORTED
+from deerflow_mongo.mongodb.drivers.mongomock import UNSUPPORTED
 from deerflow_mongo.testing import (
     Contract,
     FeedbackStoreContract,

@@ -72,7 +72,7 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(extra: str, 
     done = _run(EXTRAS, f"from deerflow_mongo import create_storage, load_config\n{code}")
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1
-    assert last.startswith("deerflow_mongo.errors.MissingDependencyError: "), done.stderr
+    assert last.startswith("deerflow_mongo.contract.errors.MissingDependencyError: "), done.stderr
     assert last.endswith(f"Install it with: pip install 'deerflow-mongo[{extra}]'")
 
 

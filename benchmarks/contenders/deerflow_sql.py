@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from deerflow_mongo.rows import ThreadMetaCreate
+from deerflow_mongo.contract.rows import ThreadMetaCreate
 
 Call: TypeAlias = Callable[..., Awaitable[Any]]
 

@@ -23,11 +23,11 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import DuplicateKeyError
 from pymongo.monitoring import CommandListener
 
-from deerflow_mongo.config import mongo_config
-from deerflow_mongo.drivers.base import DEFAULT_WRITE_CONCERN, Document, DriverOptions
-from deerflow_mongo.drivers.pymongo_async import client_settings
-from deerflow_mongo.rows import ThreadMetaCreate
-from deerflow_mongo.schema import FEEDBACK, RUN_EVENTS, RUNS, THREADS
+from deerflow_mongo.contract.rows import ThreadMetaCreate
+from deerflow_mongo.mongodb.config import mongo_config
+from deerflow_mongo.mongodb.drivers.base import DEFAULT_WRITE_CONCERN, Document, DriverOptions
+from deerflow_mongo.mongodb.drivers.pymongo_async import client_settings
+from deerflow_mongo.mongodb.schema import FEEDBACK, RUN_EVENTS, RUNS, THREADS
 
 Call: TypeAlias = Callable[..., Awaitable[Any]]
 Collection: TypeAlias = AsyncCollection[Document]

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, TypeAlias
 
-from deerflow_mongo.errors import MissingDependencyError
+from deerflow_mongo.contract.errors import MissingDependencyError
 
 from ..contenders.known import FLOOR, OURS
 from ..results import Figure

@@ -10,7 +10,7 @@ import sys
 from importlib import import_module
 from io import TextIOWrapper
 
-from ..errors import MissingDependencyError
+from ..contract.errors import MissingDependencyError
 
 
 def main() -> None:

@@ -21,13 +21,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import codec
-from ..config import MongoConfig, redacted
-from ..errors import StorageAccessError, StorageError, StorageUnavailableError
-from ..factory import create_storage
-from ..protocols import Storage
-from ..schema import COLLECTIONS, SchemaReport
-from ..storage import MongoStorage
+from ..contract.errors import StorageAccessError, StorageError, StorageUnavailableError
+from ..contract.factory import create_storage
+from ..contract.protocols import Storage
+from ..mongodb import codec
+from ..mongodb.config import MongoConfig, redacted
+from ..mongodb.schema import COLLECTIONS, SchemaReport
+from ..mongodb.storage import MongoStorage
 from .options import (
     DEFAULT_SECTION,
     ConfigOption,

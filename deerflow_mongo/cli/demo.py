@@ -23,10 +23,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from .. import codec
-from ..config import EMBEDDED, MongoConfig, redacted
-from ..factory import create_storage
-from ..replay import (
+from ..contract.factory import create_storage
+from ..contract.rows import FeedbackTotals, RunEventRow, RunRow, TokenUsage
+from ..demo.replay import (
     HOW_EVENTS_ARE_KEPT,
     HOW_TOKENS_COUNT,
     HOW_USERS_VOTE,
@@ -36,9 +35,10 @@ from ..replay import (
     Replayer,
     load_thread,
 )
-from ..rows import FeedbackTotals, RunEventRow, RunRow, TokenUsage
-from ..schema import NEWEST_FIRST, RUN_EVENTS, RUNS, THREADS
-from ..storage import MongoStorage
+from ..mongodb import codec
+from ..mongodb.config import EMBEDDED, MongoConfig, redacted
+from ..mongodb.schema import NEWEST_FIRST, RUN_EVENTS, RUNS, THREADS
+from ..mongodb.storage import MongoStorage
 from .events import words_of
 from .options import DEMO_DATABASE, DataDirOption, DriverOption, UrlOption, options_given
 from .terminal import (
@@ -60,7 +60,7 @@ from .terminal import (
 
 Document: TypeAlias = dict[str, Any]
 
-SAMPLE = Path(__file__).parents[1] / "samples" / "weather.json"
+SAMPLE = Path(__file__).parents[1] / "demo" / "samples" / "weather.json"
 USER_NAMES = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi", "ivan", "judy")
 MAX_USERS = 1_000
 

@@ -18,15 +18,15 @@ import typer
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from ..config import EMBEDDED
-from ..embedded.folder import DATABASE
-from ..errors import StorageConfigError, StorageUnavailableError
-from ..factory import create_storage
-from ..filters import identifier
-from ..replay import text_of
-from ..rows import JSONValue, RunEventRow
-from ..storage import MongoStorage
-from ..stores.run_events import MongoRunEventStore
+from ..contract.arguments import identifier
+from ..contract.errors import StorageConfigError, StorageUnavailableError
+from ..contract.factory import create_storage
+from ..contract.rows import JSONValue, RunEventRow
+from ..demo.replay import text_of
+from ..mongodb.config import EMBEDDED
+from ..mongodb.embedded.folder import DATABASE
+from ..mongodb.events.store import MongoRunEventStore
+from ..mongodb.storage import MongoStorage
 from .options import (
     DEFAULT_SECTION,
     DEMO_DATABASE,

@@ -8,8 +8,8 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from ..config import EMBEDDED, load_config
-from ..errors import StorageConfigError
+from ..contract.errors import StorageConfigError
+from ..mongodb.config import EMBEDDED, load_config
 
 DEMO_DATABASE = "deerflow_demo"
 

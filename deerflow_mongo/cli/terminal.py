@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import StorageConfigError, StorageError
-from ..replay import RecordingError
+from ..contract.errors import StorageConfigError, StorageError
+from ..demo.replay import RecordingError
 
 T = TypeVar("T")
 

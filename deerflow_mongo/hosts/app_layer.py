@@ -15,9 +15,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from ..errors import StorageConfigError
-from ..factory import create_storage
-from ..protocols import Storage
+from ..contract.errors import StorageConfigError
+from ..contract.factory import create_storage
+from ..contract.protocols import Storage
 
 AppState: TypeAlias = dict[str, Any]
 """A plain dict: that is what the host's lifespan manager looks for."""

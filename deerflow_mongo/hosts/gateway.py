@@ -16,10 +16,10 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
-from ..config import EMBEDDED, load_config
-from ..errors import MissingDependencyError, StorageConfigError
-from ..factory import create_storage
-from ..storage import MongoStorage
+from ..contract.errors import MissingDependencyError, StorageConfigError
+from ..contract.factory import create_storage
+from ..mongodb.config import EMBEDDED, load_config
+from ..mongodb.storage import MongoStorage
 
 SECTION = "storage"
 """The section of DeerFlow's `config.yaml`."""

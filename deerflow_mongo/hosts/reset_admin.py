@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import StorageError
+from ..contract.errors import StorageError
 from .gateway import host, open_storage
 
 _PASSWORD_BYTES = 16

@@ -12,9 +12,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from ..actor import current_user_id
-from ..errors import StorageError
-from ..stores.runs import MongoRunStore
+from ..contract.actor import current_user_id
+from ..contract.errors import StorageError
+from ..mongodb.stores.runs import MongoRunStore
 from .adapters.runs import RunStoreAdapter
 from .gateway import host
 

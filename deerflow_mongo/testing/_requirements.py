@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
-from ..errors import MissingDependencyError
+from ..contract.errors import MissingDependencyError
 
 PACKAGES = {"pytest": "pytest", "pytest_asyncio": "pytest-asyncio"}
 """Module -> the package that brings it."""

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ..actor import AUTO
-from ..factory import create_storage
-from ..protocols import Storage
+from ..contract.actor import AUTO
+from ..contract.factory import create_storage
+from ..contract.protocols import Storage
 from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case, everything, given_run
 from .methods import METHODS, Method
 from .network import no_connections

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from ..factory import create_storage
-from ..protocols import Storage
-from ..rows import CALLERS
+from ..contract.factory import create_storage
+from ..contract.protocols import Storage
+from ..contract.rows import CALLERS
 from .contract import (
     ALICE,
     RUN,

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, TypeVar, cast
 import pytest
 import pytest_asyncio
 
-from ..actor import ActorContext, bind_actor_context, reset_actor_context
-from ..factory import create_storage
-from ..protocols import Storage
-from ..rows import RunRow, ThreadMeta
+from ..contract.actor import ActorContext, bind_actor_context, reset_actor_context
+from ..contract.factory import create_storage
+from ..contract.protocols import Storage
+from ..contract.rows import RunRow, ThreadMeta
 
 KINDS: Mapping[str, str] = {
     "processes": "several processes share one database",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ..protocols import Storage
+from ..contract.protocols import Storage
 from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case
 from .run_events import event, numbers, story
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ..protocols import Storage
+from ..contract.protocols import Storage
 from .contract import RUN, THREAD, Contract, case
 from .run_events import event, numbers
 

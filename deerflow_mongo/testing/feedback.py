@@ -8,8 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from ..actor import AUTO
-from ..protocols import Storage
+from ..contract.actor import AUTO
+from ..contract.protocols import Storage
 from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case
 from .values import assert_is_now, assert_row_time, exactly, now
 

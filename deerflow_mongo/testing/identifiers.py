@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ..errors import StorageError
-from ..factory import create_storage
-from ..protocols import Storage
-from ..rows import ThreadMetaCreate
+from ..contract.errors import StorageError
+from ..contract.factory import create_storage
+from ..contract.protocols import Storage
+from ..contract.rows import ThreadMetaCreate
 from .contract import (
     ALICE,
     BOB,

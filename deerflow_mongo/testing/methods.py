@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..protocols import Storage
-from ..rows import ThreadMetaCreate
+from ..contract.protocols import Storage
+from ..contract.rows import ThreadMetaCreate
 from .contract import ALICE, RUN, THREAD
 
 REQUIRED = frozenset({"run_id", "thread_id", "feedback_id"})

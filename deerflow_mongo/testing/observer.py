@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ..observer import LifecycleEvent, LifecycleEventType, StorageRunObserver
-from ..protocols import Storage
+from ..contract.observer import LifecycleEvent, LifecycleEventType, StorageRunObserver
+from ..contract.protocols import Storage
 from .contract import ALICE, RUN, THREAD, Contract, case, everything, given_run, stored_run, stored_thread
 from .values import FIGURES
 

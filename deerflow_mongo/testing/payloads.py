@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ..errors import InvalidPayloadError, PayloadTooLargeError
-from ..protocols import Storage
-from ..rows import ThreadMetaCreate
+from ..contract.errors import InvalidPayloadError, PayloadTooLargeError
+from ..contract.protocols import Storage
+from ..contract.rows import ThreadMetaCreate
 from .contract import ALICE, RUN, THREAD, Contract, case, everything, given_run, stored_run, stored_thread
 from .payload_values import (
     CONVERSIONS,

@@ -16,10 +16,10 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import IO, Any
 
-from ..errors import RunExistsError
-from ..factory import create_storage
-from ..protocols import Storage
-from ..rows import CALLERS
+from ..contract.errors import RunExistsError
+from ..contract.factory import create_storage
+from ..contract.protocols import Storage
+from ..contract.rows import CALLERS
 
 TASKS = 25
 TIMEOUT_S = 90

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from ..protocols import Storage
-from ..rows import FeedbackRow, RunRow, ThreadMeta, ThreadMetaCreate
+from ..contract.protocols import Storage
+from ..contract.rows import FeedbackRow, RunRow, ThreadMeta, ThreadMetaCreate
 from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case, given_run, stored_run, stored_thread
 from .values import assert_plain, assert_row_time, exactly, now
 

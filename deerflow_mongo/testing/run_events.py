@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from ..errors import InvalidPayloadError, PayloadTooLargeError
-from ..factory import create_storage
-from ..protocols import Storage
-from ..rows import RunEventRow
+from ..contract.errors import InvalidPayloadError, PayloadTooLargeError
+from ..contract.factory import create_storage
+from ..contract.protocols import Storage
+from ..contract.rows import RunEventRow
 from .contract import RUN, THREAD, Contract, case, needs
 from .payload_values import CONVERSIONS, ROUND_TRIPS, holding_itself, with_own_keys
 from .values import assert_is_now, assert_plain, assert_row_time, exactly, now

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ..protocols import Storage
-from ..rows import ACTIVE_STATUSES, ENDED_STATUSES
+from ..contract.protocols import Storage
+from ..contract.rows import ACTIVE_STATUSES, ENDED_STATUSES
 from .contract import RUN, THREAD, Contract, case, everything, given_run, stored_run
 from .values import FIGURES, assert_is_now, assert_row_time, exactly, now
 

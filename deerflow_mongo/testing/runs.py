@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ..errors import RunExistsError
-from ..protocols import Storage
-from ..rows import ACTIVE_STATUSES, ENDED_STATUSES, PENDING, RunRow
+from ..contract.errors import RunExistsError
+from ..contract.protocols import Storage
+from ..contract.rows import ACTIVE_STATUSES, ENDED_STATUSES, PENDING, RunRow
 from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case, given_run, stored_run
 from .values import assert_is_now, assert_row_time, exactly, now
 

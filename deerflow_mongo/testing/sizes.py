@@ -6,8 +6,8 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ..errors import PayloadTooLargeError
-from ..protocols import Storage
+from ..contract.errors import PayloadTooLargeError
+from ..contract.protocols import Storage
 from .contract import ALICE, RUN, THREAD, Contract, case, everything, given_run, stored_run, stored_thread
 from .payloads import payload_writes, refusal_of
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ..errors import StorageConfigError, StorageError
-from ..factory import create_storage
-from ..protocols import Storage
+from ..contract.errors import StorageConfigError, StorageError
+from ..contract.factory import create_storage
+from ..contract.protocols import Storage
 from .contract import ALICE, RUN, THREAD, Contract, everything, from_nothing, given_run, needs, stored_run
 from .methods import METHODS
 from .network import no_connections

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ..protocols import Storage
-from ..rows import ThreadMetaCreate
+from ..contract.protocols import Storage
+from ..contract.rows import ThreadMetaCreate
 from .contract import ALICE, BOB, THREAD, Contract, case, stored_thread
 from .values import assert_is_now, exactly, now
 

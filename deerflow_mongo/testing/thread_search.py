@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ..errors import InvalidPayloadError
-from ..protocols import Storage
-from ..rows import ThreadMetaCreate
+from ..contract.errors import InvalidPayloadError
+from ..contract.protocols import Storage
+from ..contract.rows import ThreadMetaCreate
 from .contract import ALICE, BOB, Contract, acting_as, case
 
 _VALUES: dict[str, Any] = {

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from ..actor import AUTO
-from ..errors import ThreadExistsError
-from ..protocols import Storage
-from ..rows import ThreadMeta, ThreadMetaCreate
+from ..contract.actor import AUTO
+from ..contract.errors import ThreadExistsError
+from ..contract.protocols import Storage
+from ..contract.rows import ThreadMeta, ThreadMetaCreate
 from .contract import ALICE, BOB, THREAD, Contract, acting_as, case, everything, stored_thread
 from .values import assert_is_now, exactly, now
 

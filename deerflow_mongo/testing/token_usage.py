@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ..protocols import Storage
-from ..rows import CALLERS, Caller
+from ..contract.protocols import Storage
+from ..contract.rows import CALLERS, Caller
 from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case, given_run, stored_run
 from .values import exactly
 

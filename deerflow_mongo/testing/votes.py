@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from ..protocols import Storage
-from ..rows import FeedbackRow
+from ..contract.protocols import Storage
+from ..contract.rows import FeedbackRow
 from .contract import ALICE, BOB, RUN, THREAD, Contract, case
 from .values import assert_is_now, assert_row_time, now
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from deerflow_mongo import create_storage
-from deerflow_mongo.actor import OwnActorContext, bind_actor_context, reset_actor_context
-from deerflow_mongo.storage import MongoStorage
+from deerflow_mongo.contract.actor import OwnActorContext, bind_actor_context, reset_actor_context
+from deerflow_mongo.mongodb.storage import MongoStorage
 
 OURS, SQL, MEMORY = "mongodb", "sqlite", "memory"
 
@@ -186,7 +186,7 @@ def named(path: str) -> Any:
 
 def refusals() -> tuple[type[Exception], ...]:
     """How the stores say that a row is there already."""
-    errors: Any = importlib.import_module("deerflow_mongo.errors")
+    errors: Any = importlib.import_module("deerflow_mongo.contract.errors")
     return (errors.RunExistsError, errors.ThreadExistsError, named("sqlalchemy.exc:IntegrityError"))
 
 

@@ -28,7 +28,7 @@ def test_without_deerflow_an_adapter_says_what_to_install(module: str) -> None:
     ended = python(f"{WITHOUT_DEERFLOW}import {module}")
     assert ended.returncode != 0
     last = ended.stderr.strip().splitlines()[-1]
-    assert last.startswith("deerflow_mongo.errors.StorageConfigError")
+    assert last.startswith("deerflow_mongo.contract.errors.StorageConfigError")
     assert "Install DeerFlow 2.x, such as its distribution deerflow-kernel" in last
 
 

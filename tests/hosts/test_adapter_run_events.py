@@ -11,9 +11,9 @@ from uuid import UUID
 
 import pytest
 
-from deerflow_mongo.actor import current_user_id
-from deerflow_mongo.rows import ThreadMetaCreate
-from deerflow_mongo.storage import MongoStorage
+from deerflow_mongo.contract.actor import current_user_id
+from deerflow_mongo.contract.rows import ThreadMetaCreate
+from deerflow_mongo.mongodb.storage import MongoStorage
 
 from .gateway_process import needs_deerflow
 from .host_stores import (

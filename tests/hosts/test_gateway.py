@@ -16,7 +16,7 @@ import httpx
 import pymongo
 import pytest
 
-from deerflow_mongo.embedded import EmbeddedServer
+from deerflow_mongo.mongodb.embedded import EmbeddedServer
 
 from .comparison import compare
 from .gateway_process import (

@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deerflow_mongo.embedded import EmbeddedServer, start_embedded
+from deerflow_mongo.mongodb.embedded import EmbeddedServer, start_embedded
 
 from .gateway_process import needs_deerflow, running_gateway, write_config
 from .http_script import Browser, said

@@ -52,7 +52,7 @@ async def test_a_run_that_could_not_be_stored_is_refused_and_not_kept(
         raise StorageUnavailableError("no server")
 
     with monkeypatch.context() as patched:
-        patched.setattr("deerflow_mongo.stores.runs.MongoRunStore.create", unavailable)
+        patched.setattr("deerflow_mongo.mongodb.stores.runs.MongoRunStore.create", unavailable)
         with pytest.raises(_http_error(), match="could not be stored, try again") as refused:
             await manager.create_or_reject(THREAD)
     assert refused.value.status_code == 503

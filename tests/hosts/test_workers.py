@@ -22,7 +22,7 @@ import httpx
 import pymongo
 import pytest
 
-from deerflow_mongo.embedded import EmbeddedServer
+from deerflow_mongo.mongodb.embedded import EmbeddedServer
 
 from .gateway_process import Gateway, needs_deerflow, running_gateway, write_config
 from .http_script import Browser, said

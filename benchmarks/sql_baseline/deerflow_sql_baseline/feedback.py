@@ -14,7 +14,7 @@ from sqlalchemy import UnaryExpression, delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from deerflow_mongo import FeedbackRow, FeedbackTotals
-from deerflow_mongo.rows import UserId
+from deerflow_mongo.contract.rows import UserId
 
 from .engine import Sessions
 from .tables import Feedback

@@ -23,7 +23,7 @@ from deerflow_mongo import (
     TokenUsage,
     resolve_user_id,
 )
-from deerflow_mongo.rows import CALLERS, COMPLETION_FIGURES, PENDING, Caller, TimeInput, UserId
+from deerflow_mongo.contract.rows import CALLERS, COMPLETION_FIGURES, PENDING, Caller, TimeInput, UserId
 
 from .engine import Sessions
 from .payloads import plain

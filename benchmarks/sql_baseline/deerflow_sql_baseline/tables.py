@@ -13,7 +13,7 @@ from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Index, Integer, Stri
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-from deerflow_mongo.rows import TimeInput
+from deerflow_mongo.contract.rows import TimeInput
 
 
 def now() -> datetime:

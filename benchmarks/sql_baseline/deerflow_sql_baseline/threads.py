@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, CursorResult, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from deerflow_mongo import AUTO, ThreadMeta, ThreadMetaCreate, resolve_user_id
-from deerflow_mongo.rows import NewestBy, UserId
+from deerflow_mongo.contract.rows import NewestBy, UserId
 
 from .engine import Sessions
 from .tables import Thread, now

@@ -6,8 +6,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from ... import filters
-from ...actor import ActorContext, bind_actor_context, reset_actor_context
+from ...contract import arguments as filters
+from ...contract.actor import ActorContext, bind_actor_context, reset_actor_context
 from ..gateway import host
 
 _user_context: Any = host("deerflow.runtime.user_context")

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ... import filters
-from ...rows import FeedbackRow
-from ...stores.feedback import MongoFeedbackStore
+from ...contract import arguments as filters
+from ...contract.rows import FeedbackRow
+from ...mongodb.stores.feedback import MongoFeedbackStore
 from .acting import AUTO, acting_user, can_be_stored
 
 

@@ -11,10 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...actor import current_user_id
-from ...errors import InvalidPayloadError, PayloadTooLargeError
-from ...rows import RunEventFields, RunEventRow
-from ...stores.run_events import MongoRunEventStore
+from ...contract.actor import current_user_id
+from ...contract.errors import InvalidPayloadError, PayloadTooLargeError
+from ...contract.rows import RunEventFields, RunEventRow
+from ...mongodb.events.store import MongoRunEventStore
 from ..gateway import host
 from .acting import AUTO, acting_as, acting_user, can_be_stored
 from .storable import cut_text, storable_part, text_of

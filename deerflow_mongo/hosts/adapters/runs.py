@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from ... import filters
-from ...actor import current_user_id
-from ...errors import InvalidPayloadError, PayloadTooLargeError
-from ...rows import CALLERS, ENDED_STATUSES, RunCreateFields, RunRow, TimeInput
-from ...stores.runs import MongoRunStore
+from ...contract import arguments as filters
+from ...contract.actor import current_user_id
+from ...contract.errors import InvalidPayloadError, PayloadTooLargeError
+from ...contract.rows import CALLERS, ENDED_STATUSES, RunCreateFields, RunRow, TimeInput
+from ...mongodb.stores.runs import MongoRunStore
 from ..gateway import host
 from .acting import AUTO, acting_user, can_be_stored
 from .storable import storable_part

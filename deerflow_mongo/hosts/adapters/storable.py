@@ -10,9 +10,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
-from ... import codec
-from ...errors import InvalidPayloadError
-from ...serialization import to_json_mapping
+from ...contract.errors import InvalidPayloadError
+from ...contract.payloads import to_json_mapping
+from ...mongodb import codec
 
 
 def text_of(content: object) -> str:

@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ...rows import ThreadMeta, ThreadMetaCreate
-from ...stores.runs import MongoRunStore
-from ...stores.threads import MongoThreadStore
+from ...contract.rows import ThreadMeta, ThreadMetaCreate
+from ...mongodb.stores.runs import MongoRunStore
+from ...mongodb.stores.threads import MongoThreadStore
 from ..gateway import host
 from .acting import AUTO, acting_user, can_be_stored
 

@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from ...errors import UserExistsError
-from ...rows import UserRow
-from ...stores.users import MongoUserStore
+from ...contract.errors import UserExistsError
+from ...contract.rows import UserRow
+from ...mongodb.stores.users import MongoUserStore
 from ..gateway import host
 from .acting import can_be_stored
 

@@ -1,0 +1,1 @@
+"""What every storage backend promises. Knows no database: no module here imports a driver."""

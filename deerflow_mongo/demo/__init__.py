@@ -1,0 +1,1 @@
+"""Recorded threads and their replay, for the command `deerflow-mongo demo`."""

@@ -1,0 +1,1 @@
+"""Run events: the store, the writer that numbers them, and who may use a thread."""

@@ -1,0 +1,371 @@
+"""Run events: one document per event, numbered within its thread; how, is told in `event_log.py`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+from ...contract import arguments as filters
+from ...contract.actor import current_user_id
+from ...contract.errors import PayloadTooLargeError
+from ...contract.payloads import to_json, to_json_mapping
+from ...contract.rows import RunEventFields, RunEventRow, TimeInput, UserId
+from ...contract.times import stored_from_optional, stored_now
+from .. import codec
+from ..codec import ONCE, Document
+from ..drivers.base import DRIVER_ERRORS, MAX_DOCUMENT_BYTES, Collection, translated
+from ..schema import SEQ_FALLING, SEQ_RISING
+from .thread_access import ThreadOwners
+from .writer import STUB_LIFE, AlreadyThereError, Batch, EventLog, utc_now
+
+_NEEDED = ("thread_id", "run_id", "event_type", "category")
+_KNOWN = frozenset(RunEventFields.__annotations__)
+_ROOM_FOR_NUMBERS_BYTES = 64
+CLOSE_TIMEOUT_S = 10.0
+_FOLLOW_PAGE = 500
+
+
+def _fields(
+    thread_id: str,
+    run_id: str,
+    event_type: str,
+    category: str,
+    content: Any,
+    metadata: Mapping[str, Any] | None,
+    created_at: TimeInput | None,
+    user_id: str | None,
+) -> RunEventFields:
+    return {
+        "thread_id": thread_id,
+        "run_id": run_id,
+        "event_type": event_type,
+        "category": category,
+        "content": content,
+        "metadata": metadata,
+        "created_at": created_at,
+        "user_id": user_id,
+    }
+
+
+def _encoded(place: str, event: object, now: str) -> Document:
+    """An event's document; `place` is how errors call the event, "" for the only one."""
+    if type(event) is not dict and not isinstance(event, Mapping):
+        raise TypeError(f"{place or 'an event'} must be a mapping, got {type(event).__name__}")
+    given = cast("Mapping[str, Any]", event)
+    prefix = f"{place}." if place else ""
+    if not _KNOWN.issuperset(given):
+        name = next(name for name in given if name not in _KNOWN)
+        raise TypeError(f"{prefix}{name} is no field of a run event; known: {', '.join(sorted(_KNOWN))}")
+    thread_id, run_id, event_type, category = map(given.get, _NEEDED)
+    if thread_id is None or run_id is None or event_type is None or category is None:
+        name = next(name for name in _NEEDED if given.get(name) is None)
+        raise ValueError(f"{prefix}{name} is missing: a run event needs {', '.join(_NEEDED)}")
+    content = given.get("content")
+    user_id = filters.optional_text(prefix + "user_id", given.get("user_id"))
+    return codec.new_event(
+        {
+            "thread_id": filters.identifier(prefix + "thread_id", thread_id),
+            "run_id": filters.identifier(prefix + "run_id", run_id),
+            "event_type": filters.status_text(prefix + "event_type", event_type),
+            "category": filters.status_text(prefix + "category", category),
+            "content": codec.encode_content(to_json("" if content is None else content, prefix + "content")),
+            "metadata": codec.encode_mapping(to_json_mapping(given.get("metadata"), prefix + "metadata")),
+            "created_at": stored_from_optional(prefix + "created_at", given.get("created_at")) or now,
+            **({} if user_id is None else {"user_id": user_id}),
+        }
+    )
+
+
+def _size_bytes(position: int | None, document: Document) -> int:
+    """The document's size; an error names its largest part if that is beyond what a document holds.
+
+    `position` is that in its batch, None of the only one.
+    """
+    try:
+        size_bytes = codec.event_size_bytes(document) + _ROOM_FOR_NUMBERS_BYTES
+    except DRIVER_ERRORS as error:
+        raise translated(error, document) from error
+    if size_bytes > MAX_DOCUMENT_BYTES:
+        name = max(("content", "metadata"), key=lambda part: codec.event_size_bytes({"": document[part]}))
+        part_bytes = codec.event_size_bytes({"": document[name]})
+        place = name if position is None else f"events[{position}].{name}"
+        raise PayloadTooLargeError(place, part_bytes, MAX_DOCUMENT_BYTES)
+    return size_bytes
+
+
+def _heard(answer: asyncio.Future[None]) -> None:
+    """A refusal that nobody waits for any more is no error of the event loop."""
+    if not answer.cancelled():
+        answer.exception()
+
+
+class MongoRunEventStore:
+    """`RunEventStore` on MongoDB."""
+
+    def __init__(
+        self, committed: Collection, events: Collection, log: EventLog, owners: ThreadOwners
+    ) -> None:
+        """`committed` serves the lists: what they show, no failover takes back."""
+        self._committed = committed
+        self._events = events
+        self._log = log
+        self._owners = owners
+
+    # Writing.
+
+    async def put_batch(self, events: Sequence[RunEventFields]) -> list[RunEventRow]:
+        if isinstance(events, str | bytes | Mapping) or not isinstance(events, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+            raise TypeError(f"events must be a list of mappings, got {type(events).__name__}")
+        given, now = list(events), stored_now()
+        try:
+            documents = [_encoded("", event, now) for event in given]
+        except (TypeError, ValueError):
+            # Once more, for the place of what is wrong: it is seldom needed and would cost every event.
+            documents = [_encoded(f"events[{i}]", event, now) for i, event in enumerate(given)]
+        return await self._put(documents, now)
+
+    async def put(
+        self,
+        *,
+        thread_id: str,
+        run_id: str,
+        event_type: str,
+        category: str,
+        content: Any = "",
+        metadata: Mapping[str, Any] | None = None,
+        created_at: TimeInput | None = None,
+        user_id: str | None = None,
+    ) -> RunEventRow:
+        now = stored_now()
+        event = _fields(thread_id, run_id, event_type, category, content, metadata, created_at, user_id)
+        [row] = await self._put([_encoded("", event, now)], now)
+        return row
+
+    async def put_if_absent(
+        self,
+        *,
+        thread_id: str,
+        run_id: str,
+        event_type: str,
+        category: str,
+        content: Any = "",
+        metadata: Mapping[str, Any] | None = None,
+        created_at: TimeInput | None = None,
+        user_id: str | None = None,
+    ) -> tuple[RunEventRow, bool]:
+        now = stored_now()
+        event = _fields(thread_id, run_id, event_type, category, content, metadata, created_at, user_id)
+        document: Document = {**_encoded("", event, now), ONCE: True}
+        query = filters.events_of_run(thread_id, run_id, document["event_type"])
+        self._log.check_open()
+        permit = self._permit([query["thread_id"]])
+        if permit is not None:
+            await permit
+        while True:
+            found = await self._events.find(query, sort=SEQ_RISING, limit=1)
+            if found:
+                return codec.event_row(found[0]), False
+            try:
+                [row] = await self._put([dict(document)], now, permit)
+            except AlreadyThereError:
+                continue  # another caller was first: its event is read, unless it is deleted meanwhile
+            return row, True
+
+    async def _put(
+        self, documents: list[Document], now: str, permit: asyncio.Future[None] | None = None
+    ) -> list[RunEventRow]:
+        sizes = [_size_bytes(i if len(documents) > 1 else None, item) for i, item in enumerate(documents)]
+        if not documents:
+            return []
+        await self._log.make_room(len(documents), sum(sizes))
+        positions: dict[str, list[int]] = {}
+        for position, document in enumerate(documents):
+            positions.setdefault(document["thread_id"], []).append(position)
+        permit = permit or self._permit(positions)
+        waiting = [
+            self._log.accept(
+                thread_id,
+                Batch([documents[i] for i in places], sum(sizes[i] for i in places), now, permit),
+            )
+            for thread_id, places in positions.items()
+        ]
+        stored = [await waiting[0]] if len(waiting) == 1 else await asyncio.gather(*waiting)
+        rows: list[Any] = [None] * len(documents)
+        for places, numbered in zip(positions.values(), stored, strict=True):
+            for position, document in zip(places, numbered, strict=True):
+                rows[position] = codec.event_row(document)
+        return rows
+
+    def _permit(self, thread_ids: Iterable[str]) -> asyncio.Future[None] | None:
+        """To be awaited before a write; None where no actor is bound, who would be asked for."""
+        user_id = current_user_id()
+        if user_id is None:
+            return None
+        answer = asyncio.ensure_future(self._ask(list(thread_ids), user_id))
+        answer.add_done_callback(_heard)
+        return answer
+
+    async def _ask(self, thread_ids: list[str], user_id: str) -> None:
+        refused = await self._owners.first_refused(thread_ids, user_id)
+        if refused is not None:
+            raise PermissionError(f"not allowed to append events to thread {refused!r}")
+
+    # Reading.
+
+    async def list_messages(
+        self,
+        thread_id: str,
+        *,
+        limit: int = 50,
+        before_seq: int | None = None,
+        after_seq: int | None = None,
+        user_id: UserId = None,
+    ) -> list[RunEventRow]:
+        query = filters.messages_of_thread(thread_id)
+        filters.owned(query, filters.owner(user_id, method_name="RunEventStore.list_messages"))
+        return await self._page(query, limit, before_seq, after_seq)
+
+    async def list_messages_by_run(
+        self,
+        thread_id: str,
+        run_id: str,
+        *,
+        limit: int = 50,
+        before_seq: int | None = None,
+        after_seq: int | None = None,
+        user_id: UserId = None,
+    ) -> list[RunEventRow]:
+        query = filters.messages_of_run(thread_id, run_id)
+        filters.owned(query, filters.owner(user_id, method_name="RunEventStore.list_messages_by_run"))
+        return await self._page(query, limit, before_seq, after_seq)
+
+    async def list_events(
+        self,
+        thread_id: str,
+        run_id: str,
+        *,
+        event_types: Sequence[str] | None = None,
+        limit: int = 500,
+        user_id: UserId = None,
+    ) -> list[RunEventRow]:
+        types = filters.event_types_of(event_types)
+        query = filters.events_of_run(thread_id, run_id, *(types or ()))
+        filters.owned(query, filters.owner(user_id, method_name="RunEventStore.list_events"))
+        rows = filters.limit_of("limit", limit)
+        if types == []:
+            return []
+        return await self._rows(query, SEQ_RISING, rows)
+
+    async def list_thread_events(
+        self, thread_id: str, *, run_id: str | None = None, after_seq: int = 0, limit: int = 500
+    ) -> list[RunEventRow]:
+        """The first `limit` events after `after_seq`, of every category; of one run where it is named."""
+        query = (
+            filters.events_of_thread(thread_id)
+            if run_id is None
+            else filters.events_of_run(thread_id, run_id)
+        )
+        filters.between(query, after_seq=filters.sequence_number("after_seq", after_seq), before_seq=None)
+        return await self._rows(query, SEQ_RISING, filters.limit_of("limit", limit))
+
+    async def count_messages(self, thread_id: str, *, user_id: UserId = None) -> int:
+        query = filters.messages_of_thread(thread_id)
+        filters.owned(query, filters.owner(user_id, method_name="RunEventStore.count_messages"))
+        counting = self._committed.aggregate(
+            [{"$match": query}, {"$group": {"_id": None, "messages": {"$sum": 1}}}]
+        )
+        counts = await self._if_allowed(query["thread_id"], counting)
+        return +counts[0]["messages"] if counts else 0
+
+    async def _page(
+        self, query: Document, limit: int, before_seq: int | None, after_seq: int | None
+    ) -> list[RunEventRow]:
+        rows = filters.limit_of("limit", limit)
+        after = filters.sequence_number("after_seq", after_seq)
+        filters.between(query, after_seq=after, before_seq=filters.sequence_number("before_seq", before_seq))
+        found = await self._rows(query, SEQ_FALLING if after is None else SEQ_RISING, rows)
+        return found[::-1] if after is None else found
+
+    async def _rows(self, query: Document, sort: Any, limit: int) -> list[RunEventRow]:
+        if limit == 0:
+            return []
+        found = await self._if_allowed(
+            query["thread_id"], self._committed.find(query, sort=sort, limit=limit)
+        )
+        return [codec.event_row(document) for document in found]
+
+    async def _if_allowed(
+        self, thread_id: str, reading: Coroutine[Any, Any, list[Document]]
+    ) -> list[Document]:
+        """What is read, or nothing of another user's thread. Both questions are on their way at once."""
+        user_id = current_user_id()
+        if user_id is None:
+            return await reading
+        refused, found = await asyncio.gather(self._owners.first_refused([thread_id], user_id), reading)
+        return [] if refused is not None else found
+
+    # Following.
+
+    async def follow(
+        self, thread_id: str, *, run_id: str | None = None, after_seq: int = 0
+    ) -> AsyncGenerator[RunEventRow]:
+        """The thread's events after `after_seq`, then every new one as it comes, in rising `seq`.
+
+        A change stream tells when to look, and the numbers tell what is new: what came while a connection was
+        lost is found by the next look. Raises `StorageUnavailableError` when the server is gone; to go on,
+        follow again from the last `seq` seen. Raises `StorageError` on a server without change streams.
+        """
+        query = filters.of_thread(thread_id)
+        changes = [
+            {"$match": {"operationType": "insert", "fullDocument.thread_id": query["thread_id"]}},
+            {"$project": {"_id": 1}},
+        ]
+        async with self._events.changes(changes) as wait_for_change:
+            while True:
+                rows = await self.list_thread_events(
+                    thread_id, run_id=run_id, after_seq=after_seq, limit=_FOLLOW_PAGE
+                )
+                for row in rows:
+                    after_seq = row["seq"]
+                    yield row
+                if len(rows) < _FOLLOW_PAGE:
+                    await wait_for_change()
+
+    # Deleting.
+
+    async def delete_by_thread(self, thread_id: str, *, user_id: UserId = None) -> int:
+        query = filters.events_of_thread(thread_id)
+        owner = filters.owner(user_id, method_name="RunEventStore.delete_by_thread")
+        return await self._delete(filters.owned(query, owner))
+
+    async def delete_by_run(self, thread_id: str, run_id: str, *, user_id: UserId = None) -> int:
+        query = filters.events_of_run(thread_id, run_id)
+        owner = filters.owner(user_id, method_name="RunEventStore.delete_by_run")
+        return await self._delete(filters.owned(query, owner))
+
+    async def _delete(self, query: Document) -> int:
+        thread_id = query["thread_id"]
+        user_id = current_user_id()
+        if user_id is not None and await self._owners.first_refused([thread_id], user_id) is not None:
+            return 0
+        last = await self._log.last_number(thread_id)
+        return await self._events.update_many(query, codec.event_stub(last, utc_now() + STUB_LIFE))
+
+    # What was accepted and is not written yet.
+
+    @property
+    def backlog(self) -> int:
+        """The number of events that were accepted and are not stored yet."""
+        return self._log.backlog
+
+    async def flush(self) -> None:
+        """Return when every event accepted so far is stored or has failed; its caller knows which."""
+        await self._log.flush()
+
+    async def aclose(self, timeout_s: float = CLOSE_TIMEOUT_S) -> int:
+        """Accept nothing more and write what was accepted; the number of events that could not be written.
+
+        Their callers get a `StorageUnavailableError`, and the log a line at ERROR.
+        """
+        return await self._log.close(timeout_s)

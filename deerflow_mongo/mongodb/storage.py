@@ -1,0 +1,246 @@
+"""`MongoStorage`: opens a driver, wires the stores, sets the schema up and closes everything again.
+
+What a store does is in `stores/`, what is stored in `codec.py` and `schema.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from ..contract.errors import MissingDependencyError, StorageConfigError, StorageError
+from ..contract.observer import StorageRunObserver
+from . import schema
+from .checkpointer import Checkpointer
+from .config import EMBEDDED, MongoConfig, mongo_config, redacted
+from .drivers.base import READ_COMMITTED, READ_FROM_PRIMARY, Collection, Driver, DriverOptions
+from .embedded import EmbeddedServer, start_embedded
+from .events.store import MongoRunEventStore
+from .events.thread_access import ThreadOwners
+from .events.writer import EventLog
+from .stores.feedback import MongoFeedbackStore
+from .stores.runs import MongoRunStore
+from .stores.threads import MongoThreadStore
+from .stores.users import MongoUserStore
+
+# driver -> (module here, class, package, extra)
+_DRIVERS: dict[str, tuple[str, str, str, str]] = {
+    "pymongo": ("pymongo_async", "PyMongoDriver", "pymongo", "pymongo"),
+    "motor": ("motor", "MotorDriver", "motor", "motor"),
+    "mongomock": ("mongomock", "MongomockDriver", "mongomock-motor", "mongomock"),
+}
+
+# The module a caller's client comes from -> the driver for it. The mock's client passes itself off as
+# Motor's, so it stands first.
+_CLIENT_MODULES = {"mongomock_motor": "mongomock", "pymongo.asynchronous": "pymongo", "motor": "motor"}
+
+
+def _driver_class(name: str) -> type[Driver]:
+    module, class_name, package, extra = _DRIVERS[name]
+    try:
+        return getattr(importlib.import_module(f".drivers.{module}", __package__), class_name)
+    except ImportError as error:
+        raise MissingDependencyError(f"driver: {name}", package, extra) from error
+
+
+def _driver_of(client: Any) -> str:
+    modules = [base.__module__ + "." for base in type(client).__mro__]
+    for prefix, driver in _CLIENT_MODULES.items():
+        if any(module.startswith(prefix + ".") for module in modules):
+            return driver
+    raise StorageConfigError(
+        f"client is a {modules[0]}{type(client).__qualname__}; an AsyncMongoClient of PyMongo, an "
+        "AsyncIOMotorClient or an AsyncMongoMockClient is needed"
+    )
+
+
+class _EmbeddedHold:
+    """The storage's one hold on its embedded server, taken by whichever of its clients opens first."""
+
+    def __init__(self, config: MongoConfig) -> None:
+        self._config = config
+        self._starting = threading.Lock()  # taken in threads only, for as long as a start lasts
+        self._lock = threading.Lock()
+        self._server: EmbeddedServer | None = None
+        self._closed = False
+
+    async def url(self) -> str:
+        """The address of the server, which is started or shared at the first use."""
+        return await asyncio.to_thread(self._started)
+
+    async def release(self) -> None:
+        with self._lock:
+            self._closed = True
+            server, self._server = self._server, None
+        if server is not None:
+            await asyncio.to_thread(server.release)
+
+    def _started(self) -> str:
+        """Runs in a thread, which goes on when the waiting task is cancelled."""
+        with self._starting:
+            server = self._server
+            if server is None and not self._closed:
+                server = self._start()
+        if server is None:
+            raise StorageError("this storage is closed")
+        return server.url
+
+    def _start(self) -> EmbeddedServer | None:
+        """The server, or None where the storage was closed meanwhile."""
+        server = start_embedded(self._config.data_dir, mongod_path=self._config.mongod_path)
+        with self._lock:
+            if not self._closed:
+                self._server = server
+                return server
+        server.release()
+        return None
+
+
+class MongoStorage:
+    """`Storage` on MongoDB. Building it connects to nothing; it is used within one event loop and process.
+
+    A `client` that is passed in is used as it is, its timeouts included, and never closed.
+    """
+
+    def __init__(self, config: MongoConfig, *, client: Any = None) -> None:
+        self._config = config
+        self._embedded = _EmbeddedHold(config)
+        driver_name = config.driver if client is None else _driver_of(client)
+        self._driver = _driver_class(driver_name)(self._driver_options, client)
+        self._runs = MongoRunStore(self._collection(schema.RUNS))
+        self._feedback = MongoFeedbackStore(self._collection(schema.FEEDBACK))
+        self._threads = MongoThreadStore(self._collection(schema.THREADS))
+        self._run_events = self._event_store()
+        self._users = MongoUserStore(self._collection(schema.USERS, **READ_FROM_PRIMARY))
+        self._checkpointer = Checkpointer(self._driver_options, config.collection_prefix)
+
+    def __repr__(self) -> str:
+        url, database = redacted(self._config.url), self._config.database
+        return f"MongoStorage({url!r}, database={database!r}, driver={self._driver.name!r})"
+
+    @property
+    def config(self) -> MongoConfig:
+        return self._config
+
+    @property
+    def driver(self) -> Driver:
+        """The driver below the stores, for tools that look at the server itself."""
+        return self._driver
+
+    @property
+    def runs(self) -> MongoRunStore:
+        return self._runs
+
+    @property
+    def feedback(self) -> MongoFeedbackStore:
+        return self._feedback
+
+    @property
+    def threads(self) -> MongoThreadStore:
+        return self._threads
+
+    @property
+    def run_events(self) -> MongoRunEventStore:
+        return self._run_events
+
+    @property
+    def users(self) -> MongoUserStore:
+        """Accounts, for hosts that keep theirs here; no other store asks for them."""
+        return self._users
+
+    def observer(self) -> StorageRunObserver:
+        """An observer that writes to these stores."""
+        return StorageRunObserver(self._runs, self._threads)
+
+    async def checkpointer(self) -> Any:
+        """LangGraph's `MongoDBSaver` on the same server and database, the same object at every call.
+
+        Needs the extra `checkpointer`. The saver connects and makes its indexes here, at the first call, on a
+        client of its own that is closed with the storage; what goes wrong later are PyMongo's errors, not the
+        package's. Its collections are `checkpoints` and `checkpoint_writes`, after the prefix.
+        """
+        self._driver.check_open()
+        if self._driver.name == "mongomock":
+            raise StorageConfigError(
+                "storage.checkpointer() needs a MongoDB server, and `driver: mongomock` has none: take "
+                "LangGraph's InMemorySaver with the mock"
+            )
+        if not self._config.url:
+            raise StorageConfigError(
+                "storage.checkpointer() opens a client of its own, and a storage that was given only a "
+                "`client` does not know where: give `url` as well"
+            )
+        return await self._checkpointer.saver()
+
+    async def setup(self) -> None:
+        """Make collections, validators and indexes; idempotent, harmless when raced by many processes.
+
+        Raises `StorageConfigError` where a newer release has set up the database, and where an index of ours
+        exists with other options.
+        """
+        config = self._config
+        await schema.apply(
+            self._driver, config.collection_prefix, config.database, ttl_days=config.run_events_ttl_days
+        )
+
+    async def inspect(self) -> schema.SchemaReport:
+        """Which collections and indexes exist or are missing; changes nothing."""
+        return await schema.inspect(self._driver, self._config.collection_prefix)
+
+    async def aclose(self) -> None:
+        """Write the run events that were accepted, close the clients, except one that the caller made, and
+        let go of an embedded server; idempotent.
+
+        Events that cannot be written within seconds are counted in the log, and their callers get the error.
+        """
+        try:
+            await self._run_events.aclose()
+            await asyncio.gather(self._checkpointer.close(), self._driver.close())
+        finally:
+            await self._embedded.release()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.setup()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def _collection(self, name: str, **options: Any) -> Collection:
+        return self._driver.collection(self._config.collection_prefix + name, options)
+
+    def _event_store(self) -> MongoRunEventStore:
+        committed = self._collection(schema.RUN_EVENTS, **READ_COMMITTED, **READ_FROM_PRIMARY)
+        events = self._collection(schema.RUN_EVENTS, **READ_FROM_PRIMARY)
+        versions = self._collection(schema.VERSIONS, **READ_FROM_PRIMARY)
+        return MongoRunEventStore(
+            self._collection(schema.RUN_EVENTS, **READ_COMMITTED),
+            events,
+            EventLog(events, committed, lambda: schema.had_retention(versions)),
+            ThreadOwners(self._collection(schema.THREADS, **READ_FROM_PRIMARY)),
+        )
+
+    async def _driver_options(self) -> DriverOptions:
+        config = self._config
+        url = config.url
+        if url == EMBEDDED and self._driver.name != "mongomock":
+            url = await self._embedded.url()
+        return DriverOptions(url, config.database, config.timeout_ms)
+
+
+def create_mongo_storage(options: Mapping[str, Any], *, client: Any = None) -> MongoStorage:
+    """The entry point of the backend `mongodb`: validates the options and builds the storage."""
+    return MongoStorage(mongo_config(options, url_needed=client is None), client=client)

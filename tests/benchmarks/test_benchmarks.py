@@ -1,0 +1,297 @@
+"""The command `python -m benchmarks`: what it measures, when a figure counts, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import agreement, plan, servers
+from benchmarks.contenders.known import CONTENDERS, FLOOR, OURS
+from benchmarks.dataset import EVENTS_PER_RUN, OTHER_VOTES, Dataset, an_id
+from benchmarks.measuring import Bench, Case, Settings
+from benchmarks.operations import OPERATIONS
+from benchmarks.payloads import Payloads, payloads_of, session
+from benchmarks.results import Results
+from deerflow_mongo import create_storage
+from deerflow_mongo.testing.methods import METHODS
+
+ROOT = Path(__file__).parents[2]
+SHORTLY = ("--seconds", "0.05", "--repetitions", "2")
+
+
+@pytest.fixture(scope="module")
+def payloads() -> Payloads:
+    return payloads_of(None)
+
+
+# -- what is measured ------------------------------------------------------------------------------
+
+_AS_ANOTHER = {
+    "runs.update_model_name": "runs.set_error",
+    "threads.sync_thread_title": "threads.sync_thread_status",
+    "threads.sync_thread_assistant_id": "threads.sync_thread_status",
+    "threads.sync_thread_metadata": "threads.update_thread_meta",
+}
+"""The same command with another field."""
+
+_NOT_YET = {"runs.list_pending", "threads.merge_thread_metadata"}
+"""Younger than the full run whose figures are shown; no adapter of the app layer has them."""
+
+
+def test_every_method_of_the_contract_is_measured() -> None:
+    measured = {operation.path for operation in OPERATIONS.values()}
+    promised = {_AS_ANOTHER.get(method.path, method.path) for method in METHODS}
+    assert promised - _NOT_YET | {"run_events.put_batch"} == measured
+
+
+def test_all_contenders_get_the_same_data_and_are_asked_the_same(payloads: Payloads) -> None:
+    data, again = Dataset(200, payloads), Dataset(200, payloads)
+    assert list(data.batches()) == list(again.batches())
+    for operation in OPERATIONS.values():
+        assert operation.arguments(data, 12_345) == operation.arguments(again, 12_345)
+
+
+def test_a_dataset_holds_what_it_says(payloads: Payloads) -> None:
+    runs = 1_000
+    [rows] = Dataset(runs, payloads).batches()
+    assert len(rows.runs) == runs
+    assert len(rows.threads) == runs // 10
+    assert len(rows.feedback) == runs + runs // 10 * OTHER_VOTES
+    assert len(rows.run_events) == runs // 10 * EVENTS_PER_RUN
+    assert Counter(run["status"] for run in rows.runs) == {"success": 500, "pending": 500}
+    assert len({run["run_id"] for run in rows.runs}) == runs
+    numbers: dict[str, list[int]] = {}
+    for event in rows.run_events:
+        numbers.setdefault(event["thread_id"], []).append(event["seq"])
+    assert all(found == list(range(1, 101)) for found in numbers.values())
+
+
+def test_what_calls_use_up_is_there_for_each_of_them(payloads: Payloads) -> None:
+    data = Dataset(200, payloads)
+    calls = range(2_000_000, 2_000_030)
+    for operation in OPERATIONS.values():
+        if operation.uses_up is None:
+            continue
+        rows = operation.uses_up(data, calls)
+        there = [*rows.runs, *rows.threads, *rows.feedback, *rows.run_events]
+        for call in calls:
+            asked = operation.arguments(data, call).items()
+            assert any(asked <= row.items() for row in there), (operation.name, asked)
+
+
+def test_a_session_is_played_under_other_ids(payloads: Payloads) -> None:
+    [script] = payloads.scripts
+    calls = list(session(script, lambda name: f"new {name}"))
+    assert [call.path for call in calls] == [call.path for call in script]
+    for call in calls:
+        ids = {name: call.arguments[name] for name in ("thread_id", "run_id") if name in call.arguments}
+        assert all(value.startswith("new ") for value in ids.values())
+        for event in call.arguments.get("events", ()):
+            assert event["thread_id"].startswith("new ")
+            assert not event["thread_id"].startswith("new new ")
+    assert {call.path.partition(".")[0] for call in calls} == {"runs", "feedback", "threads", "run_events"}
+
+
+async def test_a_session_can_be_stored(payloads: Payloads) -> None:
+    async with create_storage({"backend": "mongodb", "driver": "mongomock"}) as storage:
+        for call in session(payloads.scripts[0], lambda name: an_id(name, 1)):
+            store, method = call.path.split(".")
+            await getattr(getattr(storage, store), method)(**call.arguments)
+
+
+def test_a_folder_without_recordings_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no recorded thread"):
+        payloads_of(tmp_path)
+
+
+# -- the plan --------------------------------------------------------------------------------------
+
+
+def test_the_quick_plan_leaves_out_what_takes_long() -> None:
+    present = (OURS, FLOOR, "sqlite", "postgresql")
+    quick, full = (plan.cases_of(plan.Wishes(is_quick=is_quick), present) for is_quick in (True, False))
+    assert {case.part for case in quick} == {"operations", "growth", "day", "contention"}
+    assert {case.part for case in full} == set(plan.PARTS)
+    assert max(max(case.datasets) for case in quick) < 100_000 <= max(max(case.datasets) for case in full)
+    measured = {case.operation for case in full if case.part == "operations"}
+    assert measured == {name for name, operation in OPERATIONS.items() if not operation.is_hot}
+
+
+def test_only_the_long_plan_has_ten_million_runs() -> None:
+    for is_long in (False, True):
+        cases = plan.cases_of(plan.Wishes(is_long=is_long), (OURS,))
+        assert any(plan.HUGE in case.datasets for case in cases) is is_long
+
+
+def test_ours_takes_part_whoever_is_asked_for() -> None:
+    wishes = plan.Wishes(backends=("sqlite",), operations=("runs.get",), concurrency=(4,))
+    assert plan.contenders_of(wishes) == (OURS, "sqlite")
+    [case] = plan.cases_of(wishes, (OURS, "sqlite"))
+    assert (case.operation, case.contenders, case.concurrency) == ("runs.get", (OURS, "sqlite"), (4,))
+
+
+def test_every_contender_says_how_durable_its_writes_are() -> None:
+    assert all(contender.durability for contender in CONTENDERS.values())
+
+
+# -- agreement -------------------------------------------------------------------------------------
+
+
+def test_times_and_made_up_ids_are_not_compared() -> None:
+    ours = {"feedback_id": "a", "created_at": "2026-01-01T00:00:00+00:00", "rating": 1}
+    theirs = {"feedback_id": "b", "created_at": "2026-01-02T00:00:00+00:00", "rating": 1}
+    assert agreement.comparable(ours) == agreement.comparable(theirs) == {"rating": 1}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "place"),
+    [
+        ([{"a": 1}], [{"a": 2}], "answers[0].a"),
+        ([{"a": [1, 2]}], [{"a": [1]}], "answers[0].a"),
+        ([{"a": 1}], [{"b": 1}], "answers[0].a"),
+        ([True], [None], "answers[0]"),
+        ([1], [1, 2], "answers"),
+    ],
+)
+def test_a_difference_is_found_and_placed(ours: Any, theirs: Any, place: str) -> None:
+    found = agreement.difference(ours, theirs)
+    assert found is not None
+    assert found.startswith(f"{place}:")
+    assert agreement.difference(ours, ours) is None
+
+
+def test_deerflows_own_code_is_compared_by_what_it_has() -> None:
+    ours, theirs = [{"a": 1, "b": 2}, True], [{"a": 1}, None]
+    assert agreement.difference(ours, theirs) is not None
+    assert agreement.difference(ours, theirs, common_keys_only=True) is None
+    assert agreement.difference(ours, [{"a": 3}, None], common_keys_only=True) is not None
+    assert agreement.difference([{"a": 1}], [None], common_keys_only=True) is not None
+
+
+async def test_what_a_write_did_is_read_back(payloads: Payloads) -> None:
+    operation, data = OPERATIONS["runs.create"], Dataset(100, payloads)
+    async with create_storage({"backend": "mongodb", "driver": "mongomock"}) as storage:
+
+        def run(path: str) -> Callable[..., Any]:
+            store, method = path.split(".")
+            return getattr(getattr(storage, store), method)
+
+        created, stored = await agreement.answers(run, operation, data, [7])
+        [again, _] = await agreement.answers(run, operation, data, [7])
+    assert created is None
+    assert stored["run_id"] == an_id("new run", 7)
+    assert "RunExistsError" in again["raises"]
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def _command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "benchmarks", *map(str, arguments)]
+
+
+def _run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - our own command
+        _command(*arguments), cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_a_run_writes_what_it_measured_and_a_report_reads_it(tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    operations = ("runs.get", "runs.delete", "run_events.put_batch")
+    done = _run(
+        "run", "--backends", FLOOR, "--operations", *operations, "--concurrency", "1", "4",
+        *SHORTLY, "--out", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    raw: dict[str, Any] = json.loads(out.read_text())
+    results = Results.load(out)
+    assert results.finished
+    assert results.disagreements == []
+    assert results.versions["mongodb"]
+    assert {(record.operation, record.backend, record.concurrency) for record in results.records} == {
+        (operation, backend, tasks)
+        for operation in operations
+        for backend in (OURS, FLOOR)
+        for tasks in (1, 4)
+    }
+    for record in raw["records"]:
+        assert record["repetitions"] == len(record["rounds"]) == 2
+        assert record["failures"] == {}
+        assert record["ops_per_s"] > 0
+        assert 0 < record["p50_ms"] <= record["p95_ms"] <= record["p99_ms"]
+        assert record["cpu_us_per_op"] > 0
+        assert record["peak_memory_mb"] > 1
+    told = _run("report", out)
+    assert told.returncode == 0, told.stderr
+    assert "`runs.get`" in told.stdout
+    same = _run("compare", out, out)
+    assert same.returncode == 0, same.stderr
+
+
+def test_another_answer_makes_the_figures_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    def two_answers(ours: object, theirs: object, **_: object) -> str | None:
+        return None if ours is theirs else "answers[0]: 1 here, 2 there"
+
+    monkeypatch.setattr(agreement, "difference", two_answers)
+    case = Case("operations", "runs.get", (OURS, "mongodb-motor"), (1,), (100,))
+    settings = Settings(0.05, 1, None)
+    with servers.running([OURS]) as running, Bench(running, payloads_of(None), settings) as bench:
+        outcome = bench.measure(case)
+    assert [record.backend for record in outcome.records] == [OURS]
+    [found] = outcome.disagreements
+    assert (found.backend, found.operation, found.why) == (
+        "mongodb-motor",
+        "runs.get",
+        "answers[0]: 1 here, 2 there",
+    )
+
+
+def _processes_of(group: int) -> list[str]:
+    """The command lines of a process group's members and of the servers they started."""
+    found: list[str] = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                if os.getpgid(int(folder.name)) == group:
+                    found.append((folder / "cmdline").read_text())
+            except (OSError, ProcessLookupError):
+                continue
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_what_it_finished_and_no_process(
+    tmp_path: Path, how: signal.Signals
+) -> None:
+    out = tmp_path / "results.json"
+    command = _command("run", "--backends", FLOOR, "--concurrency", "1", "--operations", *OPERATIONS,
+                       *SHORTLY, "--out", out)  # fmt: skip
+    environment: Mapping[str, str] = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(  # noqa: S603 - our own command
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, start_new_session=True, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (out.exists() and Results.load(out).records) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(how)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "interrupted; what was finished is in the file" in said
+    results = Results.load(out)
+    assert not results.finished
+    assert results.records
+    assert _processes_of(process.pid) == []
+    left = [path.name for path in tmp_path.iterdir() if path.name != out.name]
+    assert left == []

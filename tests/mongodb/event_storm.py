@@ -1,0 +1,246 @@
+"""Writers and readers in many processes on one thread, and kills among them: what was seen, lost, doubled.
+
+    python -m tests.mongodb.event_storm [--seconds 60] [--kills]
+
+Four processes of eight tasks write batches of five events to one thread, and four readers page by `after_seq`
+from the beginning. With `--kills` a writing process is killed every 5 s and replaced, and the server every
+15 s; its keeper starts it again. Then every event that a writer was told is stored is looked for. Prints one
+JSON object; `tests/mongodb/test_event_storm.py` runs it for a shorter time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from deerflow_mongo import MongoStorage, StorageUnavailableError, create_storage
+from deerflow_mongo.mongodb.embedded import start_embedded
+
+PROCESSES, TASKS, READERS, BATCH = 4, 8, 4, 5
+KILL_EVERY_S = (5.0, 15.0)
+PATIENCE_S = 100.0
+THREAD = "storm"
+
+
+def _storage(folder: str) -> MongoStorage:
+    storage = create_storage({"backend": "mongodb", "url": "embedded", "data_dir": folder})
+    assert isinstance(storage, MongoStorage)
+    return storage
+
+
+async def _opened(folder: str) -> MongoStorage:
+    """A storage that is set up, however often the server is killed meanwhile."""
+    storage = _storage(folder)
+    while True:
+        try:
+            await storage.setup()
+        except StorageUnavailableError:
+            continue
+        return storage
+
+
+# -- children --------------------------------------------------------------------------------------
+
+
+async def _write(folder: str, name: str) -> None:
+    """Write until standard input ends; a line `<batch> <first seq>` for each batch that was acknowledged."""
+    async with aclosing(await _opened(folder)) as storage:
+        ending = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
+
+        async def write(task: int) -> None:
+            number = 0
+            while not ending.done():
+                batch = f"{name}-{task}-{number}"
+                number += 1
+                event = {"thread_id": THREAD, "run_id": f"{name}-{task}", "event_type": "said"}
+                events: list[Any] = [
+                    {**event, "category": "message", "content": f"{batch}/{i}"} for i in range(BATCH)
+                ]
+                while True:
+                    try:
+                        rows = await storage.run_events.put_batch(events)
+                    except StorageUnavailableError:
+                        continue  # and so the same batch again, which must not store it twice
+                    break
+                given = [row["seq"] for row in rows]
+                assert given == list(range(given[0], given[0] + BATCH)), given
+                os.write(1, f"{batch} {given[0]}\n".encode())
+
+        await asyncio.gather(*(write(task) for task in range(TASKS)))
+
+
+async def _read(folder: str) -> None:
+    """Page until a line on standard input says how far; print the numbers seen, run by run."""
+    async with aclosing(await _opened(folder)) as storage:
+        told = asyncio.create_task(asyncio.to_thread(sys.stdin.readline))
+        after, seen, runs = 0, 0, list[list[int]]()
+        while not told.done() or after < int(told.result()):
+            try:
+                rows = await storage.run_events.list_messages(THREAD, limit=500, after_seq=after)
+            except StorageUnavailableError:
+                continue
+            for row in rows:
+                if not runs or row["seq"] != runs[-1][1] + 1:
+                    runs.append([row["seq"], row["seq"]])
+                runs[-1][1] = row["seq"]
+                after, seen = row["seq"], seen + 1
+            if not rows:
+                await asyncio.sleep(0.002)
+    sys.stdout.write(json.dumps({"seen": seen, "runs": runs}))
+
+
+# -- the storm -------------------------------------------------------------------------------------
+
+
+def _child(*arguments: str, output: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - this module
+        [sys.executable, "-m", __spec__.name, *arguments], stdin=subprocess.PIPE, stdout=output
+    )
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            pipe.close()
+
+
+class Storm:
+    def __init__(self, folder: Path, kill_every_s: tuple[float, float] | None) -> None:
+        """`kill_every_s`: a writer, the server."""
+        self._folder = folder / "data"
+        self._claims = folder / "claims"
+        self._claims.mkdir()
+        self._kill_every_s = kill_every_s or (float("inf"), float("inf"))
+        self._started = 0
+        self._random = random.Random(11)  # noqa: S311 - repeatable, not secret
+        self.killed: Counter[str] = Counter()
+
+    def _writer(self) -> subprocess.Popen[bytes]:
+        name = f"w{self._started}"
+        self._started += 1
+        with (self._claims / name).open("wb") as claims:
+            return _child("--write", str(self._folder), name, output=claims)
+
+    def _blow(self, writers: list[subprocess.Popen[bytes]], seconds: float) -> None:
+        started = time.monotonic()
+        writer_every_s, server_every_s = self._kill_every_s
+        next_writer, next_server = started + writer_every_s, started + server_every_s
+        while time.monotonic() < started + seconds:
+            time.sleep(0.05)
+            assert all(writer.poll() is None for writer in writers), "a writer ended by itself"
+            if time.monotonic() >= next_writer:
+                victim = self._random.randrange(len(writers))
+                _kill(writers[victim])
+                writers[victim] = self._writer()
+                self.killed["writers"] += 1
+                next_writer += writer_every_s
+            if time.monotonic() >= next_server:
+                server = json.loads((self._folder / "server.json").read_text(encoding="utf-8"))
+                os.kill(server["pid"], signal.SIGKILL)
+                self.killed["servers"] += 1
+                next_server += server_every_s
+
+    def run(self, seconds: float) -> dict[str, Any]:
+        server = start_embedded(self._folder)
+        readers: list[subprocess.Popen[bytes]] = []
+        writers: list[subprocess.Popen[bytes]] = []
+        try:
+            readers = [_child("--read", str(self._folder), output=subprocess.PIPE) for _ in range(READERS)]
+            writers = [self._writer() for _ in range(PROCESSES)]
+            self._blow(writers, seconds)
+            for writer in writers:
+                writer.communicate(timeout=PATIENCE_S)
+                assert writer.returncode == 0
+            stored = asyncio.run(_all_events(str(self._folder)))
+            last = max(stored)
+            answers = [
+                json.loads(reader.communicate(f"{last}\n".encode(), PATIENCE_S)[0]) for reader in readers
+            ]
+            return self._findings(stored, answers)
+        finally:
+            for child in [*readers, *writers]:
+                _kill(child)
+            server.release()
+
+    def _acknowledged(self) -> Iterator[tuple[str, int]]:
+        for claims in self._claims.iterdir():
+            for line in claims.read_text(encoding="utf-8").split("\n")[:-1]:  # a killed writer's may be half
+                batch, first = line.split()
+                for position in range(BATCH):
+                    yield f"{batch}/{position}", int(first) + position
+
+    def _findings(self, stored: dict[int, str], answers: list[dict[str, Any]]) -> dict[str, Any]:
+        acknowledged = dict(self._acknowledged())
+        twice = Counter(stored.values())
+        last = max(stored)
+        return {
+            "killed": dict(self.killed),
+            "events_acknowledged": len(acknowledged),
+            "events_stored": len(stored),
+            "acknowledged_and_missing": sum(
+                stored.get(seq) != content for content, seq in acknowledged.items()
+            ),
+            "stored_twice": sum(count - 1 for count in twice.values()),
+            "gaps": last - len(stored),
+            "readers_saw": [answer["seen"] for answer in answers],
+            "readers_missed": [len(stored) - answer["seen"] for answer in answers],
+            "batches_stored_in_part": sum(
+                count != BATCH
+                for count in Counter(content.split("/")[0] for content in stored.values()).values()
+            ),
+        }
+
+
+async def _all_events(folder: str) -> dict[int, str]:
+    """Every number and what stands under it."""
+    found: dict[int, str] = {}
+    async with aclosing(await _opened(folder)) as storage:
+        while rows := await storage.run_events.list_thread_events(
+            THREAD, after_seq=max(found, default=0), limit=10_000
+        ):
+            found |= {row["seq"]: str(row["content"]) for row in rows}
+    return found
+
+
+def storm(seconds: float, kill_every_s: tuple[float, float] | None = None) -> dict[str, Any]:
+    """What came of it, in numbers."""
+    with tempfile.TemporaryDirectory(prefix="storm-") as folder:
+        return Storm(Path(folder), kill_every_s).run(seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--kills", action="store_true", help="kill writers and the server meanwhile")
+    parser.add_argument("--write", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--read", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.write:
+        asyncio.run(_write(*asked.write))
+    elif asked.read:
+        asyncio.run(_read(asked.read))
+    else:
+        sys.stdout.write(
+            json.dumps(storm(asked.seconds, KILL_EVERY_S if asked.kills else None), indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

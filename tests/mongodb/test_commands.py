@@ -1,0 +1,391 @@
+"""Every operation is one command to the server, counted by command monitoring (CONTRACT section 3)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from motor.motor_asyncio import AsyncIOMotorClient
+from pymongo import AsyncMongoClient
+from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
+
+from deerflow_mongo import (
+    ActorContext,
+    MongoStorage,
+    Storage,
+    ThreadMetaCreate,
+    bind_actor_context,
+    create_storage,
+    reset_actor_context,
+)
+from deerflow_mongo.mongodb.stores.users import MongoUserStore
+
+RUN, THREAD, USER = "run-1", "thread-1", "alice"
+
+
+class CommandLog(CommandListener):
+    """The names of the commands that a client sent."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def started(self, event: CommandStartedEvent) -> None:
+        self.names.append(event.command_name)
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        pass
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        pass
+
+
+def _event(run_id: str = RUN, thread_id: str = THREAD) -> Any:
+    return {"thread_id": thread_id, "run_id": run_id, "event_type": "said", "category": "message"}
+
+
+Operation = Callable[[Storage], Awaitable[Any]]
+
+OPERATIONS: dict[str, tuple[str, Operation]] = {
+    "runs.get": ("find", lambda s: s.runs.get(RUN, user_id=USER)),
+    "runs.list_by_thread": ("find", lambda s: s.runs.list_by_thread(THREAD, limit=500, user_id=USER)),
+    "runs.create": ("insert", lambda s: s.runs.create("run-new", THREAD, user_id=USER)),
+    "runs.update_status": (
+        "update",
+        lambda s: s.runs.update_status(
+            RUN, "running", started_at="2026-01-01T00:00:00Z", metadata={"a.b": 1}
+        ),
+    ),
+    "runs.set_error": ("update", lambda s: s.runs.set_error(RUN, "boom")),
+    "runs.update_run_completion": (
+        "update",
+        lambda s: s.runs.update_run_completion(RUN, status="success", total_tokens=3),
+    ),
+    "runs.update_status, an error and no metadata": (
+        "update",
+        lambda s: s.runs.update_status(RUN, "error", error="boom"),
+    ),
+    "runs.update_status, all at once": (
+        "update",
+        lambda s: s.runs.update_status(RUN, "running", error="boom", metadata={"b": 1}),
+    ),
+    "runs.update_model_name": ("update", lambda s: s.runs.update_model_name(RUN, "m.1")),
+    "runs.update_run_completion, texts kept": (
+        "update",
+        lambda s: s.runs.update_run_completion(RUN, status="success", keep_texts=True),
+    ),
+    "runs.list_pending": ("find", lambda s: s.runs.list_pending()),
+    "runs.list_pending, before a time": (
+        "find",
+        lambda s: s.runs.list_pending(before="2999-01-01T00:00:00Z"),
+    ),
+    "runs.update_status, no such run": ("update", lambda s: s.runs.update_status("none", "running")),
+    "runs.record_token_usage": (
+        "update",
+        lambda s: s.runs.record_token_usage(RUN, caller="lead_agent", model_name="m.1", input_tokens=3),
+    ),
+    "runs.token_usage_by_thread": ("aggregate", lambda s: s.runs.token_usage_by_thread(THREAD, user_id=USER)),
+    "runs.token_usage_by_thread, in statuses": (
+        "aggregate",
+        lambda s: s.runs.token_usage_by_thread(THREAD, user_id=USER, statuses=["success", "error"]),
+    ),
+    "runs.delete": ("delete", lambda s: s.runs.delete(RUN, user_id=USER)),
+    "feedback.create": (
+        "insert",
+        lambda s: s.feedback.create(run_id=RUN, thread_id=THREAD, rating=1, user_id=USER),
+    ),
+    "feedback.upsert": (
+        "findAndModify",
+        lambda s: s.feedback.upsert(run_id=RUN, thread_id=THREAD, rating=-1, user_id=USER),
+    ),
+    "feedback.upsert, first vote": (
+        "findAndModify",
+        lambda s: s.feedback.upsert(run_id=RUN, thread_id=THREAD, rating=-1, user_id="new"),
+    ),
+    "feedback.get": ("find", lambda s: s.feedback.get("none")),
+    "feedback.delete": ("delete", lambda s: s.feedback.delete("none")),
+    "feedback.get, of a user": ("find", lambda s: s.feedback.get("none", user_id=USER)),
+    "feedback.delete, of a user": ("delete", lambda s: s.feedback.delete("none", user_id=USER)),
+    "feedback.list_by_run, oldest first": (
+        "find",
+        lambda s: s.feedback.list_by_run(THREAD, RUN, limit=500, user_id=USER, oldest_first=True),
+    ),
+    "feedback.list_by_thread, of a user": (
+        "find",
+        lambda s: s.feedback.list_by_thread(THREAD, limit=500, user_id=USER, oldest_first=True),
+    ),
+    "feedback.list_by_run": ("find", lambda s: s.feedback.list_by_run(THREAD, RUN, limit=500, user_id=USER)),
+    "feedback.list_by_thread": ("find", lambda s: s.feedback.list_by_thread(THREAD, limit=500)),
+    "feedback.list_by_thread_grouped": (
+        "aggregate",
+        lambda s: s.feedback.list_by_thread_grouped(THREAD, user_id=USER),
+    ),
+    "feedback.aggregate_by_run": ("aggregate", lambda s: s.feedback.aggregate_by_run(THREAD, RUN)),
+    "feedback.delete_by_run": (
+        "findAndModify",
+        lambda s: s.feedback.delete_by_run(thread_id=THREAD, run_id=RUN, user_id=USER),
+    ),
+    "threads.create_thread_meta": (
+        "insert",
+        lambda s: s.threads.create_thread_meta(ThreadMetaCreate(thread_id="thread-new")),
+    ),
+    "threads.get_thread_meta": ("find", lambda s: s.threads.get_thread_meta(THREAD)),
+    "threads.update_thread_meta": (
+        "update",
+        lambda s: s.threads.update_thread_meta(THREAD, status="busy", metadata={"k": 2}),
+    ),
+    "threads.update_thread_meta, of a user": (
+        "update",
+        lambda s: s.threads.update_thread_meta(THREAD, status="busy", metadata={"k": 2}, user_id=USER),
+    ),
+    "threads.merge_thread_metadata": (
+        "update",
+        lambda s: s.threads.merge_thread_metadata(THREAD, {"k.l": 3, "m": 1}, user_id=USER),
+    ),
+    "threads.merge_thread_metadata, no such thread": (
+        "update",
+        lambda s: s.threads.merge_thread_metadata("none", {"k": 3}),
+    ),
+    "threads.get_thread": ("find", lambda s: s.threads.get_thread(THREAD, user_id=USER)),
+    "threads.ensure_thread": (
+        "findAndModify",
+        lambda s: s.threads.ensure_thread(thread_id=THREAD, user_id=USER),
+    ),
+    "threads.ensure_thread, new": (
+        "findAndModify",
+        lambda s: s.threads.ensure_thread(thread_id="thread-newer", user_id=USER),
+    ),
+    "threads.ensure_thread_running": (
+        "findAndModify",
+        lambda s: s.threads.ensure_thread_running(thread_id=THREAD),
+    ),
+    "threads.sync_thread_title": (
+        "update",
+        lambda s: s.threads.sync_thread_title(thread_id=THREAD, title="t"),
+    ),
+    "threads.sync_thread_assistant_id": (
+        "update",
+        lambda s: s.threads.sync_thread_assistant_id(thread_id=THREAD, assistant_id="a"),
+    ),
+    "threads.sync_thread_status": (
+        "update",
+        lambda s: s.threads.sync_thread_status(thread_id=THREAD, status="idle"),
+    ),
+    "threads.sync_thread_metadata": (
+        "update",
+        lambda s: s.threads.sync_thread_metadata(thread_id=THREAD, metadata={}),
+    ),
+    "threads.search_threads": (
+        "find",
+        lambda s: s.threads.search_threads(user_id=USER, metadata={"k": 1}, limit=500),
+    ),
+    "threads.search_threads, last updated first": (
+        "find",
+        lambda s: s.threads.search_threads(user_id=USER, newest_by="updated", limit=500),
+    ),
+    "threads.delete_thread, of a user": ("delete", lambda s: s.threads.delete_thread("none", user_id=USER)),
+    "threads.delete_thread": ("delete", lambda s: s.threads.delete_thread(THREAD)),
+    "run_events.put_batch": ("insert", lambda s: s.run_events.put_batch([_event() for _ in range(50)])),
+    "run_events.put": ("insert", lambda s: s.run_events.put(**_event())),
+    "run_events.put, for a user": ("insert", lambda s: s.run_events.put(**_event(), user_id=USER)),
+    "run_events.put_if_absent": ("find", lambda s: s.run_events.put_if_absent(**_event())),
+    "run_events.list_messages": ("find", lambda s: s.run_events.list_messages(THREAD, limit=150)),
+    "run_events.list_events": (
+        "find",
+        lambda s: s.run_events.list_events(THREAD, RUN, event_types=["said", "x"]),
+    ),
+    "run_events.list_messages_by_run": (
+        "find",
+        lambda s: s.run_events.list_messages_by_run(THREAD, RUN, limit=150),
+    ),
+    "run_events.list_messages, of a user": (
+        "find",
+        lambda s: s.run_events.list_messages(THREAD, limit=150, user_id=USER),
+    ),
+    "run_events.list_events, of a user": (
+        "find",
+        lambda s: s.run_events.list_events(THREAD, RUN, user_id=USER),
+    ),
+    "run_events.list_messages_by_run, of a user": (
+        "find",
+        lambda s: s.run_events.list_messages_by_run(THREAD, RUN, limit=150, user_id=USER),
+    ),
+    "run_events.count_messages, of a user": (
+        "aggregate",
+        lambda s: s.run_events.count_messages(THREAD, user_id=USER),
+    ),
+    "run_events.delete_by_run, of a user": (
+        "update",
+        lambda s: s.run_events.delete_by_run(THREAD, RUN, user_id=USER),
+    ),
+    "run_events.delete_by_thread, of a user": (
+        "update",
+        lambda s: s.run_events.delete_by_thread(THREAD, user_id=USER),
+    ),
+    "run_events.count_messages": ("aggregate", lambda s: s.run_events.count_messages(THREAD)),
+    "run_events.delete_by_run": ("update", lambda s: s.run_events.delete_by_run(THREAD, RUN)),
+    "run_events.delete_by_thread": ("update", lambda s: s.run_events.delete_by_thread(THREAD)),
+}
+
+ACCOUNT: dict[str, Any] = {
+    "email": "alice@example.org",
+    "password_hash": None,
+    "system_role": "user",
+    "oauth_provider": "github",
+    "oauth_id": "4711",
+    "needs_setup": False,
+    "token_version": 1,
+}
+
+USER_OPERATIONS: dict[str, tuple[str, Callable[[MongoUserStore], Awaitable[Any]]]] = {
+    "create": ("insert", lambda users: users.create(USER, **ACCOUNT)),
+    "get": ("find", lambda users: users.get(USER)),
+    "get_by_email": ("find", lambda users: users.get_by_email("alice@example.org")),
+    "get_by_oauth": ("find", lambda users: users.get_by_oauth("github", "4711")),
+    "update": ("update", lambda users: users.update(USER, **ACCOUNT)),
+    "update, no such account": ("update", lambda users: users.update("none", **ACCOUNT)),
+    "count": ("aggregate", lambda users: users.count()),
+    "count, of a role": ("aggregate", lambda users: users.count(system_role="user")),
+    "list_by_role": ("find", lambda users: users.list_by_role("user", limit=500)),
+}
+
+ROWS = 150
+"""More than the 101 documents that a server's first answer holds by default."""
+
+
+async def _fill(storage: Storage) -> None:
+    await storage.setup()
+    for position in range(ROWS):
+        run_id = f"run-{position}"
+        await storage.runs.create(run_id, THREAD, user_id=USER, model_name="m")
+        await storage.feedback.create(run_id=run_id, thread_id=THREAD, rating=1, user_id=USER)
+        await storage.feedback.create(run_id=RUN, thread_id=THREAD, rating=1, user_id=USER)
+        thread = ThreadMetaCreate(thread_id=f"thread-{position}", user_id=USER, metadata={"k": 1})
+        await storage.threads.create_thread_meta(thread)
+    await storage.run_events.put_batch([_event() for _ in range(ROWS)])
+
+
+async def count_commands(storage: Storage, log: CommandLog) -> dict[str, list[str]]:
+    """The commands each operation sent, by operation."""
+    await _fill(storage)
+    sent: dict[str, list[str]] = {}
+    for name, (_, operation) in OPERATIONS.items():
+        log.names.clear()
+        await operation(storage)
+        sent[name] = list(log.names)
+    return sent
+
+
+@pytest.fixture(params=[AsyncMongoClient, AsyncIOMotorClient], ids=["pymongo", "motor"])
+async def listening(
+    request: pytest.FixtureRequest, mongodb_url: str, database_name: str
+) -> AsyncIterator[tuple[Storage, CommandLog]]:
+    log = CommandLog()
+    client = request.param(mongodb_url, event_listeners=[log])
+    storage = create_storage({"backend": "mongodb", "database": database_name}, client=client)
+    yield storage, log
+    await storage.aclose()
+    closing = client.close()
+    if closing is not None:
+        await closing
+
+
+async def test_every_operation_is_one_command(listening: tuple[Storage, CommandLog]) -> None:
+    sent = await count_commands(*listening)
+    expected = {name: [command] for name, (command, _) in OPERATIONS.items()}
+    assert sent == expected
+
+
+async def test_every_operation_on_accounts_is_one_command(listening: tuple[Storage, CommandLog]) -> None:
+    storage, log = listening
+    assert isinstance(storage, MongoStorage)
+    await storage.setup()
+    for position in range(ROWS):
+        await storage.users.create(f"user-{position}", email=f"{position}@example.org")
+    for name, (command, operation) in USER_OPERATIONS.items():
+        log.names.clear()
+        await operation(storage.users)
+        assert (name, log.names) == (name, [command])
+    methods = {name for name in dir(MongoUserStore) if not name.startswith("_")}
+    assert methods == {name.split(",")[0] for name in USER_OPERATIONS}
+
+
+EVENT_OPERATIONS: dict[str, tuple[list[str], Operation]] = {
+    "a first batch in this process": (
+        ["find", "insert"],
+        lambda s: s.run_events.put_batch([_event(), _event()]),
+    ),
+    "the next": (["insert"], lambda s: s.run_events.put_batch([_event(), _event()])),
+    "a batch for a transaction": (
+        ["insert", "commitTransaction"],
+        lambda s: s.run_events.put_batch([_event() for _ in range(100)]),
+    ),
+    "twelve calls at once": (
+        ["insert"],
+        lambda s: asyncio.gather(*(s.run_events.put_batch([_event()] * 5) for _ in range(12))),
+    ),
+    "put_if_absent, new": (["find", "insert"], lambda s: s.run_events.put_if_absent(**_event("new"))),
+    "a deletion": (["update"], lambda s: s.run_events.delete_by_thread(THREAD)),
+    "a first batch in an unknown thread": (
+        ["find", "insert"],
+        lambda s: s.run_events.put_batch([_event(thread_id="new")]),
+    ),
+}
+
+OWNED_OPERATIONS: dict[str, tuple[list[str], Operation]] = {
+    "a batch": (["find", "insert"], lambda s: s.run_events.put_batch([_event(), _event()])),
+    "twelve calls at once": (
+        ["find", "insert"],
+        lambda s: asyncio.gather(*(s.run_events.put_batch([_event()] * 5) for _ in range(12))),
+    ),
+    "a page": (["find", "find"], lambda s: s.run_events.list_messages(THREAD)),
+    "eight pages at once": (
+        ["find"] * 9,
+        lambda s: asyncio.gather(*(s.run_events.list_messages(THREAD) for _ in range(8))),
+    ),
+}
+
+
+async def test_event_operations_send_these_commands(listening: tuple[Storage, CommandLog]) -> None:
+    """A thread's number is looked up once; what comes at once goes together."""
+    storage, log = listening
+    await storage.setup()
+    await storage.threads.ensure_thread(thread_id=THREAD, user_id=USER)
+    for name, (commands, operation) in EVENT_OPERATIONS.items():
+        log.names.clear()
+        await operation(storage)
+        assert (name, log.names) == (name, commands)
+
+
+async def test_an_actors_right_is_asked_once_for_all_who_wait(listening: tuple[Storage, CommandLog]) -> None:
+    storage, log = listening
+    await storage.setup()
+    await storage.threads.ensure_thread(thread_id=THREAD, user_id=USER)
+    await storage.run_events.put(**_event())
+    token = bind_actor_context(ActorContext(user_id=USER))
+    try:
+        for name, (commands, operation) in OWNED_OPERATIONS.items():
+            log.names.clear()
+            await operation(storage)
+            assert (name, log.names) == (name, commands)
+    finally:
+        reset_actor_context(token)
+
+
+def test_every_method_of_the_contract_is_counted() -> None:
+    from deerflow_mongo import FeedbackStore, RunEventStore, RunStore, ThreadStore
+
+    stores = {
+        "runs": RunStore,
+        "feedback": FeedbackStore,
+        "threads": ThreadStore,
+        "run_events": RunEventStore,
+    }
+    methods = {
+        f"{store}.{name}"
+        for store, protocol in stores.items()
+        for name in dir(protocol)
+        if not name.startswith("_")
+    }
+    assert methods == {name.split(",")[0] for name in OPERATIONS}

@@ -1,0 +1,188 @@
+"""Configuration: what is accepted, what each mistake is told, and that no password is shown."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deerflow_mongo import MissingDependencyError, StorageConfigError, create_storage, load_config
+from deerflow_mongo.mongodb.config import mongo_config, redacted
+
+URL = "mongodb://127.0.0.1:27017"
+SECRET = "s3cr%40t-pass"  # noqa: S105 - made up
+SECRET_URL = f"mongodb://user:{SECRET}@127.0.0.1:1/?serverSelectionTimeoutMS=100"
+
+
+def test_defaults() -> None:
+    config = mongo_config({"url": URL})
+    assert (config.database, config.driver, config.collection_prefix, config.timeout_ms) == (
+        "deerflow",
+        "pymongo",
+        "",
+        25_000,
+    )
+
+
+def test_the_uris_database_and_timeout_hold_where_no_option_says_otherwise() -> None:
+    said = mongo_config({"url": URL + "/own?timeoutMS=700"})
+    assert (said.database, said.timeout_ms) == ("own", None)
+    selecting = mongo_config({"url": URL + "/?serverSelectionTimeoutMS=200"})
+    assert selecting.timeout_ms is None
+    over = mongo_config({"url": URL + "/own?timeoutMS=700", "database": "other", "timeout_ms": 90})
+    assert (over.database, over.timeout_ms) == ("other", 90)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mongodb+srv://user:pass@cluster0.example.net/db?retryWrites=true",
+        "mongodb://u:p%40ss@a:1,b:2,c:3/?replicaSet=rs&tls=true&readPreference=secondaryPreferred",
+        "mongodb://%2Ftmp%2Fmongodb.sock/db",
+        "mongodb://[::1]:27017",
+        "embedded",
+    ],
+)
+def test_any_mongodb_uri_is_accepted_without_connecting(url: str) -> None:
+    storage = create_storage({"backend": "mongodb", "url": url})
+    assert "MongoStorage" in repr(storage)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "`url` is missing"),
+        ({"url": ""}, "`url` is missing"),
+        ({"url": "localhost"}, "not a MongoDB URI"),
+        ({"url": "mongodb://"}, "not a MongoDB URI"),
+        ({"url": "postgresql://h/db"}, "not a MongoDB URI"),
+        ({"url": "mongodb://h:port"}, "not a MongoDB URI"),
+        ({"url": "mongodb+srv://a.example.net:27017"}, "no port"),
+        ({"url": "mongodb+srv://a.example.net,b.example.net"}, "one host name"),
+        ({"url": URL + "/?w=0"}, "w=0"),
+        ({"url": URL + "/?tls=perhaps"}, "not a MongoDB URI"),
+        ({"url": 5}, "`url`"),
+        ({"url": URL, "driver": "oracle"}, "`driver`.*'pymongo', 'motor' or 'mongomock'"),
+        ({"url": URL, "databse": "x"}, "unknown key `databse`.*known:.*database"),
+        ({"url": URL, "tls": True}, "unknown key `tls`"),
+        ({"url": URL, "timeout_ms": 0}, "`timeout_ms`"),
+        ({"url": URL, "timeout_ms": -5}, "`timeout_ms`"),
+        ({"url": URL, "timeout_ms": "soon"}, "`timeout_ms`"),
+        ({"url": URL, "database": "a.b"}, "`database`"),
+        ({"url": URL, "database": "x" * 64}, "`database`"),
+        ({"url": URL, "collection_prefix": "a$b"}, "`collection_prefix`"),
+        ({"url": URL, "data_dir": "/data"}, "`data_dir` goes with `url: embedded`"),
+        ({"url": URL, "mongod_path": "/usr/bin/mongod"}, "`mongod_path` goes with `url: embedded`"),
+    ],
+)
+def test_a_mistake_is_told_by_its_key(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(StorageConfigError, match=said):
+        create_storage({"backend": "mongodb", **options})
+
+
+def test_values_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEERFLOW_TEST_URL", "mongodb://db.example:27017/fromenv")
+    monkeypatch.setenv("DEERFLOW_TEST_TIMEOUT", "1500")
+    storage: Any = create_storage(
+        {"backend": "mongodb", "url": "$DEERFLOW_TEST_URL", "timeout_ms": "$DEERFLOW_TEST_TIMEOUT"}
+    )
+    assert (storage.config.database, storage.config.timeout_ms) == ("fromenv", 1500)
+
+
+def test_a_missing_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DEERFLOW_TEST_NONE", raising=False)
+    with pytest.raises(StorageConfigError, match=r"`url` is \$DEERFLOW_TEST_NONE"):
+        create_storage({"backend": "mongodb", "url": "$DEERFLOW_TEST_NONE"})
+
+
+def test_a_dollar_inside_a_value_is_no_variable() -> None:
+    config = mongo_config({"url": "mongodb://user:$ecret@h/"})
+    assert config.url == "mongodb://user:$ecret@h/"
+
+
+def test_yaml_section_of_a_hosts_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "models:\n  - name: m\nstorage:\n  backend: mongodb\n  url: mongodb://h/x\n  timeout_ms: 900\n",
+        encoding="utf-8",
+    )
+    assert load_config(path) == {"backend": "mongodb", "url": "mongodb://h/x", "timeout_ms": 900}
+    storage: Any = create_storage(load_config(str(path)))
+    assert storage.config.database == "x"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("models: []\n", "no section `storage:`"),
+        ("", "no section `storage:`"),
+        ("storage: mongodb\n", "no section `storage:`"),
+        ("storage: {url: 'mongodb://u:" + SECRET + "@h'\n", "not valid YAML at line"),
+        ("storage:\n\t- x\n", "not valid YAML"),
+    ],
+)
+def test_a_file_without_the_section_is_told(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(StorageConfigError, match=said) as error:
+        load_config(path)
+    assert SECRET not in "".join(traceback.format_exception(error.value))
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StorageConfigError, match=r"none\.yaml cannot be read: No such file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_without_pyyaml_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(MissingDependencyError, match=r"deerflow-mongo\[yaml\]"):
+        load_config(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"url": SECRET_URL, "surplus": 1},
+        {"url": SECRET_URL, "driver": "x"},
+        {"url": SECRET_URL + "&w=0"},
+        {"url": SECRET_URL + "&tls=perhaps"},
+        {"url": SECRET_URL.replace("127.0.0.1:1", "h:port")},
+        {"url": SECRET_URL.replace("mongodb:", "postgresql:")},
+        {"url": f"mongodb://user:{SECRET}/@h/"},
+        {"url": f"mongodb://user:a/{SECRET}@h/db"},
+        {"url": f"mongodb://user:a?{SECRET}@h/db"},
+        {"url": f"mongodb://user:a:{SECRET}@h/db"},
+        {"url": f"mongodb://user:a@{SECRET}@h/db"},
+        {"url": f"mongodb+srv://user:{SECRET}@h.example.net:5/db"},
+        {"url": [SECRET_URL]},
+    ],
+)
+def test_no_error_shows_the_password(options: dict[str, Any]) -> None:
+    with pytest.raises(StorageConfigError) as error:
+        create_storage({"backend": "mongodb", **options})
+    assert SECRET not in "".join(traceback.format_exception(error.value))
+
+
+async def test_no_repr_nor_failure_shows_the_password() -> None:
+    storage: Any = create_storage({"backend": "mongodb", "url": SECRET_URL, "timeout_ms": 200})
+    shown = [repr(storage), str(storage), repr(storage.config), str(storage.config), f"{vars(storage)}"]
+    with pytest.raises(Exception, match="cannot be reached") as error:
+        await storage.runs.get("r", user_id=None)
+    shown += ["".join(traceback.format_exception(error.value)), repr(storage.driver)]
+    await storage.aclose()
+    for text in shown:
+        assert SECRET not in text
+        assert "s3cr@t" not in text
+
+
+def test_redacted_keeps_everything_but_the_login() -> None:
+    assert redacted("mongodb://u:p@h:1/db?x=1") == "mongodb://***@h:1/db?x=1"
+    assert redacted("mongodb://u:a/b?c#d:e@f@h/db") == "mongodb://***@h/db"
+    url = "mongodb://h/?tlsCertificateKeyFilePassword=s&AUTHMECHANISMPROPERTIES=AWS_SESSION_TOKEN:s&a=b"
+    assert redacted(url) == "mongodb://h/?tlsCertificateKeyFilePassword=***&AUTHMECHANISMPROPERTIES=***&a=b"
+    assert redacted("mongodb://h/db?x=1") == "mongodb://h/db?x=1"
+    assert redacted("embedded") == "embedded"

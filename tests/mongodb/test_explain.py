@@ -1,0 +1,323 @@
+"""Reads are index scans that examine as many documents as they return, as the server explains them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
+
+from deerflow_mongo import MongoStorage, ThreadMetaCreate, create_storage
+from deerflow_mongo.mongodb.schema import COLLECTIONS, Index
+
+USERS, PER_USER, LIMIT, PENDING = ("alice", "bob"), 30, 10, 5
+
+
+class ReadLog(CommandListener):
+    """The last read that a client sent, as a command that can be explained."""
+
+    def __init__(self) -> None:
+        self.command: dict[str, Any] = {}
+
+    def started(self, event: CommandStartedEvent) -> None:
+        if event.command_name in ("find", "aggregate"):
+            kept = ("find", "aggregate", "filter", "sort", "limit", "skip", "pipeline", "cursor")
+            self.command = {name: value for name, value in event.command.items() if name in kept}
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        pass
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        pass
+
+
+def _oauth(user_id: str) -> dict[str, Any]:
+    """Half of the accounts have an identity elsewhere."""
+    return {"oauth_provider": "github", "oauth_id": user_id} if user_id.startswith("alice") else {}
+
+
+async def _fill(storage: MongoStorage) -> None:
+    await storage.setup()
+    for position in range(PER_USER):
+        for user in USERS:
+            run_id = f"{user}-{position}"
+            await storage.runs.create(run_id, "t", user_id=user)
+            await storage.feedback.create(run_id=run_id, thread_id="t", rating=1, user_id=user)
+            await storage.feedback.create(run_id="alice-1", thread_id="t", rating=-1, user_id=user)
+            thread = ThreadMetaCreate(
+                thread_id=run_id,
+                user_id=user,
+                status="idle" if position % 2 else "busy",
+                metadata={"parity": position % 2, "a.b": {"$gt": position}},
+            )
+            await storage.threads.create_thread_meta(thread)
+            await storage.users.create(
+                run_id, email=f"{run_id}@example.org", system_role=user, **_oauth(run_id)
+            )
+    for position in range(PER_USER - PENDING):
+        for user in USERS:
+            await storage.runs.update_status(f"{user}-{position}", "running")
+    await storage.run_events.put_batch(
+        [
+            {
+                "thread_id": "t",
+                "run_id": USERS[position % 2],
+                "event_type": f"type-{position % 3}",
+                "category": "trace" if position % 5 else "message",
+            }
+            for position in range(10 * PER_USER)
+        ]
+    )
+
+
+class Explainer:
+    """Runs a read and gives what the server says of it: (index, documents examined, rows returned)."""
+
+    def __init__(
+        self, storage: MongoStorage, log: ReadLog, raw: MongoClient[dict[str, Any]], database: str
+    ) -> None:
+        self.storage = storage
+        self._log = log
+        self._raw = raw[database]
+
+    async def explain(self, read: Any) -> tuple[str, int, int]:
+        await read
+        plan = self._raw.command({"explain": self._log.command, "verbosity": "executionStats"})
+        if "stages" in plan:
+            plan = plan["stages"][0]["$cursor"]
+        stats = plan["executionStats"]
+        stages = list(_stages(plan["queryPlanner"]["winningPlan"]))
+        assert not {stage["stage"] for stage in stages} & {"COLLSCAN", "SORT"}, stages
+        index = next(stage.get("indexName", stage["stage"]) for stage in reversed(stages))
+        return index, stats["totalDocsExamined"], stats["nReturned"]
+
+
+def _is_for_reads(index: Index) -> bool:
+    return not index.unique and index.expire_after_s is None
+
+
+def _stages(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    plan = plan.get("queryPlan", plan)
+    yield plan
+    for inner in [plan.get("inputStage"), *plan.get("inputStages", ())]:
+        if inner is not None:
+            yield from _stages(inner)
+
+
+@pytest.fixture
+async def explainer(mongodb_url: str, database_name: str, raw_client: MongoClient[dict[str, Any]]) -> Any:
+    from pymongo import AsyncMongoClient
+
+    log = ReadLog()
+    client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(mongodb_url, event_listeners=[log])
+    storage = create_storage({"backend": "mongodb", "database": database_name}, client=client)
+    assert isinstance(storage, MongoStorage)
+    await _fill(storage)
+    yield Explainer(storage, log, raw_client, database_name)
+    await client.close()
+
+
+async def test_a_run_by_id_examines_one_document(explainer: Explainer) -> None:
+    runs = explainer.storage.runs
+    assert await explainer.explain(runs.get("alice-3", user_id=None)) == ("IDHACK", 1, 1)
+    _, examined, returned = await explainer.explain(runs.get("alice-3", user_id="alice"))
+    assert (examined, returned) == (1, 1)
+
+
+async def test_newest_runs_of_a_thread_examine_what_they_return(explainer: Explainer) -> None:
+    runs = explainer.storage.runs
+    read = runs.list_by_thread("t", limit=LIMIT, user_id="bob")
+    assert await explainer.explain(read) == ("thread_user_newest", LIMIT, LIMIT)
+    read = runs.list_by_thread("t", limit=LIMIT, user_id=None)
+    assert await explainer.explain(read) == ("thread_newest", LIMIT, LIMIT)
+
+
+async def test_pending_runs_examine_what_they_return(explainer: Explainer) -> None:
+    runs, pending = explainer.storage.runs, PENDING * len(USERS)
+    assert await explainer.explain(runs.list_pending()) == ("pending_oldest", pending, pending)
+    assert await explainer.explain(runs.list_pending(before="2020-01-01")) == ("pending_oldest", 0, 0)
+
+
+async def test_feedback_lists_examine_what_they_return(explainer: Explainer) -> None:
+    feedback = explainer.storage.feedback
+    read = feedback.list_by_run("t", "alice-1", limit=LIMIT)
+    assert await explainer.explain(read) == ("run_newest", LIMIT, LIMIT)
+    read = feedback.list_by_run("t", "alice-1", limit=LIMIT, user_id="bob")
+    assert await explainer.explain(read) == ("user_run_newest", LIMIT, LIMIT)
+    assert await explainer.explain(feedback.list_by_thread("t", limit=LIMIT)) == (
+        "thread_newest",
+        LIMIT,
+        LIMIT,
+    )
+
+
+async def test_feedback_listed_oldest_first_reads_the_same_indexes_backwards(explainer: Explainer) -> None:
+    feedback = explainer.storage.feedback
+    read = feedback.list_by_run("t", "alice-1", limit=LIMIT, oldest_first=True)
+    assert await explainer.explain(read) == ("run_newest", LIMIT, LIMIT)
+    read = feedback.list_by_run("t", "alice-1", limit=LIMIT, user_id="bob", oldest_first=True)
+    assert await explainer.explain(read) == ("user_run_newest", LIMIT, LIMIT)
+    read = feedback.list_by_thread("t", limit=LIMIT, oldest_first=True)
+    assert await explainer.explain(read) == ("thread_newest", LIMIT, LIMIT)
+
+
+async def test_a_users_feedback_of_a_thread_is_read_from_an_index(explainer: Explainer) -> None:
+    """In order, past the rows of the thread's other users."""
+    for oldest_first in (False, True):
+        read = explainer.storage.feedback.list_by_thread(
+            "t", limit=LIMIT, user_id="bob", oldest_first=oldest_first
+        )
+        index, examined, returned = await explainer.explain(read)
+        assert (index, returned) == ("thread_newest", LIMIT)
+        assert examined <= len(USERS) * (LIMIT + 1)
+
+
+async def test_feedback_of_a_user_by_id_examines_one_document(explainer: Explainer) -> None:
+    [row] = await explainer.storage.feedback.list_by_thread("t", limit=1)
+    read = explainer.storage.feedback.get(row["feedback_id"], user_id=row["user_id"])
+    _, examined, returned = await explainer.explain(read)
+    assert (examined, returned) == (1, 1)
+
+
+async def test_votes_are_counted_from_the_index_alone(explainer: Explainer) -> None:
+    index, examined, _ = await explainer.explain(explainer.storage.feedback.aggregate_by_run("t", "alice-1"))
+    assert (index, examined) == ("run_newest", 0)
+
+
+async def test_grouped_feedback_examines_one_document_a_run(explainer: Explainer) -> None:
+    read = explainer.storage.feedback.list_by_thread_grouped("t", user_id="alice")
+    index, examined, _ = await explainer.explain(read)
+    assert (index, examined) == ("user_run_newest", PER_USER)
+
+
+async def test_token_usage_examines_the_threads_runs(explainer: Explainer) -> None:
+    read = explainer.storage.runs.token_usage_by_thread("t", user_id="alice")
+    index, examined, _ = await explainer.explain(read)
+    assert (index, examined) == ("thread_user_newest", PER_USER)
+    read = explainer.storage.runs.token_usage_by_thread("t", user_id="alice", statuses=["running"])
+    index, examined, _ = await explainer.explain(read)
+    assert (index, examined) == ("thread_user_newest", PER_USER)
+
+
+async def test_thread_search_by_update_examines_what_it_returns(explainer: Explainer) -> None:
+    threads = explainer.storage.threads
+    for offset in (0, LIMIT):
+        read = threads.search_threads(user_id="bob", newest_by="updated", limit=LIMIT, offset=offset)
+        assert await explainer.explain(read) == ("user_updated", LIMIT, LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "index", "rows"),
+    [
+        ({"user_id": None}, "newest", LIMIT),
+        ({"user_id": "bob"}, "user_newest", LIMIT),
+        ({"user_id": "bob", "status": "busy"}, "user_status_newest", LIMIT),
+        ({"user_id": "bob", "metadata": {"parity": 1}}, "user_metadata_newest", LIMIT),
+        ({"user_id": "bob", "metadata": {"a.b": {"$gt": 5}}}, "user_metadata_newest", 1),
+        ({"user_id": None, "metadata": {"a.b": {"$gt": 5}}}, "metadata_newest", 2),
+    ],
+)
+async def test_thread_search_examines_what_it_returns(
+    explainer: Explainer, wanted: dict[str, Any], index: str, rows: int
+) -> None:
+    read = explainer.storage.threads.search_threads(limit=LIMIT, **wanted)
+    assert await explainer.explain(read) == (index, rows, rows)
+
+
+async def test_thread_search_without_a_match_examines_nothing(explainer: Explainer) -> None:
+    read = explainer.storage.threads.search_threads(user_id="bob", metadata={"parity": True})
+    _, examined, returned = await explainer.explain(read)
+    assert (examined, returned) == (0, 0)
+
+
+async def test_event_lists_examine_what_they_return(explainer: Explainer) -> None:
+    events = explainer.storage.run_events
+    reads = [
+        (events.list_messages("t", limit=LIMIT), "message_seq", LIMIT),
+        (events.list_messages("t", limit=LIMIT, before_seq=200), "message_seq", LIMIT),
+        (events.list_messages("t", limit=LIMIT, after_seq=100), "message_seq", LIMIT),
+        (events.list_messages("t", limit=LIMIT, after_seq=100, before_seq=120), "message_seq", 4),
+        (events.list_events("t", "bob", limit=LIMIT), "run_seq", LIMIT),
+        (events.list_events("t", "bob", event_types=["type-1"], limit=LIMIT), "run_seq", LIMIT),
+        (events.list_events("t", "bob", event_types=["type-1", "type-2"], limit=LIMIT), "run_seq", LIMIT),
+        (events.list_messages_by_run("t", "bob", limit=LIMIT), "run_message_seq", LIMIT),
+        (events.list_messages_by_run("t", "bob", limit=LIMIT, after_seq=50), "run_message_seq", LIMIT),
+        (events.list_thread_events("t", after_seq=50, limit=LIMIT), "thread_seq", LIMIT),
+    ]
+    for read, index, rows in reads:
+        assert await explainer.explain(read) == (index, rows, rows)
+
+
+async def test_events_kept_for_a_user_are_read_in_the_order_of_an_index(explainer: Explainer) -> None:
+    """Past the thread's other events: who asks for a user's has a thread of that user."""
+    events = explainer.storage.run_events
+    await events.put_batch(
+        [
+            {
+                "thread_id": "t",
+                "run_id": "carol",
+                "event_type": "said",
+                "category": "message",
+                "user_id": "carol",
+            }
+            for _ in range(LIMIT)
+        ]
+    )
+    reads = [
+        (events.list_messages("t", user_id="carol"), {"message_seq"}),
+        (events.list_events("t", "carol", user_id="carol"), {"run_seq"}),
+        # Of a run that has messages only, both are as good.
+        (events.list_messages_by_run("t", "carol", user_id="carol"), {"run_seq", "run_message_seq"}),
+    ]
+    for read, indexes in reads:
+        index, _, returned = await explainer.explain(read)
+        assert index in indexes
+        assert returned == LIMIT
+
+
+async def test_messages_are_counted_from_the_index_alone(explainer: Explainer) -> None:
+    index, examined, _ = await explainer.explain(explainer.storage.run_events.count_messages("t"))
+    assert (index, examined) == ("message_seq", 0)
+
+
+async def test_accounts_examine_what_they_return(explainer: Explainer) -> None:
+    users = explainer.storage.users
+    assert await explainer.explain(users.get("bob-3")) == ("IDHACK", 1, 1)
+    assert await explainer.explain(users.get_by_email("bob-3@example.org")) == ("one_account_per_email", 1, 1)
+    assert await explainer.explain(users.get_by_email("nobody")) == ("one_account_per_email", 0, 0)
+    read = users.get_by_oauth("github", "alice-3")
+    assert await explainer.explain(read) == ("one_account_per_oauth_identity", 1, 1)
+    read = users.list_by_role("bob", limit=LIMIT)
+    assert await explainer.explain(read) == ("role_oldest", LIMIT, LIMIT)
+
+
+async def test_accounts_of_a_role_are_counted_from_the_index_alone(explainer: Explainer) -> None:
+    index, examined, _ = await explainer.explain(explainer.storage.users.count(system_role="bob"))
+    assert (index, examined) == ("role_oldest", 0)
+
+
+async def test_every_index_serves_a_read_of_these_tests_or_a_rule(explainer: Explainer) -> None:
+    storage = explainer.storage
+    reads = [
+        storage.runs.list_by_thread("t", user_id="bob"),
+        storage.runs.list_by_thread("t", user_id=None),
+        storage.runs.list_pending(),
+        storage.feedback.list_by_run("t", "alice-1"),
+        storage.feedback.list_by_run("t", "alice-1", user_id="bob"),
+        storage.feedback.list_by_thread("t"),
+        storage.threads.search_threads(user_id=None),
+        storage.threads.search_threads(user_id="bob"),
+        storage.threads.search_threads(user_id="bob", status="busy"),
+        storage.threads.search_threads(user_id="bob", metadata={"parity": 1}),
+        storage.threads.search_threads(user_id=None, metadata={"parity": 1}),
+        storage.threads.search_threads(user_id="bob", newest_by="updated"),
+        storage.users.list_by_role("bob"),
+        storage.run_events.list_messages("t"),
+        storage.run_events.list_events("t", "bob"),
+        storage.run_events.list_messages_by_run("t", "bob"),
+    ]
+    used = [(await explainer.explain(read))[0] for read in reads]
+    names = [index.name for schema in COLLECTIONS for index in schema.indexes if _is_for_reads(index)]
+    assert sorted(used) == sorted(names)
