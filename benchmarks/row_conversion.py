@@ -13,8 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 from deerflow_mongo.contract.payloads import to_json_mapping
-from deerflow_mongo.contract.times import clock, stored_now
+from deerflow_mongo.contract.times import clock
 from deerflow_mongo.mongodb import codec
+from deerflow_mongo.mongodb.documents.stored_times import stored_now
 
 CALLS, REPETITIONS = 20_000, 7
 

@@ -14,24 +14,33 @@ __version__ = "0.1.0"
 from .contract.actor import (
     AUTO,
     ActorContext,
+    UserId,
     bind_actor_context,
     get_actor_context,
     reset_actor_context,
     resolve_user_id,
 )
+from .contract.capabilities import Accounts, Checkpointing, Following, UserStore
 from .contract.errors import (
+    ActorMissingError,
+    ArgumentTypeError,
+    ArgumentValueError,
     BackendNotFoundError,
+    InvalidArgumentError,
     InvalidPayloadError,
     MissingDependencyError,
     PayloadTooLargeError,
     RunExistsError,
     StorageAccessError,
+    StorageClosedError,
     StorageConfigError,
     StorageError,
     StorageUnavailableError,
+    ThreadAccessError,
     ThreadExistsError,
     UserExistsError,
 )
+from .contract.factory import create_storage, load_config
 from .contract.observer import LifecycleEvent, LifecycleEventType, StorageRunObserver
 from .contract.protocols import (
     FeedbackStore,
@@ -49,6 +58,7 @@ from .contract.protocols import (
     TokenUsageRepository,
 )
 from .contract.rows import (
+    UNSET,
     FeedbackRow,
     FeedbackTotals,
     ModelTokenUsage,
@@ -65,24 +75,29 @@ from .contract.rows import (
 )
 
 if TYPE_CHECKING:
-    from .contract.factory import create_storage
-    from .mongodb.config import MongoConfig, load_config
+    from .mongodb.config import MongoConfig
     from .mongodb.storage import MongoStorage
 
 _LAZY = {
     "MongoConfig": ".mongodb.config",
-    "load_config": ".mongodb.config",
-    "create_storage": ".contract.factory",
     "MongoStorage": ".mongodb.storage",
 }
 
 __all__ = [
     "AUTO",
+    "UNSET",
+    "Accounts",
     "ActorContext",
+    "ActorMissingError",
+    "ArgumentTypeError",
+    "ArgumentValueError",
     "BackendNotFoundError",
+    "Checkpointing",
     "FeedbackRow",
     "FeedbackStore",
     "FeedbackTotals",
+    "Following",
+    "InvalidArgumentError",
     "InvalidPayloadError",
     "LifecycleEvent",
     "LifecycleEventType",
@@ -107,10 +122,12 @@ __all__ = [
     "RunWriteRepository",
     "Storage",
     "StorageAccessError",
+    "StorageClosedError",
     "StorageConfigError",
     "StorageError",
     "StorageRunObserver",
     "StorageUnavailableError",
+    "ThreadAccessError",
     "ThreadExistsError",
     "ThreadMeta",
     "ThreadMetaCreate",
@@ -120,7 +137,9 @@ __all__ = [
     "TokenUsage",
     "TokenUsageRepository",
     "UserExistsError",
+    "UserId",
     "UserRow",
+    "UserStore",
     "bind_actor_context",
     "create_storage",
     "get_actor_context",
@@ -135,3 +154,7 @@ def __getattr__(name: str) -> Any:
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(module, __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

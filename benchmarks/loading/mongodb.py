@@ -11,9 +11,9 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from deerflow_mongo.contract.payloads import to_json, to_json_mapping
-from deerflow_mongo.contract.times import stored_from_input, stored_from_optional
 from deerflow_mongo.mongodb import codec, schema
 from deerflow_mongo.mongodb.codec import Document
+from deerflow_mongo.mongodb.documents.stored_times import stored_from_input, stored_from_optional
 from deerflow_mongo.mongodb.events.writer import utc_now
 
 from ..dataset import Rows

@@ -9,7 +9,8 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from ..contract.errors import StorageConfigError
-from ..mongodb.config import EMBEDDED, load_config
+from ..contract.factory import load_config
+from ..mongodb.config import EMBEDDED
 
 DEMO_DATABASE = "deerflow_demo"
 

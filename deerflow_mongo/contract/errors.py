@@ -1,28 +1,53 @@
-"""Every error a store raises on its own account, in one hierarchy.
+"""Every error that a storage raises, in one hierarchy.
 
-Not here: `TypeError` and `ValueError` for a wrong argument, `RuntimeError` for a missing actor and
-`PermissionError` for someone else's thread. Those are Python's own, because they tell of a caller's mistake
-and not of the storage. The driver's exception, where there is one, is the `__cause__`.
+Errors of arguments are also `TypeError` or `ValueError`, so that a caller may catch either. The driver's
+exception, where there is one, is the `__cause__`. All errors pickle and copy: a process pool or a task queue
+hands them on with their type, text and attributes.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class StorageError(Exception):
     """Something went wrong in the storage. Base of every error below."""
 
+    def __reduce__(self) -> Any:
+        """Rebuild without `__init__`, whose arguments are not those that `Exception` stores."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(
+    error_type: type[StorageError], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> StorageError:
+    error = error_type.__new__(error_type, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
+
+# -- the server and the configuration --------------------------------------------------------------
+
 
 class StorageUnavailableError(StorageError):
     """No server, a lost connection, a timeout or an exhausted pool.
 
-    Safe to retry: a write may or may not have been stored, and writing it again does no harm where the
-    caller made the id (`runs.create` then answers `RunExistsError`). The exception is `record_token_usage`:
-    the driver repeats it safely by itself, but a caller who repeats it after this error may count twice.
+    Safe to retry: a write may or may not have been stored, and repeating it changes nothing where the caller
+    made the id (`runs.create` then raises `RunExistsError`). The exception is `record_token_usage`: the
+    driver retries it safely, but a caller who repeats it after this error may count twice.
     """
 
 
 class StorageAccessError(StorageError):
-    """The login failed, or the user may not do this."""
+    """Authentication failed, or the database user is not authorized for the operation."""
+
+
+class StorageClosedError(StorageError):
+    """The storage was closed and cannot be used any more."""
+
+    def __init__(self, message: str = "this storage is closed") -> None:
+        super().__init__(message)
 
 
 class StorageConfigError(StorageError):
@@ -30,11 +55,11 @@ class StorageConfigError(StorageError):
 
 
 class BackendNotFoundError(StorageConfigError):
-    """No installed package offers a storage backend of this name; the text lists those that exist."""
+    """No built-in backend and no installed package has this name; the text lists the known names."""
 
 
 class MissingDependencyError(StorageConfigError):
-    """An optional package is needed and not installed; the text names the extra that brings it."""
+    """An optional package is needed and not installed; the text names the extra that installs it."""
 
     def __init__(self, needed_for: str, package: str, extra: str) -> None:
         self.needed_for = needed_for
@@ -46,32 +71,23 @@ class MissingDependencyError(StorageConfigError):
         )
 
 
-class RunExistsError(StorageError):
-    """A run of this id exists already; it was left as it is."""
-
-    def __init__(self, run_id: str) -> None:
-        self.run_id = run_id
-        super().__init__(f"run {run_id!r} exists already")
+# -- arguments and payloads ------------------------------------------------------------------------
 
 
-class ThreadExistsError(StorageError):
-    """A thread of this id exists already; it was left as it is."""
-
-    def __init__(self, thread_id: str) -> None:
-        self.thread_id = thread_id
-        super().__init__(f"thread {thread_id!r} exists already")
+class InvalidArgumentError(StorageError):
+    """An argument is wrong; nothing was read or written. Raised as one of the two below."""
 
 
-class UserExistsError(StorageError):
-    """Another account has this id, email or OAuth identity already; nothing was written."""
+class ArgumentTypeError(InvalidArgumentError, TypeError):
+    """An argument has the wrong type."""
 
-    def __init__(self, taken: str) -> None:
-        self.taken = taken
-        super().__init__(f"another account has this {taken} already")
+
+class ArgumentValueError(InvalidArgumentError, ValueError):
+    """An argument has the right type and a value that is not allowed."""
 
 
 class InvalidPayloadError(StorageError, ValueError):
-    """A value cannot be stored; `field` says where it stands, as in `metadata.steps[3]`."""
+    """A value cannot be stored; `field` is its place, such as `metadata.steps[3]`."""
 
     def __init__(self, field: str, reason: str) -> None:
         self.field = field
@@ -88,3 +104,51 @@ class PayloadTooLargeError(StorageError, ValueError):
         self.limit_bytes = limit_bytes
         size = "too large" if size_bytes is None else f"{size_bytes:,} bytes large"
         super().__init__(f"{field} is {size}; a document holds at most {limit_bytes:,} bytes")
+
+
+# -- the domain ------------------------------------------------------------------------------------
+
+
+class ActorMissingError(StorageError, RuntimeError):
+    """`user_id=AUTO`, and no actor with an id is bound; nothing was read or written."""
+
+    def __init__(self, method_name: str) -> None:
+        self.method_name = method_name
+        super().__init__(
+            f"{method_name} called with user_id=AUTO but no actor context is set; bind one with "
+            "bind_actor_context(), or pass user_id: a string, or None for no filter"
+        )
+
+
+class ThreadAccessError(StorageError, PermissionError):
+    """The thread belongs to another user; nothing was written, and the text reveals nothing about it."""
+
+    def __init__(self, thread_id: str, action: str) -> None:
+        """`action` completes "not allowed to ..."."""
+        self.thread_id = thread_id
+        self.action = action
+        super().__init__(f"not allowed to {action} thread {thread_id!r}")
+
+
+class RunExistsError(StorageError):
+    """A run of this id exists already and was not changed."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        super().__init__(f"run {run_id!r} exists already")
+
+
+class ThreadExistsError(StorageError):
+    """A thread of this id exists already and was not changed."""
+
+    def __init__(self, thread_id: str) -> None:
+        self.thread_id = thread_id
+        super().__init__(f"thread {thread_id!r} exists already")
+
+
+class UserExistsError(StorageError):
+    """Another account has this id, email or OAuth identity already; nothing was written."""
+
+    def __init__(self, taken: str) -> None:
+        self.taken = taken
+        super().__init__(f"another account has this {taken} already")

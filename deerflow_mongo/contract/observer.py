@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Any, cast
 
 from .protocols import RunLifecycleEvent, RunWriteRepository, ThreadMetaStorage
-from .rows import COMPLETION_FIGURES, COMPLETION_TEXTS, MAX_FIGURE, RunCompletionFields
+from .rows import COMPLETION_COUNTS, COMPLETION_TEXTS, MAX_COUNT, RunCompletionFields
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +58,8 @@ def _time_of(event: RunLifecycleEvent) -> str:
     return event.occurred_at.isoformat()
 
 
-def _is_figure(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_FIGURE
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
 
 
 def _completion_of(event: RunLifecycleEvent) -> RunCompletionFields | None:
@@ -72,12 +72,12 @@ def _completion_of(event: RunLifecycleEvent) -> RunCompletionFields | None:
         return None
     fields: dict[str, Any] = {"ended_at": _time_of(event)}
     for name, value in cast("Mapping[str, object]", data).items():
-        fits = (name in COMPLETION_FIGURES and _is_figure(value)) or (
+        fits = (name in COMPLETION_COUNTS and _is_count(value)) or (
             name in COMPLETION_TEXTS and isinstance(value, str)
         )
         if fits:
             fields[name] = value
-        elif name in COMPLETION_FIGURES or (name in COMPLETION_TEXTS and value is not None):
+        elif name in COMPLETION_COUNTS or (name in COMPLETION_TEXTS and value is not None):
             logger.warning("run %s: completion figure %s=%r is left out", event.run_id, name, value)
     return cast("RunCompletionFields", fields)
 

@@ -1,18 +1,21 @@
-"""The storage contract in code: what every backend promises, ordering, units and errors included.
+"""The core of the storage contract: runs, feedback, threads, run events, and the storage that has them.
 
-A host depends on these Protocols and on nothing below them; a backend's own docstrings say only how. For
-every method that takes `user_id`:
+A host depends on these Protocols and on nothing below them; a backend's classes inherit them and document
+only how. What not every backend can do is a capability, in `capabilities.py`. For every method that takes
+`user_id`:
 
 - `AUTO` (where it is the default) is the current actor's id; with no actor, or one without an id, the method
-  raises `RuntimeError` that names it before anything is read or written;
+  raises `ActorMissingError`, a `RuntimeError` that names it, before anything is read or written;
 - a string is that user, also the empty one;
 - None is no filter, for migrations and trusted code; where a vote is written or looked up, None is the one
   anonymous user.
 
 A row of another user, or of nobody, does not exist for a named caller. Identifiers are text of at most
-1,024 bytes, else `TypeError` or `ValueError`; a `limit` is a whole number from 0 up, and 0 gives nothing.
-Every method may raise `StorageUnavailableError`, which is safe to retry, and `StorageAccessError`; a write
-may raise `InvalidPayloadError` or `PayloadTooLargeError` and has then written nothing.
+1,024 bytes; a `limit` is a whole number from 0 up, and 0 gives nothing. Every error is a `StorageError`. A
+wrong argument raises `ArgumentTypeError` or `ArgumentValueError` (a `TypeError` or `ValueError` too) before
+anything is read or written. Every method may raise `StorageUnavailableError`, which is safe to retry,
+`StorageAccessError`, and `StorageClosedError`; a write may raise `InvalidPayloadError` or
+`PayloadTooLargeError` and has then written nothing.
 """
 
 from __future__ import annotations
@@ -20,22 +23,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, Unpack, runtime_checkable
 
-from .actor import AUTO
+from .actor import AUTO, UserId
 from .rows import (
     Caller,
+    CreationOrder,
     FeedbackRow,
     FeedbackTotals,
-    NewestBy,
     RunEventFields,
     RunEventRow,
     RunRow,
     ThreadMeta,
     ThreadMetaCreate,
+    ThreadOrder,
     TimeInput,
     TokenUsage,
-    UserId,
+    Unset,
 )
 
 
@@ -59,7 +63,7 @@ class RunReadRepository(Protocol):
     async def list_pending(self, *, before: TimeInput | None = None) -> list[RunRow]:
         """The runs of every user that are "pending" and were created at or before `before` (now).
 
-        All of them, oldest first. Asks for no actor.
+        All of them, oldest first. No actor is needed.
         """
         ...
 
@@ -104,14 +108,14 @@ class RunWriteRepository(Protocol):
     ) -> None:
         """Set the status, the times and the error given, and merge `metadata` key by key, in one update.
 
-        A run that is over (success, error, timeout, interrupted) is not put back to pending, starting or
-        running: such an update merges its metadata and fills times that are not set. One ending may replace
+        An ended run (success, error, timeout, interrupted) never becomes pending, starting or running again:
+        such an update only merges its metadata and sets times that are not set. One ending may replace
         another.
         """
         ...
 
     async def update_model_name(self, run_id: str, model_name: str | None) -> None:
-        """Set the model that the run goes by, in one update."""
+        """Set the run's model name, in one update."""
         ...
 
     async def set_error(self, run_id: str, error: str) -> None:
@@ -131,18 +135,16 @@ class RunWriteRepository(Protocol):
         subagent_tokens: int = 0,
         middleware_tokens: int = 0,
         message_count: int = 0,
-        first_human_message: str | None = None,
-        last_ai_message: str | None = None,
-        error: str | None = None,
+        first_human_message: str | Unset | None = None,
+        last_ai_message: str | Unset | None = None,
+        error: str | Unset | None = None,
         ended_at: TimeInput | None = None,
-        keep_texts: bool = False,
     ) -> None:
-        """Set the status, all token figures, the texts and `ended_at` in one atomic update.
+        """Set the status, all token counts, the texts and `ended_at` in one atomic update.
 
-        An absent figure becomes 0, an absent text None, or with `keep_texts` stays as it is. `ended_at` is
-        the given one, or now where the status is an ending and none is set. Figures by model stay as
-        recorded. With a status of a run that is going on, a run that is over keeps everything but times that
-        are not set.
+        An absent count becomes 0, an absent text None; a text that is `UNSET` stays as it is. `ended_at` is
+        the given one, or now where the status is an ending and none is set. Counts by model stay as recorded.
+        With an active status, an ended run stays as it is, except for times that are not set yet.
         """
         ...
 
@@ -156,7 +158,7 @@ class RunDeleteRepository(Protocol):
 
 
 class TokenUsageRepository(Protocol):
-    """Token figures while a run is going, and their totals."""
+    """Token counts while a run is active, and their totals."""
 
     async def record_token_usage(
         self,
@@ -168,9 +170,9 @@ class TokenUsageRepository(Protocol):
         output_tokens: int = 0,
         llm_calls: int = 1,
     ) -> None:
-        """Add to the run's figures, atomically, from any number of processes, also after the run's end.
+        """Add to the run's token counts, atomically, from any number of processes, also after the run's end.
 
-        Raises `ValueError` for another caller than "lead_agent", "subagent" or "middleware".
+        Raises `ArgumentValueError` for another caller than "lead_agent", "subagent" or "middleware".
         """
         ...
 
@@ -179,7 +181,7 @@ class TokenUsageRepository(Protocol):
     ) -> TokenUsage:
         """The sums over all runs of the thread, or over those in one of `statuses`.
 
-        A run without figures by model counts under its own `model_name`, or "unknown" if it has none, also
+        A run without counts by model counts under its own `model_name`, or "unknown" if it has none, also
         where it has spent nothing.
         """
         ...
@@ -190,7 +192,10 @@ class RunStore(RunReadRepository, RunWriteRepository, RunDeleteRepository, Token
 
 
 class FeedbackStore(Protocol):
-    """Votes and comments on runs and messages. A rating other than the integers 1 and -1: `ValueError`."""
+    """Votes and comments on runs and messages.
+
+    Raises `ArgumentValueError` for a rating other than the integers 1 and -1.
+    """
 
     async def create(
         self,
@@ -215,7 +220,7 @@ class FeedbackStore(Protocol):
         user_id: UserId,
         comment: str | None = None,
     ) -> FeedbackRow:
-        """Make or replace the user's one vote on the run, in one atomic operation.
+        """Create or replace the user's one vote on the run, in one atomic operation.
 
         `feedback_id` stays the same and `created_at` becomes now. Feedback on a message is not the vote; a
         row that `create` made without a message becomes it. Any number of concurrent calls leave one vote.
@@ -237,15 +242,20 @@ class FeedbackStore(Protocol):
         *,
         limit: int = 100,
         user_id: UserId = None,
-        oldest_first: bool = False,
+        order: CreationOrder = "newest_first",
     ) -> list[FeedbackRow]:
-        """The run's rows, newest first, or the oldest; the limit counts rows of `user_id` only."""
+        """The first `limit` of the run's rows in this order; the limit counts rows of `user_id` only."""
         ...
 
     async def list_by_thread(
-        self, thread_id: str, *, limit: int = 100, user_id: UserId = None, oldest_first: bool = False
+        self,
+        thread_id: str,
+        *,
+        limit: int = 100,
+        user_id: UserId = None,
+        order: CreationOrder = "newest_first",
     ) -> list[FeedbackRow]:
-        """The thread's rows, newest first, or the oldest; the limit counts rows of `user_id` only."""
+        """The first `limit` of the thread's rows in this order; the limit counts rows of `user_id` only."""
         ...
 
     async def list_by_thread_grouped(self, thread_id: str, *, user_id: UserId) -> dict[str, FeedbackRow]:
@@ -262,7 +272,7 @@ class FeedbackStore(Protocol):
 
 
 class ThreadMetaRepository(Protocol):
-    """Thread metadata for the host's own code: asks for no actor."""
+    """Thread metadata for the host's own code: no method needs an actor."""
 
     async def create_thread_meta(self, data: ThreadMetaCreate) -> ThreadMeta:
         """Store a new thread. Raises `ThreadExistsError` for a known id and leaves that thread as it is."""
@@ -282,9 +292,9 @@ class ThreadMetaRepository(Protocol):
         metadata: Mapping[str, Any] | None = None,
         user_id: UserId = None,
     ) -> None:
-        """Set what is given (None leaves a field as it is); `metadata` replaces the stored one whole.
+        """Set what is given (None leaves a field as it is); `metadata` replaces the stored one as a whole.
 
-        A missing thread: nothing is changed, and it is logged at WARNING.
+        For a missing thread nothing is changed, and a WARNING is logged.
         """
         ...
 
@@ -293,7 +303,7 @@ class ThreadMetaRepository(Protocol):
     ) -> None:
         """Set these top-level keys of the metadata and leave the others, in one atomic update.
 
-        Of any number of concurrent merges none is lost. A missing thread: as in `update_thread_meta`.
+        No concurrent merge is lost. A missing thread: as in `update_thread_meta`.
         """
         ...
 
@@ -317,9 +327,10 @@ class ThreadMetaStorage(Protocol):
         metadata: Mapping[str, Any] | None = None,
         user_id: UserId = AUTO,
     ) -> ThreadMeta:
-        """Get the thread or make it, in one atomic operation; all concurrent callers get the same one.
+        """Get the thread or create it, in one atomic operation; all concurrent callers get the same one.
 
-        On a thread of somebody else: `PermissionError`, which tells nothing about it.
+        Raises `ThreadAccessError`, a `PermissionError`, for another user's thread; the text reveals nothing
+        about it.
         """
         ...
 
@@ -330,9 +341,9 @@ class ThreadMetaStorage(Protocol):
         assistant_id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> ThreadMeta:
-        """Set the thread's status to "running", making the thread if there is none.
+        """Set the thread's status to "running"; create the thread if there is none.
 
-        Asks for no actor; a new thread belongs to the one that is bound, if any.
+        No actor is needed; a new thread belongs to the actor that is bound, if any.
         """
         ...
 
@@ -353,7 +364,7 @@ class ThreadMetaStorage(Protocol):
         ...
 
     async def delete_thread(self, thread_id: str, *, user_id: UserId = None) -> bool:
-        """Delete the thread's metadata; False if there is none. Asks for no actor."""
+        """Delete the thread's metadata; False if there is none. No actor is needed."""
         ...
 
     async def search_threads(
@@ -365,9 +376,9 @@ class ThreadMetaStorage(Protocol):
         assistant_id: str | None = None,
         limit: int = 100,
         offset: int = 0,
-        newest_by: NewestBy = "created",
+        order: ThreadOrder = "newest_first",
     ) -> list[ThreadMeta]:
-        """Threads, newest `created_time` first; with `newest_by="updated"`, `updated_time`, then the id.
+        """Threads by `created_time`, newest first; with "last_updated_first" by `updated_time`, then the id.
 
         `metadata` matches whole values, equal in type and content, of any top-level key: 1 is not True, None
         is not "missing", the order of keys does not count. A blank `status` or `assistant_id` is ignored.
@@ -380,64 +391,45 @@ class ThreadStore(ThreadMetaRepository, ThreadMetaStorage, Protocol):
 
 
 class RunEventStore(Protocol):
-    """The story of each thread: messages, tool calls, traces, numbered within the thread.
+    """The events of each thread: messages, tool calls, traces, numbered within the thread.
 
     `seq` starts at 1 in each thread, is unique there and rises in the order of the calls and within a batch.
-    No number is given twice, not even after deletes or a crash, and whoever has seen seq n will see no event
-    with a smaller one appear later.
+    No number is given twice, not even after deletes or a crash; once a reader has seen seq n, no event with a
+    smaller seq appears later.
 
-    With an actor bound, a thread of another user is empty, and writing to it is a `PermissionError`. A thread
-    that belongs to nobody, or that `threads` does not know, is open to all. Whose thread it is, is asked
-    anew by every call.
+    With an actor bound, another user's thread is empty, and writing to it raises `ThreadAccessError`, a
+    `PermissionError`. A thread without an owner, or that `threads` does not have, is open to all. Each call
+    reads the owner again.
 
-    An event may be kept for a user besides (`user_id`). A read or a deletion that names one sees that user's
-    events alone, also where the thread itself is not known any more; None, the default, does not ask.
+    An event may belong to a user as well (`user_id`). A read or a deletion that names a user sees that user's
+    events only, also where the thread itself does not exist any more; None, the default, does not filter.
     """
 
     async def put_batch(self, events: Sequence[RunEventFields]) -> list[RunEventRow]:
         """Store events, those of one thread under consecutive numbers; rows in the order of the input.
 
-        Each has `thread_id`, `run_id`, `event_type` and `category`, and may have `content` (text or a
-        mapping, ""), `metadata` ({}), `created_at` (now) and `user_id` (None); another key is a `TypeError`,
-        a missing one a `ValueError`. Events of several threads are stored thread by thread. Raises
-        `PermissionError` where one of the threads is another user's, and has then stored none.
+        `RunEventFields` has the fields. Raises `ArgumentTypeError` for an unknown field and
+        `ArgumentValueError` for a missing one. Events of several threads are stored thread by thread. Raises
+        `ThreadAccessError` where one of the threads is another user's; then none of the batch is stored.
 
-        After a `StorageUnavailableError` the events may be stored or not. The same process may repeat the
-        same batch: it is then stored once.
+        After a `StorageUnavailableError` the events may be stored or not. If the same process repeats the
+        same batch, it is stored once.
         """
         ...
 
-    async def put(
-        self,
-        *,
-        thread_id: str,
-        run_id: str,
-        event_type: str,
-        category: str,
-        content: Any = "",
-        metadata: Mapping[str, Any] | None = None,
-        created_at: TimeInput | None = None,
-        user_id: str | None = None,
-    ) -> RunEventRow:
-        """Store one event, as `put_batch` does."""
+    async def put(self, **event: Unpack[RunEventFields]) -> RunEventRow:
+        """Store one event, as `put_batch` does.
+
+        Arguments: `thread_id`, `run_id`, `event_type`, `category`, and optionally `content`, `metadata`,
+        `created_at` and `user_id`; see `RunEventFields`.
+        """
         ...
 
-    async def put_if_absent(
-        self,
-        *,
-        thread_id: str,
-        run_id: str,
-        event_type: str,
-        category: str,
-        content: Any = "",
-        metadata: Mapping[str, Any] | None = None,
-        created_at: TimeInput | None = None,
-        user_id: str | None = None,
-    ) -> tuple[RunEventRow, bool]:
-        """Store the event unless its run has one of its type; the run's event, and whether it is new.
+    async def put_if_absent(self, **event: Unpack[RunEventFields]) -> tuple[RunEventRow, bool]:
+        """Store the event, with the arguments of `put`, unless its run has an event of this type.
 
-        Any number of concurrent calls from any number of processes store one. Where `put` has stored several,
-        the first is given.
+        Returns the run's event and whether it is new. Any number of concurrent calls from any number of
+        processes store one. Where `put` has stored several, the first is returned.
         """
         ...
 
@@ -487,11 +479,11 @@ class RunEventStore(Protocol):
         ...
 
     async def delete_by_thread(self, thread_id: str, *, user_id: UserId = None) -> int:
-        """Delete the thread's events; how many there were. Their numbers are not given again."""
+        """Delete the thread's events and return their number. Their `seq` is never given again."""
         ...
 
     async def delete_by_run(self, thread_id: str, run_id: str, *, user_id: UserId = None) -> int:
-        """Delete the run's events; how many there were. Their numbers are not given again."""
+        """Delete the run's events and return their number. Their `seq` is never given again."""
         ...
 
 
@@ -511,10 +503,10 @@ class RunLifecycleEvent(Protocol):
 
 
 class RunObserver(Protocol):
-    """Is told of every run lifecycle event."""
+    """Receives every run lifecycle event."""
 
     async def on_event(self, event: RunLifecycleEvent) -> None:
-        """Store the event. What cannot be stored is logged and raises nothing."""
+        """Store the event. An event that cannot be stored is logged; nothing is raised."""
         ...
 
 
@@ -536,14 +528,18 @@ class Storage(Protocol):
         ...
 
     async def setup(self) -> None:
-        """Make what the backend needs; idempotent, and harmless from many processes at once."""
+        """Create what the backend needs; idempotent, and safe from many processes at once."""
+        ...
+
+    async def ping(self) -> None:
+        """Return when the server has answered; raises `StorageUnavailableError` if it does not in time."""
         ...
 
     async def aclose(self) -> None:
-        """Write the run events that were accepted, then let go of connections.
+        """Write the run events that were accepted, then close the connections.
 
-        Idempotent, and bounded in time when the server is gone: who waits for an event that could not be
-        written gets the error, and the log tells how many there were.
+        Idempotent, and bounded in time when the server is gone: callers that wait for an event that could not
+        be written get the error, and the log has their number.
         """
         ...
 

@@ -1,7 +1,7 @@
 """What goes into the stores and what comes out: rows, thread metadata and the fields of a run.
 
-A row is a plain dict of JSON types; nothing of a database driver is in it. How a row is stored is not told
-here but in `codec.py`.
+A row is a plain dict of JSON types; nothing of a database driver is in it. How a backend stores a row is not
+decided here.
 """
 
 from __future__ import annotations
@@ -9,22 +9,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
+from enum import Enum
+from typing import Any, Final, Literal, NotRequired, TypeAlias, TypedDict
+
+from .actor import UserId
 
 JSONValue: TypeAlias = "bool | int | float | str | list[JSONValue] | dict[str, JSONValue] | None"
-"""What JSON can say: the only values a row holds."""
+"""A JSON value: the only values that a row holds."""
 
 TimeInput: TypeAlias = str | datetime
 """An ISO-8601 string (any offset, `Z` too) or a datetime; a naive one means UTC."""
 
-UserId: TypeAlias = str | object | None
-"""A user, None, or the `AUTO` marker of this package or of the host, whose type is the host's own."""
-
 Caller: TypeAlias = Literal["lead_agent", "subagent", "middleware"]
 """Who spent tokens; DeerFlow's own three names."""
 
-NewestBy: TypeAlias = Literal["created", "updated"]
-"""Which of its times puts a thread first."""
+CreationOrder: TypeAlias = Literal["newest_first", "oldest_first"]
+"""The order of a list by `created_at`."""
+
+ThreadOrder: TypeAlias = Literal["newest_first", "last_updated_first"]
+"""The order of a list of threads: by `created_time`, or by `updated_time` and then the id."""
+
+
+class Unset(Enum):
+    """The type of `UNSET`."""
+
+    UNSET = "unset"
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
+UNSET: Final = Unset.UNSET
+"""A text argument that is not given: the stored text stays as it is, where None would clear it."""
 
 CALLERS: tuple[Caller, ...] = ("lead_agent", "subagent", "middleware")
 ACTIVE_STATUSES: tuple[str, ...] = ("pending", "starting", "running")
@@ -33,7 +49,7 @@ ENDED_STATUSES: tuple[str, ...] = ("success", "error", "timeout", "interrupted")
 
 
 class RunCreateFields(TypedDict, total=False):
-    """What `runs.create` takes besides the two ids; every field is kept."""
+    """What `runs.create` takes besides the two ids; every field is stored."""
 
     status: str
     created_at: TimeInput | None
@@ -59,7 +75,7 @@ class RunStatusUpdateFields(TypedDict, total=False):
 
 
 class RunCompletionFields(TypedDict, total=False):
-    """What `runs.update_run_completion` takes; an absent figure is 0, an absent text None."""
+    """What `runs.update_run_completion` takes; an absent count is 0, an absent text None."""
 
     total_input_tokens: int
     total_output_tokens: int
@@ -69,20 +85,20 @@ class RunCompletionFields(TypedDict, total=False):
     subagent_tokens: int
     middleware_tokens: int
     message_count: int
-    first_human_message: str | None
-    last_ai_message: str | None
-    error: str | None
+    first_human_message: str | Unset | None
+    last_ai_message: str | Unset | None
+    error: str | Unset | None
     ended_at: TimeInput | None
 
 
 COMPLETION_TEXTS = ("first_human_message", "last_ai_message", "error")
-COMPLETION_FIGURES = tuple(
+COMPLETION_COUNTS = tuple(
     name for name in RunCompletionFields.__annotations__ if name not in (*COMPLETION_TEXTS, "ended_at")
 )
 """The two kinds of `RunCompletionFields`: whole numbers from 0 up, and texts."""
 
-MAX_FIGURE = 2**63 - 1
-"""The largest token figure or count that a row holds."""
+MAX_COUNT = 2**63 - 1
+"""The largest token count or other count that a row holds."""
 
 
 class RunRow(TypedDict):
@@ -161,7 +177,7 @@ class FeedbackTotals(TypedDict):
 
 
 class UserRow(TypedDict):
-    """One account. `password_hash` is whatever the host made of the password; no store looks into it."""
+    """One account. `password_hash` is the host's own hash of the password; no store interprets it."""
 
     user_id: str
     email: str
@@ -178,23 +194,27 @@ MESSAGE = "message"
 """The category of the run events that users scroll through."""
 
 
-class RunEventFields(TypedDict, total=False):
-    """A run event to be stored; the first four are needed."""
+class RunEventFields(TypedDict):
+    """A run event to be stored.
+
+    `content` is text or any payload ("" by default), `created_at` the time of the call by default. With
+    `user_id` the event is visible only to reads of that user and to reads without a user.
+    """
 
     thread_id: str
     run_id: str
     event_type: str
     category: str
-    content: Any
-    metadata: Mapping[str, Any] | None
-    created_at: TimeInput | None
-    user_id: str | None
+    content: NotRequired[Any]
+    metadata: NotRequired[Mapping[str, Any] | None]
+    created_at: NotRequired[TimeInput | None]
+    user_id: NotRequired[str | None]
 
 
 class RunEventRow(TypedDict):
-    """One run event. `seq` counts from 1 within its thread; `content` is text or what JSON came in.
+    """One run event. `seq` counts from 1 within its thread; `content` is the text or JSON value that was put.
 
-    `user_id` is there only where the event was written for a user.
+    `user_id` is present only where the event was written for a user.
     """
 
     thread_id: str
@@ -214,7 +234,7 @@ def _empty_metadata() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThreadMetaCreate:
-    """A thread to be made with `threads.create_thread_meta`."""
+    """A thread to be created with `threads.create_thread_meta`."""
 
     thread_id: str
     assistant_id: str | None = None
@@ -226,7 +246,7 @@ class ThreadMetaCreate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThreadMeta:
-    """A thread's metadata. Both times are aware, in UTC; `updated_time` is the creation's until an update."""
+    """A thread's metadata. Both times are aware, in UTC; without an update they are equal."""
 
     thread_id: str
     assistant_id: str | None

@@ -34,12 +34,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
-from ..contract.actor import AUTO, ActorContext, bind_actor_context, reset_actor_context
+from ..contract.actor import AUTO, ActorContext, UserId, bind_actor_context, reset_actor_context
 from ..contract.arguments import MAX_IDENTIFIER_BYTES
 from ..contract.errors import InvalidPayloadError, PayloadTooLargeError
 from ..contract.observer import LifecycleEvent, LifecycleEventType
 from ..contract.protocols import Storage
-from ..contract.rows import MESSAGE, Caller, RunCompletionFields, RunEventFields, UserId
+from ..contract.rows import MESSAGE, Caller, RunCompletionFields, RunEventFields
 from ..mongodb.drivers.base import end_if_cancelled
 
 HOW_TOKENS_COUNT = (

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from ..contract.errors import MissingDependencyError, StorageConfigError
-from ..contract.factory import create_storage
-from ..mongodb.config import EMBEDDED, load_config
+from ..contract.factory import create_storage, load_config
+from ..mongodb.config import EMBEDDED
 from ..mongodb.storage import MongoStorage
 
 SECTION = "storage"

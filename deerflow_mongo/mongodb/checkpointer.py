@@ -17,7 +17,7 @@ from typing import Any
 
 from pymongo import MongoClient, timeout
 
-from ..contract.errors import MissingDependencyError, StorageError
+from ..contract.errors import MissingDependencyError, StorageClosedError
 from .drivers.base import CLOSE_TIMEOUT_S, DEFAULT_WRITE_CONCERN, DRIVER_INFO, DriverOptions, translating
 from .drivers.pymongo_async import client_settings
 
@@ -61,7 +61,7 @@ class Checkpointer:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise StorageError("this storage is closed")
+            raise StorageClosedError
 
     async def _open(self) -> Any:
         saver_class = await asyncio.to_thread(_saver_class)

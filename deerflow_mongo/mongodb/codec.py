@@ -18,9 +18,9 @@ from typing import Any, TypeAlias, cast
 import bson
 from bson import Int64, ObjectId
 
-from ..contract.errors import StorageError
+from ..contract.errors import ArgumentTypeError, StorageError
 from ..contract.rows import CALLERS, FeedbackRow, JSONValue, RunEventRow, RunRow, ThreadMeta, UserRow
-from ..contract.times import optional_row_time, row_time
+from .documents.stored_times import optional_row_time, row_time
 
 Document: TypeAlias = dict[str, Any]
 
@@ -178,7 +178,7 @@ def encode_text(name: str, value: object) -> Any:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be text or None, got {type(value).__name__}")
+        raise ArgumentTypeError(f"{name} must be text or None, got {type(value).__name__}")
     return encode_value(value if type(value) is str else str.__str__(value))
 
 

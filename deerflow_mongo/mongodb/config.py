@@ -1,24 +1,22 @@
-"""One validated configuration object, `$NAME` values from the environment, and YAML sections.
+"""The options of the MongoDB backend, as one validated configuration object.
 
-What a MongoDB URI can say (TLS, login, pool, read preference) is not an option here. No text made here shows
-a password.
+What a MongoDB URI can express (TLS, login, pool, read preference) is not an option here. No text made here
+contains a password.
 """
 
 from __future__ import annotations
 
-import importlib
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ..contract.errors import MissingDependencyError, StorageConfigError
+from ..contract.errors import StorageConfigError
 
 EMBEDDED = "embedded"
-"""The `url` that stands for a server of our own."""
+"""The `url` that stands for a private server."""
 
 DEFAULT_DATABASE = "deerflow"
 DEFAULT_TIMEOUT_MS = 25_000
@@ -27,8 +25,7 @@ DEFAULT_TIMEOUT_MS = 25_000
 # PyMongo ignores the second where a timeoutMS is set, so ours must not be.
 _URI_TIMEOUTS = ("timeoutms", "serverselectiontimeoutms")
 
-_ENVIRONMENT_NAME = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
-# Up to the last @, be it in the options: a login whose special characters are not escaped may hold anything.
+# Up to the last @, even in the options: a login that is not escaped may contain any character.
 _LOGIN = re.compile(r"(?<=://).*@", re.DOTALL)
 _SECRET_OPTIONS = re.compile(r"(tlsCertificateKeyFilePassword=|authMechanismProperties=)[^&]*", re.IGNORECASE)
 _NAME_CHARACTERS = re.compile(r'[/\\. "$*<>:|?\0]')
@@ -42,7 +39,10 @@ def redacted(url: str) -> str:
 
 
 class MongoConfig(BaseModel):
-    """The options of the MongoDB backend."""
+    """The options of the MongoDB backend. Every field has its documented default once the object exists.
+
+    Building one connects to nothing. Raises `StorageConfigError`, which names every wrong option.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -53,25 +53,41 @@ class MongoConfig(BaseModel):
     timeout_ms: int | None = Field(
         default=None,
         ge=1,
-        description="of one operation, its retries included; default: the URI's, else 25,000",
+        description="of one operation with its retries; default: the URI's (then None here), else 25,000",
     )
     run_events_ttl_days: int | None = Field(
         default=None,
         ge=1,
         le=20_000,
-        description="how long run events are kept, in whole days; default: for ever",
+        description="run events are removed after so many whole days; default: never",
     )
     data_dir: Path | None = Field(
         default=None,
-        description="where `url: embedded` keeps its data; default: a folder that goes with the server",
+        description="data folder of `url: embedded`; default: a temporary folder, removed with the server",
     )
     mongod_path: str | None = Field(
         default=None, description="the server to run for `url: embedded`; default: PATH, else the extra's"
     )
 
+    if not TYPE_CHECKING:  # the type checker derives a better signature from the fields
+
+        def __init__(self, **options: Any) -> None:
+            try:
+                super().__init__(**options)
+            except ValidationError as error:
+                details = error.errors(include_url=False, include_input=False, include_context=False)
+                raise StorageConfigError(
+                    "storage configuration: " + "; ".join(map(_sentence, details))
+                ) from None
+
     def __repr_args__(self) -> Any:
         yield "url", redacted(self.url)
         yield from ((name, value) for name, value in super().__repr_args__() if name != "url")
+
+    @property
+    def has_server(self) -> bool:
+        """Whether the driver talks to a server; mongomock does not."""
+        return self.driver != "mongomock"
 
     @field_validator("database")
     @classmethod
@@ -90,25 +106,45 @@ class MongoConfig(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _fitting_together(self) -> MongoConfig:
+    def _checked_together(self) -> MongoConfig:
         if self.url != EMBEDDED:
             for name in ("data_dir", "mongod_path"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"`{name}` goes with `url: {EMBEDDED}` only")
+        self._fill_defaults()
         return self
 
+    def _fill_defaults(self) -> None:
+        uri_database: str | None = None
+        has_timeout = False
+        if self.has_server and self.url not in ("", EMBEDDED):
+            parsed = _parse_uri(self.url)
+            options = {str(name).lower(): value for name, value in parsed["options"].items()}
+            if options.get("w") == 0:
+                raise StorageConfigError("url has w=0, which acknowledges no write: remove it")
+            uri_database = parsed["database"]
+            has_timeout = any(name in options for name in _URI_TIMEOUTS)
+        filled = {
+            "database": self.database or uri_database or DEFAULT_DATABASE,
+            # The client reads a timeout in the URI from there.
+            "timeout_ms": self.timeout_ms or (None if has_timeout else DEFAULT_TIMEOUT_MS),
+        }
+        for name, value in filled.items():
+            object.__setattr__(self, name, value)  # the model is frozen
 
-def _uri_options(url: str) -> Mapping[str, Any]:
-    """What a URI says, read without any connection, also where its scheme is looked up by DNS."""
+
+def _parse_uri(url: str) -> Mapping[str, Any]:
+    """The parts of a URI, read without any connection, also where its scheme asks for a DNS lookup."""
+    # Imported here: importing this package imports no driver.
     from pymongo.errors import ConfigurationError, InvalidURI
     from pymongo.uri_parser import parse_uri
 
     plain = url.replace("mongodb+srv://", "mongodb://", 1)
-    message = "url is not a MongoDB URI that can be used: "
+    message = "url is not a valid MongoDB URI: "
     try:
         parsed = cast("Mapping[str, Any]", parse_uri(plain, validate=True, warn=False))
     except (InvalidURI, ConfigurationError, ValueError):
-        # The driver's text may quote what it takes for a part of the URI: let it judge one without secrets.
+        # The driver's text may quote what it parsed as a part of the URI: parse one without secrets instead.
         try:
             parse_uri(redacted(plain), validate=True, warn=False)
         except (InvalidURI, ConfigurationError, ValueError) as error:
@@ -120,91 +156,19 @@ def _uri_options(url: str) -> Mapping[str, Any]:
     return parsed
 
 
-def mongo_config(options: Mapping[str, Any], *, url_needed: bool = True) -> MongoConfig:
-    """The validated options; `StorageConfigError` says which key is wrong, and why."""
-    try:
-        config = MongoConfig.model_validate(dict(options))
-    except ValidationError as error:
-        details = error.errors(include_url=False, include_input=False, include_context=False)
-        raise StorageConfigError("storage configuration: " + "; ".join(map(_sentence, details))) from None
-    if config.driver == "mongomock" or config.url == EMBEDDED or not (config.url or url_needed):
-        return config.model_copy(update=_defaults(config, None, has_timeout=False))
-    if not config.url:
-        raise StorageConfigError(
-            f"storage configuration: `url` is missing: a MongoDB URI, or `{EMBEDDED}` for a server of our own"
-        )
-    said = _uri_options(config.url)
-    said_options = {str(name).lower(): value for name, value in said["options"].items()}
-    if said_options.get("w") == 0:
-        raise StorageConfigError("url says w=0, which acknowledges no write: take it out")
-    has_timeout = any(name in said_options for name in _URI_TIMEOUTS)
-    return config.model_copy(update=_defaults(config, said["database"], has_timeout=has_timeout))
-
-
-def _defaults(config: MongoConfig, uri_database: str | None, *, has_timeout: bool) -> dict[str, Any]:
-    return {
-        "database": config.database or uri_database or DEFAULT_DATABASE,
-        # A timeout that the URI says is read from there by the client.
-        "timeout_ms": config.timeout_ms or (None if has_timeout else DEFAULT_TIMEOUT_MS),
-    }
+def mongo_config(options: Mapping[str, Any] | str) -> MongoConfig:
+    """The validated options of a mapping, or of a URL alone. Raises `StorageConfigError`."""
+    if isinstance(options, str):
+        return MongoConfig(url=options)
+    strange = [key for key in options if not isinstance(key, str)]  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+    if strange:
+        raise StorageConfigError(f"storage configuration: a key must be text, not {strange[0]!r}")
+    return MongoConfig(**options)
 
 
 def _sentence(detail: Any) -> str:
     place = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        known = ", ".join(sorted(MongoConfig.model_fields))
-        return f"unknown key `{place}` (known: {known})"
+        return f"unknown key `{place}`; expected one of {', '.join(sorted(MongoConfig.model_fields))}"
     message = str(detail["msg"]).removeprefix("Value error, ")
     return f"`{place}`: {message}" if place else message
-
-
-def with_environment(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The mapping with every value that is `$NAME` as a whole read from the environment, nested ones too."""
-    return {key: _from_environment(str(key), value) for key, value in options.items()}
-
-
-def _from_environment(place: str, value: Any) -> Any:
-    if isinstance(value, str):
-        match = _ENVIRONMENT_NAME.fullmatch(value)
-        if match is None:
-            return value
-        name = match.group(1)
-        if name not in os.environ:
-            raise StorageConfigError(
-                f"`{place}` is ${name}, and the environment has no variable {name}: set it"
-            )
-        return os.environ[name]
-    if isinstance(value, Mapping):
-        items = cast("Mapping[Any, Any]", value).items()
-        return {key: _from_environment(f"{place}.{key}", item) for key, item in items}
-    if isinstance(value, list):
-        return [_from_environment(f"{place}[{i}]", item) for i, item in enumerate(cast("list[Any]", value))]
-    return value
-
-
-def load_config(path: str | os.PathLike[str], section: str = "storage") -> dict[str, Any]:
-    """One section of a YAML file, as `create_storage` takes it; `$NAME` values are left for that.
-
-    Raises `StorageConfigError` where the file or the section is missing or is no mapping, and
-    `MissingDependencyError` without PyYAML.
-    """
-    try:
-        yaml: Any = importlib.import_module("yaml")
-    except ImportError as error:
-        raise MissingDependencyError("reading a YAML file", "PyYAML", "yaml") from error
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StorageConfigError(f"{os.fspath(path)} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = "" if mark is None else f" at line {mark.line + 1}"
-        # The parser's own text quotes the file, which may hold a password.
-        raise StorageConfigError(f"{os.fspath(path)} is not valid YAML{where}") from None
-    found = cast("Mapping[str, Any]", content).get(section) if isinstance(content, Mapping) else None
-    if not isinstance(found, Mapping):
-        raise StorageConfigError(
-            f"{os.fspath(path)} has no section `{section}:` with the storage's options, such as\n"
-            f"{section}:\n  backend: mongodb\n  url: $MONGODB_URL"
-        )
-    return dict(cast("Mapping[str, Any]", found))

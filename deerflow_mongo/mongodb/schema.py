@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 from ..contract.arguments import RATINGS
 from ..contract.errors import StorageConfigError, StorageError
 from ..contract.rows import CALLERS, MESSAGE, PENDING
-from ..contract.times import stored_now
 from .codec import JSON_MARK, ONCE, SCHEMA_VERSION, VOTE, Document
+from .documents.stored_times import stored_now
 from .drivers.base import Collection, Driver
 
 logger = logging.getLogger(__name__)

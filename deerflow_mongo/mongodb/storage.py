@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from ..contract.errors import MissingDependencyError, StorageConfigError, StorageError
+from ..contract.capabilities import Accounts, Checkpointing
+from ..contract.errors import MissingDependencyError, StorageClosedError, StorageConfigError
+from ..contract.factory import with_environment
 from ..contract.observer import StorageRunObserver
+from ..contract.protocols import Storage
 from . import schema
 from .checkpointer import Checkpointer
 from .config import EMBEDDED, MongoConfig, mongo_config, redacted
@@ -26,6 +29,9 @@ from .stores.feedback import MongoFeedbackStore
 from .stores.runs import MongoRunStore
 from .stores.threads import MongoThreadStore
 from .stores.users import MongoUserStore
+
+BACKEND = "mongodb"
+"""The name of this backend in a configuration."""
 
 # driver -> (module here, class, package, extra)
 _DRIVERS: dict[str, tuple[str, str, str, str]] = {
@@ -86,7 +92,7 @@ class _EmbeddedHold:
             if server is None and not self._closed:
                 server = self._start()
         if server is None:
-            raise StorageError("this storage is closed")
+            raise StorageClosedError
         return server.url
 
     def _start(self) -> EmbeddedServer | None:
@@ -100,13 +106,19 @@ class _EmbeddedHold:
         return None
 
 
-class MongoStorage:
-    """`Storage` on MongoDB. Building it connects to nothing; it is used within one event loop and process.
+class MongoStorage(Storage, Accounts, Checkpointing):
+    """`Storage` on MongoDB, with accounts, checkpoints and run events that can be followed.
 
-    A `client` that is passed in is used as it is, its timeouts included, and never closed.
+    Building it connects to nothing; it is used within one event loop and process. A `client` that is passed
+    in is used as it is, its timeouts included, and never closed.
     """
 
     def __init__(self, config: MongoConfig, *, client: Any = None) -> None:
+        if not config.url and client is None and config.has_server:
+            raise StorageConfigError(
+                "storage configuration: `url` is missing: set it to a MongoDB URI, or to "
+                f"`{EMBEDDED}` for a private server"
+            )
         self._config = config
         self._embedded = _EmbeddedHold(config)
         driver_name = config.driver if client is None else _driver_of(client)
@@ -117,6 +129,21 @@ class MongoStorage:
         self._run_events = self._event_store()
         self._users = MongoUserStore(self._collection(schema.USERS, **READ_FROM_PRIMARY))
         self._checkpointer = Checkpointer(self._driver_options, config.collection_prefix)
+
+    @classmethod
+    def open(cls, config: MongoConfig | Mapping[str, Any] | str, *, client: Any = None) -> Self:
+        """The storage that a configuration describes, for hosts that want MongoDB and its types.
+
+        `config` is a `MongoConfig`, a mapping of its fields, or a URL alone; `$NAME` values of the latter two
+        are read from the environment. Connects to nothing yet; use it with `async with`, or with `setup()`
+        and `aclose()`. Raises `StorageConfigError`.
+        """
+        if not isinstance(config, MongoConfig):
+            options = {"url": config} if isinstance(config, str) else dict(config)
+            if options.pop("backend", BACKEND) != BACKEND:
+                raise StorageConfigError(f"MongoStorage.open() needs `backend: {BACKEND}`, or no `backend`")
+            config = mongo_config(with_environment(options))
+        return cls(config, client=client)
 
     def __repr__(self) -> str:
         url, database = redacted(self._config.url), self._config.database
@@ -149,7 +176,7 @@ class MongoStorage:
 
     @property
     def users(self) -> MongoUserStore:
-        """Accounts, for hosts that keep theirs here; no other store asks for them."""
+        """Accounts, for hosts that store theirs here; no other store uses them."""
         return self._users
 
     def observer(self) -> StorageRunObserver:
@@ -186,6 +213,10 @@ class MongoStorage:
         await schema.apply(
             self._driver, config.collection_prefix, config.database, ttl_days=config.run_events_ttl_days
         )
+
+    async def ping(self) -> None:
+        """One command to the server the driver selects; see `Storage.ping`."""
+        await self._driver.command({"ping": 1})
 
     async def inspect(self) -> schema.SchemaReport:
         """Which collections and indexes exist or are missing; changes nothing."""
@@ -242,5 +273,5 @@ class MongoStorage:
 
 
 def create_mongo_storage(options: Mapping[str, Any], *, client: Any = None) -> MongoStorage:
-    """The entry point of the backend `mongodb`: validates the options and builds the storage."""
-    return MongoStorage(mongo_config(options, url_needed=client is None), client=client)
+    """The backend `mongodb` of `create_storage`: validates the options and builds the storage."""
+    return MongoStorage(mongo_config(options), client=client)

@@ -182,11 +182,11 @@ class FeedbackStoreContract(Contract):
             for user_id in (None, ALICE, BOB):
                 with case(limit, user_id):
                     expected = [row for row in rows if user_id in (None, row["user_id"])][:limit]
-                    options: dict[str, Any] = {"limit": limit, "user_id": user_id, "oldest_first": True}
+                    options: dict[str, Any] = {"limit": limit, "user_id": user_id, "order": "oldest_first"}
                     assert await storage.feedback.list_by_run(THREAD, RUN, **options) == expected
                     assert await storage.feedback.list_by_thread(THREAD, **options) == expected
         vote = await storage.feedback.upsert(**_ON_RUN, rating=-1, user_id=BOB)
-        last = (await storage.feedback.list_by_thread(THREAD, oldest_first=True))[-1]
+        last = (await storage.feedback.list_by_thread(THREAD, order="oldest_first"))[-1]
         assert last == vote
 
     async def test_feedback_of_another_is_none_for_a_named_caller(self, storage: Storage) -> None:

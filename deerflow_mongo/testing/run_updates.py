@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ..contract.protocols import Storage
-from ..contract.rows import ACTIVE_STATUSES, ENDED_STATUSES
+from ..contract.rows import ACTIVE_STATUSES, COMPLETION_TEXTS, ENDED_STATUSES, UNSET
 from .contract import RUN, THREAD, Contract, case, everything, given_run, stored_run
 from .values import FIGURES, assert_is_now, assert_row_time, exactly, now
 
@@ -45,6 +45,11 @@ def _expected_status(old: str, new: str) -> str:
 
 def _of(row: Any, names: Any) -> dict[str, Any]:
     return {name: row[name] for name in names}
+
+
+def _other_texts_unset(**texts: Any) -> dict[str, Any]:
+    """A completion's texts: these, and `UNSET` for the others."""
+    return {**dict.fromkeys(COMPLETION_TEXTS, UNSET), **texts}
 
 
 class RunUpdateContract(Contract):
@@ -256,7 +261,7 @@ class RunUpdateContract(Contract):
                     await storage.runs.update_status(RUN, "running", error=value)
                 with pytest.raises((TypeError, ValueError), match="error"):
                     await storage.runs.update_run_completion(
-                        RUN, status="success", error=value, keep_texts=True
+                        RUN, status="success", **_other_texts_unset(error=value)
                     )
                 with pytest.raises((TypeError, ValueError), match="model_name"):
                     await storage.runs.update_model_name(RUN, value)
@@ -287,37 +292,37 @@ class RunUpdateContract(Contract):
                 await storage.runs.update_run_completion(RUN, status="success", **{name: value})
                 assert _of(await stored_run(storage), _COMPLETION) == {**_NO_COMPLETION, name: value}
 
-    async def test_a_completion_that_keeps_texts_leaves_those_it_has_none_for(self, storage: Storage) -> None:
-        """Absent figures become 0 all the same; an empty text is a text."""
+    async def test_completion_leaves_unset_texts_as_they_are(self, storage: Storage) -> None:
+        """Absent counts become 0 all the same; an empty text is a text, and None clears."""
         texts = [name for name, value in _COMPLETION.items() if isinstance(value, str)]
         await given_run(storage)
         await storage.runs.update_run_completion(RUN, status="error", **_COMPLETION, ended_at=_EARLY)
         expected = {**_NO_COMPLETION, **{name: _COMPLETION[name] for name in texts}}
         for ended_at in (None, _LATE):
             await storage.runs.update_run_completion(
-                RUN, status="success", keep_texts=True, ended_at=ended_at
+                RUN, status="success", ended_at=ended_at, **_other_texts_unset()
             )
             assert _of(await stored_run(storage), _COMPLETION) == expected
         for name in texts:
-            for text in ("another $text", ""):
+            for text in ("another $text", "", None):
                 with case(name, text):
-                    own: dict[str, Any] = {name: text}
-                    await storage.runs.update_run_completion(RUN, status="success", keep_texts=True, **own)
+                    texts_given = _other_texts_unset(**{name: text})
+                    await storage.runs.update_run_completion(RUN, status="success", **texts_given)
                     expected[name] = text
                     assert _of(await stored_run(storage), _COMPLETION) == expected
-        await storage.runs.update_run_completion(RUN, status="success", keep_texts=False)
+        await storage.runs.update_run_completion(RUN, status="success")
         assert _of(await stored_run(storage), _COMPLETION) == _NO_COMPLETION
 
-    async def test_a_completion_that_keeps_texts_of_a_run_that_goes_on(self, storage: Storage) -> None:
-        """It stores what it has while the run is going, and nothing where the run is over."""
+    async def test_completion_with_unset_texts_of_an_active_run(self, storage: Storage) -> None:
+        """It stores what it has while the run is active, and nothing where the run has ended."""
         await given_run(storage, status="running", error="first")
         await storage.runs.update_run_completion(
-            RUN, status="running", keep_texts=True, first_human_message="hi", total_tokens=3
+            RUN, status="running", total_tokens=3, **_other_texts_unset(first_human_message="hi")
         )
         await storage.runs.update_run_completion(
-            RUN, status="success", keep_texts=True, last_ai_message="bye"
+            RUN, status="success", **_other_texts_unset(last_ai_message="bye")
         )
-        await storage.runs.update_run_completion(RUN, status="running", keep_texts=True, error="late")
+        await storage.runs.update_run_completion(RUN, status="running", **_other_texts_unset(error="late"))
         row = await stored_run(storage)
         texts = (row["first_human_message"], row["last_ai_message"], row["error"])
         assert (row["status"], *texts) == ("success", "hi", "bye", "first")

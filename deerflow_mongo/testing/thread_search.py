@@ -111,7 +111,7 @@ class ThreadSearchContract(Contract):
         for number in range(9):
             await _given(storage, f"thread-{number}", user_id=ALICE, metadata={"k": 1})
         threads, order = storage.threads, [f"thread-{number}" for number in reversed(range(9))]
-        assert await _found(storage, newest_by="updated") == order
+        assert await _found(storage, order="last_updated_first") == order
         updates: list[Callable[[str], Awaitable[object]]] = [
             lambda thread_id: threads.update_thread_meta(thread_id, status="busy"),
             lambda thread_id: threads.merge_thread_metadata(thread_id, {"l": 2}),
@@ -127,11 +127,11 @@ class ThreadSearchContract(Contract):
             order.insert(0, thread_id)
             for wanted in ({}, {"user_id": ALICE}, {"metadata": {"k": 1}, "user_id": ALICE}):
                 with case(number, wanted):
-                    assert await _found(storage, newest_by="updated", **wanted) == order
+                    assert await _found(storage, order="last_updated_first", **wanted) == order
         await threads.get_thread("thread-8", user_id=ALICE)
         await threads.ensure_thread(thread_id="thread-8", user_id=ALICE)
-        assert await _found(storage, newest_by="updated") == order
-        assert await _found(storage) == await _found(storage, newest_by="created")
+        assert await _found(storage, order="last_updated_first") == order
+        assert await _found(storage) == await _found(storage, order="newest_first")
         assert await _found(storage) == [f"thread-{number}" for number in reversed(range(9))]
 
     async def test_threads_updated_at_once_are_found_in_one_order(self, storage: Storage) -> None:
@@ -142,11 +142,13 @@ class ThreadSearchContract(Contract):
             *(storage.threads.update_thread_meta(f"thread-{number}", status="busy") for number in range(60))
         )
         for user_id in (None, ALICE):
-            found = await storage.threads.search_threads(user_id=user_id, newest_by="updated", limit=1_000)
+            found = await storage.threads.search_threads(
+                user_id=user_id, order="last_updated_first", limit=1_000
+            )
             keys = [(thread.updated_time, thread.thread_id) for thread in found]
             assert keys == sorted(keys, reverse=True)
             pages = [
-                await _found(storage, user_id=user_id, newest_by="updated", limit=7, offset=at)
+                await _found(storage, user_id=user_id, order="last_updated_first", limit=7, offset=at)
                 for at in range(0, 63, 7)
             ]
             assert [thread_id for page in pages for thread_id in page] == [key[1] for key in keys]
@@ -155,21 +157,21 @@ class ThreadSearchContract(Contract):
         await _given(storage, "one")
         others: tuple[Any, ...] = (
             "",
-            "oldest",
-            "UPDATED",
+            "oldest_first",
+            "NEWEST_FIRST",
             "updated_at",
             "-updated",
             None,
             1,
             True,
-            b"updated",
+            b"newest_first",
         )
-        for newest_by in others:
-            with case(newest_by), pytest.raises(ValueError, match="newest_by"):
-                await _found(storage, newest_by=newest_by)
-        for newest_by in ({"$ne": None}, ["updated"]):
-            with case(newest_by), pytest.raises((TypeError, ValueError)):
-                await _found(storage, newest_by=newest_by)
+        for order in others:
+            with case(order), pytest.raises(ValueError, match="order"):
+                await _found(storage, order=order)
+        for order in ({"$ne": None}, ["newest_first"]):
+            with case(order), pytest.raises((TypeError, ValueError)):
+                await _found(storage, order=order)
 
     async def test_a_hundred_threads_are_found_by_default(self, storage: Storage) -> None:
         await asyncio.gather(*(_given(storage, f"thread-{number}", user_id=ALICE) for number in range(105)))

@@ -1,4 +1,4 @@
-"""The actor: our own context variable, and the host's where DeerFlow is importable."""
+"""The actor: the package's own context variable, and DeerFlow's where it is loaded."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from deerflow_mongo import ActorMissingError
 from deerflow_mongo.contract.actor import (
     AUTO,
     ActorContext,
@@ -38,7 +40,6 @@ class _Auto:
     pass
 
 AUTO: Final = _Auto()
-calls = []
 
 def bind_actor_context(actor):
     return _current.set(actor)
@@ -50,7 +51,6 @@ def get_actor_context():
     return _current.get()
 
 def resolve_user_id(value, *, method_name="repository method"):
-    calls.append(method_name)
     return str(_current.get().user_id) if isinstance(value, _Auto) else value
 """
 
@@ -113,20 +113,20 @@ async def test_auto_is_the_bound_actor_and_each_task_has_its_own() -> None:
 
 
 @pytest.mark.parametrize("actor", [None, ActorContext(), ActorContext(user_id=None)])
-def test_auto_without_an_id_is_an_error_that_names_the_method(actor: object) -> None:
+def test_auto_without_an_id_raises_an_error_that_names_the_method(actor: object) -> None:
     token = bind_actor_context(actor)
     try:
         with pytest.raises(
-            RuntimeError, match=r"^Store\.get called with user_id=AUTO but no actor context is set"
+            ActorMissingError, match=r"^Store\.get called with user_id=AUTO but no actor context is set"
         ):
             resolve_user_id(AUTO, method_name="Store.get")
     finally:
         reset_actor_context(token)
 
 
-def test_an_id_that_is_no_text_is_made_text_and_an_empty_one_is_a_user() -> None:
+def test_id_is_converted_to_text_and_an_empty_id_is_a_user() -> None:
     for user_id, expected in ((5, "5"), ("", "")):
-        token = bind_actor_context(ActorContext(user_id=user_id))
+        token = bind_actor_context(SimpleNamespace(id=user_id))
         assert resolve_user_id(AUTO) == current_user_id() == expected
         reset_actor_context(token)
     assert current_user_id() is None
@@ -138,77 +138,100 @@ def test_auto_stays_itself_when_copied() -> None:
     assert repr(AUTO) == "<AUTO>"
 
 
-@pytest.mark.parametrize("first", ["deerflow_mongo", "deerflow.runtime.actor_context"])
-def test_the_seed_hosts_own_actor_is_used_whichever_is_imported_first(tmp_path: Path, first: str) -> None:
-    _host(tmp_path, "actor_context", SEED_HOST)
-    _run(
-        tmp_path,
-        f"""
-        import {first}
-        import deerflow_mongo as ours
-        import deerflow.runtime.actor_context as host
-        assert host.__file__.endswith("actor_context.py") and host.__spec__.name == host.__name__
-        assert ours.AUTO is host.AUTO and ours.ActorContext is host.ActorContext
-        host.bind_actor_context(host.ActorContext(user_id="ann"))
-        assert ours.resolve_user_id(ours.AUTO, method_name="m") == "ann" and host.calls == ["m"]
-        token = ours.bind_actor_context(ours.ActorContext(user_id="bob"))
-        assert host.get_actor_context().user_id == "bob"
-        ours.reset_actor_context(token)
-        assert ours.get_actor_context().user_id == "ann"
-        """,
-    )
+HOSTS = {
+    "actor_context": (SEED_HOST, "bind_actor_context", "reset_actor_context", "get_actor_context"),
+    "user_context": (RELEASED_HOST, "set_current_user", "reset_current_user", "get_current_user"),
+}
 
 
-@pytest.mark.parametrize("first", ["deerflow_mongo", "deerflow.runtime.user_context"])
-def test_the_released_hosts_own_actor_is_used(tmp_path: Path, first: str) -> None:
-    _host(tmp_path, "user_context", RELEASED_HOST)
-    _run(
-        tmp_path,
-        f"""
-        import {first}
-        import deerflow_mongo as ours
-        from deerflow.runtime import user_context as host
-        assert ours.AUTO is host.AUTO
-        try:
-            ours.resolve_user_id(ours.AUTO, method_name="m")
-        except RuntimeError as error:
-            assert "m called with user_id=AUTO but no actor context is set" in str(error)
-        else:
-            raise AssertionError
-        class User:
-            id = 7
-        token = host.set_current_user(User())
-        assert ours.resolve_user_id(host.AUTO) == "7"
-        host.reset_current_user(token)
-        ours.bind_actor_context(ours.ActorContext(user_id="bob"))
-        assert host.get_current_user().id == "bob"
-        """,
-    )
-
-
-@pytest.mark.parametrize(
-    ("module", "text"), [("actor_context", SEED_HOST), ("user_context", RELEASED_HOST), ("other", "")]
-)
-def test_the_rest_of_the_host_is_not_imported(tmp_path: Path, module: str, text: str) -> None:
+@pytest.mark.parametrize("first", ["deerflow_mongo", "host"])
+@pytest.mark.parametrize("module", HOSTS)
+def test_both_sides_see_the_actor_whichever_is_imported_first(
+    tmp_path: Path, module: str, first: str
+) -> None:
+    text, bind, reset, get = HOSTS[module]
     _host(tmp_path, module, text)
+    _run(
+        tmp_path,
+        f"""
+        import {first if first != "host" else "deerflow.runtime." + module}
+        import deerflow_mongo as ours
+        import deerflow.runtime.{module} as host
+
+        class User:
+            id = user_id = 7
+
+        token = host.{bind}(User())
+        assert ours.resolve_user_id(ours.AUTO) == ours.resolve_user_id(host.AUTO) == "7"
+        inner = ours.bind_actor_context(ours.ActorContext(user_id="bob"))
+        assert host.{get}().id == host.{get}().user_id == "bob"
+        assert ours.resolve_user_id(host.AUTO) == "bob"
+        nobody = ours.bind_actor_context(None)
+        assert host.{get}() is None and ours.get_actor_context() is None
+        ours.reset_actor_context(nobody)
+        ours.reset_actor_context(inner)
+        assert ours.resolve_user_id(ours.AUTO) == "7"
+        host.{reset}(token)
+        for auto in (ours.AUTO, host.AUTO):
+            try:
+                ours.resolve_user_id(auto, method_name="m")
+            except ours.ActorMissingError as error:
+                assert "m called with user_id=AUTO but no actor context is set" in str(error)
+            else:
+                raise AssertionError
+        """,
+    )
+
+
+@pytest.mark.parametrize("module", HOSTS)
+def test_actor_bound_before_the_host_is_loaded_stays_bound(tmp_path: Path, module: str) -> None:
+    _host(tmp_path, module, HOSTS[module][0])
+    _run(
+        tmp_path,
+        f"""
+        import deerflow_mongo as ours
+        token = ours.bind_actor_context(ours.ActorContext(user_id="ann"))
+        import deerflow.runtime.{module} as host
+        assert ours.resolve_user_id(ours.AUTO) == ours.resolve_user_id(host.AUTO) == "ann"
+        nobody = ours.bind_actor_context(None)
+        assert ours.get_actor_context() is None
+        ours.reset_actor_context(nobody)
+        assert ours.resolve_user_id(ours.AUTO) == "ann"
+        ours.reset_actor_context(token)
+        assert ours.get_actor_context() is None
+        """,
+    )
+
+
+@pytest.mark.parametrize("module", ["actor_context", "user_context"])
+def test_no_file_of_the_host_is_imported_or_executed(tmp_path: Path, module: str) -> None:
+    _host(tmp_path, module, "raise RuntimeError('executed')")
     _run(
         tmp_path,
         """
         import sys
-        import deerflow_mongo
-        assert "the_agent_framework" not in sys.modules
-        assert not [name for name in sys.modules if name.split(".")[0] == "deerflow"]
+        hooks = list(sys.meta_path)
+        import deerflow_mongo as ours
+        token = ours.bind_actor_context(ours.ActorContext(user_id="ann"))
+        assert ours.resolve_user_id(ours.AUTO) == "ann"
+        ours.reset_actor_context(token)
+        assert sys.meta_path == hooks
+        assert not [name for name in sys.modules if name.split(".")[0] in ("deerflow", "the_agent_framework")]
         """,
     )
 
 
-def test_a_host_that_cannot_be_loaded_leaves_us_our_own_actor(tmp_path: Path) -> None:
-    _host(tmp_path, "actor_context", "raise RuntimeError('broken')")
+def test_a_host_module_without_an_actor_is_ignored(tmp_path: Path) -> None:
+    """While DeerFlow's module is being imported it has no functions yet."""
+    _host(tmp_path, "user_context", "import deerflow_mongo as ours\nassert ours.get_actor_context() is None")
     _run(
         tmp_path,
         """
+        import deerflow.runtime.user_context
         import deerflow_mongo as ours
-        ours.bind_actor_context(ours.ActorContext(user_id="ann"))
+        token = ours.bind_actor_context(ours.ActorContext(user_id="ann"))
         assert ours.resolve_user_id(ours.AUTO) == "ann"
+        ours.reset_actor_context(token)
+        assert ours.get_actor_context() is None
         """,
     )

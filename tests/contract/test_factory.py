@@ -1,4 +1,4 @@
-"""Backends are entry points, ours and anyone's; what they get, and what an unknown one is told."""
+"""Backends: built-in ones and entry points, what they get, and the errors of a wrong configuration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deerflow_mongo import BackendNotFoundError, Storage, StorageConfigError, create_storage
+from deerflow_mongo import BackendNotFoundError, MongoStorage, Storage, StorageConfigError, create_storage
 from deerflow_mongo.contract import factory
 from deerflow_mongo.mongodb.storage import create_mongo_storage
 
@@ -31,7 +31,6 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = [
         EntryPoint(name, value, factory.BACKENDS_GROUP)
         for name, value in {
-            "mongodb": "deerflow_mongo.mongodb.storage:create_mongo_storage",
             "foreign": f"{__name__}:foreign_backend",
             "broken": "no_such_module_at_all:build",
             "odd": f"{__name__}:no_backend",
@@ -45,11 +44,43 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(factory, "entry_points", entry_points)
 
 
-def test_our_backend_is_registered_as_an_entry_point() -> None:
-    assert "mongodb" in factory.backend_names()
+def test_built_in_backend_needs_no_installed_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a vendored copy or a frozen application."""
+
+    def none(**_: str) -> list[EntryPoint]:
+        return []
+
+    monkeypatch.setattr(factory, "entry_points", none)
+    assert factory.backend_names() == ["mongodb"]
+    assert isinstance(create_storage({"backend": "mongodb", "driver": "mongomock"}), MongoStorage)
 
 
-def test_a_foreign_backend_gets_the_resolved_mapping_without_backend(
+def test_url_alone_is_a_configuration(installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_URL", "mongodb+srv://cluster0.example.net/own")
+    databases = {
+        "mongodb://127.0.0.1:1/other": "other",
+        "mongodb://127.0.0.1:1": "deerflow",
+        "embedded": "deerflow",
+        "$STORAGE_URL": "own",
+    }
+    for url, database in databases.items():
+        storage = create_storage(url)
+        assert isinstance(storage, MongoStorage)
+        assert storage.config.database == database
+    create_storage("foreign+tls://user@host/x")
+    assert seen == {"url": "foreign+tls://user@host/x"}
+
+
+def test_text_that_is_not_a_url_is_refused_without_being_shown() -> None:
+    for text in ("", "s3cret", "mongodb:/user:s3cret@host", "//user:s3cret@host"):
+        with pytest.raises(StorageConfigError, match="not a URL; pass a mapping") as refused:
+            create_storage(text)
+        assert "s3cret" not in str(refused.value)
+    with pytest.raises(BackendNotFoundError, match="no storage backend 'redis'"):
+        create_storage("redis://localhost")
+
+
+def test_foreign_backend_gets_the_resolved_mapping_without_backend(
     installed: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FOREIGN_DSN", "dsn")
@@ -59,28 +90,28 @@ def test_a_foreign_backend_gets_the_resolved_mapping_without_backend(
     assert options["backend"] == "foreign"
 
 
-def test_an_unknown_backend_lists_the_known_ones(installed: None) -> None:
+def test_unknown_backend_lists_the_known_ones(installed: None) -> None:
     with pytest.raises(BackendNotFoundError, match=r"'sqlite'; known: broken, foreign, mongodb, odd"):
         create_storage({"backend": "sqlite"})
 
 
 @pytest.mark.parametrize("config", [{}, {"backend": ""}, {"backend": None}, {"backend": ["mongodb"]}])
-def test_a_configuration_without_backend_is_told(config: dict[str, Any], installed: None) -> None:
+def test_configuration_without_backend_lists_the_known_ones(config: dict[str, Any], installed: None) -> None:
     with pytest.raises(StorageConfigError, match="needs `backend`: one of broken, foreign, mongodb"):
         create_storage(config)
 
 
-@pytest.mark.parametrize("config", [None, "mongodb", ["backend"]])
-def test_a_configuration_that_is_no_mapping_is_told(config: Any) -> None:
-    with pytest.raises(StorageConfigError, match="must be a mapping"):
+@pytest.mark.parametrize("config", [None, 5, ["backend"]])
+def test_configuration_of_another_type_is_refused(config: Any) -> None:
+    with pytest.raises(StorageConfigError, match="must be a mapping or a URL"):
         create_storage(config)
 
 
-def test_a_backend_that_cannot_be_loaded_is_told(installed: None) -> None:
+def test_backend_that_cannot_be_loaded_is_named(installed: None) -> None:
     with pytest.raises(StorageConfigError, match=r"'broken'.*no_such_module_at_all"):
         create_storage({"backend": "broken"})
 
 
-def test_a_backend_that_gives_no_storage_is_told(installed: None) -> None:
-    with pytest.raises(StorageConfigError, match="'odd' gave a object, which is no Storage"):
+def test_backend_that_returns_no_storage_is_named(installed: None) -> None:
+    with pytest.raises(StorageConfigError, match="'odd' returned a object, which is not a Storage"):
         create_storage({"backend": "odd"})

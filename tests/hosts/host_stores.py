@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from deerflow_mongo import create_storage
-from deerflow_mongo.contract.actor import OwnActorContext, bind_actor_context, reset_actor_context
+from deerflow_mongo.contract.actor import ActorContext, bind_actor_context, reset_actor_context
 from deerflow_mongo.mongodb.storage import MongoStorage
 
 OURS, SQL, MEMORY = "mongodb", "sqlite", "memory"
@@ -231,7 +231,7 @@ async def open_storage(url: str, database: str) -> AsyncGenerator[MongoStorage]:
 @contextmanager
 def acting(user_id: Any) -> Generator[None]:
     """`user_id` as the bound user."""
-    token = bind_actor_context(OwnActorContext(user_id))
+    token = bind_actor_context(ActorContext(user_id))
     try:
         yield
     finally:

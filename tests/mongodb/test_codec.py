@@ -9,7 +9,7 @@ from typing import Any, cast
 import bson
 import pytest
 
-from deerflow_mongo.contract.rows import CALLERS, COMPLETION_FIGURES
+from deerflow_mongo.contract.rows import CALLERS, COMPLETION_COUNTS
 from deerflow_mongo.mongodb import codec
 from deerflow_mongo.mongodb.drivers.base import CODEC_OPTIONS
 
@@ -112,7 +112,7 @@ def test_a_rows_figures_are_plain_integers_however_large() -> None:
     document["tokens"] |= {"input": 2**40, "output": 2**40, "total": 2**41, "llm_calls": 2**40}
     document["tokens"]["by_caller"] = dict.fromkeys(CALLERS, 2**40)
     row = cast("dict[str, Any]", codec.run_row(_through_bson(document)))
-    assert {type(row[name]) for name in COMPLETION_FIGURES} == {int}
+    assert {type(row[name]) for name in COMPLETION_COUNTS} == {int}
 
 
 def test_one_odd_value_leaves_the_others_native() -> None:
@@ -124,7 +124,7 @@ def test_one_odd_value_leaves_the_others_native() -> None:
 
 
 def test_every_figure_of_a_completion_has_a_path() -> None:
-    assert list(codec.FIGURE_PATHS) == list(COMPLETION_FIGURES)
+    assert list(codec.FIGURE_PATHS) == list(COMPLETION_COUNTS)
 
 
 def _random_value(rng: random.Random, depth: int) -> Any:

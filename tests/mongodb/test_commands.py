@@ -12,6 +12,7 @@ from pymongo import AsyncMongoClient
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
 from deerflow_mongo import (
+    UNSET,
     ActorContext,
     MongoStorage,
     Storage,
@@ -73,7 +74,7 @@ OPERATIONS: dict[str, tuple[str, Operation]] = {
     "runs.update_model_name": ("update", lambda s: s.runs.update_model_name(RUN, "m.1")),
     "runs.update_run_completion, texts kept": (
         "update",
-        lambda s: s.runs.update_run_completion(RUN, status="success", keep_texts=True),
+        lambda s: s.runs.update_run_completion(RUN, status="success", first_human_message=UNSET, error=UNSET),
     ),
     "runs.list_pending": ("find", lambda s: s.runs.list_pending()),
     "runs.list_pending, before a time": (
@@ -109,11 +110,11 @@ OPERATIONS: dict[str, tuple[str, Operation]] = {
     "feedback.delete, of a user": ("delete", lambda s: s.feedback.delete("none", user_id=USER)),
     "feedback.list_by_run, oldest first": (
         "find",
-        lambda s: s.feedback.list_by_run(THREAD, RUN, limit=500, user_id=USER, oldest_first=True),
+        lambda s: s.feedback.list_by_run(THREAD, RUN, limit=500, user_id=USER, order="oldest_first"),
     ),
     "feedback.list_by_thread, of a user": (
         "find",
-        lambda s: s.feedback.list_by_thread(THREAD, limit=500, user_id=USER, oldest_first=True),
+        lambda s: s.feedback.list_by_thread(THREAD, limit=500, user_id=USER, order="oldest_first"),
     ),
     "feedback.list_by_run": ("find", lambda s: s.feedback.list_by_run(THREAD, RUN, limit=500, user_id=USER)),
     "feedback.list_by_thread": ("find", lambda s: s.feedback.list_by_thread(THREAD, limit=500)),
@@ -182,7 +183,7 @@ OPERATIONS: dict[str, tuple[str, Operation]] = {
     ),
     "threads.search_threads, last updated first": (
         "find",
-        lambda s: s.threads.search_threads(user_id=USER, newest_by="updated", limit=500),
+        lambda s: s.threads.search_threads(user_id=USER, order="last_updated_first", limit=500),
     ),
     "threads.delete_thread, of a user": ("delete", lambda s: s.threads.delete_thread("none", user_id=USER)),
     "threads.delete_thread": ("delete", lambda s: s.threads.delete_thread(THREAD)),

@@ -1,4 +1,4 @@
-"""Configuration: what is accepted, what each mistake is told, and that no password is shown."""
+"""Configuration: what is accepted, the error of each mistake, and that no password is shown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from deerflow_mongo import MissingDependencyError, StorageConfigError, create_storage, load_config
+from deerflow_mongo import (
+    MissingDependencyError,
+    MongoConfig,
+    MongoStorage,
+    StorageConfigError,
+    create_storage,
+    load_config,
+)
 from deerflow_mongo.mongodb.config import mongo_config, redacted
 
 URL = "mongodb://127.0.0.1:27017"
@@ -27,7 +34,7 @@ def test_defaults() -> None:
     )
 
 
-def test_the_uris_database_and_timeout_hold_where_no_option_says_otherwise() -> None:
+def test_options_override_the_database_and_timeout_of_the_uri() -> None:
     said = mongo_config({"url": URL + "/own?timeoutMS=700"})
     assert (said.database, said.timeout_ms) == ("own", None)
     selecting = mongo_config({"url": URL + "/?serverSelectionTimeoutMS=200"})
@@ -56,17 +63,17 @@ def test_any_mongodb_uri_is_accepted_without_connecting(url: str) -> None:
     [
         ({}, "`url` is missing"),
         ({"url": ""}, "`url` is missing"),
-        ({"url": "localhost"}, "not a MongoDB URI"),
-        ({"url": "mongodb://"}, "not a MongoDB URI"),
-        ({"url": "postgresql://h/db"}, "not a MongoDB URI"),
-        ({"url": "mongodb://h:port"}, "not a MongoDB URI"),
+        ({"url": "localhost"}, "not a valid MongoDB URI"),
+        ({"url": "mongodb://"}, "not a valid MongoDB URI"),
+        ({"url": "postgresql://h/db"}, "not a valid MongoDB URI"),
+        ({"url": "mongodb://h:port"}, "not a valid MongoDB URI"),
         ({"url": "mongodb+srv://a.example.net:27017"}, "no port"),
         ({"url": "mongodb+srv://a.example.net,b.example.net"}, "one host name"),
         ({"url": URL + "/?w=0"}, "w=0"),
-        ({"url": URL + "/?tls=perhaps"}, "not a MongoDB URI"),
+        ({"url": URL + "/?tls=perhaps"}, "not a valid MongoDB URI"),
         ({"url": 5}, "`url`"),
         ({"url": URL, "driver": "oracle"}, "`driver`.*'pymongo', 'motor' or 'mongomock'"),
-        ({"url": URL, "databse": "x"}, "unknown key `databse`.*known:.*database"),
+        ({"url": URL, "databse": "x"}, "unknown key `databse`; expected one of .*database"),
         ({"url": URL, "tls": True}, "unknown key `tls`"),
         ({"url": URL, "timeout_ms": 0}, "`timeout_ms`"),
         ({"url": URL, "timeout_ms": -5}, "`timeout_ms`"),
@@ -78,9 +85,48 @@ def test_any_mongodb_uri_is_accepted_without_connecting(url: str) -> None:
         ({"url": URL, "mongod_path": "/usr/bin/mongod"}, "`mongod_path` goes with `url: embedded`"),
     ],
 )
-def test_a_mistake_is_told_by_its_key(options: dict[str, Any], said: str) -> None:
+def test_each_mistake_is_named_by_its_key(options: dict[str, Any], said: str) -> None:
     with pytest.raises(StorageConfigError, match=said):
         create_storage({"backend": "mongodb", **options})
+
+
+def test_config_object_has_the_documented_defaults_and_checks_itself() -> None:
+    """As the table of options has them, and not only when it is built from a mapping."""
+    config = MongoConfig(url=URL)
+    assert (config.database, config.timeout_ms) == ("deerflow", 25_000)
+    assert MongoConfig(url=URL + "/own?timeoutMS=700").database == "own"
+    assert MongoConfig(url="embedded").timeout_ms == 25_000
+    assert MongoConfig(driver="mongomock").database == "deerflow"
+    mistakes: tuple[dict[str, Any], ...] = (
+        {"url": "not a url at all"},
+        {"url": URL + "/?w=0"},
+        {"url": URL, "databse": "x"},
+    )
+    for options in mistakes:
+        with pytest.raises(StorageConfigError):
+            MongoConfig(**options)
+    with pytest.raises(StorageConfigError, match="a key must be text, not 5"):
+        mongo_config({"url": URL, 5: "x"})  # pyright: ignore[reportArgumentType]
+
+
+def test_storage_opens_from_a_config_a_mapping_or_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEERFLOW_TEST_URL", URL + "/own")
+    given: tuple[Any, ...] = (
+        MongoConfig(url=URL + "/own"),
+        {"url": URL, "database": "own"},
+        {"backend": "mongodb", "url": "$DEERFLOW_TEST_URL"},
+        URL + "/own",
+        "$DEERFLOW_TEST_URL",
+    )
+    for config in given:
+        assert MongoStorage.open(config).config == MongoConfig(url=URL + "/own").model_copy(
+            update={"url": MongoStorage.open(config).config.url}
+        )
+    with pytest.raises(StorageConfigError, match="needs `backend: mongodb`"):
+        MongoStorage.open({"backend": "sql", "url": URL})
+    for missing in ({}, {"url": ""}, MongoConfig()):
+        with pytest.raises(StorageConfigError, match="`url` is missing"):
+            MongoStorage.open(missing)
 
 
 def test_values_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +144,7 @@ def test_a_missing_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         create_storage({"backend": "mongodb", "url": "$DEERFLOW_TEST_NONE"})
 
 
-def test_a_dollar_inside_a_value_is_no_variable() -> None:
+def test_dollar_inside_a_value_is_not_a_variable() -> None:
     config = mongo_config({"url": "mongodb://user:$ecret@h/"})
     assert config.url == "mongodb://user:$ecret@h/"
 
@@ -124,7 +170,7 @@ def test_yaml_section_of_a_hosts_file(tmp_path: Path) -> None:
         ("storage:\n\t- x\n", "not valid YAML"),
     ],
 )
-def test_a_file_without_the_section_is_told(tmp_path: Path, text: str, said: str) -> None:
+def test_file_without_the_section_is_refused(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(StorageConfigError, match=said) as error:
@@ -132,7 +178,7 @@ def test_a_file_without_the_section_is_told(tmp_path: Path, text: str, said: str
     assert SECRET not in "".join(traceback.format_exception(error.value))
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageConfigError, match=r"none\.yaml cannot be read: No such file"):
         load_config(tmp_path / "none.yaml")
 
@@ -167,7 +213,7 @@ def test_no_error_shows_the_password(options: dict[str, Any]) -> None:
     assert SECRET not in "".join(traceback.format_exception(error.value))
 
 
-async def test_no_repr_nor_failure_shows_the_password() -> None:
+async def test_no_repr_or_failure_shows_the_password() -> None:
     storage: Any = create_storage({"backend": "mongodb", "url": SECRET_URL, "timeout_ms": 200})
     shown = [repr(storage), str(storage), repr(storage.config), str(storage.config), f"{vars(storage)}"]
     with pytest.raises(Exception, match="cannot be reached") as error:
@@ -179,7 +225,7 @@ async def test_no_repr_nor_failure_shows_the_password() -> None:
         assert "s3cr@t" not in text
 
 
-def test_redacted_keeps_everything_but_the_login() -> None:
+def test_redacted_removes_only_the_login_and_secret_options() -> None:
     assert redacted("mongodb://u:p@h:1/db?x=1") == "mongodb://***@h:1/db?x=1"
     assert redacted("mongodb://u:a/b?c#d:e@f@h/db") == "mongodb://***@h/db"
     url = "mongodb://h/?tlsCertificateKeyFilePassword=s&AUTHMECHANISMPROPERTIES=AWS_SESSION_TOKEN:s&a=b"

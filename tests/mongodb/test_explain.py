@@ -155,20 +155,18 @@ async def test_feedback_lists_examine_what_they_return(explainer: Explainer) -> 
 
 async def test_feedback_listed_oldest_first_reads_the_same_indexes_backwards(explainer: Explainer) -> None:
     feedback = explainer.storage.feedback
-    read = feedback.list_by_run("t", "alice-1", limit=LIMIT, oldest_first=True)
+    read = feedback.list_by_run("t", "alice-1", limit=LIMIT, order="oldest_first")
     assert await explainer.explain(read) == ("run_newest", LIMIT, LIMIT)
-    read = feedback.list_by_run("t", "alice-1", limit=LIMIT, user_id="bob", oldest_first=True)
+    read = feedback.list_by_run("t", "alice-1", limit=LIMIT, user_id="bob", order="oldest_first")
     assert await explainer.explain(read) == ("user_run_newest", LIMIT, LIMIT)
-    read = feedback.list_by_thread("t", limit=LIMIT, oldest_first=True)
+    read = feedback.list_by_thread("t", limit=LIMIT, order="oldest_first")
     assert await explainer.explain(read) == ("thread_newest", LIMIT, LIMIT)
 
 
 async def test_a_users_feedback_of_a_thread_is_read_from_an_index(explainer: Explainer) -> None:
     """In order, past the rows of the thread's other users."""
-    for oldest_first in (False, True):
-        read = explainer.storage.feedback.list_by_thread(
-            "t", limit=LIMIT, user_id="bob", oldest_first=oldest_first
-        )
+    for order in ("newest_first", "oldest_first"):
+        read = explainer.storage.feedback.list_by_thread("t", limit=LIMIT, user_id="bob", order=order)
         index, examined, returned = await explainer.explain(read)
         assert (index, returned) == ("thread_newest", LIMIT)
         assert examined <= len(USERS) * (LIMIT + 1)
@@ -204,7 +202,7 @@ async def test_token_usage_examines_the_threads_runs(explainer: Explainer) -> No
 async def test_thread_search_by_update_examines_what_it_returns(explainer: Explainer) -> None:
     threads = explainer.storage.threads
     for offset in (0, LIMIT):
-        read = threads.search_threads(user_id="bob", newest_by="updated", limit=LIMIT, offset=offset)
+        read = threads.search_threads(user_id="bob", order="last_updated_first", limit=LIMIT, offset=offset)
         assert await explainer.explain(read) == ("user_updated", LIMIT, LIMIT)
 
 
@@ -312,7 +310,7 @@ async def test_every_index_serves_a_read_of_these_tests_or_a_rule(explainer: Exp
         storage.threads.search_threads(user_id="bob", status="busy"),
         storage.threads.search_threads(user_id="bob", metadata={"parity": 1}),
         storage.threads.search_threads(user_id=None, metadata={"parity": 1}),
-        storage.threads.search_threads(user_id="bob", newest_by="updated"),
+        storage.threads.search_threads(user_id="bob", order="last_updated_first"),
         storage.users.list_by_role("bob"),
         storage.run_events.list_messages("t"),
         storage.run_events.list_events("t", "bob"),

@@ -11,8 +11,8 @@ from pymongo import MongoClient
 from pymongo.errors import WriteError
 
 from deerflow_mongo import MongoStorage, StorageConfigError, StorageError
-from deerflow_mongo.contract.arguments import user_by_email, user_by_oauth, vote_of
 from deerflow_mongo.mongodb.config import mongo_config
+from deerflow_mongo.mongodb.queries import user_by_email, user_by_oauth, vote_of
 from deerflow_mongo.mongodb.schema import COLLECTIONS, EMAIL_INDEX, OAUTH_INDEX, VOTE_INDEX
 
 Raw = MongoClient[dict[str, Any]]

@@ -14,7 +14,8 @@ from sqlalchemy import UnaryExpression, delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from deerflow_mongo import FeedbackRow, FeedbackTotals
-from deerflow_mongo.contract.rows import UserId
+from deerflow_mongo.contract.actor import UserId
+from deerflow_mongo.contract.rows import CreationOrder
 
 from .engine import Sessions
 from .tables import Feedback
@@ -39,12 +40,14 @@ def _check_rating(rating: int) -> None:
         raise ValueError(f"rating must be 1 or -1, got {rating}")
 
 
-def _by_age(oldest_first: bool) -> UnaryExpression[datetime]:
-    return Feedback.created_time.asc() if oldest_first else Feedback.created_time.desc()
+def _by_age(order: CreationOrder) -> UnaryExpression[datetime]:
+    return Feedback.created_time.asc() if order == "oldest_first" else Feedback.created_time.desc()
 
 
-async def _of_run(session: AsyncSession, run_id: str, *, oldest_first: bool = False) -> Sequence[Feedback]:
-    query = select(Feedback).where(Feedback.run_id == run_id).order_by(_by_age(oldest_first))
+async def _of_run(
+    session: AsyncSession, run_id: str, *, order: CreationOrder = "newest_first"
+) -> Sequence[Feedback]:
+    query = select(Feedback).where(Feedback.run_id == run_id).order_by(_by_age(order))
     return (await session.execute(query)).scalars().all()
 
 
@@ -148,16 +151,21 @@ class SqlFeedbackStore:
         *,
         limit: int = 100,
         user_id: UserId = None,
-        oldest_first: bool = False,
+        order: CreationOrder = "newest_first",
     ) -> list[FeedbackRow]:
         async with self._sessions.reading() as session:
-            rows = await _of_run(session, run_id, oldest_first=oldest_first)
+            rows = await _of_run(session, run_id, order=order)
         return [_row(row) for row in rows if row.thread_id == thread_id and _is_seen(row, user_id)][:limit]
 
     async def list_by_thread(
-        self, thread_id: str, *, limit: int = 100, user_id: UserId = None, oldest_first: bool = False
+        self,
+        thread_id: str,
+        *,
+        limit: int = 100,
+        user_id: UserId = None,
+        order: CreationOrder = "newest_first",
     ) -> list[FeedbackRow]:
-        query = select(Feedback).where(Feedback.thread_id == thread_id).order_by(_by_age(oldest_first))
+        query = select(Feedback).where(Feedback.thread_id == thread_id).order_by(_by_age(order))
         async with self._sessions.reading() as session:
             rows = (await session.execute(query)).scalars().all()
         return [_row(row) for row in rows if _is_seen(row, user_id)][:limit]

@@ -21,8 +21,8 @@ from sqlalchemy import ColumnElement, Select, delete, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from deerflow_mongo import RunEventFields, RunEventRow, resolve_user_id
-from deerflow_mongo.contract.actor import current_user_id
-from deerflow_mongo.contract.rows import MESSAGE, TimeInput, UserId
+from deerflow_mongo.contract.actor import UserId, current_user_id
+from deerflow_mongo.contract.rows import MESSAGE, TimeInput
 
 from .config import POSTGRESQL, QUEUED, SqlConfig
 from .engine import Sessions

@@ -23,7 +23,8 @@ from deerflow_mongo import (
     TokenUsage,
     resolve_user_id,
 )
-from deerflow_mongo.contract.rows import CALLERS, COMPLETION_FIGURES, PENDING, Caller, TimeInput, UserId
+from deerflow_mongo.contract.actor import UserId
+from deerflow_mongo.contract.rows import CALLERS, COMPLETION_COUNTS, PENDING, UNSET, Caller, TimeInput
 
 from .engine import Sessions
 from .payloads import plain
@@ -151,15 +152,15 @@ class SqlRunStore:
         await self._update(run_id, status="error", error=error)
 
     async def update_run_completion(
-        self, run_id: str, *, status: str, keep_texts: bool = False, **fields: Unpack[RunCompletionFields]
+        self, run_id: str, *, status: str, **fields: Unpack[RunCompletionFields]
     ) -> None:
-        """Absent texts are kept, whatever `keep_texts` says."""
+        """Absent texts stay as they are, and so do texts that are None."""
         given = cast("Mapping[str, Any]", fields)
-        values: dict[str, Any] = {name: given.get(name, 0) for name in COMPLETION_FIGURES}
+        values: dict[str, Any] = {name: given.get(name, 0) for name in COMPLETION_COUNTS}
         for name in _MESSAGES:
-            if given.get(name) is not None:
+            if given.get(name) not in (None, UNSET):
                 values[name] = given[name][:_MESSAGE_LENGTH]
-        if given.get("error") is not None:
+        if given.get("error") not in (None, UNSET):
             values["error"] = given["error"]
         await self._update(run_id, status=status, **values)
 
@@ -193,7 +194,7 @@ class SqlRunStore:
         model = func.coalesce(Run.model_name, "unknown")
         figures = [
             func.coalesce(func.sum(getattr(Run, name)), 0).label(name)
-            for name in COMPLETION_FIGURES
+            for name in COMPLETION_COUNTS
             if name != "message_count"
         ]
         query = select(model.label("model"), func.count().label("runs"), *figures)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deerflow_mongo import StorageConfigError
@@ -64,6 +65,11 @@ class SqlStorage:
         self._sessions.check_open()
         async with self.engine.begin() as connection:
             await connection.run_sync(Base.metadata.create_all)
+
+    async def ping(self) -> None:
+        """One `SELECT 1`."""
+        async with self._sessions.reading() as session:
+            await session.execute(text("SELECT 1"))
 
     async def aclose(self) -> None:
         """Let go of the connections; idempotent."""

@@ -14,14 +14,18 @@ from sqlalchemy import ColumnElement, CursorResult, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from deerflow_mongo import AUTO, ThreadMeta, ThreadMetaCreate, resolve_user_id
-from deerflow_mongo.contract.rows import NewestBy, UserId
+from deerflow_mongo.contract.actor import UserId
+from deerflow_mongo.contract.rows import ThreadOrder
 
 from .engine import Sessions
 from .tables import Thread, now
 
-_ORDERS: dict[NewestBy, tuple[ColumnElement[Any], ...]] = {
-    "created": (Thread.created_time.desc(),),
-    "updated": (func.coalesce(Thread.updated_time, Thread.created_time).desc(), Thread.thread_id.desc()),
+_ORDERS: dict[ThreadOrder, tuple[ColumnElement[Any], ...]] = {
+    "newest_first": (Thread.created_time.desc(),),
+    "last_updated_first": (
+        func.coalesce(Thread.updated_time, Thread.created_time).desc(),
+        Thread.thread_id.desc(),
+    ),
 }
 
 
@@ -182,7 +186,7 @@ class SqlThreadStore:
         assistant_id: str | None = None,
         limit: int = 100,
         offset: int = 0,
-        newest_by: NewestBy = "created",
+        order: ThreadOrder = "newest_first",
     ) -> list[ThreadMeta]:
         owner = cast("str | None", resolve_user_id(user_id, method_name="threads.search_threads"))
         wanted = {Thread.status: status, Thread.user_id: owner, Thread.assistant_id: assistant_id}
@@ -193,6 +197,6 @@ class SqlThreadStore:
                 query = query.where(column == value)
         for key, value in (metadata or {}).items():
             query = query.where(Thread.meta[key].as_string() == str(value))
-        query = query.order_by(*_ORDERS[newest_by]).limit(limit).offset(offset)
+        query = query.order_by(*_ORDERS[order]).limit(limit).offset(offset)
         async with self._sessions.reading() as session:
             return [_meta(thread) for thread in (await session.execute(query)).scalars()]

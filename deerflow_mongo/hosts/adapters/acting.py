@@ -6,8 +6,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from ...contract import arguments as filters
 from ...contract.actor import ActorContext, bind_actor_context, reset_actor_context
+from ...contract.arguments import is_valid_id
 from ..gateway import host
 
 _user_context: Any = host("deerflow.runtime.user_context")
@@ -37,9 +37,4 @@ def can_be_stored(*texts: object) -> bool:
 
     DeerFlow looks up whatever stands in a request, also what is longer than anything that we store.
     """
-    try:
-        for text in texts:
-            filters.identifier("text", text)
-    except ValueError:
-        return False
-    return True
+    return is_valid_id(*texts)

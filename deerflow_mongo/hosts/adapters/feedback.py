@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...contract import arguments as filters
+from ...contract.arguments import MAX_LIMIT
 from ...contract.rows import FeedbackRow
 from ...mongodb.stores.feedback import MongoFeedbackStore
 from .acting import AUTO, acting_user, can_be_stored
@@ -58,7 +58,7 @@ class FeedbackRepositoryAdapter:
         if not can_be_stored(thread_id, run_id):
             return []
         rows = await self._feedback.list_by_run(
-            thread_id, run_id, limit=limit, user_id=user, oldest_first=True
+            thread_id, run_id, limit=limit, user_id=user, order="oldest_first"
         )
         return [_row(row) for row in rows]
 
@@ -68,7 +68,7 @@ class FeedbackRepositoryAdapter:
         user = acting_user(user_id, "FeedbackRepository.list_by_thread")
         if not can_be_stored(thread_id):
             return []
-        rows = await self._feedback.list_by_thread(thread_id, limit=limit, user_id=user, oldest_first=True)
+        rows = await self._feedback.list_by_thread(thread_id, limit=limit, user_id=user, order="oldest_first")
         return [_row(row) for row in rows]
 
     async def delete(self, feedback_id: str, *, user_id: Any = AUTO) -> bool:
@@ -102,7 +102,7 @@ class FeedbackRepositoryAdapter:
         if await self._feedback.delete_by_run(thread_id=thread_id, run_id=run_id, user_id=user):
             return True
         rows = await self._feedback.list_by_run(
-            thread_id, run_id, limit=filters.MAX_LIMIT if user is None else 1, user_id=user
+            thread_id, run_id, limit=MAX_LIMIT if user is None else 1, user_id=user
         )
         newest = next((row["feedback_id"] for row in rows if row["user_id"] == user), None)
         return newest is not None and await self._feedback.delete(newest, user_id=user)
@@ -116,7 +116,7 @@ class FeedbackRepositoryAdapter:
             return {}
         if user is None:
             rows = await self._feedback.list_by_thread(
-                thread_id, limit=filters.MAX_LIMIT, user_id=None, oldest_first=True
+                thread_id, limit=MAX_LIMIT, user_id=None, order="oldest_first"
             )
             return {row["run_id"]: _row(row) for row in rows}
         grouped = await self._feedback.list_by_thread_grouped(thread_id, user_id=user)

@@ -111,7 +111,8 @@ class RunEventStoreAdapter(_base.RunEventStore):
         if category == TRACE:
             text, marks = cut_text(text_of(content), self._max_trace_content)
             if marks:
-                fields |= {"content": text, "metadata": {**(event.get("metadata") or {}), **marks}}
+                fields["content"] = text
+                fields["metadata"] = {**(event.get("metadata") or {}), **marks}
         return fields
 
     # Reading.

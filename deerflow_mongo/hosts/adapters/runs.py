@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from ...contract import arguments as filters
 from ...contract.actor import current_user_id
+from ...contract.arguments import status_text
 from ...contract.errors import InvalidPayloadError, PayloadTooLargeError
-from ...contract.rows import CALLERS, ENDED_STATUSES, RunCreateFields, RunRow, TimeInput
+from ...contract.rows import CALLERS, ENDED_STATUSES, UNSET, RunCreateFields, RunRow, TimeInput, Unset
 from ...mongodb.stores.runs import MongoRunStore
 from ..gateway import host
 from .acting import AUTO, acting_user, can_be_stored
@@ -46,6 +46,11 @@ def _model_name(model_name: object) -> str | None:
 
 def _beginning(text: str | None) -> str | None:
     return None if text is None else text[:MAX_TEXT]
+
+
+def _text_or_unset(text: str | None) -> str | Unset:
+    """DeerFlow passes None for a text that it does not have; the stored one stays."""
+    return UNSET if text is None else text
 
 
 async def _with_room(run_id: str, write: Callable[..., Awaitable[None]], **texts: str | None) -> None:
@@ -140,7 +145,7 @@ class RunStoreAdapter(_base.RunStore):
         return [_row(row) for row in await self._runs.list_by_thread(thread_id, limit=limit, user_id=user)]
 
     async def update_status(self, run_id: str, status: str, *, error: str | None = None) -> None:
-        now, plain = datetime.now(UTC), filters.status_text("status", status)
+        now, plain = datetime.now(UTC), status_text("status", status)
 
         async def write(error: str | None) -> None:
             await self._runs.update_status(
@@ -194,8 +199,9 @@ class RunStoreAdapter(_base.RunStore):
                 subagent_tokens=subagent_tokens,
                 middleware_tokens=middleware_tokens,
                 message_count=message_count,
-                **texts,
-                keep_texts=True,
+                first_human_message=_text_or_unset(texts["first_human_message"]),
+                last_ai_message=_text_or_unset(texts["last_ai_message"]),
+                error=_text_or_unset(texts["error"]),
             )
 
         if can_be_stored(run_id):

@@ -107,7 +107,12 @@ class ThreadMetaStoreAdapter(_base.ThreadMetaStore):
         if status and (status.isspace() or not can_be_stored(status)):
             return []
         threads = await self._threads.search_threads(
-            metadata=wanted, status=status, user_id=user, limit=limit, offset=offset, newest_by="updated"
+            metadata=wanted,
+            status=status,
+            user_id=user,
+            limit=limit,
+            offset=offset,
+            order="last_updated_first",
         )
         return [_row(thread) for thread in threads]
 

@@ -27,6 +27,7 @@ from ...contract.errors import (
     InvalidPayloadError,
     PayloadTooLargeError,
     StorageAccessError,
+    StorageClosedError,
     StorageConfigError,
     StorageError,
     StorageUnavailableError,
@@ -190,7 +191,7 @@ def translated(error: Exception, written: object = None) -> StorageError:
     if code in _ACCESS_CODES:
         return StorageAccessError(f"MongoDB refused the login or the operation (code {code})")
     if isinstance(error, errors.InvalidOperation) and "close" in str(error).lower():
-        return StorageError("this storage is closed")
+        return StorageClosedError()
     if isinstance(error, _UNSTORABLE) or code in _INVALID_CODES:
         return InvalidPayloadError(largest_field(written)[0], type(error).__name__)
     if code == _VALIDATION_CODE:
@@ -484,7 +485,7 @@ class Driver(ABC):
 
     def check_open(self) -> None:
         if self._closed:
-            raise StorageError("this storage is closed")
+            raise StorageClosedError
 
     async def opened(self) -> Any:
         """The driver's own database object."""

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
-from ...contract import arguments as filters
-from ...contract.actor import current_user_id
-from ...contract.errors import PayloadTooLargeError
+from ...contract import arguments
+from ...contract.actor import UserId, current_user_id
+from ...contract.capabilities import Following
+from ...contract.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    PayloadTooLargeError,
+    ThreadAccessError,
+)
 from ...contract.payloads import to_json, to_json_mapping
-from ...contract.rows import RunEventFields, RunEventRow, TimeInput, UserId
-from ...contract.times import stored_from_optional, stored_now
-from .. import codec
+from ...contract.protocols import RunEventStore
+from ...contract.rows import RunEventFields, RunEventRow
+from .. import codec, queries
 from ..codec import ONCE, Document
+from ..documents.stored_times import stored_from_optional, stored_now
 from ..drivers.base import DRIVER_ERRORS, MAX_DOCUMENT_BYTES, Collection, translated
 from ..schema import SEQ_FALLING, SEQ_RISING
 from .thread_access import ThreadOwners
@@ -26,49 +33,29 @@ CLOSE_TIMEOUT_S = 10.0
 _FOLLOW_PAGE = 500
 
 
-def _fields(
-    thread_id: str,
-    run_id: str,
-    event_type: str,
-    category: str,
-    content: Any,
-    metadata: Mapping[str, Any] | None,
-    created_at: TimeInput | None,
-    user_id: str | None,
-) -> RunEventFields:
-    return {
-        "thread_id": thread_id,
-        "run_id": run_id,
-        "event_type": event_type,
-        "category": category,
-        "content": content,
-        "metadata": metadata,
-        "created_at": created_at,
-        "user_id": user_id,
-    }
-
-
 def _encoded(place: str, event: object, now: str) -> Document:
     """An event's document; `place` is how errors call the event, "" for the only one."""
     if type(event) is not dict and not isinstance(event, Mapping):
-        raise TypeError(f"{place or 'an event'} must be a mapping, got {type(event).__name__}")
+        raise ArgumentTypeError(f"{place or 'an event'} must be a mapping, got {type(event).__name__}")
     given = cast("Mapping[str, Any]", event)
     prefix = f"{place}." if place else ""
     if not _KNOWN.issuperset(given):
         name = next(name for name in given if name not in _KNOWN)
-        raise TypeError(f"{prefix}{name} is no field of a run event; known: {', '.join(sorted(_KNOWN))}")
+        raise ArgumentTypeError(
+            f"{prefix}{name}: unknown run event field {name!r}; expected one of {', '.join(sorted(_KNOWN))}"
+        )
     thread_id, run_id, event_type, category = map(given.get, _NEEDED)
     if thread_id is None or run_id is None or event_type is None or category is None:
         name = next(name for name in _NEEDED if given.get(name) is None)
-        raise ValueError(f"{prefix}{name} is missing: a run event needs {', '.join(_NEEDED)}")
+        raise ArgumentValueError(f"{prefix}{name} is missing; a run event needs {', '.join(_NEEDED)}")
     content = given.get("content")
-    user_id = filters.optional_text(prefix + "user_id", given.get("user_id"))
+    user_id = arguments.optional_text(prefix + "user_id", given.get("user_id"))
     return codec.new_event(
         {
-            "thread_id": filters.identifier(prefix + "thread_id", thread_id),
-            "run_id": filters.identifier(prefix + "run_id", run_id),
-            "event_type": filters.status_text(prefix + "event_type", event_type),
-            "category": filters.status_text(prefix + "category", category),
+            "thread_id": arguments.identifier(prefix + "thread_id", thread_id),
+            "run_id": arguments.identifier(prefix + "run_id", run_id),
+            "event_type": arguments.status_text(prefix + "event_type", event_type),
+            "category": arguments.status_text(prefix + "category", category),
             "content": codec.encode_content(to_json("" if content is None else content, prefix + "content")),
             "metadata": codec.encode_mapping(to_json_mapping(given.get("metadata"), prefix + "metadata")),
             "created_at": stored_from_optional(prefix + "created_at", given.get("created_at")) or now,
@@ -100,7 +87,7 @@ def _heard(answer: asyncio.Future[None]) -> None:
         answer.exception()
 
 
-class MongoRunEventStore:
+class MongoRunEventStore(RunEventStore, Following):
     """`RunEventStore` on MongoDB."""
 
     def __init__(
@@ -116,7 +103,7 @@ class MongoRunEventStore:
 
     async def put_batch(self, events: Sequence[RunEventFields]) -> list[RunEventRow]:
         if isinstance(events, str | bytes | Mapping) or not isinstance(events, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
-            raise TypeError(f"events must be a list of mappings, got {type(events).__name__}")
+            raise ArgumentTypeError(f"events must be a list of mappings, got {type(events).__name__}")
         given, now = list(events), stored_now()
         try:
             documents = [_encoded("", event, now) for event in given]
@@ -125,39 +112,15 @@ class MongoRunEventStore:
             documents = [_encoded(f"events[{i}]", event, now) for i, event in enumerate(given)]
         return await self._put(documents, now)
 
-    async def put(
-        self,
-        *,
-        thread_id: str,
-        run_id: str,
-        event_type: str,
-        category: str,
-        content: Any = "",
-        metadata: Mapping[str, Any] | None = None,
-        created_at: TimeInput | None = None,
-        user_id: str | None = None,
-    ) -> RunEventRow:
+    async def put(self, **event: Unpack[RunEventFields]) -> RunEventRow:
         now = stored_now()
-        event = _fields(thread_id, run_id, event_type, category, content, metadata, created_at, user_id)
         [row] = await self._put([_encoded("", event, now)], now)
         return row
 
-    async def put_if_absent(
-        self,
-        *,
-        thread_id: str,
-        run_id: str,
-        event_type: str,
-        category: str,
-        content: Any = "",
-        metadata: Mapping[str, Any] | None = None,
-        created_at: TimeInput | None = None,
-        user_id: str | None = None,
-    ) -> tuple[RunEventRow, bool]:
+    async def put_if_absent(self, **event: Unpack[RunEventFields]) -> tuple[RunEventRow, bool]:
         now = stored_now()
-        event = _fields(thread_id, run_id, event_type, category, content, metadata, created_at, user_id)
         document: Document = {**_encoded("", event, now), ONCE: True}
-        query = filters.events_of_run(thread_id, run_id, document["event_type"])
+        query = queries.events_of_run(document["thread_id"], document["run_id"], document["event_type"])
         self._log.check_open()
         permit = self._permit([query["thread_id"]])
         if permit is not None:
@@ -209,7 +172,7 @@ class MongoRunEventStore:
     async def _ask(self, thread_ids: list[str], user_id: str) -> None:
         refused = await self._owners.first_refused(thread_ids, user_id)
         if refused is not None:
-            raise PermissionError(f"not allowed to append events to thread {refused!r}")
+            raise ThreadAccessError(refused, "append events to")
 
     # Reading.
 
@@ -222,8 +185,8 @@ class MongoRunEventStore:
         after_seq: int | None = None,
         user_id: UserId = None,
     ) -> list[RunEventRow]:
-        query = filters.messages_of_thread(thread_id)
-        filters.owned(query, filters.owner(user_id, method_name="RunEventStore.list_messages"))
+        query = queries.messages_of_thread(thread_id)
+        queries.owned(query, user_id, "RunEventStore.list_messages")
         return await self._page(query, limit, before_seq, after_seq)
 
     async def list_messages_by_run(
@@ -236,8 +199,8 @@ class MongoRunEventStore:
         after_seq: int | None = None,
         user_id: UserId = None,
     ) -> list[RunEventRow]:
-        query = filters.messages_of_run(thread_id, run_id)
-        filters.owned(query, filters.owner(user_id, method_name="RunEventStore.list_messages_by_run"))
+        query = queries.messages_of_run(thread_id, run_id)
+        queries.owned(query, user_id, "RunEventStore.list_messages_by_run")
         return await self._page(query, limit, before_seq, after_seq)
 
     async def list_events(
@@ -249,10 +212,10 @@ class MongoRunEventStore:
         limit: int = 500,
         user_id: UserId = None,
     ) -> list[RunEventRow]:
-        types = filters.event_types_of(event_types)
-        query = filters.events_of_run(thread_id, run_id, *(types or ()))
-        filters.owned(query, filters.owner(user_id, method_name="RunEventStore.list_events"))
-        rows = filters.limit_of("limit", limit)
+        types = arguments.names("event_types", event_types)
+        query = queries.events_of_run(thread_id, run_id, *(types or ()))
+        queries.owned(query, user_id, "RunEventStore.list_events")
+        rows = arguments.row_limit("limit", limit)
         if types == []:
             return []
         return await self._rows(query, SEQ_RISING, rows)
@@ -260,18 +223,17 @@ class MongoRunEventStore:
     async def list_thread_events(
         self, thread_id: str, *, run_id: str | None = None, after_seq: int = 0, limit: int = 500
     ) -> list[RunEventRow]:
-        """The first `limit` events after `after_seq`, of every category; of one run where it is named."""
         query = (
-            filters.events_of_thread(thread_id)
+            queries.events_of_thread(thread_id)
             if run_id is None
-            else filters.events_of_run(thread_id, run_id)
+            else queries.events_of_run(thread_id, run_id)
         )
-        filters.between(query, after_seq=filters.sequence_number("after_seq", after_seq), before_seq=None)
-        return await self._rows(query, SEQ_RISING, filters.limit_of("limit", limit))
+        queries.between(query, after_seq=arguments.sequence_number("after_seq", after_seq), before_seq=None)
+        return await self._rows(query, SEQ_RISING, arguments.row_limit("limit", limit))
 
     async def count_messages(self, thread_id: str, *, user_id: UserId = None) -> int:
-        query = filters.messages_of_thread(thread_id)
-        filters.owned(query, filters.owner(user_id, method_name="RunEventStore.count_messages"))
+        query = queries.messages_of_thread(thread_id)
+        queries.owned(query, user_id, "RunEventStore.count_messages")
         counting = self._committed.aggregate(
             [{"$match": query}, {"$group": {"_id": None, "messages": {"$sum": 1}}}]
         )
@@ -281,9 +243,11 @@ class MongoRunEventStore:
     async def _page(
         self, query: Document, limit: int, before_seq: int | None, after_seq: int | None
     ) -> list[RunEventRow]:
-        rows = filters.limit_of("limit", limit)
-        after = filters.sequence_number("after_seq", after_seq)
-        filters.between(query, after_seq=after, before_seq=filters.sequence_number("before_seq", before_seq))
+        rows = arguments.row_limit("limit", limit)
+        after = arguments.sequence_number("after_seq", after_seq)
+        queries.between(
+            query, after_seq=after, before_seq=arguments.sequence_number("before_seq", before_seq)
+        )
         found = await self._rows(query, SEQ_FALLING if after is None else SEQ_RISING, rows)
         return found[::-1] if after is None else found
 
@@ -310,13 +274,9 @@ class MongoRunEventStore:
     async def follow(
         self, thread_id: str, *, run_id: str | None = None, after_seq: int = 0
     ) -> AsyncGenerator[RunEventRow]:
-        """The thread's events after `after_seq`, then every new one as it comes, in rising `seq`.
-
-        A change stream tells when to look, and the numbers tell what is new: what came while a connection was
-        lost is found by the next look. Raises `StorageUnavailableError` when the server is gone; to go on,
-        follow again from the last `seq` seen. Raises `StorageError` on a server without change streams.
-        """
-        query = filters.of_thread(thread_id)
+        # A change stream says when to look, and the numbers say what is new: an event that came while a
+        # connection was lost is found by the next look.
+        query = queries.of_thread(thread_id)
         changes = [
             {"$match": {"operationType": "insert", "fullDocument.thread_id": query["thread_id"]}},
             {"$project": {"_id": 1}},
@@ -335,14 +295,12 @@ class MongoRunEventStore:
     # Deleting.
 
     async def delete_by_thread(self, thread_id: str, *, user_id: UserId = None) -> int:
-        query = filters.events_of_thread(thread_id)
-        owner = filters.owner(user_id, method_name="RunEventStore.delete_by_thread")
-        return await self._delete(filters.owned(query, owner))
+        query = queries.events_of_thread(thread_id)
+        return await self._delete(queries.owned(query, user_id, "RunEventStore.delete_by_thread"))
 
     async def delete_by_run(self, thread_id: str, run_id: str, *, user_id: UserId = None) -> int:
-        query = filters.events_of_run(thread_id, run_id)
-        owner = filters.owner(user_id, method_name="RunEventStore.delete_by_run")
-        return await self._delete(filters.owned(query, owner))
+        query = queries.events_of_run(thread_id, run_id)
+        return await self._delete(queries.owned(query, user_id, "RunEventStore.delete_by_run"))
 
     async def _delete(self, query: Document) -> int:
         thread_id = query["thread_id"]

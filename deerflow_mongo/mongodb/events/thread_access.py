@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 
-from ...contract.errors import StorageError
+from ...contract.errors import StorageClosedError
 from ..drivers.base import Collection
 
 _BY_ID = (("_id", 1),)
@@ -57,7 +57,7 @@ class ThreadOwners:
                     waiting.set_result(owners.get(thread_id))
         finally:
             self._reader = None
-            _fail(self._wanted.values(), StorageError("this storage is closed"))
+            _fail(self._wanted.values(), StorageClosedError())
 
 
 def _fail(waiting: Iterable[asyncio.Future[str | None]], error: Exception) -> None:

@@ -29,7 +29,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ...contract.errors import StorageError, StorageUnavailableError
+from ...contract.errors import StorageClosedError, StorageError, StorageUnavailableError
 from .. import codec
 from ..codec import HEAD_SEQ, ONCE, Document
 from ..drivers.base import Collection, DuplicateKeyError
@@ -193,7 +193,7 @@ class EventLog:
 
     def check_open(self) -> None:
         if self._closed:
-            raise StorageError("this storage is closed")
+            raise StorageClosedError
 
     async def make_room(self, events: int, size_bytes: int) -> None:
         """Wait until the backlog has room for these, and take it."""
@@ -560,4 +560,4 @@ class _Backlog:
         while self._queue:
             _, _, turn = self._queue.popleft()
             if not turn.done():
-                turn.set_exception(StorageError("this storage is closed"))
+                turn.set_exception(StorageClosedError)

@@ -9,17 +9,22 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from ...contract import arguments as filters
+from ...contract import arguments
+from ...contract.actor import UserId
 from ...contract.errors import StorageError
-from ...contract.rows import FeedbackRow, FeedbackTotals, UserId
-from ...contract.times import clock, stored_from_stamp
-from .. import codec
+from ...contract.protocols import FeedbackStore
+from ...contract.rows import CreationOrder, FeedbackRow, FeedbackTotals
+from ...contract.times import clock
+from .. import codec, queries
 from ..codec import VOTE, Document
+from ..documents.stored_times import stored_from_stamp
 from ..drivers.base import Collection, DuplicateKeyError
-from ..schema import NEWEST_FIRST, OLDEST_FIRST
+from ..schema import NEWEST_FIRST, OLDEST_FIRST, Keys
 
 # The row that is the vote already, else the newest that may become it.
 _VOTE_FIRST = ((VOTE, -1), *NEWEST_FIRST)
+
+_ORDERS: dict[str, Keys] = {"newest_first": NEWEST_FIRST, "oldest_first": OLDEST_FIRST}
 
 _UPSERT_TRIES = 5
 """One more is enough after a lost race against another first vote (MongoDB's upsert with a partial index)."""
@@ -28,14 +33,14 @@ _UPSERT_TRIES = 5
 def _content(rating: object, comment: object) -> Document:
     order = clock.stamp_us()
     return {
-        "rating": filters.rating_of(rating),
+        "rating": arguments.rating(rating),
         "comment": codec.encode_text("comment", comment),
         "created_at": stored_from_stamp(order),
         "order": order,
     }
 
 
-class MongoFeedbackStore:
+class MongoFeedbackStore(FeedbackStore):
     """`FeedbackStore` on MongoDB."""
 
     def __init__(self, collection: Collection) -> None:
@@ -52,14 +57,14 @@ class MongoFeedbackStore:
         message_id: str | None = None,
         comment: str | None = None,
     ) -> FeedbackRow:
-        owner = filters.optional_text("owner_id", owner_id)
+        owner = arguments.optional_text("owner_id", owner_id)
         user = owner if user_id is None else user_id
         document: Document = {
             "_id": str(uuid.uuid4()),
             "schema_version": codec.SCHEMA_VERSION,
-            **filters.of_run(thread_id, run_id),
-            "user_id": filters.owner(user, method_name="FeedbackStore.create"),
-            "message_id": filters.optional_text("message_id", message_id),
+            **queries.of_run(thread_id, run_id),
+            "user_id": arguments.acting_user(user, "FeedbackStore.create"),
+            "message_id": arguments.optional_text("message_id", message_id),
             **_content(rating, comment),
         }
         await self._collection.insert_one(document)
@@ -74,8 +79,8 @@ class MongoFeedbackStore:
         user_id: UserId,
         comment: str | None = None,
     ) -> FeedbackRow:
-        user = filters.owner(user_id, method_name="FeedbackStore.upsert")
-        query = filters.vote_of(thread_id, run_id, user)
+        user = arguments.acting_user(user_id, "FeedbackStore.upsert")
+        query = queries.vote_of(thread_id, run_id, user)
         update: Document = {
             "$set": {VOTE: True, **_content(rating, comment)},
             "$setOnInsert": {"_id": str(uuid.uuid4()), "schema_version": codec.SCHEMA_VERSION},
@@ -90,14 +95,14 @@ class MongoFeedbackStore:
         raise StorageError(f"the vote on run {run_id!r} met another one {_UPSERT_TRIES} times; try again")
 
     async def get(self, feedback_id: str, *, user_id: UserId = None) -> FeedbackRow | None:
-        query = filters.feedback_by_id(feedback_id)
-        filters.owned(query, filters.owner(user_id, method_name="FeedbackStore.get"))
+        query = queries.feedback_by_id(feedback_id)
+        queries.owned(query, user_id, "FeedbackStore.get")
         document = await self._collection.find_one(query)
         return None if document is None else codec.feedback_row(document)
 
     async def delete(self, feedback_id: str, *, user_id: UserId = None) -> bool:
-        query = filters.feedback_by_id(feedback_id)
-        filters.owned(query, filters.owner(user_id, method_name="FeedbackStore.delete"))
+        query = queries.feedback_by_id(feedback_id)
+        queries.owned(query, user_id, "FeedbackStore.delete")
         return await self._collection.delete_one(query)
 
     async def list_by_run(
@@ -107,22 +112,27 @@ class MongoFeedbackStore:
         *,
         limit: int = 100,
         user_id: UserId = None,
-        oldest_first: bool = False,
+        order: CreationOrder = "newest_first",
     ) -> list[FeedbackRow]:
-        query = filters.of_run(thread_id, run_id)
-        filters.owned(query, filters.owner(user_id, method_name="FeedbackStore.list_by_run"))
-        return await self._rows(query, limit, oldest_first=oldest_first)
+        query = queries.of_run(thread_id, run_id)
+        queries.owned(query, user_id, "FeedbackStore.list_by_run")
+        return await self._rows(query, limit, order)
 
     async def list_by_thread(
-        self, thread_id: str, *, limit: int = 100, user_id: UserId = None, oldest_first: bool = False
+        self,
+        thread_id: str,
+        *,
+        limit: int = 100,
+        user_id: UserId = None,
+        order: CreationOrder = "newest_first",
     ) -> list[FeedbackRow]:
-        query = filters.of_thread(thread_id)
-        filters.owned(query, filters.owner(user_id, method_name="FeedbackStore.list_by_thread"))
-        return await self._rows(query, limit, oldest_first=oldest_first)
+        query = queries.of_thread(thread_id)
+        queries.owned(query, user_id, "FeedbackStore.list_by_thread")
+        return await self._rows(query, limit, order)
 
     async def list_by_thread_grouped(self, thread_id: str, *, user_id: UserId) -> dict[str, FeedbackRow]:
-        user = filters.owner(user_id, method_name="FeedbackStore.list_by_thread_grouped")
-        query = {**filters.of_thread(thread_id), "user_id": user}
+        user = arguments.acting_user(user_id, "FeedbackStore.list_by_thread_grouped")
+        query = queries.of_user_in_thread(thread_id, user)
         newest = await self._collection.aggregate(
             [
                 {"$match": query},
@@ -135,7 +145,7 @@ class MongoFeedbackStore:
         return {group["_id"]: codec.feedback_row(group["newest"]) for group in newest}
 
     async def aggregate_by_run(self, thread_id: str, run_id: str) -> FeedbackTotals:
-        query = filters.of_run(thread_id, run_id)
+        query = queries.of_run(thread_id, run_id)
         counts = await self._collection.aggregate(
             [{"$match": query}, {"$group": {"_id": "$rating", "count": {"$sum": 1}}}]
         )
@@ -149,16 +159,16 @@ class MongoFeedbackStore:
         }
 
     async def delete_by_run(self, *, thread_id: str, run_id: str, user_id: UserId) -> bool:
-        user = filters.owner(user_id, method_name="FeedbackStore.delete_by_run")
-        query = filters.vote_of(thread_id, run_id, user)
+        user = arguments.acting_user(user_id, "FeedbackStore.delete_by_run")
+        query = queries.vote_of(thread_id, run_id, user)
         return await self._collection.find_one_and_delete(query, sort=_VOTE_FIRST) is not None
 
-    async def _rows(self, query: Document, limit: int, *, oldest_first: bool) -> list[FeedbackRow]:
-        rows = filters.limit_of("limit", limit)
+    async def _rows(self, query: Document, limit: int, order: CreationOrder) -> list[FeedbackRow]:
+        sort = _ORDERS[arguments.one_of("order", order, _ORDERS)]
+        rows = arguments.row_limit("limit", limit)
         if rows == 0:
             return []
-        order = OLDEST_FIRST if oldest_first else NEWEST_FIRST
-        documents = await self._collection.find(query, sort=order, limit=rows)
+        documents = await self._collection.find(query, sort=sort, limit=rows)
         return [codec.feedback_row(document) for document in documents]
 
 

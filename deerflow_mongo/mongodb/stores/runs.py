@@ -6,24 +6,26 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from ...contract import arguments as filters
-from ...contract.actor import AUTO
+from ...contract import arguments
+from ...contract.actor import AUTO, UserId
 from ...contract.errors import RunExistsError
 from ...contract.payloads import to_json_mapping
+from ...contract.protocols import RunStore
 from ...contract.rows import (
     ACTIVE_STATUSES,
     CALLERS,
     ENDED_STATUSES,
-    PENDING,
+    UNSET,
     Caller,
     RunRow,
     TimeInput,
     TokenUsage,
-    UserId,
+    Unset,
 )
-from ...contract.times import clock, stored_from_optional, stored_from_stamp, stored_now
-from .. import codec
+from ...contract.times import clock
+from .. import codec, queries
 from ..codec import Document
+from ..documents.stored_times import stored_from_optional, stored_from_stamp, stored_now
 from ..drivers.base import Collection, DuplicateKeyError
 from ..schema import NEWEST_FIRST, OLDEST_FIRST
 
@@ -40,24 +42,24 @@ def _payload(name: str, value: Mapping[str, Any] | None) -> Document:
     return codec.encode_mapping(to_json_mapping(value, name))
 
 
-class MongoRunStore:
+class MongoRunStore(RunStore):
     """`RunStore` on MongoDB."""
 
     def __init__(self, collection: Collection) -> None:
         self._collection = collection
 
     async def get(self, run_id: str, *, user_id: UserId = AUTO) -> RunRow | None:
-        query = filters.run_by_id(run_id)
-        filters.owned(query, filters.owner(user_id, method_name="RunStore.get"))
+        query = queries.run_by_id(run_id)
+        queries.owned(query, user_id, "RunStore.get")
         document = await self._collection.find_one(query)
         return None if document is None else codec.run_row(document)
 
     async def list_by_thread(
         self, thread_id: str, *, limit: int = 100, user_id: UserId = AUTO
     ) -> list[RunRow]:
-        query = filters.of_thread(thread_id)
-        filters.owned(query, filters.owner(user_id, method_name="RunStore.list_by_thread"))
-        rows = filters.limit_of("limit", limit)
+        query = queries.of_thread(thread_id)
+        queries.owned(query, user_id, "RunStore.list_by_thread")
+        rows = arguments.row_limit("limit", limit)
         if rows == 0:
             return []
         return [
@@ -85,15 +87,15 @@ class MongoRunStore:
     ) -> None:
         order = clock.stamp_us()
         document = codec.new_run(
-            filters.identifier("run_id", run_id),
-            filters.identifier("thread_id", thread_id),
+            arguments.identifier("run_id", run_id),
+            arguments.identifier("thread_id", thread_id),
             {
-                "user_id": filters.owner(user_id, method_name="RunStore.create"),
-                "assistant_id": filters.optional_text("assistant_id", assistant_id),
-                "status": filters.status_text("status", status),
-                "model_name": filters.optional_text("model_name", model_name),
-                "multitask_strategy": filters.status_text("multitask_strategy", multitask_strategy),
-                "follow_up_to_run_id": filters.optional_text("follow_up_to_run_id", follow_up_to_run_id),
+                "user_id": arguments.acting_user(user_id, "RunStore.create"),
+                "assistant_id": arguments.optional_text("assistant_id", assistant_id),
+                "status": arguments.status_text("status", status),
+                "model_name": arguments.optional_text("model_name", model_name),
+                "multitask_strategy": arguments.status_text("multitask_strategy", multitask_strategy),
+                "follow_up_to_run_id": arguments.optional_text("follow_up_to_run_id", follow_up_to_run_id),
                 "metadata": _payload("metadata", metadata),
                 "kwargs": _payload("kwargs", kwargs),
                 "created_at": stored_from_optional("created_at", created_at) or stored_from_stamp(order),
@@ -118,7 +120,7 @@ class MongoRunStore:
         metadata: Mapping[str, Any] | None = None,
         error: str | None = None,
     ) -> None:
-        changes: Document = {"status": filters.status_text("status", status)}
+        changes: Document = {"status": arguments.status_text("status", status)}
         for name, value in (("started_at", started_at), ("ended_at", ended_at)):
             if value is not None:
                 changes[name] = stored_from_optional(name, value)
@@ -142,15 +144,18 @@ class MongoRunStore:
         await self._update(run_id, {"$set": changes}, "set_error")
 
     async def update_model_name(self, run_id: str, model_name: str | None) -> None:
-        changes = {"model_name": filters.optional_text("model_name", model_name), "updated_at": stored_now()}
+        changes = {
+            "model_name": arguments.optional_text("model_name", model_name),
+            "updated_at": stored_now(),
+        }
         await self._update(run_id, {"$set": changes}, "update_model_name")
 
     async def list_pending(self, *, before: TimeInput | None = None) -> list[RunRow]:
         until = stored_from_optional("before", before) or stored_now()
-        query = {"status": PENDING, "created_at": {"$lte": until}}
+        query = queries.pending_until(until)
         return [
             codec.run_row(document)
-            for document in await self._collection.find(query, sort=OLDEST_FIRST, limit=filters.MAX_LIMIT)
+            for document in await self._collection.find(query, sort=OLDEST_FIRST, limit=arguments.MAX_LIMIT)
         ]
 
     async def update_run_completion(
@@ -166,11 +171,10 @@ class MongoRunStore:
         subagent_tokens: int = 0,
         middleware_tokens: int = 0,
         message_count: int = 0,
-        first_human_message: str | None = None,
-        last_ai_message: str | None = None,
-        error: str | None = None,
+        first_human_message: str | Unset | None = None,
+        last_ai_message: str | Unset | None = None,
+        error: str | Unset | None = None,
         ended_at: TimeInput | None = None,
-        keep_texts: bool = False,
     ) -> None:
         given: dict[str, Any] = {
             "total_input_tokens": total_input_tokens,
@@ -182,16 +186,16 @@ class MongoRunStore:
             "middleware_tokens": middleware_tokens,
             "message_count": message_count,
         }
-        changes: Document = {"status": filters.status_text("status", status)}
+        changes: Document = {"status": arguments.status_text("status", status)}
         for name, path in codec.FIGURE_PATHS.items():
-            changes[path] = filters.count_of(name, given[name])
+            changes[path] = arguments.count(name, given[name])
         texts = {
             "first_human_message": first_human_message,
             "last_ai_message": last_ai_message,
             "error": error,
         }
         for name, text in texts.items():
-            if text is not None or not keep_texts:
+            if text is not UNSET:
                 changes[name] = codec.encode_text(name, text)
         if ended_at is not None:
             changes["ended_at"] = stored_from_optional("ended_at", ended_at)
@@ -204,8 +208,8 @@ class MongoRunStore:
         await self._update(run_id, [{"$set": update}], "update_run_completion")
 
     async def delete(self, run_id: str, *, user_id: UserId = AUTO) -> bool:
-        query = filters.run_by_id(run_id)
-        filters.owned(query, filters.owner(user_id, method_name="RunStore.delete"))
+        query = queries.run_by_id(run_id)
+        queries.owned(query, user_id, "RunStore.delete")
         return await self._collection.delete_one(query)
 
     async def record_token_usage(
@@ -218,18 +222,16 @@ class MongoRunStore:
         output_tokens: int = 0,
         llm_calls: int = 1,
     ) -> None:
-        if caller not in CALLERS:
-            raise ValueError(f"caller must be one of {', '.join(CALLERS)}, got {caller!r}")
         spent = {
-            "input": filters.count_of("input_tokens", input_tokens),
-            "output": filters.count_of("output_tokens", output_tokens),
-            "llm_calls": filters.count_of("llm_calls", llm_calls),
+            "input": arguments.count("input_tokens", input_tokens),
+            "output": arguments.count("output_tokens", output_tokens),
+            "llm_calls": arguments.count("llm_calls", llm_calls),
         }
-        spent["total"] = filters.count_of("input_tokens + output_tokens", spent["input"] + spent["output"])
+        spent["total"] = arguments.count("input_tokens + output_tokens", spent["input"] + spent["output"])
         increments = {f"tokens.{name}": count for name, count in spent.items()}
-        increments[f"tokens.by_caller.{caller}"] = spent["total"]
+        increments[f"tokens.by_caller.{arguments.caller(caller)}"] = spent["total"]
         changes: Document = {"updated_at": stored_now()}
-        model = filters.optional_text("model_name", model_name)
+        model = arguments.optional_text("model_name", model_name)
         if model is not None:
             path = f"tokens.by_model.{codec.model_key(model)}"
             increments |= {f"{path}.{name}": count for name, count in spent.items()}
@@ -239,14 +241,14 @@ class MongoRunStore:
     async def token_usage_by_thread(
         self, thread_id: str, *, user_id: UserId = AUTO, statuses: Sequence[str] | None = None
     ) -> TokenUsage:
-        query = filters.of_thread(thread_id)
-        filters.owned(query, filters.owner(user_id, method_name="RunStore.token_usage_by_thread"))
-        filters.in_statuses(query, statuses)
+        query = queries.of_thread(thread_id)
+        queries.owned(query, user_id, "RunStore.token_usage_by_thread")
+        queries.in_statuses(query, statuses)
         [sums] = await self._collection.aggregate(_token_usage_pipeline(query))
         return _token_usage(sums)
 
     async def _update(self, run_id: str, update: Document | list[Document], operation: str) -> None:
-        query = filters.run_by_id(run_id)
+        query = queries.run_by_id(run_id)
         if not await self._collection.update_one(query, update):
             logger.warning("%s: there is no run %r; nothing was changed", operation, query["_id"])
 

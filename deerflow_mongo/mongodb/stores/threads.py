@@ -6,14 +6,16 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from ...contract import arguments as filters
-from ...contract.actor import AUTO, current_user_id
-from ...contract.errors import ThreadExistsError
+from ...contract import arguments
+from ...contract.actor import AUTO, UserId, current_user_id
+from ...contract.errors import ThreadAccessError, ThreadExistsError
 from ...contract.payloads import to_json_mapping
-from ...contract.rows import NewestBy, ThreadMeta, ThreadMetaCreate, UserId
-from ...contract.times import clock, stored_from_stamp, stored_now
-from .. import codec
+from ...contract.protocols import ThreadStore
+from ...contract.rows import ThreadMeta, ThreadMetaCreate, ThreadOrder
+from ...contract.times import clock
+from .. import codec, queries
 from ..codec import Document
+from ..documents.stored_times import stored_from_stamp, stored_now
 from ..drivers.base import Collection, DuplicateKeyError
 from ..schema import LAST_UPDATED_FIRST, NEWEST_FIRST, Keys
 
@@ -23,7 +25,7 @@ _ENSURE_TRIES = 2
 """The second tells a lost race, which it wins, from a thread of somebody else."""
 
 
-_ORDERS: dict[NewestBy, Keys] = {"created": NEWEST_FIRST, "updated": LAST_UPDATED_FIRST}
+_ORDERS: dict[str, Keys] = {"newest_first": NEWEST_FIRST, "last_updated_first": LAST_UPDATED_FIRST}
 
 
 def _new_thread(
@@ -38,9 +40,9 @@ def _new_thread(
     created_at = stored_from_stamp(order)
     return {
         "schema_version": codec.SCHEMA_VERSION,
-        "assistant_id": filters.optional_text("assistant_id", assistant_id),
+        "assistant_id": arguments.optional_text("assistant_id", assistant_id),
         "display_name": codec.encode_text("display_name", display_name),
-        "status": filters.status_text("status", status),
+        "status": arguments.status_text("status", status),
         **_metadata(metadata),
         "created_at": created_at,
         "updated_at": created_at,
@@ -52,7 +54,7 @@ def _metadata(metadata: Mapping[str, Any] | None) -> Document:
     return codec.thread_metadata(to_json_mapping(metadata, "metadata"))
 
 
-class MongoThreadStore:
+class MongoThreadStore(ThreadStore):
     """`ThreadStore` on MongoDB."""
 
     def __init__(self, collection: Collection) -> None:
@@ -62,8 +64,8 @@ class MongoThreadStore:
 
     async def create_thread_meta(self, data: ThreadMetaCreate) -> ThreadMeta:
         document: Document = {
-            **filters.thread_by_id(data.thread_id),
-            "user_id": filters.optional_text("user_id", data.user_id),
+            **queries.thread_by_id(data.thread_id),
+            "user_id": arguments.optional_text("user_id", data.user_id),
             **_new_thread(
                 assistant_id=data.assistant_id,
                 display_name=data.display_name,
@@ -78,7 +80,7 @@ class MongoThreadStore:
         return codec.thread_row(document)
 
     async def get_thread_meta(self, thread_id: str) -> ThreadMeta | None:
-        return await self._find(filters.thread_by_id(thread_id))
+        return await self._find(queries.thread_by_id(thread_id))
 
     async def update_thread_meta(
         self,
@@ -90,15 +92,15 @@ class MongoThreadStore:
         metadata: Mapping[str, Any] | None = None,
         user_id: UserId = None,
     ) -> None:
-        query = filters.thread_by_id(thread_id)
-        filters.owned(query, filters.owner(user_id, method_name="ThreadStore.update_thread_meta"))
+        query = queries.thread_by_id(thread_id)
+        queries.owned(query, user_id, "ThreadStore.update_thread_meta")
         changes: Document = {"updated_at": stored_now()}
         if assistant_id is not None:
-            changes["assistant_id"] = filters.optional_text("assistant_id", assistant_id)
+            changes["assistant_id"] = arguments.optional_text("assistant_id", assistant_id)
         if display_name is not None:
             changes["display_name"] = codec.encode_text("display_name", display_name)
         if status is not None:
-            changes["status"] = filters.status_text("status", status)
+            changes["status"] = arguments.status_text("status", status)
         if metadata is not None:
             changes |= _metadata(metadata)
         await self._update(query, {"$set": changes}, "update_thread_meta")
@@ -106,23 +108,21 @@ class MongoThreadStore:
     async def merge_thread_metadata(
         self, thread_id: str, metadata: Mapping[str, Any], *, user_id: UserId = None
     ) -> None:
-        query = filters.thread_by_id(thread_id)
-        filters.owned(query, filters.owner(user_id, method_name="ThreadStore.merge_thread_metadata"))
+        query = queries.thread_by_id(thread_id)
+        queries.owned(query, user_id, "ThreadStore.merge_thread_metadata")
         merged = codec.merged_thread_metadata(to_json_mapping(metadata, "metadata"))
         await self._update(query, [{"$set": {**merged, "updated_at": stored_now()}}], "merge_thread_metadata")
 
     async def delete_thread(self, thread_id: str, *, user_id: UserId = None) -> bool:
-        query = filters.thread_by_id(thread_id)
-        filters.owned(query, filters.owner(user_id, method_name="ThreadStore.delete_thread"))
+        query = queries.thread_by_id(thread_id)
+        queries.owned(query, user_id, "ThreadStore.delete_thread")
         return await self._collection.delete_one(query)
 
     # The routes' half.
 
     async def get_thread(self, thread_id: str, *, user_id: UserId = AUTO) -> ThreadMeta | None:
-        query = filters.thread_by_id(thread_id)
-        return await self._find(
-            filters.owned(query, filters.owner(user_id, method_name="ThreadStore.get_thread"))
-        )
+        query = queries.thread_by_id(thread_id)
+        return await self._find(queries.owned(query, user_id, "ThreadStore.get_thread"))
 
     async def ensure_thread(
         self,
@@ -132,19 +132,18 @@ class MongoThreadStore:
         metadata: Mapping[str, Any] | None = None,
         user_id: UserId = AUTO,
     ) -> ThreadMeta:
-        query = filters.thread_by_id(thread_id)
+        query = queries.thread_by_id(thread_id)
         new = _new_thread(assistant_id=assistant_id, metadata=metadata)
-        user = filters.owner(user_id, method_name="ThreadStore.ensure_thread")
-        if user is None:
+        queries.owned(query, user_id, "ThreadStore.ensure_thread")
+        if "user_id" not in query:
             new["user_id"] = None
-        filters.owned(query, user)
         update = {"$setOnInsert": new}
         for _ in range(_ENSURE_TRIES):
             try:
                 return codec.thread_row(await self._collection.find_one_and_upsert(query, update))
             except DuplicateKeyError:
                 continue  # somebody else's thread, or the same caller's that was made meanwhile
-        raise PermissionError(f"not allowed to use thread {query['_id']!r}")
+        raise ThreadAccessError(query["_id"], "use")
 
     async def ensure_thread_running(
         self,
@@ -153,9 +152,9 @@ class MongoThreadStore:
         assistant_id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> ThreadMeta:
-        query = filters.thread_by_id(thread_id)
+        query = queries.thread_by_id(thread_id)
         new = _new_thread(assistant_id=assistant_id, metadata=metadata)
-        new["user_id"] = filters.optional_text("user_id", current_user_id())
+        new["user_id"] = arguments.optional_text("user_id", current_user_id())
         for name in ("status", "updated_at"):
             del new[name]
         update = {"$set": {"status": "running", "updated_at": stored_now()}, "$setOnInsert": new}
@@ -182,21 +181,19 @@ class MongoThreadStore:
         assistant_id: str | None = None,
         limit: int = 100,
         offset: int = 0,
-        newest_by: NewestBy = "created",
+        order: ThreadOrder = "newest_first",
     ) -> list[ThreadMeta]:
-        order = _ORDERS.get(newest_by)
-        if order is None:
-            raise ValueError(f"newest_by must be one of {', '.join(_ORDERS)}, got {newest_by!r}")
-        query = filters.threads_matching(
-            user_id=filters.owner(user_id, method_name="ThreadStore.search_threads"),
+        sort = _ORDERS[arguments.one_of("order", order, _ORDERS)]
+        query = queries.threads_matching(
             status=status,
             assistant_id=assistant_id,
             metadata_digests=codec.metadata_digests(to_json_mapping(metadata, "metadata")),
         )
-        rows, skipped = filters.limit_of("limit", limit), filters.limit_of("offset", offset)
+        queries.owned(query, user_id, "ThreadStore.search_threads")
+        rows, skipped = arguments.row_limit("limit", limit), arguments.row_limit("offset", offset)
         if rows == 0:
             return []
-        documents = await self._collection.find(query, sort=order, limit=rows, skip=skipped)
+        documents = await self._collection.find(query, sort=sort, limit=rows, skip=skipped)
         return [codec.thread_row(document) for document in documents]
 
     async def _update(self, query: Document, update: Document | list[Document], operation: str) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from ...contract import arguments as filters
+from ...contract import arguments
+from ...contract.capabilities import UserStore
 from ...contract.errors import UserExistsError
 from ...contract.rows import TimeInput, UserRow
-from ...contract.times import stored_from_optional, stored_now
-from .. import codec
+from .. import codec, queries
 from ..codec import Document
+from ..documents.stored_times import stored_from_optional, stored_now
 from ..drivers.base import Collection, DuplicateKeyError
 from ..schema import EMAIL_INDEX, OAUTH_INDEX
 
@@ -34,13 +35,13 @@ def _fields(
 ) -> Document:
     """An account's fields, but for its id and its age."""
     return {
-        "email": filters.identifier("email", email),
-        "password_hash": filters.optional_text("password_hash", password_hash),
-        "system_role": filters.identifier("system_role", system_role),
-        "oauth_provider": filters.optional_text("oauth_provider", oauth_provider),
-        "oauth_id": filters.optional_text("oauth_id", oauth_id),
-        "needs_setup": filters.flag("needs_setup", needs_setup),
-        "token_version": filters.count_of("token_version", token_version),
+        "email": arguments.identifier("email", email),
+        "password_hash": arguments.optional_text("password_hash", password_hash),
+        "system_role": arguments.identifier("system_role", system_role),
+        "oauth_provider": arguments.optional_text("oauth_provider", oauth_provider),
+        "oauth_id": arguments.optional_text("oauth_id", oauth_id),
+        "needs_setup": arguments.flag("needs_setup", needs_setup),
+        "token_version": arguments.count("token_version", token_version),
     }
 
 
@@ -56,7 +57,7 @@ def _taken(error: DuplicateKeyError) -> UserExistsError:
     return UserExistsError("id" if values else "id, email or OAuth identity")
 
 
-class MongoUserStore:
+class MongoUserStore(UserStore):
     """Accounts on MongoDB. Every method is one command; `UserExistsError` leaves everything as it was."""
 
     def __init__(self, collection: Collection) -> None:
@@ -76,9 +77,8 @@ class MongoUserStore:
         needs_setup: bool = False,
         token_version: int = 0,
     ) -> UserRow:
-        """Store a new account. `UserExistsError` where its id, email or OAuth identity is taken."""
         document: Document = {
-            **filters.user_by_id(user_id),
+            **queries.user_by_id(user_id),
             "schema_version": codec.SCHEMA_VERSION,
             **_fields(
                 email=email,
@@ -98,16 +98,13 @@ class MongoUserStore:
         return codec.user_row(document)
 
     async def get(self, user_id: str) -> UserRow | None:
-        """The account, or None."""
-        return await self._find(filters.user_by_id(user_id))
+        return await self._find(queries.user_by_id(user_id))
 
     async def get_by_email(self, email: str) -> UserRow | None:
-        """The account of this email, letter by letter, or None."""
-        return await self._find(filters.user_by_email(email))
+        return await self._find(queries.user_by_email(email))
 
     async def get_by_oauth(self, oauth_provider: str, oauth_id: str) -> UserRow | None:
-        """The account of this identity at an OAuth provider, or None."""
-        return await self._find(filters.user_by_oauth(oauth_provider, oauth_id))
+        return await self._find(queries.user_by_oauth(oauth_provider, oauth_id))
 
     async def update(
         self,
@@ -121,7 +118,6 @@ class MongoUserStore:
         needs_setup: bool,
         token_version: int,
     ) -> bool:
-        """Set all of these at once; False if there is no such account. `UserExistsError` as in `create`."""
         changes = _fields(
             email=email,
             password_hash=password_hash,
@@ -132,29 +128,25 @@ class MongoUserStore:
             token_version=token_version,
         )
         try:
-            return bool(await self._collection.update_one(filters.user_by_id(user_id), {"$set": changes}))
+            return bool(await self._collection.update_one(queries.user_by_id(user_id), {"$set": changes}))
         except DuplicateKeyError as error:
             raise _taken(error) from error.__cause__
 
     async def count(self, *, system_role: str | None = None) -> int:
-        """The number of accounts, of one role where it is named."""
         counts = await self._collection.aggregate(
-            [{"$match": _of_role(system_role)}, {"$group": {"_id": None, "users": {"$sum": 1}}}]
+            [{"$match": queries.users_of_role(system_role)}, {"$group": {"_id": None, "users": {"$sum": 1}}}]
         )
         return +counts[0]["users"] if counts else 0
 
     async def list_by_role(self, system_role: str, *, limit: int = 100) -> list[UserRow]:
-        """The accounts of a role, oldest first."""
-        rows = filters.limit_of("limit", limit)
+        rows = arguments.row_limit("limit", limit)
         if rows == 0:
             return []
-        documents = await self._collection.find(_of_role(system_role), sort=_OLDEST_OF_ROLE, limit=rows)
+        documents = await self._collection.find(
+            queries.users_of_role(system_role), sort=_OLDEST_OF_ROLE, limit=rows
+        )
         return [codec.user_row(document) for document in documents]
 
     async def _find(self, query: Document) -> UserRow | None:
         document = await self._collection.find_one(query)
         return None if document is None else codec.user_row(document)
-
-
-def _of_role(system_role: str | None) -> Document:
-    return {} if system_role is None else {"system_role": filters.identifier("system_role", system_role)}

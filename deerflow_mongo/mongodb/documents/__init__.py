@@ -1,0 +1,1 @@
+"""Row <-> document, one module per collection: the only place that knows how a document looks."""

@@ -1,0 +1,149 @@
+"""The only place that builds filters, from a caller's values that it checks first.
+
+An identifier is plain text in a filter or was refused by `contract/arguments.py`, so no operator document can
+reach a query. What an update writes is in `documents/`.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, TypeAlias
+
+from ..contract.arguments import acting_user, identifier, names, optional_text
+from ..contract.rows import MESSAGE, PENDING
+
+Query: TypeAlias = dict[str, Any]
+
+
+def owned(query: Query, user_id: object, method_name: str) -> Query:
+    """`query`, limited to the rows of the user that a method acts for; None leaves it unlimited."""
+    user = acting_user(user_id, method_name)
+    if user is not None:
+        query["user_id"] = user
+    return query
+
+
+def of_thread(thread_id: object) -> Query:
+    return {"thread_id": identifier("thread_id", thread_id)}
+
+
+def of_run(thread_id: object, run_id: object) -> Query:
+    return {**of_thread(thread_id), "run_id": identifier("run_id", run_id)}
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+def run_by_id(run_id: object) -> Query:
+    return {"_id": identifier("run_id", run_id)}
+
+
+def in_statuses(query: Query, statuses: object) -> Query:
+    """`query`, limited to runs in one of these statuses; with None it matches runs in any."""
+    wanted = names("statuses", statuses)
+    if wanted is not None:
+        query["status"] = {"$in": wanted}
+    return query
+
+
+def pending_until(created_at: str) -> Query:
+    """Pending runs created at or before this stored time."""
+    return {"status": PENDING, "created_at": {"$lte": created_at}}
+
+
+# -- feedback --------------------------------------------------------------------------------------
+
+
+def feedback_by_id(feedback_id: object) -> Query:
+    return {"_id": identifier("feedback_id", feedback_id)}
+
+
+def of_user_in_thread(thread_id: object, user_id: str | None) -> Query:
+    """A user's rows in a thread; None is the anonymous user."""
+    return {**of_thread(thread_id), "user_id": user_id}
+
+
+def vote_of(thread_id: object, run_id: object, user_id: str | None) -> Query:
+    """The rows of a user that are, or may become, the one vote on the run: those not on a message."""
+    return {**of_run(thread_id, run_id), "user_id": user_id, "message_id": None}
+
+
+# -- threads ---------------------------------------------------------------------------------------
+
+
+def thread_by_id(thread_id: object) -> Query:
+    return {"_id": identifier("thread_id", thread_id)}
+
+
+def threads_by_id(thread_ids: list[str]) -> Query:
+    return {"_id": {"$in": thread_ids}}
+
+
+def threads_matching(*, status: object, assistant_id: object, metadata_digests: list[str]) -> Query:
+    """Threads that match everything given; None and a blank status or assistant match any."""
+    query: Query = {}
+    wanted_status = optional_text("status", status.value if isinstance(status, Enum) else status)
+    if wanted_status and not wanted_status.isspace():
+        query["status"] = wanted_status
+    wanted_assistant = optional_text("assistant_id", assistant_id)
+    if wanted_assistant and not wanted_assistant.isspace():
+        query["assistant_id"] = wanted_assistant
+    if metadata_digests:
+        query["metadata_digests"] = {"$all": metadata_digests}
+    return query
+
+
+# -- run events ------------------------------------------------------------------------------------
+
+
+def events_of_thread(thread_id: object) -> Query:
+    """A thread's events, and neither its anchor nor the tombstones of deleted events."""
+    return {**of_thread(thread_id), "run_id": {"$exists": True}}
+
+
+def events_of_run(thread_id: object, run_id: object, *event_types: str) -> Query:
+    """A run's events of these types, or of all types without any."""
+    query = of_run(thread_id, run_id)
+    if event_types:
+        query["event_type"] = event_types[0] if len(event_types) == 1 else {"$in": list(event_types)}
+    return query
+
+
+def messages_of_thread(thread_id: object) -> Query:
+    return {**of_thread(thread_id), "category": MESSAGE}
+
+
+def messages_of_run(thread_id: object, run_id: object) -> Query:
+    return {**of_run(thread_id, run_id), "category": MESSAGE}
+
+
+def between(query: Query, *, after_seq: int | None, before_seq: int | None) -> Query:
+    """`query`, limited to run events with numbers between these two, both excluded."""
+    bounds = {"$gt": after_seq, "$lt": before_seq}
+    given = {operator: seq for operator, seq in bounds.items() if seq is not None}
+    if given:
+        query["seq"] = given
+    return query
+
+
+# -- users -----------------------------------------------------------------------------------------
+
+
+def user_by_id(user_id: object) -> Query:
+    return {"_id": identifier("user_id", user_id)}
+
+
+def user_by_email(email: object) -> Query:
+    return {"email": identifier("email", email)}
+
+
+def user_by_oauth(oauth_provider: object, oauth_id: object) -> Query:
+    return {
+        "oauth_provider": identifier("oauth_provider", oauth_provider),
+        "oauth_id": identifier("oauth_id", oauth_id),
+    }
+
+
+def users_of_role(system_role: object) -> Query:
+    """The accounts with this role; with None all."""
+    return {} if system_role is None else {"system_role": identifier("system_role", system_role)}
