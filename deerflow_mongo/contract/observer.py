@@ -1,7 +1,7 @@
-"""Run lifecycle events -> stores.
+"""The observer: writes run lifecycle events to the stores.
 
-Works with any run write repository and any thread storage, and knows no database. It is on the agent's path:
-an event that cannot be stored is logged and the run goes on.
+Works with any run write repository and any thread storage, and knows no database. The agent waits for it, so
+an event that cannot be stored is logged and the run continues.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ UNKNOWN_ERROR = "Unknown error"
 
 
 class LifecycleEventType(Enum):
-    """DeerFlow's lifecycle events that are stored, for hosts without an enum of their own."""
+    """The lifecycle events of DeerFlow that are stored, for hosts without their own enum."""
 
     RUN_STARTED = "run_started"
     RUN_COMPLETED = "run_completed"
@@ -41,7 +41,7 @@ def _now() -> datetime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LifecycleEvent:
-    """A `RunLifecycleEvent` for hosts without one of their own."""
+    """A `RunLifecycleEvent` for hosts without their own class."""
 
     event_type: LifecycleEventType | str
     run_id: str
@@ -58,14 +58,23 @@ def _time_of(event: RunLifecycleEvent) -> str:
     return event.occurred_at.isoformat()
 
 
+def _ids(event: RunLifecycleEvent) -> dict[str, object]:
+    """For `extra=` of a log record."""
+    return {
+        "run_id": event.run_id,
+        "thread_id": event.thread_id,
+        "event_type": getattr(event.event_type, "value", event.event_type),
+    }
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
 
 
 def _completion_of(event: RunLifecycleEvent) -> RunCompletionFields | None:
-    """The payload's completion figures, without what no store could keep; None if it has none.
+    """The payload's counts and texts of a completion, without invalid ones; None if it has none.
 
-    A figure of the wrong type must not cost the run its ending, so it is left out and logged.
+    A count of the wrong type must not stop the run's ending from being stored, so it is left out and logged.
     """
     data = _payload_of(event).get("completion_data")
     if not isinstance(data, Mapping):
@@ -78,7 +87,13 @@ def _completion_of(event: RunLifecycleEvent) -> RunCompletionFields | None:
         if fits:
             fields[name] = value
         elif name in COMPLETION_COUNTS or (name in COMPLETION_TEXTS and value is not None):
-            logger.warning("run %s: completion figure %s=%r is left out", event.run_id, name, value)
+            logger.warning(
+                "run %s: invalid completion value %s=%r was left out",
+                event.run_id,
+                name,
+                value,
+                extra=_ids(event),
+            )
     return cast("RunCompletionFields", fields)
 
 
@@ -101,13 +116,15 @@ class StorageRunObserver:
         }
 
     async def on_event(self, event: RunLifecycleEvent) -> None:
-        """Store the event; one that cannot be stored is logged with its type and run id."""
+        """Store the event; an event that cannot be stored is logged with its type and run id."""
         kind: object = getattr(event.event_type, "value", event.event_type)
         for write in self._writes.get(kind, ()) if isinstance(kind, str) else ():
             try:
                 await write(event)
             except Exception:
-                logger.exception("lifecycle event %s of run %s could not be stored", kind, event.run_id)
+                logger.exception(
+                    "lifecycle event %s of run %s could not be stored", kind, event.run_id, extra=_ids(event)
+                )
 
     async def _run_started(self, event: RunLifecycleEvent) -> None:
         if self._runs is not None:
@@ -137,8 +154,13 @@ class StorageRunObserver:
             try:
                 await self._runs.update_run_completion(run_id=event.run_id, status=status, **completion)
             except ValueError:
-                # A text that no document holds, say; the run has ended all the same.
-                logger.exception("run %s: the figures of its %s could not be stored", event.run_id, status)
+                # A text that is too large for a document, for example; the run has ended all the same.
+                logger.exception(
+                    "run %s: the counts and texts of its %s could not be stored",
+                    event.run_id,
+                    status,
+                    extra=_ids(event),
+                )
             else:
                 return
         await self._runs.update_status(run_id=event.run_id, status=status, ended_at=_time_of(event))

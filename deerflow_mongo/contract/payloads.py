@@ -1,7 +1,7 @@
 """Any object to a JSON-like value: what a payload becomes before a store sees it.
 
-LangChain messages, pydantic models, dataclasses, dates, bytes and sets have a fixed JSON form here; an object
-nobody knows becomes its `str`. How the result is stored is not told here but in `codec.py`.
+LangChain messages, pydantic models, dataclasses, dates, bytes and sets have a fixed JSON form here; any other
+object becomes its `str`. How a backend stores the result is not decided here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _UnstorableError(Exception):
 
 
 def to_json(value: object, field: str) -> JSONValue:
-    """`value` as new JSON-like values; `InvalidPayloadError` names the place of what has no JSON form."""
+    """`value` as new JSON-like values. Raises `InvalidPayloadError`, naming the place that has no JSON form."""
     try:
         return _convert(value, 0)
     except _UnstorableError as error:
@@ -83,7 +83,7 @@ def _checked_float(value: float) -> float:
 
 def _deeper(depth: int) -> int:
     if depth >= MAX_DEPTH:
-        raise _UnstorableError(f"it is nested more than {MAX_DEPTH} deep, or holds itself")
+        raise _UnstorableError(f"it is nested more than {MAX_DEPTH} levels deep, or contains itself")
     return depth + 1
 
 
@@ -93,7 +93,7 @@ def _convert_mapping(value: Mapping[Any, object], depth: int) -> dict[str, JSONV
     for key, item in value.items():
         name = key if type(key) is str else _key_text(key)
         if name in converted:
-            raise _UnstorableError(f"two of its keys are {name!r} as text")
+            raise _UnstorableError(f"two of its keys are {name!r} when converted to text")
         try:
             converted[name] = item if type(item) is str else _convert(item, inner)
         except _UnstorableError as error:
@@ -115,7 +115,7 @@ def _convert_items(value: Iterable[object], depth: int) -> list[JSONValue]:
 
 
 def _key_text(key: object) -> str:
-    """A key that is no plain text, as `json.dumps` writes it, or else its `str`."""
+    """A key that is not a `str`, as `json.dumps` writes it, or else its `str`."""
     if isinstance(key, Enum):
         return _key_text(key.value)
     if isinstance(key, str):
@@ -131,7 +131,7 @@ def _text_of(value: object) -> str:
     try:
         return str(value)
     except Exception as error:
-        raise _UnstorableError(f"a {type(value).__name__} that has no text") from error
+        raise _UnstorableError(f"a {type(value).__name__} that cannot be converted to text") from error
 
 
 def _base64(value: object) -> str:
@@ -150,7 +150,7 @@ def _set_items(value: object) -> list[object]:
         return items
 
 
-# The first type that fits decides; Enum stands first because an enum may also be a str or an int.
+# The first matching type decides; Enum is first because an enum may also be a str or an int.
 _FORMS: tuple[tuple[type | tuple[type, ...], Callable[[Any], object]], ...] = (
     (Enum, lambda value: value.value),
     (str, str.__str__),
@@ -177,7 +177,7 @@ def _convert_object(value: object, depth: int) -> JSONValue:
 
 
 def _fields_of(value: object) -> object | None:
-    """What a model or a dataclass holds, or None for an object of another kind."""
+    """The fields of a model or a dataclass, or None for an object of another kind."""
     if dataclasses.is_dataclass(value):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     for method_name in ("model_dump", "dict"):  # pydantic 2, pydantic 1
@@ -185,6 +185,6 @@ def _fields_of(value: object) -> object | None:
         if callable(method):
             try:
                 return method()
-            except Exception:  # noqa: BLE001, S112 - a stranger's method of that name; its text will do
+            except Exception:  # noqa: BLE001, S112 - an unrelated method of that name; its text is used instead
                 continue
     return None

@@ -1,4 +1,4 @@
-"""The observer where a completion cannot be stored whole: the run ends all the same, and the log tells."""
+"""The observer where a completion cannot be stored as a whole: the run still ends, and the log has why."""
 
 from __future__ import annotations
 
@@ -31,20 +31,23 @@ async def _fail_with(storage: Storage, completion: dict[str, Any], **payload: An
 
 
 @pytest.mark.parametrize("odd", [2**63, -1, 1.5, "12", True])
-async def test_a_figure_that_cannot_be_stored_is_left_out(
+async def test_invalid_count_is_left_out_and_the_run_still_ends(
     storage: Storage, odd: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     row = await _fail_with(storage, {"total_tokens": odd, "message_count": 3}, error="boom")
     assert (row["status"], row["error"], row["total_tokens"], row["message_count"]) == ("error", "boom", 0, 3)
     assert row["ended_at"] is not None
-    assert f"run r: completion figure total_tokens={odd!r} is left out" in caplog.messages
+    [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert record.getMessage() == f"run r: invalid completion value total_tokens={odd!r} was left out"
+    assert (vars(record)["run_id"], vars(record)["thread_id"]) == ("r", "t")
 
 
-async def test_a_text_that_no_document_holds_costs_the_figures_and_not_the_ending(
+async def test_oversized_text_drops_counts_but_run_still_ends(
     storage: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
     row = await _fail_with(storage, {"total_tokens": 5, "last_ai_message": "x" * (17 << 20)}, error="boom")
     assert (row["status"], row["error"], row["total_tokens"]) == ("error", "boom", 0)
     assert row["ended_at"] is not None
-    [told] = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert told.getMessage() == "run r: the figures of its error could not be stored"
+    [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.getMessage() == "run r: the counts and texts of its error could not be stored"
+    assert vars(record)["event_type"] == "run_failed"

@@ -111,12 +111,12 @@ def test_form_of_each_kind(value: Any, expected: Any) -> None:
     assert type(converted) is type(expected)
 
 
-def test_keys_that_are_no_text_are_written_as_json_does() -> None:
+def test_keys_of_other_types_are_written_as_json_dumps_does() -> None:
     value = {1: "a", None: "b", 2.5: "d", ID: "e", Colour.RED: "f", False: "g"}
     assert to_json(value, "f") == {"1": "a", "null": "b", "2.5": "d", str(ID): "e", "red": "f", "false": "g"}
 
 
-def test_the_callers_value_is_never_changed_nor_kept() -> None:
+def test_the_callers_value_is_neither_changed_nor_referenced() -> None:
     inner: list[int] = [1]
     converted = to_json_mapping({"a": inner}, "metadata")
     inner.append(2)
@@ -130,7 +130,7 @@ def _nested(depth: int) -> Any:
     return value
 
 
-def test_deep_values_pass_up_to_the_limit() -> None:
+def test_nesting_is_accepted_up_to_the_limit() -> None:
     assert to_json(_nested(MAX_DEPTH), "f") == _nested(MAX_DEPTH)
     with pytest.raises(InvalidPayloadError, match=f"more than {MAX_DEPTH} deep"):
         to_json(_nested(MAX_DEPTH + 1), "f")
@@ -148,23 +148,23 @@ def _holding_itself() -> list[Any]:
         ({"a": [1, {"b": float("nan")}]}, "metadata.a[1].b", "nan is not a JSON number"),
         ({"a": float("inf")}, "metadata.a", "inf is not a JSON number"),
         ({"a": 10**4300}, "metadata.a", "an integer of more than 4,300 digits"),
-        ({"a": Speechless()}, "metadata.a", "a Speechless that has no text"),
-        ({"a": {1: 1, "1": 2}}, "metadata.a", "two of its keys are '1' as text"),
+        ({"a": Speechless()}, "metadata.a", "a Speechless that cannot be converted to text"),
+        ({"a": {1: 1, "1": 2}}, "metadata.a", "two of its keys are '1' when converted to text"),
         ([1], "metadata", "it must be a mapping, not list"),
         ("text", "metadata", "it must be a mapping, not str"),
     ],
 )
-def test_what_is_refused_is_named_with_its_place(value: Any, field: str, reason: str) -> None:
+def test_refused_value_is_named_with_its_place(value: Any, field: str, reason: str) -> None:
     with pytest.raises(InvalidPayloadError) as error:
         to_json_mapping(value, "metadata")
     assert (error.value.field, error.value.reason) == (field, reason)
     assert str(error.value) == f"{field} cannot be stored: {reason}"
 
 
-def test_a_value_that_holds_itself_is_refused() -> None:
-    with pytest.raises(InvalidPayloadError, match="or holds itself"):
+def test_value_that_contains_itself_is_refused() -> None:
+    with pytest.raises(InvalidPayloadError, match="or contains itself"):
         to_json_mapping({"a": _holding_itself()}, "metadata")
 
 
-def test_the_largest_integer_that_has_text_passes() -> None:
+def test_largest_integer_with_a_decimal_text_is_accepted() -> None:
     assert to_json(10**4300 - 1, "f") == 10**4300 - 1
