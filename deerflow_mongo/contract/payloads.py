@@ -35,7 +35,7 @@ class _UnstorableError(Exception):
 
 
 def to_json(value: object, field: str) -> JSONValue:
-    """`value` as new JSON-like values. Raises `InvalidPayloadError`, naming the place that has no JSON form."""
+    """`value` as new JSON-like values. Raises `InvalidPayloadError` naming the place without a JSON form."""
     try:
         return _convert(value, 0)
     except _UnstorableError as error:

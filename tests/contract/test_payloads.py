@@ -132,7 +132,7 @@ def _nested(depth: int) -> Any:
 
 def test_nesting_is_accepted_up_to_the_limit() -> None:
     assert to_json(_nested(MAX_DEPTH), "f") == _nested(MAX_DEPTH)
-    with pytest.raises(InvalidPayloadError, match=f"more than {MAX_DEPTH} deep"):
+    with pytest.raises(InvalidPayloadError, match=f"more than {MAX_DEPTH} levels deep"):
         to_json(_nested(MAX_DEPTH + 1), "f")
 
 
