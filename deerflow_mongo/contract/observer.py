@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, cast
 
-from .protocols import RunLifecycleEvent, RunWriteRepository, ThreadMetaStorage
+from .protocols import RunLifecycleEvent, RunObserver, RunWriteRepository, ThreadMetaStorage
 from .rows import COMPLETION_COUNTS, COMPLETION_TEXTS, MAX_COUNT, RunCompletionFields
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def _completion_of(event: RunLifecycleEvent) -> RunCompletionFields | None:
     return cast("RunCompletionFields", fields)
 
 
-class StorageRunObserver:
+class StorageRunObserver(RunObserver):
     """Writes run lifecycle events to a run repository and a thread storage, either of them optional."""
 
     def __init__(
@@ -116,7 +116,6 @@ class StorageRunObserver:
         }
 
     async def on_event(self, event: RunLifecycleEvent) -> None:
-        """Store the event; an event that cannot be stored is logged with its type and run id."""
         kind: object = getattr(event.event_type, "value", event.event_type)
         for write in self._writes.get(kind, ()) if isinstance(kind, str) else ():
             try:
