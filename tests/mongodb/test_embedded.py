@@ -30,8 +30,7 @@ from deerflow_mongo.contract.errors import (
     StorageConfigError,
     StorageUnavailableError,
 )
-from deerflow_mongo.mongodb import embedded
-from deerflow_mongo.mongodb.embedded import EmbeddedServer, find_mongod, start_embedded
+from deerflow_mongo.mongodb.embedded import EmbeddedServer, binary, find_mongod, start_embedded
 
 if sys.platform == "win32":
     pytest.skip("the embedded server needs a Unix system", allow_module_level=True)
@@ -41,7 +40,7 @@ try:
 except MissingDependencyError:
     pytest.skip("no mongod on this machine", allow_module_level=True)
 
-_REPOSITORY = Path(embedded.__file__).parents[3]
+_REPOSITORY = Path(binary.__file__).parents[3]
 _GONE_WITHIN_S = 20.0
 
 on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -560,7 +559,7 @@ def _refusal(error: type[Exception], start: Callable[[], object]) -> str:
 
 def test_it_says_that_there_is_no_mongod(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(embedded, "_wheel_folders", list)
+    monkeypatch.setattr(binary, "_wheel_folders", list)
     assert "pip install 'deerflow-mongo[embedded]'" in _refusal(MissingDependencyError, start_embedded)
 
 
@@ -577,7 +576,7 @@ def test_the_installed_mongod_is_made_executable(tmp_path: Path, monkeypatch: py
     mongod.parent.mkdir(parents=True)
     mongod.touch(mode=0o644)
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(embedded, "_wheel_folders", lambda: [str(tmp_path)])
+    monkeypatch.setattr(binary, "_wheel_folders", lambda: [str(tmp_path)])
     assert find_mongod() == mongod
     assert os.access(mongod, os.X_OK)
 

@@ -9,14 +9,18 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import socket
+import stat
+import tempfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 from ...contract.errors import StorageConfigError, StorageError, StorageUnavailableError
+from .locks import is_free, probe, try_own
 
 TEMPORARY_PREFIX = "deerflow-mongo-"
 # What stands in a data folder.
@@ -35,25 +39,10 @@ OWN_FILES = frozenset(
     {START_LOCK, USERS_LOCK, KEEPER_LOCK, SERVER_FILE, DATABASE, SERVER_LOG, PREVIOUS_LOG, KEEPER_LOG}
     | {TEMPORARY_MARK, SERVER_SOCKET, CLIENT_SOCKET}
 )
-STARTING_POLL_MS = 10
 STOP_TIMEOUT_MS = 30_000
 LOG_TAIL_BYTES = 256 * 1024
-FailureKind = Literal["config", "unavailable", "in_use", "busy"]
+_ABANDONED_AFTER_MS = 3_600_000
 DISK_FULL = "the disk that holds {folder} is full; free some space and start again"
-
-
-class Deadline:
-    def __init__(self, timeout_ms: int) -> None:
-        self.timeout_ms = timeout_ms
-        self._end = time.monotonic() + timeout_ms / 1000
-
-    @property
-    def left_ms(self) -> int:
-        return max(0, round((self._end - time.monotonic()) * 1000))
-
-    @property
-    def passed(self) -> bool:
-        return time.monotonic() >= self._end
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,66 +101,8 @@ def folder_error(folder: str, error: OSError) -> StorageError:
     return StorageConfigError(f"data_dir {folder} cannot be used ({error.strerror}); choose another data_dir")
 
 
-def open_lock(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-
 def open_log(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600), "wb")
-
-
-def try_flock(fd: int, operation: int) -> bool:
-    import fcntl  # not on Windows
-
-    try:
-        fcntl.flock(fd, operation | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def try_share(fd: int) -> bool:
-    import fcntl
-
-    return try_flock(fd, fcntl.LOCK_SH)
-
-
-def try_own(fd: int) -> bool:
-    import fcntl
-
-    return try_flock(fd, fcntl.LOCK_EX)
-
-
-def unlock(fd: int) -> None:
-    import fcntl
-
-    # Closing alone would leave the lock with a child that another thread forked meanwhile.
-    fcntl.flock(fd, fcntl.LOCK_UN)
-    os.close(fd)
-
-
-def wait_for(take: Callable[[int], bool], fd: int, deadline: Deadline, message: str) -> None:
-    while not take(fd):
-        if deadline.passed:
-            raise StorageUnavailableError(message)
-        time.sleep(STARTING_POLL_MS / 1000)
-
-
-@contextlib.contextmanager
-def probe(lock: Path) -> Generator[int]:
-    fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def is_free(lock: Path) -> bool:
-    try:
-        with probe(lock) as fd:
-            return try_share(fd)
-    except FileNotFoundError:
-        return True
 
 
 def tail(log: Path) -> str:
@@ -179,3 +110,60 @@ def tail(log: Path) -> str:
         file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
         return file.read().decode(errors="replace")
     return ""
+
+
+def data_folder(data_dir: str | os.PathLike[str]) -> Path:
+    if not os.fspath(data_dir):
+        raise StorageConfigError("data_dir is empty; set it to a folder or leave it out for a temporary one")
+    folder = Path(data_dir).expanduser().absolute()
+    with folder_errors_explained(folder):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700, parents=True)
+        folder = folder.resolve()
+        _refuse_unfit_folder(folder)
+        if stat.S_IMODE(folder.stat().st_mode) & 0o077:
+            folder.chmod(0o700)
+    return folder
+
+
+def _refuse_unfit_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise StorageConfigError(f"data_dir {folder} is not a folder; choose another data_dir")
+    if folder.stat().st_uid != os.geteuid():
+        raise StorageConfigError(
+            f"data_dir {folder} belongs to another user; choose a folder of your own or the path of a new one"
+        )
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise StorageConfigError(f"data_dir {folder} is not writable; choose another data_dir")
+    strangers = sorted(path.name for path in folder.iterdir() if _is_strange(path.name))
+    if strangers and not (folder / START_LOCK).exists():
+        raise StorageConfigError(
+            f"data_dir {folder} holds other files, such as {strangers[0]!r}; choose an empty or a new folder"
+        )
+
+
+def _is_strange(name: str) -> bool:
+    return name not in OWN_FILES and not name.startswith(".") and name != "lost+found"
+
+
+def temporary_folder() -> Path:
+    try:
+        _remove_abandoned_folders()
+        folder = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX)).resolve()
+        (folder / TEMPORARY_MARK).touch(mode=0o600)
+    except OSError as error:
+        raise folder_error(tempfile.gettempdir(), error) from error
+    return folder
+
+
+def _remove_abandoned_folders() -> None:
+    """Remove the temporary folders whose user and keeper were both killed: nobody else will."""
+    newest = time.time() - _ABANDONED_AFTER_MS / 1000
+    for folder in Path(tempfile.gettempdir()).glob(f"{TEMPORARY_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            about = folder.lstat()
+            if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid() or about.st_mtime > newest:
+                continue
+            with probe(folder / USERS_LOCK) as users:
+                if (folder / TEMPORARY_MARK).exists() and try_own(users) and is_free(folder / KEEPER_LOCK):
+                    shutil.rmtree(folder, ignore_errors=True)

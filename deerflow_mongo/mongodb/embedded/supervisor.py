@@ -7,61 +7,51 @@ do not go with starting a child that is tied to the thread which started it.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import os
 import re
 import shutil
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ...contract.errors import StorageConfigError
+from .diagnosis import StartFailed, complaints_in, diagnose
 from .folder import (
     CLIENT_SOCKET,
     DATABASE,
-    DISK_FULL,
     KEEPER_LOCK,
     PREVIOUS_LOG,
     SERVER_FILE,
     SERVER_LOG,
     SERVER_SOCKET,
-    STARTING_POLL_MS,
     STOP_TIMEOUT_MS,
     TEMPORARY_MARK,
     TEMPORARY_PREFIX,
     USERS_LOCK,
-    Deadline,
-    FailureKind,
     Server,
     folder_error,
     folder_id,
-    open_lock,
     open_log,
     tail,
-    try_own,
-    try_share,
 )
+from .locks import STARTING_POLL_MS, Deadline, open_lock, try_own, try_share
+from .wire import REPLICA_SET, command, is_writable
 
 _log = logging.getLogger(__name__)
-_REPLICA_SET = "deerflow"
 _SERVER_OPTIONS = (
     # Part of the member's name and nothing else: no TCP socket is opened.
     *("--port", "27017", "--nounixsocket", "--filePermissions", "0700"),
-    *("--replSet", _REPLICA_SET, "--oplogSize", "256", "--quiet"),
+    *("--replSet", REPLICA_SET, "--oplogSize", "256", "--quiet"),
     *("--wiredTigerCacheSizeGB", "0.25"),
     *("--setParameter", "diagnosticDataCollectionEnabled=false"),
 )
-_REPLICA_SET_SETTINGS = {"electionTimeoutMillis": 1000}
-_NOT_YET_INITIALIZED = 94
 _LONGEST_SOCKET_PATH = 100  # bytes; the kernel's limit is 107, on macOS 103
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9/._-]+")  # neither mongod nor a URL gives any of these a meaning
 _POLL_MS = 100
@@ -72,53 +62,6 @@ _FAILED_STOP_TIMEOUT_MS = 5_000
 _RESTART_TIMEOUT_MS = 60_000
 _ORPHAN_PATIENCE_MS = 15_000
 _NEIGHBOUR_PATIENCE_MS = 2_000
-_LEAST_FREE_BYTES = 1024 * 1024
-_NOT_PERMITTED = "{folder} holds files that this user may not read and write; give them to this user"
-# The first pattern found in mongod's complaints names the cause. Their order matters: an unsupported file
-# version, for one, is reported as "Permission denied".
-_DIAGNOSES: tuple[tuple[re.Pattern[str], FailureKind, str], ...] = (
-    (
-        re.compile(
-            r"error while loading shared libraries: ([^:\s]+)|version `(\S+)' not found"
-            r"|Library not loaded: (\S+)"
-        ),
-        "config",
-        "{mongod} cannot run on this system, which lacks {detail}; install the system package that has it or"
-        " set mongod_path to a mongod built for this system",
-    ),
-    (
-        re.compile(r"Exec format error|Bad CPU type|cannot execute|Illegal instruction"),
-        "config",
-        "{mongod} is not built for this machine; set mongod_path to a mongod that is",
-    ),
-    (
-        re.compile(r"DBPathInUse|Unable to lock the lock file"),
-        "in_use",
-        "another mongod already uses {folder}; stop it or choose another data_dir",
-    ),
-    (re.compile(r"No space left on device|Disk quota exceeded"), "unavailable", DISK_FULL),
-    (
-        re.compile(
-            r"unsupported WiredTiger|WiredTiger version incompat|under any compatibility version"
-            r"|UPGRADE PROBLEM|[Ii]nvalid feature ?[Cc]ompatibility ?[Vv]ersion|too recent to start up"
-        ),
-        "config",
-        "the data in {folder} was written by a mongod of a version that {mongod} cannot read; set mongod_path"
-        " to one that can or choose another data_dir",
-    ),
-    (
-        re.compile(r"Permission denied|Operation not permitted|Read-only file system"),
-        "config",
-        _NOT_PERMITTED,
-    ),
-)
-
-
-class _StartFailed(Exception):  # noqa: N818 - an answer on its way, never seen outside
-    def __init__(self, kind: FailureKind, text: str) -> None:
-        super().__init__(text)
-        self.kind: FailureKind = kind
-        self.text = text
 
 
 class _Keeper:
@@ -147,7 +90,7 @@ class _Keeper:
             stop_timeout_ms = STOP_TIMEOUT_MS
             _answer(server.to_json())
             self._watch()
-        except _StartFailed as failure:
+        except StartFailed as failure:
             _log.error("%s", failure.text)
             _answer({"failure": failure.kind, "text": failure.text})
         finally:
@@ -187,7 +130,7 @@ class _Keeper:
         except OSError as error:
             known = folder_error(str(self._folder), error)
             kind = "config" if isinstance(known, StorageConfigError) else "unavailable"
-            raise _StartFailed(kind, str(known)) from error
+            raise StartFailed(kind, str(known)) from error
 
     def _clear_up_after_predecessor(self) -> int:
         """Clear up after a keeper that was killed; how long to wait for a mongod it may have left, in ms."""
@@ -205,7 +148,7 @@ class _Keeper:
             _end_orphan(self._sockets / SERVER_SOCKET)
             try:
                 return self._launch(self._start_timeout_ms)
-            except _StartFailed as failure:
+            except StartFailed as failure:
                 if failure.kind != "in_use" or patience.passed:
                     raise
             time.sleep(_POLL_MS / 1000)
@@ -216,15 +159,15 @@ class _Keeper:
         self._process = self._spawn()
         while not deadline.passed:
             if self._process.poll() is not None:
-                raise self._diagnosis(self._process.returncode)
+                raise diagnose(self._folder, self._mongod, self._process.returncode)
             if self._is_unwanted():
-                raise _StartFailed(
+                raise StartFailed(
                     "unavailable", f"the server of {self._folder} was told to stop while it started"
                 )
-            if _is_writable(self._sockets / SERVER_SOCKET):
+            if is_writable(self._sockets / SERVER_SOCKET):
                 return self._publish(self._process.pid)
             time.sleep(STARTING_POLL_MS / 1000)
-        raise _StartFailed(
+        raise StartFailed(
             "unavailable",
             f"the server of {self._folder} was not writable in {timeout_ms:,} ms; see {SERVER_LOG} there",
         )
@@ -244,30 +187,11 @@ class _Keeper:
                 )
             except OSError as error:
                 # Also "not found", of a file that exists: what is not found is the loader it was built for.
-                raise _StartFailed(
+                raise StartFailed(
                     "config",
                     f"{self._mongod} cannot run on this machine ({error.strerror}); set mongod_path to a"
                     " mongod that is built for it",
                 ) from error
-
-    def _diagnosis(self, exit_code: int) -> _StartFailed:
-        complaints = _complaints(tail(self._folder / SERVER_LOG))
-        if exit_code == -signal.SIGILL:
-            complaints.append("Illegal instruction")
-        if shutil.disk_usage(self._folder).free < _LEAST_FREE_BYTES:
-            complaints.append("No space left on device")  # mongod could not even write that
-        text = "\n".join(complaints)
-        for pattern, kind, sentence in _DIAGNOSES:
-            if found := pattern.search(text):
-                detail = next((group for group in found.groups() if group), "")
-                return _StartFailed(
-                    kind, sentence.format(folder=self._folder, mongod=self._mongod, detail=detail)
-                )
-        last = complaints[-1] if complaints else "it wrote no reason"
-        return _StartFailed(
-            "unavailable",
-            f"mongod ended with exit code {exit_code} while it started on {self._folder}: {last}",
-        )
 
     def _publish(self, pid: int) -> Server:
         server = Server(pid, str(self._sockets / CLIENT_SOCKET), folder_id(self._folder))
@@ -296,7 +220,7 @@ class _Keeper:
         """Start a mongod that died again, behind the same socket, so that connected clients see a pause."""
         self._unpublish()
         assert self._process is not None  # noqa: S101 - the caller saw it end
-        complaints = _complaints(tail(self._folder / SERVER_LOG))
+        complaints = complaints_in(tail(self._folder / SERVER_LOG))
         reason = complaints[-1] if complaints else "it wrote no reason"
         _log.warning(
             "mongod %d ended with exit code %d: %s", self._process.pid, self._process.returncode, reason
@@ -307,7 +231,7 @@ class _Keeper:
                 return False
             try:
                 self._launch(_RESTART_TIMEOUT_MS)
-            except (_StartFailed, OSError) as error:
+            except (StartFailed, OSError) as error:
                 _log.warning("restart %d failed: %s", self._restarts, error)
                 self._end_process(_FAILED_STOP_TIMEOUT_MS)
             else:
@@ -353,7 +277,7 @@ def _socket_folder(folder: Path) -> Path:
     for place in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - mkdtemp makes a private folder there
         if _fits_sockets(Path(place) / f"{TEMPORARY_PREFIX}12345678") and os.access(place, os.W_OK):
             return Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=place))
-    raise _StartFailed(
+    raise StartFailed(
         "config",
         f"the path of data_dir {folder} is too long for a socket; choose a data_dir with a shorter path",
     )
@@ -375,7 +299,7 @@ def _remove_sockets(sockets: Path, folder: Path) -> None:
 def _end_orphan(server_socket: Path) -> None:
     """End a mongod whose keeper was killed: nobody but a keeper could have put that socket there."""
     with contextlib.suppress(OSError):
-        _command(server_socket, {"shutdown": 1, "force": True})
+        command(server_socket, {"shutdown": 1, "force": True})
 
 
 def _end_with_parent(parent_pid: int) -> Callable[[], None] | None:
@@ -395,79 +319,6 @@ def _end_with_parent(parent_pid: int) -> Callable[[], None] | None:
             os._exit(1)
 
     return before_exec
-
-
-def _is_writable(server_socket: Path) -> bool:
-    """Whether mongod takes writes; on the way there, makes it a replica set of one at its present address."""
-    try:
-        reply = _command(server_socket, {"replSetGetConfig": 1})
-        if reply.get("code") == _NOT_YET_INITIALIZED:
-            members = [{"_id": 0, "host": str(server_socket)}]
-            config = {"_id": _REPLICA_SET, "members": members, "settings": _REPLICA_SET_SETTINGS}
-            _command(server_socket, {"replSetInitiate": config})
-            return False
-        config = cast("dict[str, Any] | None", reply.get("config"))
-        if config and config["members"][0]["host"] != str(server_socket):
-            config["members"][0]["host"] = str(server_socket)  # the folder was moved, or the socket had to
-            config["version"] += 1
-            _command(server_socket, {"replSetReconfig": config, "force": True})
-            return False
-        return _command(server_socket, {"hello": 1}).get("isWritablePrimary") is True
-    except OSError:
-        return False
-
-
-def _command(server_socket: Path, command: Mapping[str, Any], timeout_ms: int = 30_000) -> dict[str, Any]:
-    """One command over the wire; a driver's client would bring threads into a process that forks."""
-    import bson
-
-    body = struct.pack("<IB", 0, 0) + bson.encode({**command, "$db": "admin"})
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(timeout_ms / 1000)
-        connection.connect(str(server_socket))
-        connection.sendall(struct.pack("<iiii", 16 + len(body), 1, 0, 2013) + body)  # OP_MSG
-        (length,) = struct.unpack("<i", _receive(connection, 4))
-        message = _receive(connection, length - 4)
-    return bson.decode(message[17:])  # pyright: ignore[reportUnknownMemberType] - its stubs say array
-
-
-def _receive(connection: socket.socket, size_bytes: int) -> bytes:
-    received = b""
-    while len(received) < size_bytes:
-        part = connection.recv(size_bytes - len(received))
-        if not part:
-            raise ConnectionResetError(errno.ECONNRESET, "mongod closed the connection")
-        received += part
-    return received
-
-
-def _complaints(log: str) -> list[str]:
-    """The errors in a mongod log, those with a reason last, and lines of other origin, as the loader's."""
-    found: list[tuple[bool, str]] = []
-    for line in log.splitlines():
-        try:
-            entry: dict[str, Any] = json.loads(line)
-        except ValueError:
-            found.append((True, line))
-            continue
-        if (
-            entry.get("s") in ("E", "F") and entry.get("msg") != "Writing fatal message"
-        ):  # before a stack trace
-            reason = _reason(entry.get("attr") or {})
-            found.append((bool(reason), f"{entry.get('msg')}: {reason}" if reason else f"{entry.get('msg')}"))
-    found.sort(key=lambda complaint: complaint[0])
-    return [" ".join(text.split()) for _, text in found if text.strip()]
-
-
-def _reason(attributes: dict[str, Any]) -> str:
-    for key in ("message", "error", "reason"):
-        reason: Any = attributes.get(key)
-        if isinstance(reason, dict):
-            parts = cast("dict[str, Any]", reason)
-            reason = parts.get("errmsg") or f"{parts.get('msg')} ({parts.get('error_str')})"
-        if isinstance(reason, str):
-            return reason
-    return ""
 
 
 def _answer(answer: str | Mapping[str, str]) -> None:
