@@ -66,14 +66,14 @@ async def _missing(folder: Path, run_ids: list[str]) -> list[str]:
     ]
 
 
-def _server_and_keeper(folder: Path) -> tuple[int, int]:
+def _server_and_supervisor(folder: Path) -> tuple[int, int]:
     mongod: int = json.loads((folder / "server.json").read_text(encoding="utf-8"))["pid"]
-    keeper = Path(f"/proc/{mongod}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1]
-    return mongod, int(keeper)
+    supervisor = Path(f"/proc/{mongod}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1]
+    return mongod, int(supervisor)
 
 
 def _write_until_killed(folder: Path, claims: Path, round_number: int, pause_s: float) -> None:
-    """One writer; by turns the server, the writer, or server, keeper and writer at once are killed."""
+    """One writer; by turns the server, the writer, or server, supervisor and writer at once are killed."""
     with claims.open("ab") as out:
         writer = subprocess.Popen(  # noqa: S603 - our own code
             [sys.executable, "-c", WRITER, str(folder), f"r{round_number}"], stdout=out
@@ -84,12 +84,12 @@ def _write_until_killed(folder: Path, claims: Path, round_number: int, pause_s: 
             assert writer.poll() is None
             time.sleep(0.01)
         time.sleep(pause_s)
-        mongod, keeper = _server_and_keeper(folder)
+        mongod, supervisor = _server_and_supervisor(folder)
         if round_number % 3 == 0:
             _kill(mongod)
-            time.sleep(pause_s)  # the keeper starts it again under the writer
+            time.sleep(pause_s)  # the supervisor starts it again under the writer
         elif round_number % 3 == 1:
-            _kill(writer.pid, mongod, keeper)
+            _kill(writer.pid, mongod, supervisor)
     finally:
         writer.kill()
         writer.wait()

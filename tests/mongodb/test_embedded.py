@@ -215,7 +215,7 @@ def _names(url: str) -> set[str]:
         return {document["_id"] for document in client["app"]["things"].find()}
 
 
-def _keeper_of(pid: int) -> int:
+def _supervisor_of(pid: int) -> int:
     return int(_output("ps", "-o", "ppid=", "-p", str(pid)))
 
 
@@ -240,7 +240,7 @@ def _accepts(socket_path: Path) -> bool:
 
 @contextlib.contextmanager
 def _plain_mongod(folder: Path, socket_path: Path) -> Generator[subprocess.Popen[bytes]]:
-    """A mongod on the data of `folder` that no keeper knows of."""
+    """A mongod on the data of `folder` that no supervisor knows of."""
     (folder / "db").mkdir(parents=True, exist_ok=True)
     arguments = [
         str(_MONGOD),
@@ -351,7 +351,7 @@ def test_data_survives_a_move_of_the_folder(place: _Place) -> None:
 def test_a_copy_of_a_running_folder_leaves_the_original_alone(place: _Place) -> None:
     original = place.start()
     (place.path / "copy").mkdir(mode=0o700)
-    for name in ("start.lock", "users.lock", "keeper.lock", "server.json"):
+    for name in ("start.lock", "users.lock", "supervisor.lock", "server.json"):
         shutil.copy(place.folder / name, place.path / "copy" / name)
     copy = place.start(place.path / "copy")
     _write(copy.url, "in the copy")
@@ -450,20 +450,20 @@ def test_a_killed_user_ends_the_server_and_its_temporary_folder(place: _Place) -
 
 
 @on_linux
-def test_after_a_killed_keeper_the_user_removes_the_temporary_folder(place: _Place) -> None:
+def test_after_a_killed_supervisor_the_user_removes_the_temporary_folder(place: _Place) -> None:
     server = place.start_temporary()
-    os.kill(_keeper_of(server.pid), signal.SIGKILL)
+    os.kill(_supervisor_of(server.pid), signal.SIGKILL)
     server.release()
     assert list(place.path.iterdir()) == []
 
 
 @on_linux
-def test_a_killed_keeper_takes_mongod_along_and_the_next_start_recovers(place: _Place) -> None:
+def test_a_killed_supervisor_takes_mongod_along_and_the_next_start_recovers(place: _Place) -> None:
     first = place.start()
     _write(first.url, "kept")
-    keeper = _keeper_of(first.pid)
-    os.kill(keeper, signal.SIGKILL)
-    _until(lambda: not _is_running(keeper))
+    supervisor = _supervisor_of(first.pid)
+    os.kill(supervisor, signal.SIGKILL)
+    _until(lambda: not _is_running(supervisor))
     second = place.start()
     assert not _is_running(first.pid)
     assert second.url == first.url
@@ -474,7 +474,7 @@ def test_everything_killed_at_once_leaves_no_process_and_all_data(place: _Place)
     user = place.user()
     server = user.server()
     _write(server["url"], "kept")
-    for pid in (_keeper_of(server["pid"]), server["pid"], user.process.pid):
+    for pid in (_supervisor_of(server["pid"]), server["pid"], user.process.pid):
         os.kill(pid, signal.SIGKILL)
     user.kill()
     _until(place.is_quiet)
@@ -514,18 +514,18 @@ def test_a_mongod_that_keeps_failing_is_given_up_and_the_next_start_tries_anew(p
     broken = place.path / "broken"
     mongod = _script(place.path / "mongod", f'[ -e {broken} ] && exit 3\nexec {_MONGOD} "$@"')
     server = place.start(mongod_path=mongod)
-    keeper = _keeper_of(server.pid)
+    supervisor = _supervisor_of(server.pid)
     broken.touch()
     os.kill(server.pid, signal.SIGKILL)
-    _until(lambda: not _is_running(keeper))
-    assert "giving up after 5 restarts" in (place.folder / "keeper.log").read_text()
+    _until(lambda: not _is_running(supervisor))
+    assert "giving up after 5 restarts" in (place.folder / "supervisor.log").read_text()
     broken.unlink()
     _write(place.start(mongod_path=mongod).url, "again")
 
 
-def test_a_keeper_told_to_stop_stops_the_server_cleanly(place: _Place) -> None:
+def test_a_supervisor_sent_sigterm_stops_the_server_cleanly(place: _Place) -> None:
     server = place.start()
-    os.kill(_keeper_of(server.pid), signal.SIGTERM)
+    os.kill(_supervisor_of(server.pid), signal.SIGTERM)
     _until(place.is_quiet)
     assert '"exitCode":0' in (place.folder / "mongod.log").read_text()
     assert not (place.folder / "server.json").exists()

@@ -1,11 +1,11 @@
-"""A private MongoDB server for `url: embedded`: a `mongod` on a data folder, for one user of one machine.
+"""A private MongoDB server for `url: embedded`: one `mongod` on a data folder, for one user of one machine.
 
-The server is a replica set of one and listens on a unix socket only, in a folder that only its user may
-enter: no network port, and so no password. A *keeper* process owns the `mongod`, starts it again when it
-dies, and stops it when the last user is gone. The kernel counts the users: each holds a shared lock on a
-file, which ends with the process however it ends. On Linux `mongod` ends with its keeper, too; on macOS a
-killed keeper leaves it running until the next start on its folder, which stops it first. This is no way to
-run a server for several users or machines, and it does not run on Windows.
+The server is a replica set of one member. It listens on a unix socket only, in a folder that only its user
+may enter: there is no network port, and so no password. A *supervisor* process owns the `mongod`, restarts it
+when it dies, and stops it when the last process that uses it is gone. Each of these processes holds a shared
+lock on a file in the folder, which the kernel releases however the process ends. On Linux `mongod` also ends
+with its supervisor; on macOS a killed supervisor leaves it running until the next start on the folder, which
+stops it first. Not for several users or machines, and not for Windows.
 """
 
 from __future__ import annotations

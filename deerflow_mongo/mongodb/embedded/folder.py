@@ -1,4 +1,4 @@
-"""What stands in a data folder, who may use it, and what its server tells: shared by users and keeper.
+"""What stands in a data folder, who may use it, and what its server tells: shared by users and supervisor.
 
 The locks are `flock`s: the kernel takes them back when a process ends, however it ends.
 """
@@ -25,18 +25,18 @@ from .locks import is_free, probe, try_own
 TEMPORARY_PREFIX = "deerflow-mongo-"
 # What stands in a data folder.
 START_LOCK = "start.lock"  # one starter at a time; the first file to be made, so it marks a folder as ours
-USERS_LOCK = "users.lock"  # shared by the users, exclusive to a keeper that stops
-KEEPER_LOCK = "keeper.lock"  # exclusive to the keeper while it lives
+USERS_LOCK = "users.lock"  # shared by the users, exclusive to a supervisor that stops
+SUPERVISOR_LOCK = "supervisor.lock"  # exclusive to the supervisor while it lives
 SERVER_FILE = "server.json"  # what users need to know of a running server
 DATABASE = "db"
 SERVER_LOG = "mongod.log"
 PREVIOUS_LOG = "mongod.log.1"
-KEEPER_LOG = "keeper.log"
+SUPERVISOR_LOG = "supervisor.log"
 TEMPORARY_MARK = "temporary"
 SERVER_SOCKET = "server.sock"  # where mongod listens
 CLIENT_SOCKET = "mongod.sock"  # a link to it that exists only while the server is writable
 OWN_FILES = frozenset(
-    {START_LOCK, USERS_LOCK, KEEPER_LOCK, SERVER_FILE, DATABASE, SERVER_LOG, PREVIOUS_LOG, KEEPER_LOG}
+    {START_LOCK, USERS_LOCK, SUPERVISOR_LOCK, SERVER_FILE, DATABASE, SERVER_LOG, PREVIOUS_LOG, SUPERVISOR_LOG}
     | {TEMPORARY_MARK, SERVER_SOCKET, CLIENT_SOCKET}
 )
 STOP_TIMEOUT_MS = 30_000
@@ -47,7 +47,7 @@ DISK_FULL = "the disk that holds {folder} is full; free some space and start aga
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What a keeper tells of its server, in its answer and in server.json."""
+    """What a supervisor tells of its server, in its answer and in server.json."""
 
     pid: int
     socket: str
@@ -157,7 +157,7 @@ def temporary_folder() -> Path:
 
 
 def _remove_abandoned_folders() -> None:
-    """Remove the temporary folders whose user and keeper were both killed: nobody else will."""
+    """Remove the temporary folders whose user and supervisor were both killed: nobody else will."""
     newest = time.time() - _ABANDONED_AFTER_MS / 1000
     for folder in Path(tempfile.gettempdir()).glob(f"{TEMPORARY_PREFIX}*"):
         with contextlib.suppress(OSError):
@@ -165,5 +165,9 @@ def _remove_abandoned_folders() -> None:
             if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid() or about.st_mtime > newest:
                 continue
             with probe(folder / USERS_LOCK) as users:
-                if (folder / TEMPORARY_MARK).exists() and try_own(users) and is_free(folder / KEEPER_LOCK):
+                if (
+                    (folder / TEMPORARY_MARK).exists()
+                    and try_own(users)
+                    and is_free(folder / SUPERVISOR_LOCK)
+                ):
                     shutil.rmtree(folder, ignore_errors=True)

@@ -21,10 +21,10 @@ from urllib.parse import quote
 from ...contract.errors import StorageConfigError, StorageError, StorageUnavailableError
 from .binary import find_mongod
 from .folder import (
-    KEEPER_LOCK,
-    KEEPER_LOG,
     START_LOCK,
     STOP_TIMEOUT_MS,
+    SUPERVISOR_LOCK,
+    SUPERVISOR_LOG,
     TEMPORARY_MARK,
     USERS_LOCK,
     Server,
@@ -104,7 +104,7 @@ def _url(socket_path: str) -> str:
 
 
 def _has_other_users(lock: Path) -> bool:
-    # It takes both: a keeper that stops owns the lock, and so does another probe for a moment.
+    # It takes both: a supervisor that stops owns the lock, and so does another probe for a moment.
     try:
         with probe(lock) as fd:
             return not try_own(fd) and try_share(fd)
@@ -154,13 +154,13 @@ class _Hold:
     def _wait_until_stopped(self) -> None:
         deadline = Deadline(STOP_TIMEOUT_MS + _ANSWER_GRACE_MS)
         sightings = 0
-        while not is_free(self._folder / KEEPER_LOCK):
+        while not is_free(self._folder / SUPERVISOR_LOCK):
             # Two in a row: the first may have been another user's probe.
             sightings = sightings + 1 if _has_other_users(self._folder / USERS_LOCK) else 0
             if sightings == 2 or deadline.passed:
                 return
             time.sleep(STARTING_POLL_MS / 1000)
-        # The keeper does this, too, unless it was killed; then mongod may need a moment to end.
+        # The supervisor does this, too, unless it was killed; then mongod may need a moment to end.
         while self._is_temporary and self._folder.exists() and not deadline.passed:
             shutil.rmtree(self._folder, ignore_errors=True)
             time.sleep(STARTING_POLL_MS / 1000)
@@ -168,23 +168,23 @@ class _Hold:
 
 def _join_or_start(folder: Path, mongod: Path, deadline: Deadline) -> Server:
     while not deadline.passed:
-        if is_free(folder / KEEPER_LOCK):
-            if server := _start_keeper(folder, mongod, deadline):
+        if is_free(folder / SUPERVISOR_LOCK):
+            if server := _start_supervisor(folder, mongod, deadline):
                 return server
         elif (server := Server.of(folder)) and server.accepts():
             return server
         time.sleep(STARTING_POLL_MS / 1000)
     raise StorageUnavailableError(
-        f"the server of {folder} was not writable in {deadline.timeout_ms:,} ms; see {KEEPER_LOG} there"
+        f"the server of {folder} was not writable in {deadline.timeout_ms:,} ms; see {SUPERVISOR_LOG} there"
     )
 
 
-def _start_keeper(folder: Path, mongod: Path, deadline: Deadline) -> Server | None:
-    """The started server, or None where another keeper was faster."""
+def _start_supervisor(folder: Path, mongod: Path, deadline: Deadline) -> Server | None:
+    """The started server, or None where another supervisor was faster."""
     order = {"folder": str(folder), "mongod": str(mongod), "start_timeout_ms": deadline.left_ms}
-    with open_log(folder / KEEPER_LOG) as log:
+    with open_log(folder / SUPERVISOR_LOG) as log:
         try:
-            keeper = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            supervisor = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [str(sys.executable), "-P", "-m", _MODULE, json.dumps(order)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -202,16 +202,16 @@ def _start_keeper(folder: Path, mongod: Path, deadline: Deadline) -> Server | No
                 " the address of a MongoDB server"
             ) from error
     # It outlives this call and may outlive this process; until then somebody has to collect its exit status.
-    threading.Thread(target=keeper.wait, name="deerflow-mongo-keeper", daemon=True).start()
-    answer = _read_answer(keeper, Deadline(deadline.left_ms + _ANSWER_GRACE_MS))
-    return _server_in(answer) if answer else _raise_silent_keeper(keeper, folder)
+    threading.Thread(target=supervisor.wait, name="deerflow-mongo-supervisor", daemon=True).start()
+    answer = _read_answer(supervisor, Deadline(deadline.left_ms + _ANSWER_GRACE_MS))
+    return _server_in(answer) if answer else _raise_no_answer(supervisor, folder)
 
 
-def _read_answer(keeper: subprocess.Popen[bytes], deadline: Deadline) -> bytes:
-    """The keeper's line, or nothing if it ended or stayed silent."""
+def _read_answer(supervisor: subprocess.Popen[bytes], deadline: Deadline) -> bytes:
+    """The supervisor's line, or nothing if it ended or stayed silent."""
     answer = b""
-    assert keeper.stdout is not None  # noqa: S101 - it was asked for
-    with keeper.stdout as pipe, selectors.DefaultSelector() as selector:
+    assert supervisor.stdout is not None  # noqa: S101 - it was asked for
+    with supervisor.stdout as pipe, selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
         while not answer.endswith(b"\n") and not deadline.passed:
             if selector.select(deadline.left_ms / 1000):
@@ -231,9 +231,9 @@ def _server_in(answer: bytes) -> Server | None:
     raise _ERRORS[failure["failure"]](failure["text"])
 
 
-def _raise_silent_keeper(keeper: subprocess.Popen[bytes], folder: Path) -> NoReturn:
-    keeper.kill()
-    words = tail(folder / KEEPER_LOG).strip().splitlines()
+def _raise_no_answer(supervisor: subprocess.Popen[bytes], folder: Path) -> NoReturn:
+    supervisor.kill()
+    words = tail(folder / SUPERVISOR_LOG).strip().splitlines()
     raise StorageUnavailableError(
         f"the process that keeps the server of {folder} gave no answer"
         f" ({words[-1] if words else 'it wrote nothing'}); try again"

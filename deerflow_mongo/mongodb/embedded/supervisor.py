@@ -1,4 +1,4 @@
-"""The keeper process: owns the `mongod` of one folder, heals it, and stops it when the last user is gone.
+"""The supervisor process: owns the `mongod` of one folder, heals it, and stops it when the last user is gone.
 
 Started with `python -m` by the first user, whom it answers with one line of JSON. It uses no driver: threads
 do not go with starting a child that is tied to the thread which started it.
@@ -26,12 +26,12 @@ from .diagnosis import StartFailed, complaints_in, diagnose
 from .folder import (
     CLIENT_SOCKET,
     DATABASE,
-    KEEPER_LOCK,
     PREVIOUS_LOG,
     SERVER_FILE,
     SERVER_LOG,
     SERVER_SOCKET,
     STOP_TIMEOUT_MS,
+    SUPERVISOR_LOCK,
     TEMPORARY_MARK,
     TEMPORARY_PREFIX,
     USERS_LOCK,
@@ -64,14 +64,14 @@ _ORPHAN_PATIENCE_MS = 15_000
 _NEIGHBOUR_PATIENCE_MS = 2_000
 
 
-class _Keeper:
+class _Supervisor:
     """Owns the mongod of one folder. Single-threaded: mongod is tied to the thread that starts it."""
 
     def __init__(self, folder: Path, mongod: Path, start_timeout_ms: int) -> None:
         self._folder = folder
         self._mongod = mongod
         self._start_timeout_ms = start_timeout_ms
-        self._lock_fd = open_lock(folder / KEEPER_LOCK)
+        self._lock_fd = open_lock(folder / SUPERVISOR_LOCK)
         self._users_fd = open_lock(folder / USERS_LOCK)
         self._sockets = folder
         self._process: subprocess.Popen[bytes] | None = None
@@ -114,7 +114,7 @@ class _Keeper:
 
     def _has_folder(self) -> bool:
         try:
-            return os.path.samestat(os.fstat(self._lock_fd), (self._folder / KEEPER_LOCK).stat())
+            return os.path.samestat(os.fstat(self._lock_fd), (self._folder / SUPERVISOR_LOCK).stat())
         except OSError:
             return False
 
@@ -133,7 +133,7 @@ class _Keeper:
             raise StartFailed(kind, str(known)) from error
 
     def _clear_up_after_predecessor(self) -> int:
-        """Clear up after a keeper that was killed; how long to wait for a mongod it may have left, in ms."""
+        """Clean up after a killed supervisor; return how many ms a mongod of it may need to end."""
         predecessor = Server.of(self._folder)
         if predecessor is None:
             return _NEIGHBOUR_PATIENCE_MS
@@ -297,7 +297,7 @@ def _remove_sockets(sockets: Path, folder: Path) -> None:
 
 
 def _end_orphan(server_socket: Path) -> None:
-    """End a mongod whose keeper was killed: nobody but a keeper could have put that socket there."""
+    """End a mongod whose supervisor was killed: nobody but a supervisor could have put that socket there."""
     with contextlib.suppress(OSError):
         command(server_socket, {"shutdown": 1, "force": True})
 
@@ -344,7 +344,7 @@ def _keep(order: Mapping[str, Any]) -> None:
     os.umask(0o077)
     _raise_file_limit()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    _Keeper(Path(order["folder"]), Path(order["mongod"]), order["start_timeout_ms"]).run()
+    _Supervisor(Path(order["folder"]), Path(order["mongod"]), order["start_timeout_ms"]).run()
 
 
 if __name__ == "__main__":
