@@ -625,7 +625,7 @@ def test_it_says_that_the_folder_is_someone_elses(place: _Place) -> None:
 def test_it_says_that_the_folder_holds_other_things_and_leaves_them(place: _Place, name: str) -> None:
     place.folder.mkdir(mode=0o755)
     (place.folder / name).touch()
-    assert f"holds other files, such as '{name}'" in _refusal(StorageConfigError, place.start)
+    assert f"contains other files, such as '{name}'" in _refusal(StorageConfigError, place.start)
     assert [path.name for path in place.folder.iterdir()] == [name]
     assert place.folder.stat().st_mode & 0o777 == 0o755
 
@@ -680,13 +680,17 @@ _STAND_INS: dict[str, tuple[str, type[Exception], str]] = {
     ),
     "other processor": ("kill -ILL $$", _CONFIG, "is not built for this machine; set mongod_path"),
     "full disk": (f"echo '{_FULL}'; exit 14", _UNAVAILABLE, "is full; free some space"),
-    "unreadable data": (f"echo '{_DENIED}'; exit 14", _CONFIG, "holds files that this user may not read"),
+    "unreadable data": (
+        f"echo '{_DENIED}'; exit 14",
+        _CONFIG,
+        "this user may not read and write all files in {folder}",
+    ),
     "anything else": (
         f"echo '{_OTHER}'; exit 3",
         _UNAVAILABLE,
-        "mongod ended with exit code 3 while it started on {folder}: Oh: no",
+        "mongod exited with code 3 while it started on {folder}: Oh: no",
     ),
-    "silence": ("exec sleep 60", _UNAVAILABLE, "was not writable in "),
+    "silence": ("exec sleep 60", _UNAVAILABLE, "was not writable within "),
 }
 
 

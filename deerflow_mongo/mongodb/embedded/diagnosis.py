@@ -1,4 +1,7 @@
-"""Why a `mongod` ended: its log and exit code -> one sentence."""
+"""Why a `mongod` did not start: its exit code and the errors in its log, as one sentence.
+
+The sentence says what to change, and the kind of failure which error a caller of `start_embedded` gets.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,22 @@ import json
 import re
 import shutil
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from .folder import DISK_FULL, SERVER_LOG, tail
+from ...contract.errors import StorageConfigError, StorageError, StorageUnavailableError
+from .folder import DISK_FULL, SERVER_LOG, read_tail
 
-_LEAST_FREE_BYTES = 1024 * 1024
-FailureKind = Literal["config", "unavailable", "in_use", "busy"]
-_NOT_PERMITTED = "{folder} holds files that this user may not read and write; give them to this user"
-# The first pattern found in mongod's complaints names the cause. Their order matters: an unsupported file
-# version, for one, is reported as "Permission denied".
+FailureKind = Literal["config", "unavailable", "in_use"]
+ERROR_TYPES: Mapping[str, type[StorageError]] = {
+    "config": StorageConfigError,
+    "unavailable": StorageUnavailableError,
+    "in_use": StorageUnavailableError,
+}
+_MIN_FREE_BYTES = 1024 * 1024
+# The first pattern found in mongod's errors names the cause. The order matters: an unsupported file version,
+# for one, is also logged as "Permission denied".
 _DIAGNOSES: tuple[tuple[re.Pattern[str], FailureKind, str], ...] = (
     (
         re.compile(
@@ -49,38 +58,48 @@ _DIAGNOSES: tuple[tuple[re.Pattern[str], FailureKind, str], ...] = (
     (
         re.compile(r"Permission denied|Operation not permitted|Read-only file system"),
         "config",
-        _NOT_PERMITTED,
+        "this user may not read and write all files in {folder}; correct their owner and permissions",
     ),
 )
 
 
-class StartFailed(Exception):  # noqa: N818 - an answer on its way, never seen outside
+class StartError(Exception):
+    """A failed start, within the supervisor; it reaches the user as one of `ERROR_TYPES`."""
+
     def __init__(self, kind: FailureKind, text: str) -> None:
         super().__init__(text)
         self.kind: FailureKind = kind
         self.text = text
 
 
-def diagnose(folder: Path, mongod: Path, exit_code: int) -> StartFailed:
-    complaints = complaints_in(tail(folder / SERVER_LOG))
+def diagnose(folder: Path, mongod: Path, exit_code: int) -> StartError:
+    """Why the mongod that has just exited on this folder did not start."""
+    errors = errors_in(read_tail(folder / SERVER_LOG))
     if exit_code == -signal.SIGILL:
-        complaints.append("Illegal instruction")
-    if shutil.disk_usage(folder).free < _LEAST_FREE_BYTES:
-        complaints.append("No space left on device")  # mongod could not even write that
-    text = "\n".join(complaints)
+        errors.append("Illegal instruction")
+    if shutil.disk_usage(folder).free < _MIN_FREE_BYTES:
+        errors.append("No space left on device")  # mongod may not have had the space to log it
+    text = "\n".join(errors)
     for pattern, kind, sentence in _DIAGNOSES:
         if found := pattern.search(text):
             detail = next((group for group in found.groups() if group), "")
-            return StartFailed(kind, sentence.format(folder=folder, mongod=mongod, detail=detail))
-    last = complaints[-1] if complaints else "it wrote no reason"
-    return StartFailed(
+            return StartError(kind, sentence.format(folder=folder, mongod=mongod, detail=detail))
+    return StartError(
         "unavailable",
-        f"mongod ended with exit code {exit_code} while it started on {folder}: {last}",
+        f"mongod exited with code {exit_code} while it started on {folder}: {_most_specific(errors)}",
     )
 
 
-def complaints_in(log: str) -> list[str]:
-    """The errors in a mongod log, those with a reason last, and lines of other origin, as the loader's."""
+def last_error(folder: Path) -> str:
+    """The error in mongod's log that best explains why it exited."""
+    return _most_specific(errors_in(read_tail(folder / SERVER_LOG)))
+
+
+def errors_in(log: str) -> list[str]:
+    """The errors in a mongod log, those with a reason last.
+
+    Lines that mongod did not write, such as the dynamic loader's, count as errors with a reason.
+    """
     found: list[tuple[bool, str]] = []
     for line in log.splitlines():
         try:
@@ -88,13 +107,16 @@ def complaints_in(log: str) -> list[str]:
         except ValueError:
             found.append((True, line))
             continue
-        if (
-            entry.get("s") in ("E", "F") and entry.get("msg") != "Writing fatal message"
-        ):  # before a stack trace
+        # "Writing fatal message" introduces a stack trace.
+        if entry.get("s") in ("E", "F") and entry.get("msg") != "Writing fatal message":
             reason = _reason(entry.get("attr") or {})
             found.append((bool(reason), f"{entry.get('msg')}: {reason}" if reason else f"{entry.get('msg')}"))
-    found.sort(key=lambda complaint: complaint[0])
+    found.sort(key=lambda error: error[0])
     return [" ".join(text.split()) for _, text in found if text.strip()]
+
+
+def _most_specific(errors: list[str]) -> str:
+    return errors[-1] if errors else "its log contains no error"
 
 
 def _reason(attributes: dict[str, Any]) -> str:

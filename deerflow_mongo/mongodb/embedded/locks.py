@@ -1,6 +1,7 @@
-"""File locks of a data folder, and the deadline that a caller waits with.
+"""File locks, and the deadline that bounds the wait for one.
 
-The locks are `flock`s: the kernel takes them back when a process ends, however it ends.
+The locks are `flock`s: the kernel releases them when a process ends, however it ends. Which files are locked,
+and what a lock on each of them means, is defined in `folder`.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from pathlib import Path
 
 from ...contract.errors import StorageUnavailableError
 
-STARTING_POLL_MS = 10
+POLL_INTERVAL_MS = 10
 
 
 class Deadline:
+    """A point in time `timeout_ms` from now, on the monotonic clock."""
+
     def __init__(self, timeout_ms: int) -> None:
         self.timeout_ms = timeout_ms
         self._end = time.monotonic() + timeout_ms / 1000
 
     @property
-    def left_ms(self) -> int:
+    def remaining_ms(self) -> int:
         return max(0, round((self._end - time.monotonic()) * 1000))
 
     @property
@@ -30,12 +33,35 @@ class Deadline:
         return time.monotonic() >= self._end
 
 
-def open_lock(path: Path) -> int:
+def open_lock_file(path: Path) -> int:
+    """Open the file, and create it if it does not exist."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
-def try_flock(fd: int, operation: int) -> bool:
+@contextlib.contextmanager
+def existing_lock_file(path: Path) -> Generator[int]:
+    """The open file; closing it releases a lock taken meanwhile. Raises FileNotFoundError."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def try_lock_shared(fd: int) -> bool:
     import fcntl  # not on Windows
+
+    return _try_flock(fd, fcntl.LOCK_SH)
+
+
+def try_lock_exclusive(fd: int) -> bool:
+    import fcntl
+
+    return _try_flock(fd, fcntl.LOCK_EX)
+
+
+def _try_flock(fd: int, operation: int) -> bool:
+    import fcntl
 
     try:
         fcntl.flock(fd, operation | fcntl.LOCK_NB)
@@ -44,45 +70,25 @@ def try_flock(fd: int, operation: int) -> bool:
     return True
 
 
-def try_share(fd: int) -> bool:
+def wait_for_lock(try_lock: Callable[[int], bool], fd: int, deadline: Deadline, error_text: str) -> None:
+    while not try_lock(fd):
+        if deadline.passed:
+            raise StorageUnavailableError(error_text)
+        time.sleep(POLL_INTERVAL_MS / 1000)
+
+
+def unlock_and_close(fd: int) -> None:
     import fcntl
 
-    return try_flock(fd, fcntl.LOCK_SH)
-
-
-def try_own(fd: int) -> bool:
-    import fcntl
-
-    return try_flock(fd, fcntl.LOCK_EX)
-
-
-def unlock(fd: int) -> None:
-    import fcntl
-
-    # Closing alone would leave the lock with a child that another thread forked meanwhile.
+    # Closing alone would leave the lock with a child process that another thread forked meanwhile.
     fcntl.flock(fd, fcntl.LOCK_UN)
     os.close(fd)
 
 
-def wait_for(take: Callable[[int], bool], fd: int, deadline: Deadline, message: str) -> None:
-    while not take(fd):
-        if deadline.passed:
-            raise StorageUnavailableError(message)
-        time.sleep(STARTING_POLL_MS / 1000)
-
-
-@contextlib.contextmanager
-def probe(lock: Path) -> Generator[int]:
-    fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+def is_unlocked(path: Path) -> bool:
+    """Whether no process holds an exclusive lock on the file. Holds a shared one for a moment to find out."""
     try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def is_free(lock: Path) -> bool:
-    try:
-        with probe(lock) as fd:
-            return try_share(fd)
+        with existing_lock_file(path) as fd:
+            return try_lock_shared(fd)
     except FileNotFoundError:
         return True

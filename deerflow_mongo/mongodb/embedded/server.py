@@ -1,4 +1,7 @@
-"""Joining the server of a data folder, or starting it, and giving it up again."""
+"""Starting or joining the server of a data folder, and releasing it: what a process that uses it calls.
+
+Runs no `mongod` itself: the process that finds none running starts a supervisor, and that owns it.
+"""
 
 from __future__ import annotations
 
@@ -12,59 +15,64 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 from urllib.parse import quote
 
-from ...contract.errors import StorageConfigError, StorageError, StorageUnavailableError
+from ...contract.errors import StorageConfigError, StorageUnavailableError
 from .binary import find_mongod
+from .diagnosis import ERROR_TYPES
 from .folder import (
     START_LOCK,
     STOP_TIMEOUT_MS,
     SUPERVISOR_LOCK,
     SUPERVISOR_LOG,
-    TEMPORARY_MARK,
+    TEMPORARY_MARKER,
     USERS_LOCK,
-    Server,
-    data_folder,
-    folder_errors_explained,
+    ServerInfo,
+    create_temporary_folder,
     open_log,
-    tail,
-    temporary_folder,
+    prepare_data_folder,
+    read_tail,
+    translate_folder_errors,
 )
-from .locks import STARTING_POLL_MS, Deadline, is_free, open_lock, probe, try_own, try_share, unlock, wait_for
+from .locks import (
+    POLL_INTERVAL_MS,
+    Deadline,
+    existing_lock_file,
+    is_unlocked,
+    open_lock_file,
+    try_lock_exclusive,
+    try_lock_shared,
+    unlock_and_close,
+    wait_for_lock,
+)
 
 _log = logging.getLogger(__name__)
-_MODULE = "deerflow_mongo.mongodb.embedded.supervisor"
-_ANSWER_GRACE_MS = 5_000
-_ERRORS: Mapping[str, type[StorageError]] = {
-    "config": StorageConfigError,
-    "unavailable": StorageUnavailableError,
-    "in_use": StorageUnavailableError,
-}
+_SUPERVISOR_MODULE = "deerflow_mongo.mongodb.embedded.supervisor"
+_SUPERVISOR_GRACE_MS = 5_000  # what the supervisor may need beside the time that mongod has
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedServer:
-    """One user's hold on the server of a data folder.
+    """A running server of a data folder, in use by this process until `release`.
 
-    `url` holds no secret and sets no timeouts; it stays the same when the server is started again. `pid` is
-    mongod's at the time of the start.
+    `url` contains no secret and sets no timeouts; it stays the same when the server is restarted. `pid` is
+    the process id of mongod when `start_embedded` returned.
     """
 
     url: str
     data_dir: Path
     pid: int
-    _hold: _Hold = field(repr=False, compare=False)
+    _user_lock: _UserLock = field(repr=False, compare=False)
 
     def release(self) -> None:
-        """Give up the hold; the last user of a folder waits here until the server has stopped.
+        """Stop using the server; the last user of a folder waits here until it has stopped.
 
-        May be called again. In a forked child it gives up the child's copy only.
+        Idempotent. In a forked child it releases the child's copy only.
         """
-        self._hold.release()
+        self._user_lock.release()
 
 
 def start_embedded(
@@ -73,10 +81,10 @@ def start_embedded(
     mongod_path: str | None = None,
     start_timeout_ms: int = 60_000,
 ) -> EmbeddedServer:
-    """Start the server of `data_dir`, or join it where it runs, and return when it is writable.
+    """Start the server of `data_dir`, or join it if it runs, and return when it is writable.
 
-    Without `data_dir` the data lives in a temporary folder that is removed with the server. Raises
-    StorageConfigError (MissingDependencyError where there is no mongod) for what someone has to change, and
+    Without `data_dir` the data is in a temporary folder that is removed with the server. Raises
+    StorageConfigError (MissingDependencyError if there is no mongod) for what has to be changed, and
     StorageUnavailableError for what may pass.
     """
     if sys.platform == "win32":
@@ -85,107 +93,112 @@ def start_embedded(
         )
     deadline = Deadline(start_timeout_ms)
     mongod = find_mongod(mongod_path)
-    folder = temporary_folder() if data_dir is None else data_folder(data_dir)
-    with folder_errors_explained(folder):
-        hold = _Hold(folder)
+    folder = create_temporary_folder() if data_dir is None else prepare_data_folder(data_dir)
+    with translate_folder_errors(folder):
+        user_lock = _UserLock(folder)
         try:
-            hold.take(deadline)
-            with _only_starter(folder, deadline):
+            user_lock.acquire(deadline)
+            with _start_lock(folder, deadline):
                 server = _join_or_start(folder, mongod, deadline)
         except BaseException:
-            hold.release()
+            user_lock.release()
             raise
-    _log.info("embedded MongoDB server %d serves %s", server.pid, folder)
-    return EmbeddedServer(_url(server.socket), folder, server.pid, hold)
+    _log.info("embedded MongoDB server (mongod %d) is running on %s", server.pid, folder)
+    return EmbeddedServer(_url(server.socket), folder, server.pid, user_lock)
 
 
 def _url(socket_path: str) -> str:
     return f"mongodb://{quote(socket_path, safe='')}/?directConnection=true"
 
 
-def _has_other_users(lock: Path) -> bool:
-    # It takes both: a supervisor that stops owns the lock, and so does another probe for a moment.
-    try:
-        with probe(lock) as fd:
-            return not try_own(fd) and try_share(fd)
-    except FileNotFoundError:
-        return False
-
-
-@contextlib.contextmanager
-def _only_starter(folder: Path, deadline: Deadline) -> Generator[None]:
-    fd = open_lock(folder / START_LOCK)
-    try:
-        wait_for(
-            try_own,
-            fd,
-            deadline,
-            f"another process has been starting the server of {folder} for too long; try again",
-        )
-        yield
-    finally:
-        unlock(fd)
-
-
-class _Hold:
-    """One user's shared lock; the kernel takes it back when the process ends."""
+class _UserLock:
+    """The shared lock that makes this process a user of the server, for as long as it lives at most."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._is_temporary = (folder / TEMPORARY_MARK).exists()
+        self._is_temporary = (folder / TEMPORARY_MARKER).exists()
         self._pid = os.getpid()
-        unlock(open_lock(folder / START_LOCK))  # marks the folder before anything else stands in it
-        self._fds = [open_lock(folder / USERS_LOCK)]
+        # Created before every other file: it marks the folder as ours.
+        unlock_and_close(open_lock_file(folder / START_LOCK))
+        self._fds = [open_lock_file(folder / USERS_LOCK)]
 
-    def take(self, deadline: Deadline) -> None:
-        late = f"the server of {self._folder} has been stopping for too long; try again"
-        wait_for(try_share, self._fds[0], deadline, late)
+    def acquire(self, deadline: Deadline) -> None:
+        error_text = (
+            f"the previous server of {self._folder} did not stop within {deadline.timeout_ms:,} ms; try again"
+        )
+        wait_for_lock(try_lock_shared, self._fds[0], deadline, error_text)
 
     def release(self) -> None:
         try:
             fd = self._fds.pop()
         except IndexError:
             return
-        # Only closed, never unlocked: a forked child shares the lock with its parent.
+        # Only closed, not unlocked: a forked child shares the lock with its parent.
         os.close(fd)
         if os.getpid() == self._pid:
             self._wait_until_stopped()
 
     def _wait_until_stopped(self) -> None:
-        deadline = Deadline(STOP_TIMEOUT_MS + _ANSWER_GRACE_MS)
-        sightings = 0
-        while not is_free(self._folder / SUPERVISOR_LOCK):
-            # Two in a row: the first may have been another user's probe.
-            sightings = sightings + 1 if _has_other_users(self._folder / USERS_LOCK) else 0
-            if sightings == 2 or deadline.passed:
+        """Return at once if the server has other users."""
+        deadline = Deadline(STOP_TIMEOUT_MS + _SUPERVISOR_GRACE_MS)
+        seen_in_a_row = 0
+        while not is_unlocked(self._folder / SUPERVISOR_LOCK):
+            # Twice in a row: once may have been the check of another process.
+            seen_in_a_row = seen_in_a_row + 1 if _has_other_users(self._folder / USERS_LOCK) else 0
+            if seen_in_a_row == 2 or deadline.passed:
                 return
-            time.sleep(STARTING_POLL_MS / 1000)
-        # The supervisor does this, too, unless it was killed; then mongod may need a moment to end.
+            time.sleep(POLL_INTERVAL_MS / 1000)
+        # The supervisor removes it, too, unless it was killed; then mongod may need a moment to exit.
         while self._is_temporary and self._folder.exists() and not deadline.passed:
             shutil.rmtree(self._folder, ignore_errors=True)
-            time.sleep(STARTING_POLL_MS / 1000)
+            time.sleep(POLL_INTERVAL_MS / 1000)
 
 
-def _join_or_start(folder: Path, mongod: Path, deadline: Deadline) -> Server:
+def _has_other_users(users_lock: Path) -> bool:
+    # A supervisor that stops holds the lock exclusively, and so does another such check for a moment.
+    try:
+        with existing_lock_file(users_lock) as fd:
+            return not try_lock_exclusive(fd) and try_lock_shared(fd)
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def _start_lock(folder: Path, deadline: Deadline) -> Generator[None]:
+    """Let one process at a time start the server or join it."""
+    error_text = (
+        f"another process did not finish starting the server of {folder} within {deadline.timeout_ms:,} ms;"
+        " try again"
+    )
+    fd = open_lock_file(folder / START_LOCK)
+    try:
+        wait_for_lock(try_lock_exclusive, fd, deadline, error_text)
+        yield
+    finally:
+        unlock_and_close(fd)
+
+
+def _join_or_start(folder: Path, mongod: Path, deadline: Deadline) -> ServerInfo:
     while not deadline.passed:
-        if is_free(folder / SUPERVISOR_LOCK):
+        if is_unlocked(folder / SUPERVISOR_LOCK):
             if server := _start_supervisor(folder, mongod, deadline):
                 return server
-        elif (server := Server.of(folder)) and server.accepts():
+        elif (server := ServerInfo.read(folder)) and server.accepts_connections():
             return server
-        time.sleep(STARTING_POLL_MS / 1000)
+        time.sleep(POLL_INTERVAL_MS / 1000)
     raise StorageUnavailableError(
-        f"the server of {folder} was not writable in {deadline.timeout_ms:,} ms; see {SUPERVISOR_LOG} there"
+        f"the server of {folder} was not writable within {deadline.timeout_ms:,} ms;"
+        f" see {SUPERVISOR_LOG} there"
     )
 
 
-def _start_supervisor(folder: Path, mongod: Path, deadline: Deadline) -> Server | None:
-    """The started server, or None where another supervisor was faster."""
-    order = {"folder": str(folder), "mongod": str(mongod), "start_timeout_ms": deadline.left_ms}
+def _start_supervisor(folder: Path, mongod: Path, deadline: Deadline) -> ServerInfo | None:
+    """The started server, or None if another supervisor was faster."""
+    request = {"folder": str(folder), "mongod": str(mongod), "start_timeout_ms": deadline.remaining_ms}
     with open_log(folder / SUPERVISOR_LOG) as log:
         try:
             supervisor = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [str(sys.executable), "-P", "-m", _MODULE, json.dumps(order)],
+                [str(sys.executable), "-P", "-m", _SUPERVISOR_MODULE, json.dumps(request)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -201,40 +214,42 @@ def _start_supervisor(folder: Path, mongod: Path, deadline: Deadline) -> Server 
                 f"url: embedded cannot start the Python interpreter {sys.executable!r} ({error}); set url to"
                 " the address of a MongoDB server"
             ) from error
-    # It outlives this call and may outlive this process; until then somebody has to collect its exit status.
+    # The supervisor may outlive this process; if it does not, its exit status has to be collected.
     threading.Thread(target=supervisor.wait, name="deerflow-mongo-supervisor", daemon=True).start()
-    answer = _read_answer(supervisor, Deadline(deadline.left_ms + _ANSWER_GRACE_MS))
-    return _server_in(answer) if answer else _raise_no_answer(supervisor, folder)
+    reply = _read_reply(supervisor, Deadline(deadline.remaining_ms + _SUPERVISOR_GRACE_MS))
+    if not reply:
+        supervisor.kill()
+        raise _no_reply_error(folder)
+    return _parse_reply(reply)
 
 
-def _read_answer(supervisor: subprocess.Popen[bytes], deadline: Deadline) -> bytes:
-    """The supervisor's line, or nothing if it ended or stayed silent."""
-    answer = b""
-    assert supervisor.stdout is not None  # noqa: S101 - it was asked for
+def _read_reply(supervisor: subprocess.Popen[bytes], deadline: Deadline) -> bytes:
+    """The line that the supervisor wrote, or nothing if it exited or the deadline passed before."""
+    reply = b""
+    assert supervisor.stdout is not None  # noqa: S101 - it is a pipe
     with supervisor.stdout as pipe, selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
-        while not answer.endswith(b"\n") and not deadline.passed:
-            if selector.select(deadline.left_ms / 1000):
+        while not reply.endswith(b"\n") and not deadline.passed:
+            if selector.select(deadline.remaining_ms / 1000):
                 part = os.read(pipe.fileno(), 65536)
                 if not part:
                     return b""
-                answer += part
-    return answer if answer.endswith(b"\n") else b""
+                reply += part
+    return reply if reply.endswith(b"\n") else b""
 
 
-def _server_in(answer: bytes) -> Server | None:
-    if server := Server.from_json(answer):
+def _parse_reply(reply: bytes) -> ServerInfo | None:
+    if server := ServerInfo.from_json(reply):
         return server
-    failure: dict[str, str] = json.loads(answer)
+    failure: dict[str, str] = json.loads(reply)
     if failure["failure"] == "busy":
         return None
-    raise _ERRORS[failure["failure"]](failure["text"])
+    raise ERROR_TYPES[failure["failure"]](failure["text"])
 
 
-def _raise_no_answer(supervisor: subprocess.Popen[bytes], folder: Path) -> NoReturn:
-    supervisor.kill()
-    words = tail(folder / SUPERVISOR_LOG).strip().splitlines()
-    raise StorageUnavailableError(
-        f"the process that keeps the server of {folder} gave no answer"
-        f" ({words[-1] if words else 'it wrote nothing'}); try again"
+def _no_reply_error(folder: Path) -> StorageUnavailableError:
+    lines = read_tail(folder / SUPERVISOR_LOG).strip().splitlines()
+    return StorageUnavailableError(
+        f"the supervisor of {folder} did not reply"
+        f" (last line of {SUPERVISOR_LOG}: {lines[-1] if lines else 'none, it is empty'}); try again"
     )
