@@ -1,4 +1,4 @@
-"""Nothing acknowledged is ever lost: `kill -9` of the server, of the writing process and of everything."""
+"""No acknowledged write is lost: `kill -9` of the server, of the writing process, and of everything."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 from deerflow_mongo import create_storage
 from deerflow_mongo.mongodb.embedded import start_embedded
@@ -29,7 +31,7 @@ async def write(storage, prefix, task):
             await storage.runs.update_status(run_id, "running", metadata={"n": number})
             await storage.runs.record_token_usage(run_id, caller="subagent", input_tokens=2, output_tokens=1)
         except StorageUnavailableError:
-            continue  # not acknowledged, so not claimed
+            continue  # not acknowledged, so not recorded
         os.write(1, f"{run_id}\\n".encode())
 
 async def main(folder, prefix):
@@ -45,13 +47,13 @@ def _kill(*pids: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _acknowledged(claims: Path) -> list[str]:
-    """Whole lines only: a writer that is killed may leave half of one."""
-    return [line for line in claims.read_text().split("\n")[:-1] if line]
+def _acknowledged(record: Path) -> list[str]:
+    """The ids in complete lines: a killed writer may leave half of one."""
+    return [line for line in record.read_text().split("\n")[:-1] if line]
 
 
 async def _missing(folder: Path, run_ids: list[str]) -> list[str]:
-    """Those of the acknowledged runs that are not there whole."""
+    """Those of the acknowledged runs that are missing or incomplete."""
     config = {"backend": "mongodb", "url": "embedded", "data_dir": str(folder), "database": "deerflow"}
     async with create_storage(config) as storage:
         rows = {
@@ -72,36 +74,38 @@ def _server_and_supervisor(folder: Path) -> tuple[int, int]:
     return mongod, int(supervisor)
 
 
-def _write_until_killed(folder: Path, claims: Path, round_number: int, pause_s: float) -> None:
-    """One writer; by turns the server, the writer, or server, supervisor and writer at once are killed."""
-    with claims.open("ab") as out:
+def _write_until_killed(folder: Path, record: Path, round_number: int, pause_s: float) -> None:
+    """One writer. Each round kills, in turn: mongod; mongod, supervisor and writer at once; the writer."""
+    with record.open("ab") as out:
         writer = subprocess.Popen(  # noqa: S603 - our own code
             [sys.executable, "-c", WRITER, str(folder), f"r{round_number}"], stdout=out
         )
     try:
-        size = claims.stat().st_size
-        while claims.stat().st_size == size:  # until the first acknowledgement of this round
+        size = record.stat().st_size
+        while record.stat().st_size == size:  # until the first acknowledgement of this round
             assert writer.poll() is None
             time.sleep(0.01)
         time.sleep(pause_s)
         mongod, supervisor = _server_and_supervisor(folder)
         if round_number % 3 == 0:
             _kill(mongod)
-            time.sleep(pause_s)  # the supervisor starts it again under the writer
+            time.sleep(pause_s)  # the supervisor restarts it while the writer goes on
         elif round_number % 3 == 1:
-            _kill(writer.pid, mongod, supervisor)
+            # The writer last: when it ends, the other two exit, and killing their process ids would fail.
+            _kill(mongod, supervisor, writer.pid)
     finally:
         writer.kill()
         writer.wait()
 
 
+@pytest.mark.timeout(900)  # twenty starts: a minute on an idle machine, several on a busy one
 def test_acknowledged_writes_survive_twenty_kills(tmp_path: Path) -> None:
-    folder, claims = tmp_path / "data", tmp_path / "claims"
-    claims.touch()
+    folder, record = tmp_path / "data", tmp_path / "acknowledged"
+    record.touch()
     rng = random.Random(7)  # noqa: S311 - repeatable, not secret
     for round_number in range(ROUNDS):
-        _write_until_killed(folder, claims, round_number, rng.uniform(0.05, 0.6))
-    acknowledged = _acknowledged(claims)
+        _write_until_killed(folder, record, round_number, rng.uniform(0.05, 0.6))
+    acknowledged = _acknowledged(record)
     assert len(acknowledged) > ROUNDS
     assert asyncio.run(_missing(folder, [*acknowledged, "never-0-0"])) == ["never-0-0"]
     start_embedded(folder).release()
