@@ -50,7 +50,7 @@ from .locks import (
 )
 
 _log = logging.getLogger(__name__)
-_SUPERVISOR_MODULE = "deerflow_mongo.mongodb.embedded.supervisor"
+_SUPERVISOR_MODULE = f"{__package__}.supervisor"  # also in a vendored copy
 _SUPERVISOR_GRACE_MS = 5_000  # what the supervisor may need beside the time that mongod has
 
 
