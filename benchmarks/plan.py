@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from .child import DAY
-from .contenders.known import CONTENDERS, FLOOR, OURS, USUAL
+from .contenders.known import CONTENDERS, OURS, RAW_PYMONGO, USUAL
 from .measuring import Case
 from .operations import OPERATIONS
 from .results import Part
@@ -132,8 +132,8 @@ def _without_deerflow(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _growth(wishes: Wishes, present: Sequence[str]) -> list[Case]:
-    """At one task; the floor grows as the server does."""
-    usual = tuple(name for name in _usual(wishes, present) if name != FLOOR)
+    """At one task; raw PyMongo grows as the server does."""
+    usual = tuple(name for name in _usual(wishes, present) if name != RAW_PYMONGO)
     usual = usual if wishes.backends is not None else _without_deerflow(usual)
     if wishes.is_quick:
         usual, sizes = usual[:1], (SMALL, LARGE // 10)

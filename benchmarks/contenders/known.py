@@ -11,7 +11,7 @@ Kind: TypeAlias = Literal["storage", "direct", "deerflow"]
 """A `Storage` of a registered backend, MongoDB without one, or DeerFlow's own repositories."""
 
 OURS = "mongodb"
-FLOOR = "floor"
+RAW_PYMONGO = "raw-pymongo"
 UVLOOP = "uvloop"
 
 _MAJORITY = "majority, journaled"
@@ -67,7 +67,7 @@ def _sql(
 
 _ALL = (
     _ours(OURS, "deerflow-mongo"),
-    _ours(FLOOR, "PyMongo Async directly", kind="direct", opener="floor.opened"),
+    _ours(RAW_PYMONGO, "raw PyMongo", kind="direct", opener="raw_pymongo.opened"),
     _sql("sqlite", "SQL baseline on SQLite", "sqlite", _WAL),
     _sql("postgresql", "SQL baseline on PostgreSQL", "postgresql", _SYNCED),
     Contender("deerflow-sqlite", "DeerFlow's SQL code on SQLite", "sqlite", "aiosqlite", _WAL, "deerflow"),
@@ -122,5 +122,5 @@ _ALL = (
 
 CONTENDERS: Mapping[str, Contender] = {contender.name: contender for contender in _ALL}
 
-USUAL = (OURS, FLOOR, "sqlite", "postgresql", "deerflow-sqlite", "deerflow-postgresql")
+USUAL = (OURS, RAW_PYMONGO, "sqlite", "postgresql", "deerflow-sqlite", "deerflow-postgresql")
 """Who takes part where nothing else is asked for."""

@@ -22,15 +22,15 @@ from pymongo.errors import DuplicateKeyError, OperationFailure
 from deerflow_mongo.mongodb.drivers.base import DEFAULT_WRITE_CONCERN, Document
 from deerflow_mongo.mongodb.schema import RUN_EVENTS
 
-from . import floor
-from .floor import Call
+from . import raw_pymongo
+from .raw_pymongo import Call
 
 
 @asynccontextmanager
 async def opened(url: str, database: str) -> AsyncGenerator[Mapping[str, Call]]:
-    """The floor's calls, but for `run_events.put_batch`."""
+    """Raw PyMongo's calls, but for `run_events.put_batch`."""
     client: AsyncMongoClient[Document] = AsyncMongoClient(url, timeoutMS=25_000)
-    async with client, floor.opened(url, database) as calls:
+    async with client, raw_pymongo.opened(url, database) as calls:
         collection = client[database][RUN_EVENTS]
 
         async def put_batch(*, events: Sequence[Mapping[str, Any]]) -> list[Document]:

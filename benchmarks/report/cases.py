@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ..contenders.known import FLOOR, OURS
+from ..contenders.known import OURS, RAW_PYMONGO
 from ..results import Figure, Kind, Part, Record, Results
 from .markdown import counted
 from .ratios import Ratio, of_records
@@ -13,11 +13,11 @@ from .ratios import Ratio, of_records
 MANY_TASKS = 32
 """The concurrency at which throughput is judged."""
 SQL = ("sqlite", "postgresql")
-RIVALS = (*SQL, "deerflow-sqlite", "deerflow-postgresql", FLOOR)
+RIVALS = (*SQL, "deerflow-sqlite", "deerflow-postgresql", RAW_PYMONGO)
 
 _SHORT = {
     OURS: "deerflow-mongo",
-    FLOOR: "the floor",
+    RAW_PYMONGO: "raw PyMongo",
     "sqlite": "SQLite",
     "postgresql": "PostgreSQL",
     "deerflow-sqlite": "DeerFlow on SQLite",

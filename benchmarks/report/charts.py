@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from deerflow_mongo.contract.errors import MissingDependencyError
 
-from ..contenders.known import FLOOR, OURS
+from ..contenders.known import OURS, RAW_PYMONGO
 from ..results import Figure
 from .cases import MANY_TASKS, RIVALS, SQL, Case, Cases
 from .markdown import counted
@@ -48,7 +48,7 @@ _STYLES = {
     "postgresql": _Style("#009e73", "^", "-.", ""),
     "deerflow-sqlite": _Style("#d55e00", "D", ":", "xxxx"),
     "deerflow-postgresql": _Style("#cc79a7", "v", ":", "...."),
-    FLOOR: _Style("#666666", "x", "--", "||||"),
+    RAW_PYMONGO: _Style("#666666", "x", "--", "||||"),
 }
 _OTHER = _Style("#56b4e9", "P", ":", "\\\\\\\\")
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 
-from ..contenders.known import FLOOR, OURS
+from ..contenders.known import OURS, RAW_PYMONGO
 from ..results import Figure, Part, Record, Results
 from .cases import MANY_TASKS, SQL, Case, Cases, label_of, varied
 from .markdown import NOTHING, Table, counted, duration, items, times, with_spread
@@ -270,7 +270,9 @@ def growth(cases: Cases) -> str:
 def stored_bytes(cases: Cases) -> str:
     sizes = {(size.dataset, size.backend): size.bytes_per_run for size in cases.results.sizes}
     rivals = [
-        backend for backend in dict.fromkeys(backend for _, backend in sizes) if backend not in (OURS, FLOOR)
+        backend
+        for backend in dict.fromkeys(backend for _, backend in sizes)
+        if backend not in (OURS, RAW_PYMONGO)
     ]
     table = Table("runs", *(cases.short(backend) for backend in rivals))
     for dataset in sorted({dataset for dataset, _ in sizes}):

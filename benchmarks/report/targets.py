@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from ..contenders.known import FLOOR, OURS
+from ..contenders.known import OURS, RAW_PYMONGO
 from ..results import Figure, Kind, Part
 from .cases import MANY_TASKS, SQL, Case, Cases, label_of
 from .markdown import counted, items, spread, times
@@ -28,7 +28,7 @@ class Target:
     kind: Kind | None = None
     dataset: int | None = None
     limit: Measure | None = None
-    """The same of the floor: what no code above PyMongo can exceed."""
+    """The same of raw PyMongo: what no code above PyMongo can exceed."""
 
     def cases(self, cases: Cases) -> list[Case]:
         names = ("concurrency", "processes", "kind", "dataset")
@@ -79,7 +79,7 @@ TARGETS = (
         _against("postgresql"),
         concurrency=MANY_TASKS,
         processes=1,
-        limit=_against("postgresql", backend=FLOOR),
+        limit=_against("postgresql", backend=RAW_PYMONGO),
     ),
     Target(
         "throughput against the SQL baseline on SQLite, 32 tasks",
@@ -89,7 +89,7 @@ TARGETS = (
         _against("sqlite"),
         concurrency=MANY_TASKS,
         processes=1,
-        limit=_against("sqlite", backend=FLOOR),
+        limit=_against("sqlite", backend=RAW_PYMONGO),
     ),
     Target(
         "throughput against the better of the two, 1 task",
@@ -99,7 +99,7 @@ TARGETS = (
         _against_the_better(),
         concurrency=1,
         processes=1,
-        limit=_against_the_better(FLOOR),
+        limit=_against_the_better(RAW_PYMONGO),
     ),
     Target(
         "throughput of reads by id against the better of the two, 1 task",
@@ -109,24 +109,24 @@ TARGETS = (
         _against_the_better(),
         concurrency=1,
         processes=1,
-        limit=_against_the_better(FLOOR),
+        limit=_against_the_better(RAW_PYMONGO),
         kind="read_by_id",
     ),
     Target(
-        "p50 against the floor, 1 task",
+        "p50 against raw PyMongo, 1 task",
         1.10,
         _AT_MOST,
         "operations",
-        _against(FLOOR, "p50_ms"),
+        _against(RAW_PYMONGO, "p50_ms"),
         concurrency=1,
         processes=1,
     ),
     Target(
-        "throughput against the floor, 32 tasks",
+        "throughput against raw PyMongo, 32 tasks",
         0.90,
         _AT_LEAST,
         "operations",
-        _against(FLOOR),
+        _against(RAW_PYMONGO),
         concurrency=MANY_TASKS,
         processes=1,
     ),
@@ -157,7 +157,7 @@ class Outcome:
     missing: tuple[str, ...]
     """What has no figures of both sides."""
     limits: dict[str, Ratio]
-    """What the floor reaches, where the target asks for it."""
+    """What raw PyMongo reaches, where the target asks for it."""
 
     @property
     def misses(self) -> dict[str, Ratio]:
@@ -213,7 +213,7 @@ def _line(one: Outcome) -> str:
     misses = [name for name in one.misses if name in one.limits]
     if misses:
         beyond = sum(not one.target.meets(one.limits[name]) for name in misses)
-        text += f"; of the {len(misses)} missed ones the floor misses {beyond}, too"
+        text += f"; of the {len(misses)} missed ones raw PyMongo misses {beyond}, too"
     return text
 
 
@@ -232,4 +232,4 @@ def _miss(one: Outcome, label: str, ratio: Ratio) -> str:
     if one.target.is_within_spread(ratio):
         text += "; its spread reaches the target"
     limit = one.limits.get(label)
-    return text if limit is None else f"{text}; the floor: {times(limit.median)}"
+    return text if limit is None else f"{text}; raw PyMongo: {times(limit.median)}"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from benchmarks import agreement, plan, servers
-from benchmarks.contenders.known import CONTENDERS, FLOOR, OURS
+from benchmarks.contenders.known import CONTENDERS, OURS, RAW_PYMONGO
 from benchmarks.dataset import EVENTS_PER_RUN, OTHER_VOTES, Dataset, an_id
 from benchmarks.measuring import Bench, Case, Settings
 from benchmarks.operations import OPERATIONS
@@ -118,7 +118,7 @@ def test_a_folder_without_recordings_is_said(tmp_path: Path) -> None:
 
 
 def test_the_quick_plan_leaves_out_what_takes_long() -> None:
-    present = (OURS, FLOOR, "sqlite", "postgresql")
+    present = (OURS, RAW_PYMONGO, "sqlite", "postgresql")
     quick, full = (plan.cases_of(plan.Wishes(is_quick=is_quick), present) for is_quick in (True, False))
     assert {case.part for case in quick} == {"operations", "growth", "day", "contention"}
     assert {case.part for case in full} == set(plan.PARTS)
@@ -210,7 +210,7 @@ def test_a_run_writes_what_it_measured_and_a_report_reads_it(tmp_path: Path) -> 
     out = tmp_path / "results.json"
     operations = ("runs.get", "runs.delete", "run_events.put_batch")
     done = _run(
-        "run", "--backends", FLOOR, "--operations", *operations, "--concurrency", "1", "4",
+        "run", "--backends", RAW_PYMONGO, "--operations", *operations, "--concurrency", "1", "4",
         *SHORTLY, "--out", out,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -222,7 +222,7 @@ def test_a_run_writes_what_it_measured_and_a_report_reads_it(tmp_path: Path) -> 
     assert {(record.operation, record.backend, record.concurrency) for record in results.records} == {
         (operation, backend, tasks)
         for operation in operations
-        for backend in (OURS, FLOOR)
+        for backend in (OURS, RAW_PYMONGO)
         for tasks in (1, 4)
     }
     for record in raw["records"]:
@@ -276,7 +276,7 @@ def test_an_interrupted_run_leaves_what_it_finished_and_no_process(
     tmp_path: Path, how: signal.Signals
 ) -> None:
     out = tmp_path / "results.json"
-    command = _command("run", "--backends", FLOOR, "--concurrency", "1", "--operations", *OPERATIONS,
+    command = _command("run", "--backends", RAW_PYMONGO, "--concurrency", "1", "--operations", *OPERATIONS,
                        *SHORTLY, "--out", out)  # fmt: skip
     environment: Mapping[str, str] = {**os.environ, "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(  # noqa: S603 - our own command

@@ -16,8 +16,8 @@ import pytest
 from pymongo import AsyncMongoClient
 from pymongo.database import Database
 
-from benchmarks.contenders import deerflow_sql, floor
-from benchmarks.contenders.floor import Call
+from benchmarks.contenders import deerflow_sql, raw_pymongo
+from benchmarks.contenders.raw_pymongo import Call
 from deerflow_mongo import ThreadMeta, ThreadMetaCreate, create_storage
 from deerflow_mongo.contract.rows import CALLERS, TokenUsage
 from deerflow_mongo.mongodb import codec
@@ -218,7 +218,7 @@ WRITES: tuple[Step, ...] = (
     ("run_events.delete_by_thread", {"thread_id": THREAD}),
 )
 
-# -- the floor -------------------------------------------------------------------------------------
+# -- raw PyMongo -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -243,14 +243,14 @@ class CallsOf(dict[str, Call]):
 
 
 Sides = tuple[Side, Side]
-"""A storage and the floor."""
+"""A storage and raw PyMongo."""
 
 
 @pytest.fixture
 async def sides(
     mongodb_url: str, raw_client: pymongo.MongoClient[Document], database_name: str
 ) -> AsyncIterator[Sides]:
-    names = (f"{database_name}_store", f"{database_name}_floor")
+    names = (f"{database_name}_store", f"{database_name}_raw_pymongo")
     options = {"backend": "mongodb", "url": mongodb_url}
     for name in names:
         async with create_storage({**options, "database": name}) as storage:
@@ -264,14 +264,14 @@ async def sides(
     logs = (CommandLog(), CommandLog())
     client = AsyncMongoClient[Document](mongodb_url, event_listeners=[logs[0]])
     storage = create_storage({**options, "database": names[0]}, client=client)
-    async with client, storage, floor.opened(mongodb_url, names[1], event_listeners=[logs[1]]) as calls:
+    async with client, storage, raw_pymongo.opened(mongodb_url, names[1], event_listeners=[logs[1]]) as calls:
         yield Side(CallsOf(storage), logs[0], ours), Side(calls, logs[1], other)
     for name in names:
         raw_client.drop_database(name)
 
 
 def _as_rows(path: str, answer: Any) -> Any:
-    """The floor's answer as the store gives it."""
+    """Raw PyMongo's answer as the store gives it."""
     if path == "runs.token_usage_by_thread":
         return _token_usage(answer)
     if path == "feedback.aggregate_by_run":
@@ -314,7 +314,7 @@ ROW_OF: dict[str, Callable[[Document], Any]] = {
 }
 
 
-async def test_the_floor_reads_what_the_store_reads(sides: Sides) -> None:
+async def test_raw_pymongo_reads_what_the_store_reads(sides: Sides) -> None:
     ours, other = sides
     for path, arguments in READS:
         expected = await ours.calls[path](**arguments)
@@ -345,7 +345,7 @@ def _fixed(collection: str, document: Document) -> Document:
     return {**kept, "size_bytes": size_bytes}
 
 
-async def test_the_floor_stores_what_the_store_stores(sides: Sides) -> None:
+async def test_raw_pymongo_stores_what_the_store_stores(sides: Sides) -> None:
     ours, other = sides
     assert _stored(other.database) == (before := _stored(ours.database))
     for step in WRITES:
@@ -358,7 +358,7 @@ async def test_the_floor_stores_what_the_store_stores(sides: Sides) -> None:
         before = expected
 
 
-async def test_the_floor_sends_at_most_as_many_commands_as_the_store(sides: Sides) -> None:
+async def test_raw_pymongo_sends_at_most_as_many_commands_as_the_store(sides: Sides) -> None:
     for path, arguments in (*READS, *WRITES):
         counts: list[int] = []
         for side in sides:
@@ -368,7 +368,7 @@ async def test_the_floor_sends_at_most_as_many_commands_as_the_store(sides: Side
         assert 0 < counts[1] <= counts[0], (path, arguments, counts)
 
 
-async def test_every_path_of_the_floor_is_tried(sides: Sides) -> None:
+async def test_every_path_of_raw_pymongo_is_tried(sides: Sides) -> None:
     assert {path for path, _ in (*READS, *WRITES)} == set(sides[1].calls)
 
 
@@ -379,7 +379,7 @@ async def test_an_empty_batch_costs_no_command(sides: Sides) -> None:
         assert side.commands.names == []
 
 
-async def test_the_floor_serves_many_tasks_at_once(sides: Sides) -> None:
+async def test_raw_pymongo_serves_many_tasks_at_once(sides: Sides) -> None:
     calls, database = sides[1].calls, sides[1].database
     vote = {"run_id": RUN, "thread_id": THREAD, "rating": 1, "user_id": "many"}
     once = _event("thread-2", event_type="once")

@@ -1,4 +1,4 @@
-"""The floor: what PyMongo's asyncio client and the server allow, with nothing of ours in between.
+"""Raw PyMongo: what PyMongo's asyncio client and the server allow, with nothing of ours in between.
 
 The same operations on the same collections, validators and indexes, written directly, by the paths of the
 stores. Nothing is checked, no error is translated, and what is read is returned as it is stored. Values that
