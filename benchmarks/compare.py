@@ -1,4 +1,4 @@
-"""Two files of results side by side: what became faster or slower, and what is only the machine's mood."""
+"""Compares two results files: which records became faster or slower by more than the measurement noise."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from .report.markdown import NOTHING, Table, counted, items, with_spread
 from .report.ratios import Ratio, typical, unpaired
-from .results import Figure, Key, Record, Results
+from .results import Key, Metric, Record, Results
 
-_LEAST_CHANGE = 0.05
-"""Below it a change is none, however steady the figures are."""
+_MIN_CHANGE = 0.05
+"""Smaller changes are not marked, even if the spreads do not overlap."""
 
 Mark = Literal["", "faster", "SLOWER"]
 
@@ -30,22 +30,22 @@ class _Change:
 
     @property
     def speed(self) -> float:
-        """What to sort by: slower first."""
+        """Sort key: slower records first."""
         if self.throughput is not None:
             return self.throughput.median
         return 1.0
 
 
 def compare(old: Results, new: Results) -> str:
-    """In Markdown: new over old, for every record of both."""
+    """A Markdown report of new relative to old, for every record in both files."""
     before, after = _by_key(old), _by_key(new)
     changes = sorted(
         (_change(before[key], after[key]) for key in after if key in before), key=lambda change: change.speed
     )
-    parts = ["# Benchmark: new over old", *_different(old, new), *_contenders(changes)]
+    parts = ["# Benchmark: new relative to old", *_different(old, new), *_contenders(changes)]
     clear = [change for change in changes if change.mark]
     rest = [change for change in changes if not change.mark]
-    note = f"(the spreads do not overlap, and the change is over {_LEAST_CHANGE * 100:.0f} %)"
+    note = f"(the spreads do not overlap, and the change is over {_MIN_CHANGE * 100:.0f} %)"
     parts.append(f"## {counted(len(clear), 'clear change')} {note}")
     parts += [str(_table(clear))] if clear else []
     parts.append(f"## {counted(len(rest), 'record')} without a clear change")
@@ -60,8 +60,8 @@ def _by_key(results: Results) -> dict[Key, Record]:
 
 
 def _change(old: Record, new: Record) -> _Change:
-    def ratio(figure: Figure) -> Ratio | None:
-        return unpaired(new.values(figure), old.values(figure))
+    def ratio(metric: Metric) -> Ratio | None:
+        return unpaired(new.values(metric), old.values(metric))
 
     return _Change(new.key, ratio("ops_per_s"), ratio("p50_ms"), _failures(old, new))
 
@@ -72,14 +72,14 @@ def _failures(old: Record, new: Record) -> str:
 
 
 def _mark(ratio: Ratio | None, *, more_is_better: bool) -> Mark:
-    """The spread of a ratio is the widest that the rounds allow: without 1 in it, those do not overlap."""
-    if ratio is None or ratio.low <= 1 <= ratio.high or abs(ratio.median - 1) <= _LEAST_CHANGE:
+    """The spread is the widest one possible, so if it excludes 1, old and new rounds do not overlap."""
+    if ratio is None or ratio.low <= 1 <= ratio.high or abs(ratio.median - 1) <= _MIN_CHANGE:
         return ""
     return "faster" if (ratio.median > 1) == more_is_better else "SLOWER"
 
 
 def _table(changes: list[_Change]) -> Table:
-    table = Table("record", "throughput", "p50", "calls that failed", "")
+    table = Table("record", "throughput", "p50", "failed calls", "")
     for change in changes:
         cells = (
             with_spread(change.throughput),
@@ -98,7 +98,7 @@ def _name(key: Key) -> str:
     return f"{key.part}: `{key.operation}`, {key.backend}{driver}, {tasks}{processes}, {key.dataset:,} runs"
 
 
-# -- what to know before reading on ----------------------------------------------------------------
+# -- differences between the two runs --------------------------------------------------------------
 
 
 def _different(old: Results, new: Results) -> Iterator[str]:
@@ -109,11 +109,11 @@ def _different(old: Results, new: Results) -> Iterator[str]:
     ]
     yield f"Old: {_when(old)}. New: {_when(new)}."
     if lines:
-        yield f"**These differ, so that changes below may be theirs:**\n\n{items(lines)}"
+        yield f"**The runs differ in the following, which may explain changes below:**\n\n{items(lines)}"
 
 
 def _when(results: Results) -> str:
-    return f"began at {results.began_at}{'' if results.finished else ', **interrupted**'}"
+    return f"started at {results.began_at}{'' if results.finished else ', **interrupted**'}"
 
 
 def _value(of: Mapping[str, Any], key: str) -> str:
@@ -133,8 +133,8 @@ def _fields(old: Results, new: Results) -> Iterator[tuple[str, Mapping[str, Any]
 
 
 def _contenders(changes: list[_Change]) -> Iterator[str]:
-    """Whether the machine changed shows in those whose code did not."""
-    table = Table("contender", "records", "throughput, median of all", "faster", "SLOWER")
+    """Changes of contenders whose code did not change show differences of the machine."""
+    table = Table("contender", "records", "throughput, median of all records", "faster", "SLOWER")
     for backend in dict.fromkeys(change.key.backend for change in changes):
         of = [change for change in changes if change.key.backend == backend]
         marks = [change.mark for change in of]
@@ -152,4 +152,4 @@ def _contenders(changes: list[_Change]) -> Iterator[str]:
 def _only(name: str, here: Mapping[Key, Record], there: Mapping[Key, Record]) -> Iterator[str]:
     lines = [_name(key) for key in here if key not in there]
     if lines:
-        yield f"## Only in the {name} one\n\n{items(lines)}"
+        yield f"## Only in the {name} file\n\n{items(lines)}"

@@ -1,7 +1,7 @@
-"""What a benchmark measured, and the file that keeps it.
+"""The results of a benchmark and their file format.
 
-The file is written while the benchmark goes on, after each finished case, so what is there is always whole.
-The figures of a record are medians made from its rounds: reading a file makes them anew.
+The file is rewritten after each finished case, so that it is complete at any moment. The metrics of a record
+are medians of its rounds; they are computed again when a file is read.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ FORMAT = 1
 
 Part = Literal["operations", "growth", "day", "contention", "variants"]
 Kind = Literal["read_by_id", "read", "write", "mixed"]
-Figure = Literal["ops_per_s", "p50_ms", "p95_ms", "p99_ms", "cpu_us_per_op", "peak_memory_mb"]
-FIGURES: tuple[Figure, ...] = get_args(Figure)
+Metric = Literal["ops_per_s", "p50_ms", "p95_ms", "p99_ms", "cpu_us_per_op", "peak_memory_mb"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
 class ResultsError(ValueError):
-    """This is no file of results that can be read here; the text says why."""
+    """The results file cannot be read; the message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """One repetition of a case. A latency is None where no call succeeded."""
+    """One repetition of a case. Latencies are None if no call succeeded."""
 
     ops_per_s: float
     p50_ms: float | None = None
@@ -41,14 +41,14 @@ class Round:
     cpu_us_per_op: float | None = None
     peak_memory_mb: float | None = None
     failures: dict[str, int] = field(default_factory=dict[str, int])
-    """How many calls raised, by the name of the exception."""
+    """Number of failed calls by exception name."""
 
-    def figure(self, name: Figure) -> float | None:
+    def metric(self, name: Metric) -> float | None:
         return getattr(self, name)
 
 
 class Key(NamedTuple):
-    """What makes a record the one it is: at most one of each in a file."""
+    """Identifies a record; unique within a file."""
 
     part: Part
     operation: str
@@ -62,22 +62,22 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One case of one contender, in all its repetitions."""
+    """One case of one contender with all repetitions."""
 
     part: Part
     operation: str
     section: int
-    """Of the contract; 0 for mixed loads."""
+    """Section of the contract; 0 for the mixed workload."""
     kind: Kind
     backend: str
     driver: str | None
     loop: str | None
     concurrency: int
-    """Tasks at once in each process."""
+    """Concurrent tasks per process."""
     processes: int = 1
     dataset: int
     rounds: list[Round]
-    """In the order of the repetitions."""
+    """In order of repetition."""
 
     @classmethod
     def of(
@@ -119,19 +119,19 @@ class Record:
 
     @property
     def failures(self) -> dict[str, int]:
-        """Of all rounds together."""
+        """Sum over all rounds."""
         totals: Counter[str] = Counter()
         for one in self.rounds:
             totals.update(one.failures)
         return dict(totals)
 
-    def values(self, figure: Figure) -> list[float | None]:
-        """Of each round."""
-        return [one.figure(figure) for one in self.rounds]
+    def values(self, metric: Metric) -> list[float | None]:
+        """One value per round."""
+        return [one.metric(metric) for one in self.rounds]
 
-    def median(self, figure: Figure) -> float | None:
-        """Over the rounds that have the figure."""
-        known = [value for value in self.values(figure) if value is not None]
+    def median(self, metric: Metric) -> float | None:
+        """Over the rounds that have the metric."""
+        known = [value for value in self.values(metric) if value is not None]
         return median(known) if known else None
 
     def as_json(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class Record:
             **self.key._asdict(),
             "section": self.section,
             "kind": self.kind,
-            **{figure: self.median(figure) for figure in FIGURES},
+            **{metric: self.median(metric) for metric in METRICS},
             "failures": self.failures,
             "repetitions": self.repetitions,
             "rounds": [asdict(one) for one in self.rounds],
@@ -148,7 +148,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disagreement:
-    """A contender whose answer was another one: its figures do not count and are not among the records."""
+    """A contender whose results differ from ours; its measurements are excluded from the records."""
 
     operation: str
     dataset: int
@@ -180,14 +180,14 @@ class Results:
     began_at: str = field(default_factory=_now)
     took_s: float = 0
     finished: bool = False
-    """False: interrupted, or not at its end yet."""
+    """False if the run was interrupted or is still in progress."""
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     machine: dict[str, Any] = field(default_factory=dict[str, Any])
     versions: dict[str, str | None] = field(default_factory=dict[str, str | None])
     contenders: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
-    """By backend: `title`, `driver`, `loop`, `server`, `durability`."""
+    """Backend -> `title`, `driver`, `loop`, `server`, `durability`."""
     left_out: dict[str, str] = field(default_factory=dict[str, str])
-    """Why a contender takes no part."""
+    """Contender -> reason why it was not measured."""
     payloads: list[Payload] = field(default_factory=list[Payload])
     disagreements: list[Disagreement] = field(default_factory=list[Disagreement])
     sizes: list[Size] = field(default_factory=list[Size])
@@ -195,25 +195,25 @@ class Results:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Results:
-        """`ResultsError` for a file that is missing, is none of results or is of another format."""
+        """Raises `ResultsError` if the file is missing, is not a results file or has another format."""
         path = Path(path)
         raw = _parsed(path)
         if not isinstance(raw, dict) or "format" not in raw:
-            raise ResultsError(f"{path} is no file of benchmark results: it does not name its format")
+            raise ResultsError(f"{path} is not a benchmark results file: it has no `format`")
         if raw["format"] != FORMAT:
             raise ResultsError(
-                f"{path} is of format {raw['format']!r}, this code reads format {FORMAT}: "
-                "run the benchmark again, or read it with the version that wrote it"
+                f"{path} has format {raw['format']!r}, but this version reads format {FORMAT}: "
+                "run the benchmark again, or use the version that wrote the file"
             )
         try:
             return _ADAPTER.validate_python(raw)
         except ValidationError as error:
-            raise ResultsError(f"{path} is no whole file of benchmark results: {_first(error)}") from error
+            raise ResultsError(f"{path} is not a valid benchmark results file: {_first(error)}") from error
 
     def add(self, record: Record) -> None:
-        """`ValueError` where the same case of the same contender is there already."""
+        """Raises `ValueError` if the contender already has a record of this case."""
         if any(record.key == other.key for other in self.records):
-            raise ValueError(f"there is a record of this case already: {record.key}")
+            raise ValueError(f"duplicate record of one case: {record.key}")
         self.records.append(record)
 
     def as_json(self) -> dict[str, Any]:
@@ -229,7 +229,7 @@ class Results:
         return raw
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """All or nothing: whoever reads the file meanwhile gets the one before it."""
+        """Replaces the file atomically; concurrent readers get the previous version."""
         path = Path(path)
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -248,7 +248,7 @@ def _parsed(path: Path) -> Any:
     except OSError as error:
         raise ResultsError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise ResultsError(f"{path} is no JSON: {error}") from error
+        raise ResultsError(f"{path} is not JSON: {error}") from error
 
 
 def _first(error: ValidationError) -> str:

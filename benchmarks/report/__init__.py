@@ -1,6 +1,6 @@
-"""What a file of results says, for people: ratio tables, targets and charts."""
+"""Reports of a results file: ratio tables, targets and charts."""
 
 from .document import report, write_report
-from .tables import front_page
+from .tables import summary
 
-__all__ = ["front_page", "report", "write_report"]
+__all__ = ["report", "summary", "write_report"]

@@ -1,4 +1,4 @@
-"""The records of a file by case, so that contenders stand side by side; a file may lack any of them."""
+"""Groups the records of a results file by case, to compare contenders; any record may be missing."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..contenders.known import OURS, RAW_PYMONGO
-from ..results import Figure, Kind, Part, Record, Results
+from ..results import Kind, Metric, Part, Record, Results
 from .markdown import counted
 from .ratios import Ratio, of_records
 
 MANY_TASKS = 32
-"""The concurrency at which throughput is judged."""
+"""The concurrency that throughput targets refer to."""
 SQL = ("sqlite", "postgresql")
-RIVALS = (*SQL, "deerflow-sqlite", "deerflow-postgresql", RAW_PYMONGO)
+COMPARED = (*SQL, "deerflow-sqlite", "deerflow-postgresql", RAW_PYMONGO)
 
 _SHORT = {
     OURS: "deerflow-mongo",
@@ -27,7 +27,7 @@ _SHORT = {
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What was measured of every contender that takes part."""
+    """One load, measured for each contender."""
 
     part: Part
     operation: str
@@ -37,10 +37,10 @@ class Case:
     section: int
     kind: Kind
 
-    def elsewhere(
+    def with_changes(
         self, *, part: Part | None = None, processes: int | None = None, dataset: int | None = None
     ) -> Case:
-        """The same in another part, from more or fewer processes, or over other data."""
+        """The same case with another part, number of processes or dataset."""
         return replace(
             self,
             part=part or self.part,
@@ -69,7 +69,7 @@ class Cases:
             self._records.setdefault(_case(record), {}).setdefault(record.backend, record)
 
     def of(self, part: Part, **given: object) -> list[Case]:
-        """Those of which this is given, as `concurrency=32`; in the contract's order, mixed loads last."""
+        """Cases with these field values (`concurrency=32`), in contract order, the mixed workload last."""
         found = [
             case
             for case in self._records
@@ -78,58 +78,60 @@ class Cases:
         return sorted(found, key=lambda case: case.section or 99)
 
     def record(self, case: Case, backend: str) -> Record | None:
-        """Variants are not always measured beside what they vary: its record may be in another part."""
+        """Of this part or, for variants and growth, of another part that measures the same load."""
         parts: dict[Part, tuple[Part, ...]] = {
             "variants": ("variants", "operations", "day", "contention"),
             "growth": ("growth", "operations"),
         }
         for part in parts.get(case.part, (case.part,)):
-            record = self._records.get(case.elsewhere(part=part), {}).get(backend)
+            record = self._records.get(case.with_changes(part=part), {}).get(backend)
             if record is not None:
                 return record
         return None
 
     def records(self, case: Case) -> dict[str, Record]:
-        """Of this very part, by backend."""
+        """Backend -> record, of this part only."""
         return self._records.get(case, {})
 
-    def ratio(self, case: Case, figure: Figure, over: str, under: str) -> Ratio | None:
+    def ratio(self, case: Case, metric: Metric, over: str, under: str) -> Ratio | None:
         above, below = self.record(case, over), self.record(case, under)
-        return None if above is None or below is None else of_records(above, below, figure)
+        return None if above is None or below is None else of_records(above, below, metric)
 
     def growth(self, case: Case, backend: str, base: int) -> Ratio | None:
-        """The p50 over that with `base` runs."""
+        """The p50 relative to that with `base` runs."""
         above = self.record(case, backend)
-        below = self.record(case.elsewhere(dataset=base), backend)
+        below = self.record(case.with_changes(dataset=base), backend)
         return None if above is None or below is None else of_records(above, below, "p50_ms")
 
     def backends(self, cases: Iterable[Case], known: Sequence[str] = ()) -> list[str]:
-        """Who has records of these cases: the known ones first, in their order."""
+        """The backends with records of these cases; `known` ones first, in the given order."""
         there = dict.fromkeys(backend for case in cases for backend in self.records(case))
         return [backend for backend in dict.fromkeys((*known, *there)) if backend in there]
 
-    def rivals(self, cases: Iterable[Case]) -> list[str]:
-        """Whom ours is compared with: no variants, neither of ours nor of the others."""
+    def compared(self, cases: Iterable[Case]) -> list[str]:
+        """The contenders that ours is compared with; no variants."""
         return [
-            backend for backend in self.backends(cases, RIVALS) if backend != OURS and varied(backend) is None
+            backend
+            for backend in self.backends(cases, COMPARED)
+            if backend != OURS and base_of(backend) is None
         ]
 
     def title(self, backend: str) -> str:
-        """As the file names it."""
+        """The title in the results file."""
         return str(self.results.contenders.get(backend, {}).get("title", backend))
 
     def short(self, backend: str) -> str:
         return _SHORT.get(backend) or self.title(backend)
 
 
-def varied(backend: str) -> str | None:
-    """Whose variant it is: `mongodb-motor` is one of `mongodb`."""
+def base_of(backend: str) -> str | None:
+    """The base contender of a variant: `mongodb` for `mongodb-motor`."""
     base, dash, _ = backend.partition("-")
     return base if dash and base in (OURS, *SQL) else None
 
 
 def label_of(cases: Sequence[Case]) -> Callable[[Case], str]:
-    """How rows of these cases are called: by the operation, and by what else sets them apart."""
+    """Returns a function that labels a case by its operation and by whatever else differs among the cases."""
     has_sizes = len({case.dataset for case in cases}) > 1
     has_tasks = len({case.concurrency for case in cases}) > 1
     has_processes = len({case.processes for case in cases}) > 1

@@ -1,7 +1,7 @@
-"""The charts of a report: PNG files that can be read in grey, each with what it shows as its title.
+"""Draws the charts of a report as PNG files that are readable in grey; each title states the result.
 
-A chart whose records are missing is not drawn. Needs matplotlib, which is asked for only here; it draws
-without a window, and nothing of its global state is touched.
+A chart without records is not drawn. Needs matplotlib, which only this module imports, without a window and
+without changing matplotlib's global state.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, TypeAlias
 from deerflow_mongo.contract.errors import MissingDependencyError
 
 from ..contenders.known import OURS, RAW_PYMONGO
-from ..results import Figure
-from .cases import MANY_TASKS, RIVALS, SQL, Case, Cases
+from ..results import Metric
+from .cases import COMPARED, MANY_TASKS, SQL, Case, Cases
 from .markdown import counted
 from .ratios import Ratio, typical
 from .tables import GROWTH_BASE
@@ -34,7 +34,7 @@ Drawn: TypeAlias = Any
 
 
 class _Style(NamedTuple):
-    """Colours from Okabe and Ito's palette; marker, line and hatch tell contenders apart without them."""
+    """Colours from Okabe and Ito's palette; marker, line and hatch distinguish contenders in grey."""
 
     colour: str
     marker: str
@@ -52,7 +52,7 @@ _STYLES = {
 }
 _OTHER = _Style("#56b4e9", "P", ":", "\\\\\\\\")
 
-_MOST_PANELS = 12
+_MAX_PANELS = 12
 _LATENCY_OPERATIONS = (
     "runs.get",
     "runs.list_by_thread",
@@ -71,7 +71,7 @@ class Chart:
 
 
 def draw(cases: Cases, folder: Path) -> list[Chart]:
-    """Into `charts/` in the folder; `MissingDependencyError` where matplotlib is not installed."""
+    """Writes to `charts/` in the folder. Raises `MissingDependencyError` if matplotlib is not installed."""
     _matplotlib("figure")
     charts: list[Chart] = []
     for name, drawing in _CHARTS.items():
@@ -96,11 +96,11 @@ def _style(backend: str) -> _Style:
     return _STYLES.get(backend, _OTHER)
 
 
-# -- parts of every chart --------------------------------------------------------------------------
+# -- parts of all charts ---------------------------------------------------------------------------
 
 
 def _panels(title: str, width: float, height: float, rows: int, columns: int) -> tuple[Drawn, list[Drawn]]:
-    """A figure, and its axes row by row, which share their scales."""
+    """A figure and its axes, row by row, with shared scales."""
     figure = _matplotlib("figure").Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(title, fontsize=_FONT_PT + 2, color=_INK, x=0.01, ha="left", fontweight="bold")
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -144,7 +144,7 @@ def _legend(figure: Drawn, entries: Sequence[Drawn]) -> None:
 
 
 def _line_entries(cases: Cases, backends: Sequence[str]) -> list[Drawn]:
-    """For a legend: a line with its marker for each contender."""
+    """Legend entries: a line with a marker for each contender."""
     line = _matplotlib("lines").Line2D
     return [
         line([], [], color=style.colour, marker=style.marker, linestyle=style.line, label=cases.short(name))
@@ -157,15 +157,15 @@ def _name_axis(set_label: Callable[..., object], text: str) -> None:
     set_label(text, fontsize=_FONT_PT, color=_INK)
 
 
-def _end_columns(axes: Sequence[Drawn], used: int, columns: int) -> None:
-    """Unused panels go, and the last one of each column tells the scale."""
+def _hide_unused(axes: Sequence[Drawn], used: int, columns: int) -> None:
+    """Hides unused panels; only the last panel of each column has tick labels."""
     for place, axis in enumerate(axes):
         axis.set_visible(place < used)
         axis.tick_params(labelbottom=place + columns >= used)
 
 
 def _bounds(values: Sequence[float], room: float = 1.2) -> tuple[float, float]:
-    """Of a logarithmic axis, with some room around what is on it."""
+    """The limits of a logarithmic axis, with a margin around the values."""
     finite = [value for value in values if 0 < value < math.inf] or [1.0]
     return min(finite) / room, max(finite) * room
 
@@ -177,7 +177,7 @@ _Throughputs: TypeAlias = Mapping[Case, Mapping[str, Ratio]]
 
 
 def _throughput(cases: Cases) -> Drawn | None:
-    """A bar per operation and SQL baseline, from 1 to the ratio."""
+    """One bar per operation and SQL baseline, from 1 to the ratio."""
     ratios = _throughputs(cases)
     if not ratios:
         return None
@@ -195,11 +195,17 @@ def _throughput(cases: Cases) -> Drawn | None:
     axis.set_ylim(max(heights.values()) + 0.8, min(heights.values()) - 0.8)
     _log_ticks(axis.xaxis, low, high)
     axis.tick_params(labeltop=True)
-    _name_axis(axis.set_xlabel, "throughput of deerflow-mongo over that of the SQL baseline, and its spread")
+    _name_axis(
+        axis.set_xlabel,
+        "throughput of deerflow-mongo relative to the SQL baseline (lines: smallest to largest)",
+    )
     patch = _matplotlib("patches").Patch
     entries = [
         patch(
-            facecolor=style.colour, hatch=style.hatch, edgecolor="white", label=f"against {cases.short(name)}"
+            facecolor=style.colour,
+            hatch=style.hatch,
+            edgecolor="white",
+            label=f"relative to {cases.short(name)}",
         )
         for name in SQL
         for style in [_style(name)]
@@ -209,7 +215,7 @@ def _throughput(cases: Cases) -> Drawn | None:
 
 
 def _throughputs(cases: Cases) -> _Throughputs:
-    """By operation, those of a store together, the largest first; of the smallest dataset."""
+    """Ratios by operation with the smallest dataset, grouped by store, largest ratio first."""
     of = cases.of("operations", concurrency=MANY_TASKS, processes=1)
     smallest = min((case.dataset for case in of), default=0)
     ratios: dict[Case, dict[str, Ratio]] = {}
@@ -228,13 +234,13 @@ def _least(ratios: Mapping[str, Ratio]) -> float:
 def _throughput_title(ratios: _Throughputs) -> str:
     more = sum(_least(each) > 1 for each in ratios.values())
     return (
-        f"{MANY_TASKS} tasks at once: deerflow-mongo does more per second than the SQL baselines\n"
+        f"Throughput with {MANY_TASKS} concurrent tasks: deerflow-mongo is faster than both SQL baselines\n"
         f"in {more} of {counted(len(ratios), 'operation')}"
     )
 
 
 def _heights(of: Sequence[Case]) -> dict[Case, float]:
-    """One below the other, with a gap between stores."""
+    """Vertical positions, with a gap between stores."""
     heights: dict[Case, float] = {}
     height, section = 0.0, of[0].section
     for case in of:
@@ -275,7 +281,7 @@ _Lines: TypeAlias = Mapping[Case, Mapping[str, Sequence[tuple[int, Ratio]]]]
 
 
 def _growth(cases: Cases) -> Drawn | None:
-    """A panel per operation: the p50 over that of the smallest dataset."""
+    """One panel per operation: the p50 relative to that of the smallest dataset."""
     of = cases.of("growth")
     sizes = sorted({case.dataset for case in of})
     base = GROWTH_BASE if GROWTH_BASE in sizes else min(sizes, default=0)
@@ -283,7 +289,7 @@ def _growth(cases: Cases) -> Drawn | None:
     every = _growth_lines(cases, of, backends, sizes, base)
     if not every:
         return None
-    rows = _that_grow_most(every)
+    rows = _largest_growth(every)
     columns = min(4, len(rows))
     deep = math.ceil(len(rows) / columns)
     title = _growth_title(every, max(sizes), base)
@@ -298,10 +304,10 @@ def _growth(cases: Cases) -> Drawn | None:
         axis.axhline(1, color=_INK, linewidth=0.8)
         for name, line in reversed(list(lines.items())):
             _line(axis, [(size, ratio.median) for size, ratio in line], _style(name))
-        axis.set_title(_called(row, list(rows)), fontsize=_FONT_PT, color=_INK, loc="left")
+        axis.set_title(_panel_title(row, list(rows)), fontsize=_FONT_PT, color=_INK, loc="left")
         _log_ticks(axis.yaxis, low, high)
         _size_ticks(axis, sizes)
-    _end_columns(axes, len(rows), columns)
+    _hide_unused(axes, len(rows), columns)
     _legend(figure, _line_entries(cases, backends))
     return figure
 
@@ -309,19 +315,19 @@ def _growth(cases: Cases) -> Drawn | None:
 def _growth_lines(
     cases: Cases, of: Sequence[Case], backends: Sequence[str], sizes: Sequence[int], base: int
 ) -> _Lines:
-    """Of what was measured with more than one dataset."""
+    """The cases that were measured with more than one dataset."""
     rows: dict[Case, dict[str, list[tuple[int, Ratio]]]] = {}
-    for row in dict.fromkeys(case.elsewhere(dataset=base) for case in of):
+    for row in dict.fromkeys(case.with_changes(dataset=base) for case in of):
         for name in backends:
-            grown = [(size, cases.growth(row.elsewhere(dataset=size), name, base)) for size in sizes]
+            grown = [(size, cases.growth(row.with_changes(dataset=size), name, base)) for size in sizes]
             line = [(size, ratio) for size, ratio in grown if ratio is not None]
             if len(line) > 1:
                 rows.setdefault(row, {})[name] = line
     return rows
 
 
-def _that_grow_most(rows: _Lines) -> _Lines:
-    """So many as there is room for: in turn where deerflow-mongo's grows most, and where anyone's does."""
+def _largest_growth(rows: _Lines) -> _Lines:
+    """At most `_MAX_PANELS` rows, alternately by deerflow-mongo's growth and by any contender's."""
 
     def ours(row: Case) -> float:
         return rows[row][OURS][-1][1].median if OURS in rows[row] else 0.0
@@ -330,21 +336,22 @@ def _that_grow_most(rows: _Lines) -> _Lines:
         return max(line[-1][1].median for line in rows[row].values())
 
     ranks = [sorted(rows, key=growth, reverse=True) for growth in (ours, anyone)]
-    chosen = list(dict.fromkeys(row for pair in zip(*ranks, strict=True) for row in pair))[:_MOST_PANELS]
+    chosen = list(dict.fromkeys(row for pair in zip(*ranks, strict=True) for row in pair))[:_MAX_PANELS]
     return {row: lines for row, lines in rows.items() if row in chosen}
 
 
 def _growth_title(every: _Lines, most: int, base: int) -> str:
-    title = f"p50 with up to {most:,} runs stored over that with {base:,}"
+    title = f"p50 with up to {most:,} stored runs relative to {base:,}"
     grown = [lines[OURS][-1][1].median for lines in every.values() if OURS in lines]
     if grown:
-        title += f": deerflow-mongo's is at most {max(grown):.2f} times"
-    if len(every) > _MOST_PANELS:
-        return f"{title}\n({_MOST_PANELS} of {len(every)} operations: where its own or another's grows most)"
+        title += f": at most {max(grown):.2f} x for deerflow-mongo"
+    if len(every) > _MAX_PANELS:
+        title += f"\n({_MAX_PANELS} of {len(every)} operations:"
+        title += " largest growth of deerflow-mongo or of any contender)"
     return title
 
 
-def _called(case: Case, rows: Sequence[Case]) -> str:
+def _panel_title(case: Case, rows: Sequence[Case]) -> str:
     alone = len({row.concurrency for row in rows}) == 1
     return case.operation if alone else f"{case.operation}, {counted(case.concurrency, 'task')}"
 
@@ -374,17 +381,17 @@ def _line(axis: Drawn, points: Sequence[tuple[float, float]], style: _Style) -> 
     )
 
 
-# -- the day ---------------------------------------------------------------------------------------
+# -- mixed workload --------------------------------------------------------------------------------
 
 
-def _day(cases: Cases) -> Drawn | None:
-    """A line per contender: what it does over what deerflow-mongo does with the fewest processes."""
-    of = _days(cases)
+def _mixed_workload(cases: Cases) -> Drawn | None:
+    """One line per contender: throughput relative to deerflow-mongo with the fewest processes."""
+    of = _mixed_cases(cases)
     unit = next((one.median("ops_per_s") for case in of if (one := cases.record(case, OURS))), None)
     if not unit:
         return None
-    backends = cases.backends(of, (OURS, *RIVALS))
-    figure, [axis] = _panels(_day_title(cases, of), 7.5, 4.6, 1, 1)
+    backends = cases.backends(of, (OURS, *COMPARED))
+    figure, [axis] = _panels(_mixed_title(cases, of), 7.5, 4.6, 1, 1)
     for name in reversed(backends):
         points: list[tuple[float, float]] = []
         for case in of:
@@ -397,14 +404,16 @@ def _day(cases: Cases) -> Drawn | None:
     axis.set_xticks([case.processes for case in of])
     axis.grid(visible=True, axis="y", color=_FAINT, linewidth=0.6)
     tasks = counted(of[0].concurrency, "task")
-    _name_axis(axis.set_xlabel, f"processes, {tasks} each; thin lines: smallest to largest repetition")
-    _name_axis(axis.set_ylabel, f"throughput (deerflow-mongo, {counted(of[0].processes, 'process')}: 1)")
+    _name_axis(
+        axis.set_xlabel, f"processes with {tasks} each (vertical lines: smallest to largest repetition)"
+    )
+    _name_axis(axis.set_ylabel, f"throughput (1 = deerflow-mongo, {counted(of[0].processes, 'process')})")
     _legend(figure, _line_entries(cases, backends))
     return figure
 
 
-def _days(cases: Cases) -> list[Case]:
-    """One per number of processes: of the usual concurrency, or the highest, and the smallest dataset."""
+def _mixed_cases(cases: Cases) -> list[Case]:
+    """One case per number of processes, with the default or highest concurrency and the smallest dataset."""
     every = cases.of("day")
     tasks = {case.concurrency for case in every}
     chosen = MANY_TASKS if MANY_TASKS in tasks else max(tasks, default=0)
@@ -413,21 +422,21 @@ def _days(cases: Cases) -> list[Case]:
     return sorted(of, key=lambda case: case.processes)
 
 
-def _day_title(cases: Cases, of: Sequence[Case]) -> str:
-    title = f"The mixed day with {counted(of[-1].processes, 'process')}"
-    told = [
-        f"{ratio.median:.1f} times what {cases.short(name)} does"
+def _mixed_title(cases: Cases, of: Sequence[Case]) -> str:
+    title = f"Mixed workload, {counted(of[-1].processes, 'process')}"
+    ratios = [
+        f"{ratio.median:.1f} x that of {cases.short(name)}"
         for name in SQL
         if (ratio := cases.ratio(of[-1], "ops_per_s", OURS, name)) is not None and ratio.median < math.inf
     ]
-    return f"{title}: deerflow-mongo does\n{' and '.join(told)}" if told else title
+    return f"{title}: throughput of deerflow-mongo is\n{' and '.join(ratios)}" if ratios else title
 
 
 # -- latency ---------------------------------------------------------------------------------------
 
 
 def _latency(cases: Cases) -> Drawn | None:
-    """A panel per operation: from p50 to p99, over deerflow-mongo's p50 at the fewest tasks."""
+    """One panel per operation: p50 to p99, relative to deerflow-mongo's p50 with the fewest tasks."""
     panels = _latency_panels(cases)
     if not panels:
         return None
@@ -440,7 +449,7 @@ def _latency(cases: Cases) -> Drawn | None:
     figure, axes = _panels(title, 3.6 * columns, 2.7 * deep + 1.2, deep, columns)
     drawn: list[float] = []
     for axis, (operation, of) in zip(axes, panels.items(), strict=False):
-        unit = _figure(cases, of[0], OURS, "p50_ms") or math.nan
+        unit = _metric(cases, of[0], OURS, "p50_ms") or math.nan
         for place, name in enumerate(backends):
             shift = (place - (len(backends) - 1) / 2) * 0.24
             for case in of:
@@ -452,32 +461,32 @@ def _latency(cases: Cases) -> Drawn | None:
     for axis in axes:
         axis.set_ylim(low, high)
         _log_ticks(axis.yaxis, low, high)
-    _end_columns(axes, len(panels), columns)
+    _hide_unused(axes, len(panels), columns)
     _legend(figure, _line_entries(cases, backends))
     return figure
 
 
 def _latency_panels(cases: Cases) -> dict[str, list[Case]]:
-    """The cases of each operation by their tasks, all over the smallest dataset."""
+    """The cases of each operation by number of tasks, with the smallest dataset."""
     every = cases.of("operations", processes=1)
     smallest = min((case.dataset for case in every), default=0)
     panels: dict[str, list[Case]] = {}
     for name in _LATENCY_OPERATIONS:
         of = [case for case in every if (case.operation, case.dataset) == (name, smallest)]
         of.sort(key=lambda case: case.concurrency)
-        if of and _figure(cases, of[0], OURS, "p50_ms"):
+        if of and _metric(cases, of[0], OURS, "p50_ms"):
             panels[name] = of
     return panels
 
 
-def _figure(cases: Cases, case: Case, backend: str, figure: Figure) -> float | None:
+def _metric(cases: Cases, case: Case, backend: str, metric: Metric) -> float | None:
     record = cases.record(case, backend)
-    return None if record is None else record.median(figure)
+    return None if record is None else record.median(metric)
 
 
 def _dumbbell(axis: Drawn, x: float, cases: Cases, case: Case, backend: str, unit: float) -> list[float]:
-    """The p50 as the contender's marker, the p99 as a bar above it; gives what was drawn."""
-    p50, p99 = (_figure(cases, case, backend, figure) for figure in ("p50_ms", "p99_ms"))
+    """Draws the p50 as the contender's marker and the p99 as a bar; returns the drawn values."""
+    p50, p99 = (_metric(cases, case, backend, metric) for metric in ("p50_ms", "p99_ms"))
     if p50 is None or p99 is None:
         return []
     style = _style(backend)
@@ -488,19 +497,19 @@ def _dumbbell(axis: Drawn, x: float, cases: Cases, case: Case, backend: str, uni
 
 
 def _latency_title(cases: Cases, every: Sequence[Case], fewest: int) -> str:
-    title = f"p50 (marker) and p99 (bar) over deerflow-mongo's p50 at {counted(fewest, 'task')}"
+    title = f"p50 (marker) and p99 (bar) relative to deerflow-mongo's p50 with {counted(fewest, 'task')}"
     of = [case for case in every if case.concurrency == MANY_TASKS]
-    told = [
-        f"{ratio.median:.2f} of {cases.short(name)}'s"
+    ratios = [
+        f"{ratio.median:.2f} x that of {cases.short(name)}"
         for name in SQL
         if (ratio := typical(cases.ratio(case, "p50_ms", OURS, name) for case in of)) is not None
     ]
-    return f"{title}:\nat {MANY_TASKS} tasks its p50 is {' and '.join(told)}" if told else title
+    return f"{title};\nits p50 with {MANY_TASKS} tasks is {' and '.join(ratios)}" if ratios else title
 
 
 _CHARTS: dict[str, Callable[[Cases], Drawn | None]] = {
     "throughput": _throughput,
     "growth": _growth,
-    "day": _day,
+    "day": _mixed_workload,
     "latency": _latency,
 }

@@ -1,4 +1,4 @@
-"""The report as a whole: one Markdown file, and charts beside it."""
+"""Writes the report: one Markdown file and a folder of charts."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ from .targets import targets
 
 _REPORT = "report.md"
 _INTERRUPTED = (
-    "**Interrupted: the benchmark did not come to its end. What is here was measured whole; the rest is"
+    "**Interrupted: the benchmark did not finish. The records in this report are complete; the others are"
     " missing.**"
 )
 
 
 def report(results: Results, folder: str | os.PathLike[str] | None = None) -> str:
-    """In Markdown. Charts are drawn into `charts/` of the folder and shown; without a folder there are none.
+    """The report in Markdown. With a folder, charts are written to its `charts/` and embedded.
 
-    `MissingDependencyError` where charts are asked for and matplotlib is not installed.
+    Raises `MissingDependencyError` if charts are requested and matplotlib is not installed.
     """
     cases = Cases(results)
     drawn = [] if folder is None else charts.draw(cases, Path(folder))
-    chapters = (
+    sections = (
         "# Benchmark of deerflow-mongo",
         "" if results.finished else _INTERRUPTED,
-        "Ratios only: absolute figures say more about the machine, and are in the file of results.",
-        f"## In short\n\n{tables.front_page(results)}",
+        "This report shows ratios only; absolute values depend on the machine and are in the results file.",
+        f"## Summary\n\n{tables.summary(results)}",
         targets(cases),
-        tables.what_was_run(results),
-        "\n\n".join(("## Charts", *(_shown(chart) for chart in drawn))) if drawn else "",
+        tables.setup(results),
+        "\n\n".join(("## Charts", *(_embedded(chart) for chart in drawn))) if drawn else "",
         tables.operations(cases),
         tables.growth(cases),
         tables.cpu(cases),
         tables.stored_bytes(cases),
-        tables.day(cases),
+        tables.mixed_workload(cases),
         tables.contention(cases),
         tables.variants(cases),
         tables.memory(cases),
     )
-    return "\n\n".join(chapter for chapter in chapters if chapter) + "\n"
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _shown(chart: charts.Chart) -> str:
+def _embedded(chart: charts.Chart) -> str:
     return f"![{' '.join(chart.title.split())}]({chart.path})"
 
 
 def write_report(results_path: str | os.PathLike[str], folder: str | os.PathLike[str] | None = None) -> Path:
-    """Reads results and writes their report and its charts; gives the report's path.
+    """Reads a results file, writes its report and charts, and returns the path of the report.
 
-    The folder is `<name>-report` beside the file of results, unless it is named. `ResultsError` for a file
-    that is none of results, `MissingDependencyError` where matplotlib is not installed.
+    The default folder is `<name>-report` beside the results file. Raises `ResultsError` if the results file
+    is invalid, `MissingDependencyError` if matplotlib is not installed.
     """
     source = Path(results_path)
     target = source.with_name(f"{source.stem}-report") if folder is None else Path(folder)

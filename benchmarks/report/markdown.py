@@ -1,4 +1,4 @@
-"""Tables, ratios and counts in Markdown."""
+"""Formats tables, ratios and counts as Markdown."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from .ratios import Ratio
 
 NOTHING = "-"
-"""In a cell whose figure was not measured."""
+"""Cell text if nothing was measured."""
 
 
 class Table:
-    """The first columns are text, the others figures."""
+    """A table whose first columns are text and whose other columns are numbers."""
 
     def __init__(self, *heads: str, texts: int = 1) -> None:
         self._heads = heads
@@ -23,7 +23,7 @@ class Table:
         self._rows.append(cells)
 
     def __bool__(self) -> bool:
-        """Whether anything is in it."""
+        """Whether any cell has a value."""
         return any(cell not in ("", NOTHING) for row in self._rows for cell in row[1:])
 
     def __str__(self) -> str:
@@ -38,7 +38,7 @@ def _cell(text: str) -> str:
 
 def times(value: float) -> str:
     if math.isinf(value):
-        return "the other did none"
+        return "no successful call of the other"
     if value >= 99.5:
         return f"{value:,.0f} x"
     return f"{value:.1f} x" if value >= 9.95 else f"{value:.2f} x"

@@ -1,4 +1,4 @@
-"""How many times one thing is another, with the spread of what was measured."""
+"""Ratios of measurements with their spread."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from ..results import Figure, Record
+from ..results import Metric, Record
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
     median: float
-    """Infinite where the other side did nothing at all."""
+    """Infinite if the denominator is 0."""
     low: float
     high: float
 
 
 def paired(over: Sequence[float | None], under: Sequence[float | None]) -> Ratio | None:
-    """Of two that took turns: made of each repetition, so that a slow minute of the machine hits both."""
+    """For alternating measurements: one ratio per repetition, so that a slow phase affects both sides."""
     quotients = [
         a / b if b else math.inf
         for a, b in zip(over, under, strict=False)
@@ -29,7 +29,7 @@ def paired(over: Sequence[float | None], under: Sequence[float | None]) -> Ratio
 
 
 def unpaired(over: Sequence[float | None], under: Sequence[float | None]) -> Ratio | None:
-    """Of two that were measured at other times: of the medians; the spread is the widest that is possible."""
+    """For measurements at different times: the ratio of the medians, with the widest possible spread."""
     above, below = _known(over), _known(under)
     if not above or not below or not (median(above) or median(below)):
         return None
@@ -40,14 +40,14 @@ def unpaired(over: Sequence[float | None], under: Sequence[float | None]) -> Rat
     )
 
 
-def of_records(over: Record, under: Record, figure: Figure) -> Ratio | None:
-    """Records of one load took turns, whatever the dataset; any others did not."""
-    took_turns = _load(over) == _load(under)
-    return (paired if took_turns else unpaired)(over.values(figure), under.values(figure))
+def of_records(over: Record, under: Record, metric: Metric) -> Ratio | None:
+    """Records of one load were measured alternately, whatever the dataset; others were not."""
+    alternated = _load(over) == _load(under)
+    return (paired if alternated else unpaired)(over.values(metric), under.values(metric))
 
 
 def typical(ratios: Iterable[Ratio | None]) -> Ratio | None:
-    """The median of many, with the smallest and the largest median among them."""
+    """The median of the ratios' medians, with the smallest and the largest of them."""
     medians = [ratio.median for ratio in ratios if ratio is not None]
     return Ratio(median(medians), min(medians), max(medians)) if medians else None
 
