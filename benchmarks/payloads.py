@@ -22,7 +22,7 @@ from deerflow_mongo.contract.actor import AUTO, resolve_user_id
 from deerflow_mongo.contract.observer import StorageRunObserver
 from deerflow_mongo.demo.replay import RecordedThread, Replayer, load_thread
 
-_SAMPLES = Path(deerflow_mongo.__file__).parent / "samples"
+_SAMPLES = Path(deerflow_mongo.__file__).parent / "demo" / "samples"
 _PROTOCOLS: Mapping[str, type] = {
     "runs": protocols.RunStore,
     "feedback": protocols.FeedbackStore,
