@@ -1,8 +1,8 @@
-"""Raw PyMongo: what PyMongo's asyncio client and the server allow, with nothing of ours in between.
+"""Raw PyMongo: the stores' operations on PyMongo's asyncio client, without deerflow-mongo.
 
-The same operations on the same collections, validators and indexes, written directly, by the paths of the
-stores. Nothing is checked, no error is translated, and what is read is returned as it is stored. Values that
-BSON or an update's path would change, and keys with dots, are not looked after. It promises nothing.
+It uses the same collections, validators and indexes, and shows the limit of the client and the server.
+Arguments are not checked, errors are not translated, and documents are returned as stored. Values that BSON
+or an update path would change, and keys with dots, are not handled. It implements no contract.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ Call: TypeAlias = Callable[..., Awaitable[Any]]
 Collection: TypeAlias = AsyncCollection[Document]
 
 COUNTERS = "counters"
-"""Each thread's last number."""
+"""The last number of each thread."""
 
 _NEWEST_FIRST = [("created_at", -1), ("order", -1)]
-_RISING, _FALLING = [("seq", 1)], [("seq", -1)]
+_ASCENDING, _DESCENDING = [("seq", 1)], [("seq", -1)]
 _GROUPED_BATCH = 100_000
 
 
@@ -44,13 +44,13 @@ _GROUPED_BATCH = 100_000
 async def opened(
     url: str, database: str, *, event_listeners: Sequence[CommandListener] = ()
 ) -> AsyncGenerator[Mapping[str, Call]]:
-    """The calls by path, on a client with the storage's own settings. The schema must be there."""
+    """Path -> call, on a client with the storage's settings. The schema must exist."""
     timeout_ms = mongo_config({"url": url, "database": database}).timeout_ms
     settings = client_settings(DriverOptions(url, database, timeout_ms))
     client: AsyncMongoClient[Document] = AsyncMongoClient(url, event_listeners=event_listeners, **settings)
     async with client:
         target = client.get_database(database, write_concern=DEFAULT_WRITE_CONCERN)
-        await _count_from_what_is_there(target)
+        await _initialize_counters(target)
         yield _calls(target)
 
 
@@ -69,12 +69,12 @@ def _calls(database: AsyncDatabase[Document]) -> Mapping[str, Call]:
     }
 
 
-async def _count_from_what_is_there(database: AsyncDatabase[Document]) -> None:
-    """Let the counters go on behind the events that another writer has stored."""
+async def _initialize_counters(database: AsyncDatabase[Document]) -> None:
+    """Sets the counters to the last numbers that other writers have stored."""
     greater: Document = {"$set": {"seq": {"$max": ["$seq", "$$new.seq"]}}}
     found = await database[RUN_EVENTS].aggregate(
         [
-            {"$sort": {"thread_id": -1, "seq": -1}},  # by which the index is asked once a thread
+            {"$sort": {"thread_id": -1, "seq": -1}},  # reads the index once per thread
             {"$group": {"_id": "$thread_id", "seq": {"$first": "$seq"}}},
             {"$merge": {"into": COUNTERS, "whenMatched": [greater]}},
         ]
@@ -83,7 +83,7 @@ async def _count_from_what_is_there(database: AsyncDatabase[Document]) -> None:
 
 
 def _order_and_time() -> tuple[int, str]:
-    """The microseconds since 1970, and the same as text."""
+    """The current time in microseconds since 1970 and as text."""
     return time.time_ns() // 1_000, _now()
 
 
@@ -103,7 +103,7 @@ def _owned(query: Document, user_id: str | None) -> Document:
 
 
 async def _page(collection: Collection, query: Document, sort: Any, limit: int) -> list[Document]:
-    # A batch of its own size, or the server's first answer ends after 101 documents.
+    # Without a batch size, the server's first reply ends after 101 documents.
     cursor = collection.find(query, sort=sort, limit=limit, batch_size=limit + 1)
     return await cursor.to_list(limit)
 
@@ -253,7 +253,7 @@ class _Runs:
         }
         changes: Document = {"updated_at": _now()}
         if model_name is not None:
-            # A dot ("gpt-4.1") would be a step of the path, and the validator refuse what comes of it.
+            # A dot ("gpt-4.1") would be a path separator, and the validator would reject the result.
             path = f"tokens.by_model.{model_name.replace('.', '%2E')}"
             increments[f"{path}.input"] = input_tokens
             increments[f"{path}.output"] = output_tokens
@@ -339,7 +339,7 @@ class _Feedback:
     async def upsert(
         self, *, run_id: str, thread_id: str, rating: int, user_id: str | None, comment: str | None = None
     ) -> Document:
-        """A row that `create` made stays beside the vote. Of two first votes at once, one is tried twice."""
+        """Rows of `create` are not replaced. Of two concurrent first votes, one is retried."""
         try:
             return await self._vote(run_id, thread_id, rating, user_id, comment)
         except DuplicateKeyError:
@@ -375,13 +375,13 @@ class _Feedback:
 
     async def list_by_thread_grouped(self, *, thread_id: str, user_id: str | None) -> dict[str, Document]:
         found = await self._collection.aggregate(
-            [{"$match": {"thread_id": thread_id, "user_id": user_id}}, *_NEWEST_OF_EACH_RUN],
+            [{"$match": {"thread_id": thread_id, "user_id": user_id}}, *_NEWEST_PER_RUN],
             batchSize=_GROUPED_BATCH,
         )
         return {group["_id"]: group["newest"] for group in await found.to_list(None)}
 
     async def aggregate_by_run(self, *, thread_id: str, run_id: str) -> dict[int, int]:
-        """How often each rating was given."""
+        """Rating -> count."""
         found = await self._collection.aggregate(
             [
                 {"$match": {"thread_id": thread_id, "run_id": run_id}},
@@ -395,14 +395,14 @@ class _Feedback:
         return (await self._collection.delete_one(vote)).deleted_count == 1
 
 
-_NEWEST_OF_EACH_RUN: list[Document] = [
+_NEWEST_PER_RUN: list[Document] = [
     {"$sort": {"thread_id": 1, "user_id": 1, "run_id": 1, "created_at": -1, "order": -1}},
     {"$group": {"_id": "$run_id", "newest": {"$first": "$$ROOT"}}},
 ]
 
 
 def _digests(metadata: Mapping[str, Any]) -> list[str]:
-    """What the index of the metadata holds of it; -0.0 is not looked after."""
+    """The indexed digests of the metadata; -0.0 is not normalized."""
     return [
         _digest(json.dumps(key), 8)
         + _digest(json.dumps([key, value], sort_keys=True, separators=(",", ":")), 12)
@@ -471,7 +471,7 @@ class _Threads:
         assistant_id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Document:
-        """Raises the driver's error where the thread is somebody else's."""
+        """Raises the driver's error if the thread belongs to another user."""
         query = _owned({"_id": thread_id}, user_id)
         new = _new_thread(assistant_id, metadata or {})
         new["status"], new["updated_at"] = "idle", new["created_at"]
@@ -486,7 +486,7 @@ class _Threads:
         assistant_id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Document:
-        """A new thread is nobody's: no actor is asked for."""
+        """A new thread has no owner; the actor is not read."""
         new = {**_new_thread(assistant_id, metadata or {}), "user_id": None}
         changes = {"status": "running", "updated_at": new["created_at"]}
         return await _upserted(self._collection, {"_id": thread_id}, {"$set": changes, "$setOnInsert": new})
@@ -531,11 +531,27 @@ def _new_thread(assistant_id: str | None, metadata: Mapping[str, Any]) -> Docume
     }
 
 
-class _RunEvents:
-    """Numbers come from a counter, one for each thread, and a deleted event leaves nothing.
+def _event_document(event: Mapping[str, Any], seq: int, now: datetime, created_at: str) -> Document:
+    return {
+        "_id": ObjectId(),
+        "schema_version": 1,
+        "seq": seq,
+        "thread_id": event["thread_id"],
+        "run_id": event["run_id"],
+        "event_type": event["event_type"],
+        "category": event["category"],
+        "content": event["content"],
+        "metadata": event["metadata"],
+        "created_at": created_at,
+        "stored_at": now,
+    }
 
-    Of `put` and `put_batch` this is how they are usually written and no lower bound: a writer that remembers
-    a thread's last number does with one round trip.
+
+class _RunEvents:
+    """Numbers come from one counter per thread; deleted events leave no tombstone.
+
+    `put` and `put_batch` follow common practice and are not a lower bound: a writer that caches a thread's
+    last number needs one round trip.
     """
 
     def __init__(self, events: Collection, counters: Collection) -> None:
@@ -543,61 +559,28 @@ class _RunEvents:
         self._counters = counters
 
     async def put_batch(self, *, events: Sequence[Mapping[str, Any]]) -> list[Document]:
-        """Two round trips, whatever the size; all events are the first one's thread's.
+        """Two round trips, whatever the size; all events belong to the first one's thread.
 
-        A reader who pages by number can miss events: a writer that took its numbers earlier may store them
-        later. A batch of more than the server stores as one unit can be seen, or left, in part.
+        A reader that pages by number can miss events: a writer may take its numbers earlier than another and
+        store its events later. A batch larger than one server write can be visible, or stored, in part.
         """
         if not events:
             return []
-        last = await self._take(events[0]["thread_id"], len(events))
+        last = await self._reserve(events[0]["thread_id"], len(events))
         now = datetime.now(UTC)
         created_at = now.isoformat(timespec="microseconds")
-        documents: list[Document] = [
-            {
-                "_id": ObjectId(),
-                "schema_version": 1,
-                "seq": seq,
-                "thread_id": event["thread_id"],
-                "run_id": event["run_id"],
-                "event_type": event["event_type"],
-                "category": event["category"],
-                "content": event["content"],
-                "metadata": event["metadata"],
-                "created_at": created_at,
-                "stored_at": now,
-            }
+        documents = [
+            _event_document(event, seq, now, created_at)
             for seq, event in enumerate(events, last - len(events) + 1)
         ]
         await self._collection.insert_many(documents)
         return documents
 
-    async def put(
-        self,
-        *,
-        thread_id: str,
-        run_id: str,
-        event_type: str,
-        category: str,
-        content: Any = "",
-        metadata: Mapping[str, Any] | None = None,
-    ) -> Document:
-        """Two round trips, as `put_batch`."""
-        seq = await self._take(thread_id, 1)
+    async def put(self, **event: Any) -> Document:
+        """Two round trips, like `put_batch`."""
+        seq = await self._reserve(event["thread_id"], 1)
         now = datetime.now(UTC)
-        document: Document = {
-            "_id": ObjectId(),
-            "schema_version": 1,
-            "seq": seq,
-            "thread_id": thread_id,
-            "run_id": run_id,
-            "event_type": event_type,
-            "category": category,
-            "content": content,
-            "metadata": metadata or {},
-            "created_at": now.isoformat(timespec="microseconds"),
-            "stored_at": now,
-        }
+        document = _event_document(event, seq, now, now.isoformat(timespec="microseconds"))
         await self._collection.insert_one(document)
         return document
 
@@ -611,9 +594,9 @@ class _RunEvents:
         content: Any = "",
         metadata: Mapping[str, Any] | None = None,
     ) -> tuple[Document, bool]:
-        """One round trip, an upsert; so the number is the clock's, in nanoseconds, beyond all counted ones.
+        """One upsert, so the number is the clock's in nanoseconds, greater than all counted ones.
 
-        The filter is the unique index's keys and no more: the server then repeats a lost race itself.
+        The filter has exactly the unique index's keys, so that the server retries a lost race itself.
         """
         now = datetime.now(UTC)
         own_id = ObjectId()
@@ -648,7 +631,7 @@ class _RunEvents:
         query: Document = {"thread_id": thread_id, "run_id": run_id}
         if event_types is not None:
             query["event_type"] = {"$in": event_types}
-        return await _page(self._collection, query, _RISING, limit)
+        return await _page(self._collection, query, _ASCENDING, limit)
 
     async def list_messages_by_run(
         self,
@@ -666,14 +649,14 @@ class _RunEvents:
         return await self._collection.count_documents({"thread_id": thread_id, "category": "message"})
 
     async def delete_by_thread(self, *, thread_id: str) -> int:
-        # Not what a storage of ours keeps below number 1 to found a thread.
+        # Numbers below 1 are the anchors of deerflow-mongo's threads.
         return (await self._collection.delete_many({"thread_id": thread_id, "seq": {"$gt": 0}})).deleted_count
 
     async def delete_by_run(self, *, thread_id: str, run_id: str) -> int:
         return (await self._collection.delete_many({"thread_id": thread_id, "run_id": run_id})).deleted_count
 
-    async def _take(self, thread_id: str, numbers: int) -> int:
-        """The last of so many numbers that are this caller's now."""
+    async def _reserve(self, thread_id: str, numbers: int) -> int:
+        """Reserves this many numbers; returns the last one."""
         update = {"$inc": {"seq": numbers}}
         return (await _upserted(self._counters, {"_id": thread_id}, update))["seq"]
 
@@ -682,7 +665,7 @@ class _RunEvents:
     ) -> list[Document]:
         if after_seq is not None:
             query["seq"] = {"$gt": after_seq}
-            return await _page(self._collection, query, _RISING, limit)
+            return await _page(self._collection, query, _ASCENDING, limit)
         if before_seq is not None:
             query["seq"] = {"$lt": before_seq}
-        return (await _page(self._collection, query, _FALLING, limit))[::-1]
+        return (await _page(self._collection, query, _DESCENDING, limit))[::-1]
