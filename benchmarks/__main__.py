@@ -1,4 +1,4 @@
-"""The command `python -m benchmarks`: measure, report and compare."""
+"""Command line of the benchmarks: run, report and compare."""
 
 from __future__ import annotations
 
@@ -33,35 +33,66 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser(
         "run",
-        help="measure, and write what was measured to a file after every case",
-        description="Measures deerflow-mongo beside the SQL baseline, DeerFlow's own SQL code where it is "
-        "installed and PyMongo directly, on servers that it starts and stops itself.",
+        help="run the benchmark and write the results file after every case",
+        description="Measures deerflow-mongo, the SQL baseline, DeerFlow's own SQL code (if installed) and"
+        " raw PyMongo, on servers that it starts and stops itself.",
     )
-    run.add_argument("--out", type=Path, metavar="FILE", help="the JSON file of results")
-    run.add_argument("--quick", action="store_true", help="the main operations, in less than 5 minutes")
-    run.add_argument("--long", action="store_true", help="growth up to 10,000,000 runs, too: takes hours")
-    run.add_argument("--parts", nargs="+", choices=plan.PARTS, metavar="PART", help=", ".join(plan.PARTS))
+    run.add_argument("--out", type=Path, metavar="FILE", help="the results file (JSON)")
     run.add_argument(
-        "--backends", nargs="+", choices=list(CONTENDERS), metavar="NAME", help=", ".join(CONTENDERS)
+        "--quick", action="store_true", help="measure the main operations only, in less than 5 minutes"
     )
     run.add_argument(
-        "--operations", nargs="+", choices=list(OPERATIONS), metavar="NAME", help="such as runs.get"
-    )
-    run.add_argument("--concurrency", nargs="+", type=_positive, metavar="TASKS", help="1 32 256")
-    run.add_argument("--seconds", type=float, help="of one measurement")
-    run.add_argument("--repetitions", type=_positive, help="of each; at least 3 for a figure")
-    run.add_argument(
-        "--threads", type=Path, metavar="FOLDER", help="recorded threads (*.json) to take payloads from"
+        "--long", action="store_true", help="also measure growth up to 10,000,000 runs (takes hours)"
     )
     run.add_argument(
-        "--profile", action="store_true", help="show where the named operations spend their time instead"
+        "--parts",
+        nargs="+",
+        choices=plan.PARTS,
+        metavar="PART",
+        help=f"measure only these: {', '.join(plan.PARTS)}",
     )
-    told = commands.add_parser("report", help="write Markdown tables and PNG charts of a file of results")
-    told.add_argument("results", type=Path)
-    told.add_argument("--out", type=Path, metavar="FOLDER", help="where to; NAME-report beside the file")
-    both = commands.add_parser("compare", help="show what is faster or slower in a newer file of results")
-    both.add_argument("old", type=Path)
-    both.add_argument("new", type=Path)
+    run.add_argument(
+        "--backends",
+        nargs="+",
+        choices=list(CONTENDERS),
+        metavar="NAME",
+        help=f"measure only mongodb and these: {', '.join(CONTENDERS)}",
+    )
+    run.add_argument(
+        "--operations",
+        nargs="+",
+        choices=list(OPERATIONS),
+        metavar="NAME",
+        help="measure only these, such as runs.get",
+    )
+    run.add_argument(
+        "--concurrency", nargs="+", type=_positive, metavar="TASKS", help="concurrent tasks, such as 1 32 256"
+    )
+    run.add_argument("--seconds", type=float, help=f"duration of one measurement (default: {_SECONDS})")
+    run.add_argument(
+        "--repetitions",
+        type=_positive,
+        help=f"repetitions of each measurement (default: {_REPETITIONS}; use at least 3)",
+    )
+    run.add_argument(
+        "--threads",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of recorded threads (*.json) to take payloads from",
+    )
+    run.add_argument(
+        "--profile", action="store_true", help="profile the operations instead of measuring them"
+    )
+    reporting = commands.add_parser(
+        "report", help="write a Markdown report with PNG charts of a results file"
+    )
+    reporting.add_argument("results", type=Path)
+    reporting.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="output folder (default: NAME-report beside the file)"
+    )
+    comparing = commands.add_parser("compare", help="list what is faster or slower in a newer results file")
+    comparing.add_argument("old", type=Path)
+    comparing.add_argument("new", type=Path)
     return parser
 
 
@@ -77,8 +108,8 @@ def _positive(text: str) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.out is None and not arguments.profile:
-        raise ResultsError("say where to write what is measured: --out results.json")
-    wishes = plan.Wishes(
+        raise ResultsError("missing option --out FILE: the results file to write")
+    options = plan.Options(
         arguments.quick,
         arguments.long,
         arguments.parts,
@@ -90,60 +121,60 @@ def _run(arguments: argparse.Namespace) -> int:
     payloads = payloads_of(recorded)
     seconds = arguments.seconds or _SECONDS
     settings = Settings(seconds, arguments.repetitions or _REPETITIONS, recorded)
-    with servers.running(plan.contenders_of(wishes)) as running:
-        return _Run(arguments.out, wishes, settings, payloads, running).run(profiled=arguments.profile)
+    with servers.running(plan.contenders_of(options)) as running:
+        return _Run(arguments.out, options, settings, payloads, running).run(profiled=arguments.profile)
 
 
 class _Run:
-    """One run of the benchmarks and its file."""
+    """One benchmark run and its results file."""
 
     def __init__(
         self,
         out: Path | None,
-        wishes: plan.Wishes,
+        options: plan.Options,
         settings: Settings,
         payloads: Payloads,
         running: servers.Servers,
     ) -> None:
         self._out = out
-        self._wishes = wishes
+        self._options = options
         self._settings = settings
         self._payloads = payloads
         self._running = running
         self._begin = time.monotonic()
-        self._results = Results(settings=_told(wishes, settings, payloads), machine=_machine())
+        self._results = Results(settings=_settings(options, settings, payloads), machine=_machine())
 
     def run(self, *, profiled: bool) -> int:
-        present = self._introduce()
+        available = self._add_contenders()
         if profiled:
-            return self._profile(present)
-        cases = plan.cases_of(self._wishes, present)
+            return self._profile(available)
+        cases = plan.cases_of(self._options, available)
         total = sum(case.measurements for case in cases) * self._settings.repetitions
         with (
             Progress(total) as progress,
             Bench(self._running, self._payloads, self._settings, progress.step) as bench,
         ):
-            self._measure_sizes(bench, present, progress)
+            self._measure_sizes(bench, available, progress)
             for case in cases:
                 progress.begin(f"{case.part}: {case.operation}")
                 self._measure(bench, case, progress)
         self._results.finished = True
         self._save()
-        _say(f"{self._out}: {len(self._results.records)} records in {self._results.took_s:,.0f} s")
+        _print(f"{self._out}: {len(self._results.records)} records in {self._results.took_s:,.0f} s")
         for found in self._results.disagreements:
-            _say(f"does not count: {found.backend}, {found.operation}: {found.why}")
-        _say(f"python -m benchmarks report {self._out}")
+            _print(f"excluded: {found.backend}, {found.operation}: {found.why}")
+        _print(f"python -m benchmarks report {self._out}")
         return 0
 
-    def _introduce(self) -> list[str]:
-        """Who takes part; and what the file says of all of them."""
-        results, present = self._results, list[str]()
-        for name in plan.contenders_of(self._wishes):
+    def _add_contenders(self) -> list[str]:
+        """Records all contenders in the results; returns the available ones."""
+        results, available = self._results, list[str]()
+        for name in plan.contenders_of(self._options):
             contender = CONTENDERS[name]
-            if (reason := servers.why_left_out(contender, self._running)) is not None:
+            if (reason := servers.unavailable_reason(contender, self._running)) is not None:
                 results.left_out[name] = reason
                 continue
-            present.append(name)
+            available.append(name)
             results.contenders[name] = {
                 "title": contender.title,
                 "driver": contender.driver,
@@ -154,15 +185,15 @@ class _Run:
         results.versions = {**self._running.versions()}
         results.payloads = [Payload(*row) for row in self._payloads.sizes()]
         for name, reason in results.left_out.items():
-            _say(f"left out: {name}: {reason}")
-        return present
+            _print(f"not measured: {name}: {reason}")
+        return available
 
     def _measure(self, bench: Bench, case: Case, progress: Progress) -> None:
         begun = progress.done
         try:
             outcome = bench.measure(case)
         except ChildError as error:
-            _say(f"{case.part}: {case.operation}: {error}; left out")
+            _print(f"{case.part}: {case.operation}: {error}; not measured")
             outcome = Outcome()
         for record in outcome.records:
             self._results.add(record)
@@ -170,25 +201,25 @@ class _Run:
         progress.skip_to(begun + case.measurements * self._settings.repetitions)
         self._save()
 
-    def _measure_sizes(self, bench: Bench, present: Sequence[str], progress: Progress) -> None:
-        """How much of the disk a run takes, as their number grows."""
-        if "growth" not in plan.parts_of(self._wishes):
+    def _measure_sizes(self, bench: Bench, available: Sequence[str], progress: Progress) -> None:
+        """Disk space per run as the number of runs grows."""
+        if "growth" not in plan.parts_of(self._options):
             return
         progress.begin("bytes stored")
-        kinds = [name for name in present if name in (OURS, "sqlite", "postgresql")]
-        for size in (plan.SMALL, plan.LARGE // 10) if self._wishes.is_quick else (plan.SMALL, plan.LARGE):
-            for name in kinds:
-                taken = bench.bytes_per_run(name, size)
-                self._results.sizes.append(Size(backend=name, dataset=size, bytes_per_run=taken))
+        names = [name for name in available if name in (OURS, "sqlite", "postgresql")]
+        for size in (plan.SMALL, plan.LARGE // 10) if self._options.is_quick else (plan.SMALL, plan.LARGE):
+            for name in names:
+                stored = bench.bytes_per_run(name, size)
+                self._results.sizes.append(Size(backend=name, dataset=size, bytes_per_run=stored))
         self._save()
 
-    def _profile(self, present: Sequence[str]) -> int:
+    def _profile(self, available: Sequence[str]) -> int:
         bench = Bench(self._running, self._payloads, self._settings)
-        tasks = (self._wishes.concurrency or (32,))[0]
-        for operation in self._wishes.operations or plan.MAIN_OPERATIONS:
-            for name in present if self._wishes.backends else (OURS,):
-                _say(f"## {operation}, {name}, {tasks} tasks\n")
-                _say(bench.profile(operation, name, tasks, plan.SMALL))
+        tasks = (self._options.concurrency or (32,))[0]
+        for operation in self._options.operations or plan.MAIN_OPERATIONS:
+            for name in available if self._options.backends else (OURS,):
+                _print(f"## {operation}, {name}, {tasks} tasks\n")
+                _print(bench.profile(operation, name, tasks, plan.SMALL))
         return 0
 
     def _save(self) -> None:
@@ -197,11 +228,11 @@ class _Run:
             self._results.save(self._out)
 
 
-def _told(wishes: plan.Wishes, settings: Settings, payloads: Payloads) -> dict[str, Any]:
+def _settings(options: plan.Options, settings: Settings, payloads: Payloads) -> dict[str, Any]:
     return {
-        "quick": wishes.is_quick,
-        "long": wishes.is_long,
-        "parts": plan.parts_of(wishes),
+        "quick": options.is_quick,
+        "long": options.is_long,
+        "parts": plan.parts_of(options),
         "seconds": settings.seconds,
         "warm_up_s": [settings.warm_up_s(tasks) for tasks in (1, 32)],
         "repetitions": settings.repetitions,
@@ -218,7 +249,7 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
@@ -228,31 +259,31 @@ def _say(text: str) -> None:
 
 def _report(arguments: argparse.Namespace) -> int:
     written = report.write_report(arguments.results, arguments.out)
-    _say(written.read_text(encoding="utf-8"))
-    _say(f"written: {written}")
+    _print(written.read_text(encoding="utf-8"))
+    _print(f"written: {written}")
     return 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    _say(compare.compare(Results.load(arguments.old), Results.load(arguments.new)))
+    _print(compare.compare(Results.load(arguments.old), Results.load(arguments.new)))
     return 0
 
 
-def _end(_signal: int, _frame: object) -> None:
+def _interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
 def main() -> int:
-    """0; 2 where a file cannot be read or a server not be started; 130 where it was interrupted."""
+    """Exit status: 0; 2 if a file cannot be read or a server not started; 130 after an interrupt."""
     arguments = _parser().parse_args()
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         return {"run": _run, "report": _report, "compare": _compare}[arguments.command](arguments)
     except (ResultsError, StorageError, FileNotFoundError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; what was finished is in the file\n")
+        sys.stderr.write("interrupted; finished cases are in the results file\n")
         return 130
 
 

@@ -1,7 +1,6 @@
-"""Whether contenders give the same answers, which they must before any figure of theirs counts.
+"""Checks that contenders give the same answers; if they do not, their measurements are excluded.
 
-Times and the ids that a backend makes itself are left out; all else of a row is compared, and what a write
-did is read back.
+Times and generated ids are ignored; all other fields of a row are compared, and writes are read back.
 """
 
 from __future__ import annotations
@@ -15,22 +14,22 @@ from deerflow_mongo.contract.rows import ThreadMeta
 from .dataset import Dataset
 from .operations import Operation
 
-_LEFT_OUT = frozenset(
+_IGNORED = frozenset(
     {"created_at", "updated_at", "started_at", "ended_at", "created_time", "updated_time", "feedback_id"}
 )
 
 Run = Callable[[str], Callable[..., Awaitable[Any]] | None]
-"""Gives a path's coroutine function, or None where the contender has none."""
+"""Path -> coroutine function, or None if the contender has none."""
 
 
 async def answers(run: Run, operation: Operation, data: Dataset, numbers: Iterable[int]) -> list[Any]:
-    """What the calls of these numbers answer, and what is there afterwards."""
+    """The answers to the calls of these numbers, each followed by what is read back."""
     found: list[Any] = []
     for number in numbers:
         arguments = operation.arguments(data, number)
         found.append(await _answer(run, operation.path, arguments))
-        if operation.then is not None:
-            call = operation.then(arguments)
+        if operation.read_back is not None:
+            call = operation.read_back(arguments)
             found.append(await _answer(run, call.path, call.arguments))
     return found
 
@@ -41,17 +40,17 @@ async def _answer(run: Run, path: str, arguments: Mapping[str, Any]) -> Any:
         return {"lacks": path}
     try:
         return comparable(await call(**arguments))
-    except Exception as error:  # noqa: BLE001 - it is an answer, too
+    except Exception as error:  # noqa: BLE001 - errors are compared, too
         return {"raises": f"{type(error).__name__}: {error}"[:300]}
 
 
 def comparable(value: Any) -> Any:
-    """JSON without what may differ."""
+    """The value as JSON without the fields that may differ."""
     if isinstance(value, ThreadMeta):
         return comparable(asdict(value))
     if isinstance(value, Mapping):
         items = cast("Mapping[str, Any]", value).items()
-        return {str(name): comparable(item) for name, item in items if name not in _LEFT_OUT}
+        return {str(name): comparable(item) for name, item in items if name not in _IGNORED}
     if isinstance(value, list | tuple):
         return [comparable(item) for item in cast("list[Any]", value)]
     return value
@@ -60,7 +59,7 @@ def comparable(value: Any) -> Any:
 def difference(
     ours: object, theirs: object, *, common_keys_only: bool = False, place: str = "answers"
 ) -> str | None:
-    """Where the two part first; None where they are the same."""
+    """The first difference; None if the answers are equal."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         left, right = cast("dict[str, Any]", ours), cast("dict[str, Any]", theirs)
         names = sorted(left.keys() & right.keys() if common_keys_only else left.keys() | right.keys())
@@ -72,7 +71,7 @@ def difference(
         both = zip(left_items, right_items, strict=True)
         pairs = [(f"{place}[{i}]", left, right) for i, (left, right) in enumerate(both)]
     elif common_keys_only and theirs is None and isinstance(ours, bool):
-        return None  # DeerFlow does not tell whether there was something to delete
+        return None  # DeerFlow's deletions return nothing
     elif ours == theirs:
         return None
     else:

@@ -1,6 +1,7 @@
-"""The process that is measured: `python -m benchmarks.child ORDER`, an order being JSON, opens one contender.
+"""The measuring process: `python -m benchmarks.child REQUEST` opens the contender in a JSON request.
 
-It then takes orders line by line and answers each with a line of JSON, until it is told nothing more.
+It then reads one JSON request per line from stdin and writes one JSON response per line to stdout, until
+stdin ends.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from deerflow_mongo.contract.actor import ActorContext, bind_actor_context, rese
 
 from . import agreement
 from .agreement import Run
-from .children import Answer, Order
+from .children import Request, Response
 from .contenders.known import CONTENDERS, UVLOOP, Contender
 from .dataset import Dataset, an_id
 from .operations import HOT_THREAD, OPERATIONS, Operation
@@ -39,11 +40,11 @@ Step: TypeAlias = tuple[str, Mapping[str, Any]]
 
 DAY = "day"
 CALLS_PER_BLOCK = 1_000_000
-"""Calls are numbered from one block a repetition, so that no two repetitions create the same row."""
-_PATIENCE_S = 15.0
-"""How long calls that began in time may take before they count as failed."""
+"""Each repetition has its own block of call numbers, so that no two repetitions create the same row."""
+_DRAIN_TIMEOUT_S = 15.0
+"""Calls that started in time and take longer than this count as failed."""
 _POLL_S, _AFTER_WRITERS_S, _READ_PAGE = 0.002, 1.0, 500
-_MOST_CALLS_PER_S = 12_000
+_MAX_CALLS_PER_S = 12_000
 _PROFILE_LINES = 25
 
 
@@ -101,53 +102,53 @@ def _kind(error: Exception) -> str:
 
 
 async def _load(run: Run, sources: Iterable[Iterator[Step]], seconds: float) -> tuple[_Tally, float]:
-    """Each source is worked off by a task of its own; the tally, and how long it took."""
+    """Runs each source in its own task; returns the tally and the duration."""
     tally, begin = _Tally(), time.perf_counter()
     tasks = [asyncio.create_task(_worker(run, steps, tally, begin + seconds)) for steps in sources]
-    _, late = await asyncio.wait(tasks, timeout=seconds + _PATIENCE_S)
+    _, late = await asyncio.wait(tasks, timeout=seconds + _DRAIN_TIMEOUT_S)
     for task in late:
         task.cancel()
-        tally.failures[f"no answer within {_PATIENCE_S:.0f} s"] += 1
+        tally.failures[f"no response within {_DRAIN_TIMEOUT_S:.0f} s"] += 1
     await asyncio.gather(*tasks, return_exceptions=True)
     return tally, max(tally.last, begin + 1e-6) - begin
 
 
-# -- orders ----------------------------------------------------------------------------------------
+# -- requests --------------------------------------------------------------------------------------
 
 
 class _Bench:
-    """What orders are carried out on."""
+    """Handles requests; each public method is a request's `do`."""
 
     def __init__(self, run: Run, payloads: Payloads) -> None:
         self._run = run
         self._payloads = payloads
-        self._calls_per_s = float(_MOST_CALLS_PER_S)
+        self._calls_per_s = float(_MAX_CALLS_PER_S)
         self._last_seq = 0
 
-    async def has(self, order: Order) -> Answer:
-        """Whether the contender can do the operation at all."""
-        return {"has": self._run(_operation(order).path) is not None}
+    async def has(self, request: Request) -> Response:
+        """Whether the contender has the operation."""
+        return {"has": self._run(_operation(request).path) is not None}
 
-    async def agree(self, order: Order) -> Answer:
-        """What the operation's first calls answer, made comparable."""
-        operation, data = _operation(order), self._dataset(order)
-        numbers = range(order["first"], order["first"] + order["calls"])
+    async def agree(self, request: Request) -> Response:
+        """The results of the operation's first calls, made comparable."""
+        operation, data = _operation(request), self._dataset(request)
+        numbers = range(request["first"], request["first"] + request["calls"])
         return {"answers": await agreement.answers(self._run, operation, data, numbers)}
 
-    async def warm_up(self, order: Order) -> Answer:
-        tally, took_s = await _load(self._run, self._sources(order), order["seconds"])
+    async def warm_up(self, request: Request) -> Response:
+        tally, took_s = await _load(self._run, self._sources(request), request["seconds"])
         self._calls_per_s = len(tally.latencies_us) / took_s
         return {}
 
-    async def measure(self, order: Order) -> Answer:
-        profile = cProfile.Profile() if order.get("profiled") else None
-        sources = self._sources(order)
+    async def measure(self, request: Request) -> Response:
+        profile = cProfile.Profile() if request.get("profiled") else None
+        sources = self._sources(request)
         gc.collect()
-        _forget_peak_memory()
+        _reset_peak_memory()
         cpu_begin_s = time.process_time()
         if profile is not None:
             profile.enable()
-        tally, took_s = await _load(self._run, sources, order["seconds"])
+        tally, took_s = await _load(self._run, sources, request["seconds"])
         if profile is not None:
             profile.disable()
         return {
@@ -159,21 +160,21 @@ class _Bench:
             "profile": None if profile is None else _top(profile),
         }
 
-    async def read(self, order: Order) -> Answer:
-        """Follow the thread that the others write to, from where `catch_up` ended; how much that missed."""
-        begin, start = time.perf_counter(), self._last_seq
-        _, seen = await self._read_on(start, begin + order["seconds"] + _AFTER_WRITERS_S)
-        _, there = await self._read_on(start, begin)
-        return {"seen": seen, "missed": there - seen}
+    async def read(self, request: Request) -> Response:
+        """Follows the thread that the others write to, from the end of `catch_up`; counts missed events."""
+        begin, first = time.perf_counter(), self._last_seq
+        _, seen = await self._read_pages(first, begin + request["seconds"] + _AFTER_WRITERS_S)
+        _, stored = await self._read_pages(first, begin)
+        return {"seen": seen, "missed": stored - seen}
 
-    async def catch_up(self, order: Order) -> Answer:
-        self._last_seq, _ = await self._read_on(0, 0)
+    async def catch_up(self, request: Request) -> Response:
+        self._last_seq, _ = await self._read_pages(0, 0)
         return {}
 
-    async def _read_on(self, last: int, until: float) -> tuple[int, int]:
-        """Page by page until nothing more comes after that time; the last number, and how many there were."""
+    async def _read_pages(self, last: int, until: float) -> tuple[int, int]:
+        """Reads pages until one is empty after that time; returns the last `seq` and the number of events."""
         list_messages = self._run("run_events.list_messages")
-        assert list_messages is not None  # noqa: S101 - the order is given to who can
+        assert list_messages is not None  # noqa: S101 - requested only if the contender has it
         seen = 0
         while True:
             page = await list_messages(thread_id=HOT_THREAD, limit=_READ_PAGE, after_seq=last)
@@ -183,28 +184,28 @@ class _Bench:
                 return last, seen
             await asyncio.sleep(_POLL_S)
 
-    def _sources(self, order: Order) -> list[Iterator[Step]]:
-        concurrency: int = order["concurrency"]
-        if order["operation"] == DAY:
-            return [self._days(order, task) for task in range(concurrency)]
-        # All arguments are made beforehand: what they cost is no part of the operation.
-        steps = iter(self._steps(order))
+    def _sources(self, request: Request) -> list[Iterator[Step]]:
+        concurrency: int = request["concurrency"]
+        if request["operation"] == DAY:
+            return [self._sessions(request, task) for task in range(concurrency)]
+        # Arguments are built beforehand, so that their cost is not measured.
+        steps = iter(self._steps(request))
         return [steps] * concurrency
 
-    def _steps(self, order: Order) -> list[Step]:
-        operation, data = _operation(order), self._dataset(order)
-        expected = int(self._calls_per_s * order["seconds"] * 1.5) + 2 * order["concurrency"]
-        count = min(expected, order.get("spare", expected))
-        first = order["first"]
+    def _steps(self, request: Request) -> list[Step]:
+        operation, data = _operation(request), self._dataset(request)
+        expected = int(self._calls_per_s * request["seconds"] * 1.5) + 2 * request["concurrency"]
+        count = min(expected, request.get("spare", expected))
+        first = request["first"]
         return [(operation.path, operation.arguments(data, n)) for n in range(first, first + count)]
 
-    def _days(self, order: Order, task: int) -> Iterator[Step]:
-        """Session after session of one user's browser and agent."""
+    def _sessions(self, request: Request, task: int) -> Iterator[Step]:
+        """One session after another of one user's browser and agent."""
         for number in itertools.count():
-            who = f"{order['first']} {order['process']} {task}"
+            suffix = f"{request['first']} {request['process']} {task}"
 
-            def names(name: str, who: str = who, number: int = number) -> str:
-                return f"{name} {who}" if name.startswith("user-") else an_id(f"{name} {who}", number)
+            def names(name: str, suffix: str = suffix, number: int = number) -> str:
+                return f"{name} {suffix}" if name.startswith("user-") else an_id(f"{name} {suffix}", number)
 
             script = self._payloads.scripts[(task + number) % len(self._payloads.scripts)]
             actor = bind_actor_context(ActorContext(user_id=names("user-1")))
@@ -212,12 +213,12 @@ class _Bench:
                 yield call.path, call.arguments
             reset_actor_context(actor)
 
-    def _dataset(self, order: Order) -> Dataset:
-        return Dataset(order["dataset"], self._payloads)
+    def _dataset(self, request: Request) -> Dataset:
+        return Dataset(request["dataset"], self._payloads)
 
 
-def _operation(order: Order) -> Operation:
-    return OPERATIONS[order["operation"]]
+def _operation(request: Request) -> Operation:
+    return OPERATIONS[request["operation"]]
 
 
 def _top(profile: cProfile.Profile) -> str:
@@ -232,8 +233,8 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _PEAK = "VmHWM:"
 
 
-def _forget_peak_memory() -> None:
-    """Only Linux can; elsewhere the peak is that of the process so far."""
+def _reset_peak_memory() -> None:
+    """Linux only; elsewhere the peak is that of the process so far."""
     with contextlib.suppress(OSError):
         _CLEAR.write_text("5")
 
@@ -250,31 +251,31 @@ def _peak_memory_bytes() -> int:
 # -- the process -----------------------------------------------------------------------------------
 
 
-async def _serve(order: Order, payloads: Payloads) -> None:
-    async with _opened(CONTENDERS[order["contender"]], order["url"], order["database"]) as run:
+async def _serve(request: Request, payloads: Payloads) -> None:
+    async with _opened(CONTENDERS[request["contender"]], request["url"], request["database"]) as run:
         bench = _Bench(run, payloads)
-        _say({"is_open": True})
+        _respond({"is_open": True})
         while line := await asyncio.to_thread(sys.stdin.readline):
-            given = json.loads(line)
-            _say(await getattr(bench, given["do"])(given))
+            request = json.loads(line)
+            _respond(await getattr(bench, request["do"])(request))
 
 
-def _say(answer: Answer) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
+def _respond(response: Response) -> None:
+    sys.stdout.write(json.dumps(response) + "\n")
     sys.stdout.flush()
 
 
-def _run(order: Order) -> None:
-    folder = order["threads"]
-    served = _serve(order, payloads_of(None if folder is None else Path(folder)))
-    if CONTENDERS[order["contender"]].loop == UVLOOP:
+def _run(request: Request) -> None:
+    folder = request["threads"]
+    serving = _serve(request, payloads_of(None if folder is None else Path(folder)))
+    if CONTENDERS[request["contender"]].loop == UVLOOP:
         import uvloop
 
-        uvloop.run(served)
+        uvloop.run(serving)
     else:
-        asyncio.run(served)
+        asyncio.run(serving)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # its parent ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # its parent stops it
     _run(json.loads(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""The measuring processes: each opens one contender on one database and does as it is told."""
+"""Starts measuring processes, each with one contender on one database, and sends them requests."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from typing import Any
 _ROOT = Path(__file__).parents[1]
 _MODULE = "benchmarks.child"
 
-Order = dict[str, Any]
-Answer = dict[str, Any]
+Request = dict[str, Any]
+Response = dict[str, Any]
 
 
 class ChildError(RuntimeError):
-    """A measuring process ended; its own words stand above."""
+    """A measuring process ended; its error is on stderr."""
 
 
 class Child:
-    """One process; it measures only while it is asked to."""
+    """One process; it is idle between requests."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def ask(self, order: Order) -> Answer:
-        self.tell(order)
-        return self.answer()
+    def request(self, request: Request) -> Response:
+        self.send(request)
+        return self.receive()
 
-    def tell(self, order: Order) -> None:
-        assert self._process.stdin is not None  # noqa: S101 - it was asked for
-        with contextlib.suppress(BrokenPipeError):  # the answer then tells
-            self._process.stdin.write(json.dumps(order) + "\n")
+    def send(self, request: Request) -> None:
+        assert self._process.stdin is not None  # noqa: S101 - opened with PIPE
+        with contextlib.suppress(BrokenPipeError):  # `receive` reports it
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
 
-    def answer(self) -> Answer:
-        assert self._process.stdout is not None  # noqa: S101 - it was asked for
+    def receive(self) -> Response:
+        assert self._process.stdout is not None  # noqa: S101 - opened with PIPE
         line = self._process.stdout.readline()
         if not line:
             raise ChildError(f"a measuring process ended with exit status {self._process.wait()}")
@@ -46,10 +46,10 @@ class Child:
 
 
 @contextlib.contextmanager
-def child(order: Order) -> Generator[Child]:
-    """A process that has opened what `order` says; none is left afterwards, however this ends."""
+def child(request: Request) -> Generator[Child]:
+    """A process that has opened the contender in `request`; it is always stopped afterwards."""
     process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        [sys.executable, "-m", _MODULE, json.dumps(order)],
+        [sys.executable, "-m", _MODULE, json.dumps(request)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=_ROOT,
@@ -57,7 +57,7 @@ def child(order: Order) -> Generator[Child]:
     )
     try:
         started = Child(process)
-        started.answer()
+        started.receive()
         yield started
     except BaseException:
         process.kill()

@@ -1,7 +1,8 @@
-"""The data that is there before anything is measured, and the names in it: the same for every contender.
+"""The dataset that is loaded before measuring, the same for every contender.
 
-Ten runs a thread, ten threads a user. Every second run is over, the others are still pending. Each run has
-its owner's vote, the first run of a thread ten more of other users; every tenth thread has ten events a run.
+Ten runs per thread, ten threads per user. Every second run has ended, the others are pending. Each run has
+its owner's vote, the first run of each thread ten more of other users. Every tenth thread has ten events per
+run.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ OTHER_VOTES = 10
 """On the first run of each thread."""
 EVENTS_PER_RUN = 10
 """In every tenth thread."""
-THREADS_PER_STORY = 10
+EVENT_THREAD_INTERVAL = 10
+"""Every n-th thread has events."""
 
-_BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
-_SPREAD = 2_654_435_761  # Knuth's multiplier: walks over any number of runs without a visible order
+_FIRST_TIME = datetime(2026, 1, 1, tzinfo=UTC)
+_SPREAD = 2_654_435_761  # Knuth's multiplier: visits the runs in no visible order
 _MODELS = ("gpt-4.1", "deepseek-v3.2", "claude-sonnet-4.5")
 
 Payload = TypeVar("Payload")
 
 
 def an_id(kind: str, number: int) -> str:
-    """A UUID as hosts give them, the same one at every call."""
+    """A UUID like those of hosts, equal for equal arguments."""
     return str(uuid.UUID(bytes=hashlib.blake2b(f"{kind} {number}".encode(), digest_size=16).digest()))
 
 
@@ -45,7 +47,7 @@ def _list() -> list[dict[str, Any]]:
 
 @dataclass(slots=True)
 class Rows:
-    """What is to be loaded, in the contract's names; times are datetimes."""
+    """The rows to load, with the contract's field names; times are datetimes."""
 
     threads: list[dict[str, Any]] = field(default_factory=_list)
     runs: list[dict[str, Any]] = field(default_factory=_list)
@@ -55,7 +57,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """`runs` is a multiple of 100, so that every user is whole."""
+    """`runs` is a multiple of 100, so that every user has all runs."""
 
     runs: int
     payloads: Payloads
@@ -64,7 +66,7 @@ class Dataset:
     def threads(self) -> int:
         return self.runs // RUNS_PER_THREAD
 
-    # What an operation picks for its call of this number: neighbours in time are none in the data.
+    # Rows for the call with this number; consecutive calls use distant rows.
 
     def any_run(self, call: int) -> int:
         return call * _SPREAD % self.runs
@@ -78,10 +80,9 @@ class Dataset:
     def any_thread(self, call: int) -> int:
         return call * _SPREAD % self.threads
 
-    def any_story(self, call: int) -> int:
-        """A thread that has events."""
-        stories = self.threads // THREADS_PER_STORY
-        return call * _SPREAD % stories * THREADS_PER_STORY
+    def any_thread_with_events(self, call: int) -> int:
+        threads = self.threads // EVENT_THREAD_INTERVAL
+        return call * _SPREAD % threads * EVENT_THREAD_INTERVAL
 
     def owner_of_run(self, run: int) -> str:
         return self.owner_of_thread(run // RUNS_PER_THREAD)
@@ -96,7 +97,7 @@ class Dataset:
         return _one_of(self.payloads.run_kwargs, number)
 
     def completion(self, number: int) -> dict[str, Any]:
-        """What `update_run_completion` is told besides the run's id."""
+        """The arguments of `update_run_completion` except the run's id."""
         return _one_of(self.payloads.completions, number)
 
     def event(self, number: int, thread_id: str, run_id: str) -> dict[str, Any]:
@@ -105,10 +106,10 @@ class Dataset:
     def thread_metadata(self, thread: int) -> dict[str, str]:
         return {"source": "web", "project": f"project-{thread % 50}", "language": "en"}
 
-    # The rows themselves.
+    # The rows.
 
     def batches(self, threads: int = 1_000) -> Iterator[Rows]:
-        """All rows, so many threads at a time."""
+        """All rows, in batches of this number of threads."""
         for first in range(0, self.threads, threads):
             rows = Rows()
             for thread in range(first, min(first + threads, self.threads)):
@@ -128,7 +129,7 @@ class Dataset:
             for place, voter in enumerate(voters):
                 number = run * (OTHER_VOTES + 1) + place
                 rows.feedback.append(self.vote_row(number, run_id, thread_id, voter))
-            if thread % THREADS_PER_STORY == 0:
+            if thread % EVENT_THREAD_INTERVAL == 0:
                 for _ in range(EVENTS_PER_RUN):
                     seq += 1
                     rows.run_events.append(self.event_row(run * EVENTS_PER_RUN + seq, seq, run_id, thread_id))
@@ -146,7 +147,7 @@ class Dataset:
 
     def run_row(self, number: int, run_id: str, thread_id: str, owner: str) -> dict[str, Any]:
         end = self.completion(number)
-        is_over = number % 2 == 0
+        has_ended = number % 2 == 0
         return {
             "run_id": run_id,
             "thread_id": thread_id,
@@ -157,9 +158,9 @@ class Dataset:
             "kwargs": self.kwargs(number),
             "created_at": _time_of(number),
             **end,
-            "status": "success" if is_over else "pending",
-            "first_human_message": end.get("first_human_message") if is_over else None,
-            "last_ai_message": end.get("last_ai_message") if is_over else None,
+            "status": "success" if has_ended else "pending",
+            "first_human_message": end.get("first_human_message") if has_ended else None,
+            "last_ai_message": end.get("last_ai_message") if has_ended else None,
         }
 
     def vote_row(self, number: int, run_id: str, thread_id: str, voter: str) -> dict[str, Any]:
@@ -182,5 +183,5 @@ def _one_of(items: Sequence[Payload], number: int) -> Payload:
 
 
 def _time_of(number: int) -> datetime:
-    """Different for each, as if one came every 20 ms."""
-    return _BEGINNING + timedelta(milliseconds=20 * number)
+    """A distinct time per row, 20 ms apart."""
+    return _FIRST_TIME + timedelta(milliseconds=20 * number)

@@ -1,7 +1,7 @@
-"""What is measured: every operation of the contract's sections 3 to 6, and the arguments of its n-th call.
+"""The measured operations (sections 3 to 6 of the contract) and the arguments of their n-th call.
 
-The arguments depend on the call's number and the dataset alone, so every contender is asked the same. An
-operation that uses rows up says which rows its calls need; they are loaded beforehand.
+The arguments depend only on the number of the call and the dataset, so all contenders get the same calls. An
+operation that deletes rows lists the rows that its calls need; they are loaded beforehand.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Operation:
     name: str
     kind: Kind
     arguments: Arguments
-    uses_up: Callable[[Dataset, Sequence[int]], Rows] | None = None
-    """The rows that the calls of these numbers need."""
-    then: Callable[[Mapping[str, Any]], Call] | None = None
-    """What to read after a call, to see what it did."""
+    consumes: Callable[[Dataset, Sequence[int]], Rows] | None = None
+    """The rows that the calls with these numbers delete."""
+    read_back: Callable[[Mapping[str, Any]], Call] | None = None
+    """The read that shows the effect of a call."""
     is_hot: bool = False
-    """Whether all calls meet in one place, which is what it is measured for."""
+    """Whether all calls use one thread or run, to measure contention."""
 
     @property
     def path(self) -> str:
@@ -46,7 +46,7 @@ class Operation:
 
     @property
     def section(self) -> int:
-        """Of the contract."""
+        """The section of the contract."""
         return {"runs": 3, "feedback": 4, "threads": 5, "run_events": 6}[self.name.partition(".")[0]]
 
 
@@ -70,9 +70,9 @@ def _of_run(run: int) -> dict[str, Any]:
     return {"thread_id": an_id("thread", run // RUNS_PER_THREAD), "run_id": an_id("run", run)}
 
 
-def _run_of_story(data: Dataset, call: int) -> int:
+def _run_with_events(data: Dataset, call: int) -> int:
     """A run that has events."""
-    return data.any_story(call) * RUNS_PER_THREAD + call % RUNS_PER_THREAD
+    return data.any_thread_with_events(call) * RUNS_PER_THREAD + call % RUNS_PER_THREAD
 
 
 def _first_run(data: Dataset, call: int) -> int:
@@ -98,18 +98,18 @@ def _batch(data: Dataset, call: int, thread_id: str) -> dict[str, Any]:
 
 
 def _writing_thread(call: int) -> str:
-    """As busy hosts do: each of a few hundred threads gets batch after batch."""
+    """Batches are spread over a few hundred threads, as on busy hosts."""
     return an_id("writing thread", call % 199)
 
 
-# -- rows that are used up -------------------------------------------------------------------------
+# -- rows that calls delete ------------------------------------------------------------------------
 
 
 _SPARE_USER = an_id("spare user", 0)
 
 
 def _spare_run(name: str, call: int, runs_per_thread: int = RUNS_PER_THREAD) -> dict[str, str]:
-    """A run that only the operation of this name knows."""
+    """A run that only this operation uses."""
     thread = call // runs_per_thread
     return {"run_id": an_id(f"run for {name}", call), "thread_id": an_id(f"thread for {name}", thread)}
 
@@ -151,24 +151,24 @@ def _spare_events(
     return events
 
 
-# -- what to read afterwards -----------------------------------------------------------------------
+# -- reads after a call ----------------------------------------------------------------------------
 
 
-def _the_run(arguments: Mapping[str, Any]) -> Call:
+def _read_run(arguments: Mapping[str, Any]) -> Call:
     return Call("runs.get", {"run_id": arguments["run_id"], "user_id": None})
 
 
-def _the_thread(arguments: Mapping[str, Any]) -> Call:
+def _read_thread(arguments: Mapping[str, Any]) -> Call:
     thread_id = arguments["data"].thread_id if "data" in arguments else arguments["thread_id"]
     return Call("threads.get_thread_meta", {"thread_id": thread_id})
 
 
-def _the_votes(arguments: Mapping[str, Any]) -> Call:
+def _read_votes(arguments: Mapping[str, Any]) -> Call:
     names = {name: arguments[name] for name in ("thread_id", "run_id")}
     return Call("feedback.list_by_run", {**names, "limit": 100, "user_id": None})
 
 
-def _the_events(arguments: Mapping[str, Any]) -> Call:
+def _read_events(arguments: Mapping[str, Any]) -> Call:
     event = arguments["events"][0] if "events" in arguments else arguments
     names = {"thread_id": event["thread_id"], "run_id": event["run_id"]}
     return Call("run_events.list_events", {**names, "limit": 500})
@@ -182,24 +182,24 @@ _RUNS: tuple[Operation, ...] = (
         lambda data, n: {**_owned_thread(data, data.any_thread(n)), "limit": 20},
     ),
     Operation("runs.token_usage_by_thread", "read", lambda data, n: _owned_thread(data, data.any_thread(n))),
-    Operation("runs.create", "write", _new_run, then=_the_run),
+    Operation("runs.create", "write", _new_run, read_back=_read_run),
     Operation(
         "runs.update_status",
         "write",
         lambda data, n: {**_run(data, data.pending_run(n)), "status": "running", "started_at": _NOW},
-        then=_the_run,
+        read_back=_read_run,
     ),
     Operation(
         "runs.set_error",
         "write",
         lambda data, n: {**_run(data, data.finished_run(n)), "error": "TimeoutError: the model is busy"},
-        then=_the_run,
+        read_back=_read_run,
     ),
     Operation(
         "runs.update_run_completion",
         "write",
         lambda data, n: {**_run(data, data.finished_run(n)), **data.completion(n)},
-        then=_the_run,
+        read_back=_read_run,
     ),
     Operation(
         "runs.record_token_usage",
@@ -211,14 +211,14 @@ _RUNS: tuple[Operation, ...] = (
             "input_tokens": 1_000 + n % 7,
             "output_tokens": 100,
         },
-        then=_the_run,
+        read_back=_read_run,
     ),
     Operation(
         "runs.delete",
         "write",
         lambda data, n: {"run_id": _spare_run("runs.delete", n)["run_id"], "user_id": _SPARE_USER},
-        uses_up=_spare_runs,
-        then=_the_run,
+        consumes=_spare_runs,
+        read_back=_read_run,
     ),
 )
 
@@ -250,7 +250,7 @@ _FEEDBACK: tuple[Operation, ...] = (
             "message_id": an_id("message", n),
             "comment": "Just what I was looking for.",
         },
-        then=_the_votes,
+        read_back=_read_votes,
     ),
     Operation(
         "feedback.upsert",
@@ -261,7 +261,7 @@ _FEEDBACK: tuple[Operation, ...] = (
             "user_id": data.owner_of_run(data.any_run(n)),
             "comment": None,
         },
-        then=_the_votes,
+        read_back=_read_votes,
     ),
     Operation(
         "feedback.upsert.first",
@@ -272,21 +272,21 @@ _FEEDBACK: tuple[Operation, ...] = (
             "user_id": an_id("new voter", n),
             "comment": None,
         },
-        then=_the_votes,
+        read_back=_read_votes,
     ),
     Operation(
         "feedback.delete",
         "write",
         lambda data, n: {"feedback_id": an_id("vote for feedback.delete", n)},
-        uses_up=_spare_votes("feedback.delete"),
-        then=lambda arguments: Call("feedback.get", arguments),
+        consumes=_spare_votes("feedback.delete"),
+        read_back=lambda arguments: Call("feedback.get", arguments),
     ),
     Operation(
         "feedback.delete_by_run",
         "write",
         lambda data, n: {**_spare_run("feedback.delete_by_run", n), "user_id": _SPARE_USER},
-        uses_up=_spare_votes("feedback.delete_by_run"),
-        then=_the_votes,
+        consumes=_spare_votes("feedback.delete_by_run"),
+        read_back=_read_votes,
     ),
 )
 
@@ -327,7 +327,7 @@ _THREADS: tuple[Operation, ...] = (
                 metadata=data.thread_metadata(n),
             )
         },
-        then=_the_thread,
+        read_back=_read_thread,
     ),
     Operation(
         "threads.ensure_thread",
@@ -338,7 +338,7 @@ _THREADS: tuple[Operation, ...] = (
             "metadata": data.thread_metadata(n),
             "user_id": an_id("new user", n % 97),
         },
-        then=_the_thread,
+        read_back=_read_thread,
     ),
     Operation(
         "threads.ensure_thread.existing",
@@ -348,81 +348,83 @@ _THREADS: tuple[Operation, ...] = (
             "assistant_id": "lead_agent",
             "metadata": None,
         },
-        then=_the_thread,
+        read_back=_read_thread,
     ),
     Operation(
         "threads.ensure_thread_running",
         "write",
         lambda data, n: _thread(data.any_thread(n)),
-        then=_the_thread,
+        read_back=_read_thread,
     ),
     Operation(
         "threads.update_thread_meta",
         "write",
         lambda data, n: {**_thread(data.any_thread(n)), "metadata": {**data.thread_metadata(n), "n": str(n)}},
-        then=_the_thread,
+        read_back=_read_thread,
     ),
     Operation(
         "threads.sync_thread_status",
         "write",
         lambda data, n: {**_thread(data.any_thread(n)), "status": "busy" if n % 2 else "idle"},
-        then=_the_thread,
+        read_back=_read_thread,
     ),
     Operation(
         "threads.delete_thread",
         "write",
         lambda data, n: {"thread_id": an_id("spare thread", n)},
-        uses_up=_spare_threads,
-        then=_the_thread,
+        consumes=_spare_threads,
+        read_back=_read_thread,
     ),
 )
 
 _RUN_EVENTS: tuple[Operation, ...] = (
     Operation(
-        "run_events.list_messages", "read", lambda data, n: {**_thread(data.any_story(n)), "limit": PAGE}
+        "run_events.list_messages",
+        "read",
+        lambda data, n: {**_thread(data.any_thread_with_events(n)), "limit": PAGE},
     ),
     Operation(
         "run_events.list_events",
         "read",
-        lambda data, n: {**_of_run(_run_of_story(data, n)), "limit": 500},
+        lambda data, n: {**_of_run(_run_with_events(data, n)), "limit": 500},
     ),
     Operation(
         "run_events.list_messages_by_run",
         "read",
-        lambda data, n: {**_of_run(_run_of_story(data, n)), "limit": PAGE},
+        lambda data, n: {**_of_run(_run_with_events(data, n)), "limit": PAGE},
     ),
-    Operation("run_events.count_messages", "read", lambda data, n: _thread(data.any_story(n))),
+    Operation("run_events.count_messages", "read", lambda data, n: _thread(data.any_thread_with_events(n))),
     Operation(
         "run_events.put",
         "write",
         lambda data, n: data.event(n, _writing_thread(n), an_id("run for put", n)),
-        then=_the_events,
+        read_back=_read_events,
     ),
     Operation(
         "run_events.put_batch",
         "write",
         lambda data, n: _batch(data, n, _writing_thread(n)),
-        then=_the_events,
+        read_back=_read_events,
     ),
     Operation(
         "run_events.put_if_absent",
         "write",
         lambda data, n: data.event(n, _writing_thread(n), an_id("run for put_if_absent", n)),
-        then=_the_events,
+        read_back=_read_events,
     ),
     Operation(
         "run_events.delete_by_run",
         "write",
         lambda data, n: _spare_run("run_events.delete_by_run", n),
-        uses_up=_spare_events("run_events.delete_by_run"),
-        then=_the_events,
+        consumes=_spare_events("run_events.delete_by_run"),
+        read_back=_read_events,
     ),
     Operation(
         "run_events.delete_by_thread",
         "write",
         lambda data, n: {"thread_id": _spare_run("run_events.delete_by_thread", n, 1)["thread_id"]},
-        uses_up=_spare_events("run_events.delete_by_thread", runs_per_thread=1),
-        then=lambda arguments: Call("run_events.count_messages", arguments),
+        consumes=_spare_events("run_events.delete_by_thread", runs_per_thread=1),
+        read_back=lambda arguments: Call("run_events.count_messages", arguments),
     ),
 )
 
@@ -443,14 +445,14 @@ _HOT: tuple[Operation, ...] = (
             "input_tokens": 1_000,
             "output_tokens": 100,
         },
-        then=_the_run,
+        read_back=_read_run,
         is_hot=True,
     ),
     Operation(
         "runs.update_status.hot_run",
         "write",
         lambda data, n: {**_run(data, _HOT_RUN), "status": "running"},
-        then=_the_run,
+        read_back=_read_run,
         is_hot=True,
     ),
     Operation(
@@ -469,4 +471,4 @@ _HOT: tuple[Operation, ...] = (
 OPERATIONS: Mapping[str, Operation] = {
     operation.name: operation for operation in (*_RUNS, *_FEEDBACK, *_THREADS, *_RUN_EVENTS, *_HOT)
 }
-"""By name: `store.method`, with a third part where a method is measured in more than one way."""
+"""Name -> operation. A name is `store.method`, with a third part if a method is measured in several ways."""

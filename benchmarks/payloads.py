@@ -1,7 +1,7 @@
-"""What is written in the benchmarks: payloads and whole sessions, taken from recorded threads.
+"""The payloads and sessions of the benchmarks, taken from recorded threads.
 
-A recording is replayed once against stores that only take down what they are told. The calls they heard are
-the mixed load of a day; the events, metadata and texts in them are the payloads of the single operations.
+A recording is replayed once against stores that only record their calls. These calls are the mixed workload;
+the events, metadata and texts in them are the payloads of the single operations.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Call:
 
 
 Script = tuple[Call, ...]
-"""What a host asks its storage during one thread, from its first run to its last."""
+"""The storage calls of a host during one thread, from its first run to its last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +54,13 @@ class Payloads:
     run_metadata: tuple[dict[str, Any], ...]
     run_kwargs: tuple[dict[str, Any], ...]
     completions: tuple[dict[str, Any], ...]
-    """What `update_run_completion` was told besides the run's id, where the run had an answer."""
+    """Arguments of `update_run_completion` except the run's id, of runs with an answer."""
     events: tuple[dict[str, Any], ...]
-    """Events without the ids of a thread and a run."""
+    """Events without thread and run ids."""
     scripts: tuple[Script, ...]
 
     def sizes(self) -> list[tuple[str, str, float, float, float]]:
-        """Name, unit, median, mean and largest of each kind of payload."""
+        """Name, unit, median, mean and maximum of each kind of payload."""
         sized = {
             "runs.metadata": self.run_metadata,
             "runs.kwargs": self.run_kwargs,
@@ -89,10 +89,10 @@ def _spread(values: Iterator[int] | Sequence[int]) -> tuple[float, float, float]
 
 
 def payloads_of(folder: Path | None) -> Payloads:
-    """From the recordings in `folder`, or from the packaged sample where there is none."""
+    """Payloads from the recordings in `folder`, or from the packaged sample if it is None."""
     files = sorted((folder or _SAMPLES).glob("*.json"))
     if not files:
-        raise FileNotFoundError(f"there is no recorded thread (*.json) in {folder}")
+        raise FileNotFoundError(f"no recorded thread (*.json) in {folder}")
     scripts = tuple(_script(load_thread(file), _recorded_metadata(file)) for file in files)
     calls = list(itertools.chain.from_iterable(scripts))
     created = [call.arguments for call in calls if call.path == "runs.create"]
@@ -115,16 +115,16 @@ def payloads_of(folder: Path | None) -> Payloads:
 
 
 def _recorded_metadata(file: Path) -> dict[str, Any]:
-    """What the recording says of its run, as a host would hand it over."""
+    """The run metadata in the recording, as a host would pass it."""
     metadata = cast("dict[str, Any]", json.loads(file.read_text(encoding="utf-8")).get("metadata") or {})
     return {name: value for name, value in metadata.items() if name not in ("thread_id", "run_id", "user_id")}
 
 
-# -- taking down -----------------------------------------------------------------------------------
+# -- recording calls -------------------------------------------------------------------------------
 
 
-class _Heard:
-    """One store that takes down every call, under the names of the contract's arguments."""
+class _RecordingStore:
+    """A store that records every call with the contract's argument names."""
 
     def __init__(self, name: str, calls: list[Call]) -> None:
         self._name = name
@@ -133,7 +133,7 @@ class _Heard:
     def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
         signature = inspect.signature(getattr(_PROTOCOLS[self._name], method))
 
-        async def take_down(*args: Any, **kwargs: Any) -> Any:
+        async def record(*args: Any, **kwargs: Any) -> Any:
             arguments = dict(signature.bind(None, *args, **kwargs).arguments)
             del arguments["self"]
             parameter = signature.parameters.get("user_id")
@@ -142,31 +142,31 @@ class _Heard:
             self._calls.append(Call(f"{self._name}.{method}", arguments))
             return arguments.get("events")
 
-        return take_down
+        return record
 
 
-class _Listener:
-    """The part of a storage that a replay uses."""
+class _RecordingStorage:
+    """The part of `Storage` that a replay uses."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self.runs = cast("Any", _Heard("runs", self.calls))
-        self.feedback = cast("Any", _Heard("feedback", self.calls))
-        self.threads = cast("Any", _Heard("threads", self.calls))
-        self.run_events = cast("Any", _Heard("run_events", self.calls))
+        self.runs = cast("Any", _RecordingStore("runs", self.calls))
+        self.feedback = cast("Any", _RecordingStore("feedback", self.calls))
+        self.threads = cast("Any", _RecordingStore("threads", self.calls))
+        self.run_events = cast("Any", _RecordingStore("run_events", self.calls))
 
     def observer(self) -> StorageRunObserver:
         return StorageRunObserver(self.runs, self.threads)
 
 
 def _script(thread: RecordedThread, metadata: dict[str, Any]) -> Script:
-    listener = _Listener()
-    asyncio.run(Replayer(cast("Any", listener), _USERS).replay([thread]))
-    return tuple(_as_a_host_does(call, metadata) for call in listener.calls)
+    storage = _RecordingStorage()
+    asyncio.run(Replayer(cast("Any", storage), _USERS).replay([thread]))
+    return tuple(_with_host_arguments(call, metadata) for call in storage.calls)
 
 
-def _as_a_host_does(call: Call, metadata: dict[str, Any]) -> Call:
-    """A run starts with the metadata that was recorded and with the settings that hosts pass on."""
+def _with_host_arguments(call: Call, metadata: dict[str, Any]) -> Call:
+    """Adds the recorded metadata and the settings that hosts pass to `runs.create`."""
     if call.path != "runs.create":
         return call
     return replace(
@@ -180,11 +180,11 @@ def _as_a_host_does(call: Call, metadata: dict[str, Any]) -> Call:
 
 
 def _with_reads(script: Script) -> Script:
-    """The script with what its user's browser asks meanwhile."""
-    return tuple(itertools.chain.from_iterable((call, *_asked_after(call, script)) for call in script))
+    """The script with the reads of the user's browser."""
+    return tuple(itertools.chain.from_iterable((call, *_reads_after(call, script)) for call in script))
 
 
-def _asked_after(call: Call, script: Script) -> Iterator[Call]:
+def _reads_after(call: Call, script: Script) -> Iterator[Call]:
     thread_id = next(given.arguments["thread_id"] for given in script)
     owner = next(given.arguments["user_id"] for given in script if given.path == "threads.ensure_thread")
     if call.path in ("runs.create", "runs.update_run_completion"):
@@ -198,11 +198,11 @@ def _asked_after(call: Call, script: Script) -> Iterator[Call]:
         yield Call("threads.search_threads", {"user_id": owner, "limit": 20})
 
 
-# -- playing back ----------------------------------------------------------------------------------
+# -- replaying -------------------------------------------------------------------------------------
 
 
 def session(script: Script, names: Callable[[str], str]) -> Iterator[Call]:
-    """The script under other ids: `names` gives each id in it the one to use instead."""
+    """The script with other ids: `names` maps each id to its replacement."""
     for call in script:
         arguments = _renamed(call.arguments, names)
         if "events" in arguments:

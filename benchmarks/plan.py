@@ -1,4 +1,4 @@
-"""Which cases a run consists of."""
+"""Selects the cases of a benchmark run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from .child import DAY
-from .contenders.known import CONTENDERS, OURS, RAW_PYMONGO, USUAL
+from .contenders.known import CONTENDERS, DEFAULT, OURS, RAW_PYMONGO
 from .measuring import Case
 from .operations import OPERATIONS
 from .results import Part
@@ -50,12 +50,12 @@ NUMBERING = ("transaction", "transaction-in-turn", "sqlite-for-update")
 """Other ways to number the events of one thread."""
 
 _TASKS = (1, 32, 256)
-_TASKS_OF_A_DAY = 8
+_MIXED_TASKS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """What was asked for; None where nothing was said."""
+class Options:
+    """The options of a run; None is the default."""
 
     is_quick: bool = False
     is_long: bool = False
@@ -65,65 +65,65 @@ class Wishes:
     concurrency: Sequence[int] | None = None
 
 
-def contenders_of(wishes: Wishes) -> tuple[str, ...]:
-    """All that may take part, ours first: the others are compared with it."""
-    if wishes.backends is not None:
-        return tuple(dict.fromkeys((OURS, *wishes.backends)))
-    asked = [*USUAL]
-    if "variants" in parts_of(wishes):
-        asked += _VARIANTS
-    if "contention" in parts_of(wishes) and not wishes.is_quick:
-        asked += NUMBERING
-    return tuple(dict.fromkeys(asked))
+def contenders_of(options: Options) -> tuple[str, ...]:
+    """The contenders to measure, ours first: the others are compared with it."""
+    if options.backends is not None:
+        return tuple(dict.fromkeys((OURS, *options.backends)))
+    names = [*DEFAULT]
+    if "variants" in parts_of(options):
+        names += _VARIANTS
+    if "contention" in parts_of(options) and not options.is_quick:
+        names += NUMBERING
+    return tuple(dict.fromkeys(names))
 
 
-def parts_of(wishes: Wishes) -> tuple[Part, ...]:
-    if wishes.parts is not None:
-        return tuple(part for part in PARTS if part in wishes.parts)
-    if wishes.operations is not None:
+def parts_of(options: Options) -> tuple[Part, ...]:
+    if options.parts is not None:
+        return tuple(part for part in PARTS if part in options.parts)
+    if options.operations is not None:
         return ("operations",)
-    return tuple(part for part in PARTS if part != "variants" or not wishes.is_quick)
+    return tuple(part for part in PARTS if part != "variants" or not options.is_quick)
 
 
-def cases_of(wishes: Wishes, present: Sequence[str]) -> list[Case]:
-    """The cases, for those contenders that are present."""
+def cases_of(options: Options, available: Sequence[str]) -> list[Case]:
+    """The cases for the available contenders."""
     makers = {
         "operations": _operations,
         "growth": _growth,
-        "day": _day,
+        "day": _mixed_workload,
         "contention": _contention,
         "variants": _variants,
     }
-    return [case for part in parts_of(wishes) for case in makers[part](wishes, present)]
+    return [case for part in parts_of(options) for case in makers[part](options, available)]
 
 
-def _usual(wishes: Wishes, present: Sequence[str]) -> tuple[str, ...]:
-    """Without those that are there for the variants only."""
-    asked = USUAL if wishes.backends is None else (OURS, *wishes.backends)
-    return tuple(name for name in present if name in asked)
+def _selected(options: Options, available: Sequence[str]) -> tuple[str, ...]:
+    """The contenders without those for the variants only."""
+    wanted = DEFAULT if options.backends is None else (OURS, *options.backends)
+    return tuple(name for name in available if name in wanted)
 
 
-def _names(wishes: Wishes, *, is_hot: bool = False) -> list[str]:
-    if wishes.operations is not None:
-        return [name for name in wishes.operations if OPERATIONS[name].is_hot == is_hot]
-    if wishes.is_quick and not is_hot:
+def _names(options: Options, *, is_hot: bool = False) -> list[str]:
+    if options.operations is not None:
+        return [name for name in options.operations if OPERATIONS[name].is_hot == is_hot]
+    if options.is_quick and not is_hot:
         return list(QUICK_OPERATIONS)
     return [name for name, operation in OPERATIONS.items() if operation.is_hot == is_hot]
 
 
-def _tasks(wishes: Wishes) -> tuple[int, ...]:
-    if wishes.concurrency is not None:
-        return tuple(wishes.concurrency)
-    return _TASKS[:2] if wishes.is_quick else _TASKS
+def _tasks(options: Options) -> tuple[int, ...]:
+    if options.concurrency is not None:
+        return tuple(options.concurrency)
+    return _TASKS[:2] if options.is_quick else _TASKS
 
 
-def _operations(wishes: Wishes, present: Sequence[str]) -> list[Case]:
-    """DeerFlow's own code, which the baseline stands for, is in the main ones unless it is asked for."""
-    usual = _usual(wishes, present)
-    fewer = usual if wishes.backends is not None else _without_deerflow(usual)
+def _operations(options: Options, available: Sequence[str]) -> list[Case]:
+    """By default, DeerFlow's own code is measured in the main operations only; the baseline represents it."""
+    selected = _selected(options, available)
+    fewer = selected if options.backends is not None else _without_deerflow(selected)
     return [
-        Case("operations", name, usual if name in MAIN_OPERATIONS else fewer, _tasks(wishes), (SMALL,))
-        for name in _names(wishes)
+        Case("operations", name, selected if name in MAIN_OPERATIONS else fewer, _tasks(options), (SMALL,))
+        for name in _names(options)
     ]
 
 
@@ -131,39 +131,42 @@ def _without_deerflow(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if CONTENDERS[name].kind != "deerflow")
 
 
-def _growth(wishes: Wishes, present: Sequence[str]) -> list[Case]:
-    """At one task; raw PyMongo grows as the server does."""
-    usual = tuple(name for name in _usual(wishes, present) if name != RAW_PYMONGO)
-    usual = usual if wishes.backends is not None else _without_deerflow(usual)
-    if wishes.is_quick:
-        usual, sizes = usual[:1], (SMALL, LARGE // 10)
+def _growth(options: Options, available: Sequence[str]) -> list[Case]:
+    """With one task, without raw PyMongo, which grows like the server."""
+    selected = tuple(name for name in _selected(options, available) if name != RAW_PYMONGO)
+    selected = selected if options.backends is not None else _without_deerflow(selected)
+    if options.is_quick:
+        selected, sizes = selected[:1], (SMALL, LARGE // 10)
     else:
-        sizes = (SMALL, LARGE, HUGE) if wishes.is_long else (SMALL, LARGE)
-    names = _names(wishes)[:2] if wishes.is_quick else _names(wishes)
-    return [Case("growth", name, usual, (1,), sizes) for name in names]
+        sizes = (SMALL, LARGE, HUGE) if options.is_long else (SMALL, LARGE)
+    names = _names(options)[:2] if options.is_quick else _names(options)
+    return [Case("growth", name, selected, (1,), sizes) for name in names]
 
 
-def _day(wishes: Wishes, present: Sequence[str]) -> list[Case]:
-    usual = _without_deerflow(_usual(wishes, present))
-    tasks = (wishes.concurrency or (_TASKS_OF_A_DAY,))[-1:]
-    return [Case("day", DAY, usual, tuple(tasks), (SMALL,), (1, 2, 4))]
+def _mixed_workload(options: Options, available: Sequence[str]) -> list[Case]:
+    selected = _without_deerflow(_selected(options, available))
+    tasks = (options.concurrency or (_MIXED_TASKS,))[-1:]
+    return [Case("day", DAY, selected, tuple(tasks), (SMALL,), (1, 2, 4))]
 
 
-def _contention(wishes: Wishes, present: Sequence[str]) -> list[Case]:
-    usual = _usual(wishes, present)
-    names = [name for name in _names(wishes, is_hot=True) if name != HOT_BATCHES]
+def _contention(options: Options, available: Sequence[str]) -> list[Case]:
+    selected = _selected(options, available)
+    names = [name for name in _names(options, is_hot=True) if name != HOT_BATCHES]
     cases = [
-        Case("contention", name, usual, (32,), (SMALL,)) for name in names[: 1 if wishes.is_quick else None]
+        Case("contention", name, selected, (32,), (SMALL,))
+        for name in names[: 1 if options.is_quick else None]
     ]
-    if wishes.operations is None or HOT_BATCHES in wishes.operations:
-        numbering = usual if wishes.is_quick else tuple(n for n in present if n in (*usual, *NUMBERING))
-        processes = (1,) if wishes.is_quick else (1, 4)
+    if options.operations is None or HOT_BATCHES in options.operations:
+        numbering = (
+            selected if options.is_quick else tuple(n for n in available if n in (*selected, *NUMBERING))
+        )
+        processes = (1,) if options.is_quick else (1, 4)
         cases.append(Case("contention", HOT_BATCHES, numbering, (8,), (SMALL,), processes, is_followed=True))
     return cases
 
 
-def _variants(wishes: Wishes, present: Sequence[str]) -> list[Case]:
-    asked = _VARIANTS if wishes.backends is None else (OURS, *wishes.backends)
-    names = tuple(name for name in present if name in asked)
-    operations = wishes.operations or _VARIED_OPERATIONS
+def _variants(options: Options, available: Sequence[str]) -> list[Case]:
+    wanted = _VARIANTS if options.backends is None else (OURS, *options.backends)
+    names = tuple(name for name in available if name in wanted)
+    operations = options.operations or _VARIED_OPERATIONS
     return [Case("variants", name, names, (1, 32), (SMALL,)) for name in operations]

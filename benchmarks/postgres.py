@@ -1,4 +1,4 @@
-"""A private PostgreSQL server from a wheel that carries one, on a unix socket in a temporary folder."""
+"""Runs a private PostgreSQL server from a wheel, on a Unix socket in a temporary folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STOP_TIMEOUT_S = 30.0
 
 
 def find_binaries() -> Path | None:
-    """The folder of `initdb` and `postgres`, found without an import; None where no package has them."""
+    """The folder of `initdb` and `postgres`, without importing the package; None if no package has them."""
     for package in _PACKAGES:
         spec = importlib.util.find_spec(package)
         for folder in (spec.submodule_search_locations if spec else None) or ():
@@ -33,14 +33,17 @@ def find_binaries() -> Path | None:
 
 
 def _user() -> str | None:
-    """PostgreSQL refuses to run as root."""
+    """The user to run as: PostgreSQL does not start as root."""
     return pwd.getpwnam("nobody").pw_name if os.geteuid() == 0 else None
 
 
 def _copied(binaries: Path, folder: Path) -> Path:
-    """The package's server where the other user may read it: its own place can be closed to all but root."""
+    """Copies the package's server to where the other user may read it: site-packages can be root-only."""
     package = binaries.parents[1]
-    for source in (package, package.with_name(f"{package.name}.libs")):  # the libraries are found from there
+    for source in (
+        package,
+        package.with_name(f"{package.name}.libs"),
+    ):  # libraries are located relative to it
         if source.is_dir():
             shutil.copytree(source, folder / "server" / source.name, symlinks=True)
     return folder / "server" / binaries.relative_to(package.parent)
@@ -48,7 +51,7 @@ def _copied(binaries: Path, folder: Path) -> Path:
 
 @contextlib.contextmanager
 def running(binaries: Path) -> Generator[str]:
-    """A server with its defaults, fsync and synchronous_commit on; the URL of its databases for asyncpg."""
+    """A server with default settings (fsync and synchronous_commit on); yields its asyncpg URL."""
     folder, user = Path(tempfile.mkdtemp(prefix="deerflow-pg-")), _user()
     try:
         if user is not None:
@@ -95,7 +98,7 @@ def _server(binaries: Path, data: Path, folder: Path, user: str | None) -> Gener
 
 
 def _end_with_parent(parent_pid: int) -> Callable[[], None] | None:
-    """What the server's process does first, to be stopped when its parent is killed (Linux only)."""
+    """The server's `preexec_fn`, which stops it when its parent is killed (Linux only)."""
     if not sys.platform.startswith("linux"):
         return None
     set_death_signal = 1  # PR_SET_PDEATHSIG

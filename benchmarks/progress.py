@@ -1,4 +1,4 @@
-"""A progress bar with the time that is left, on a terminal; elsewhere a line for each case."""
+"""Shows progress: a bar with the remaining time on a terminal, one line per case elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Self
 
 
 class Progress:
-    """Counts measurements. `rich` draws the bar where it is installed and somebody looks."""
+    """Counts measurements. `rich` draws the bar if it is installed and stderr is a terminal."""
 
     def __init__(self, total: int) -> None:
         self.done = 0
@@ -41,7 +41,7 @@ class Progress:
         self.skip_to(self.done + 1)
 
     def skip_to(self, done: int) -> None:
-        """What was not measured counts as done, too."""
+        """Sets the count; skipped measurements count as done."""
         self.done = done
         if self._bar is not None:
             self._bar.update(self._task, completed=done)

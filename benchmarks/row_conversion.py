@@ -1,7 +1,7 @@
-"""What it costs to turn a stored run into a row and a row's payloads into what is stored.
+"""Measures the conversion of a stored run to a row, and of a row's payloads to their stored form.
 
-Run it with `python -m benchmarks.row_conversion`. The figures are the best of several repetitions, in
-microseconds of one core, without any server; the target is less than 15 us for a row that is read.
+Run it with `python -m benchmarks.row_conversion`. It prints the best of several repetitions in microseconds
+of one core, without a server; the target is less than 15 us for reading a row.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> None:
     sys.stdout.write(
         f"payloads of {payload_bytes:,} bytes as JSON, Python {sys.version.split()[0]}\n"
         f"document -> row              {_cost_us(lambda: codec.run_row(document)):5.1f} us\n"
-        f"payloads -> what is stored   {_cost_us(_encode):5.1f} us\n"
+        f"payloads -> stored form      {_cost_us(_encode):5.1f} us\n"
     )
 
 

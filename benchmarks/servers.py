@@ -1,4 +1,4 @@
-"""The servers of one run, and a fresh database for each contender of a case."""
+"""Starts the servers of a run and creates a new database for each contender of a case."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .dataset import Rows
 from .loading import mongodb
 
 INSTALL = "pip install '.[bench]' && pip install ./benchmarks/sql_baseline"
-"""In a checkout; what brings all that a full run needs, DeerFlow's own code apart."""
+"""Installs, in a checkout, everything that a full run needs except DeerFlow's own code."""
 
 _PACKAGES = (
     "deerflow-mongo",
@@ -39,7 +39,7 @@ _PACKAGES = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A database of its own."""
+    """One database."""
 
     url: str
     database: str
@@ -48,13 +48,13 @@ class Target:
 @dataclass(frozen=True, slots=True)
 class Servers:
     urls: dict[ServerName, str] = field(default_factory=lambda: dict[ServerName, str]())
-    """With a place for the database's name."""
+    """URL templates with `{database}`."""
     missing: dict[ServerName, str] = field(default_factory=lambda: dict[ServerName, str]())
-    """Which of those asked for do not run here, and why."""
+    """Requested servers that do not run here -> reason."""
 
     @contextlib.contextmanager
     def database(self, contender: Contender) -> Generator[Target]:
-        """A new database, gone afterwards; the contender makes its tables when it opens it."""
+        """A new database, dropped afterwards; the contender creates its tables when it opens it."""
         name = f"bench_{uuid.uuid4().hex[:16]}"
         url = self.urls[contender.server].format(database=name)
         if contender.server != "mongodb":
@@ -87,15 +87,15 @@ class Servers:
 
 
 def _with_options(url: str, contender: Contender) -> str:
-    asked = {name[1:]: value for name, value in contender.options.items() if name.startswith("?")}
-    if not asked:
+    options = {name[1:]: value for name, value in contender.options.items() if name.startswith("?")}
+    if not options:
         return url
-    query = "&".join(f"{name}={value}" for name, value in asked.items())
+    query = "&".join(f"{name}={value}" for name, value in options.items())
     return f"{url}{'&' if '?' in url else '/?'}{query}"
 
 
 def prepare(contender: Contender, target: Target) -> None:
-    """Make the contender's tables or collections, with their indexes."""
+    """Creates the contender's tables or collections with their indexes."""
 
     async def opened() -> None:
         if contender.kind == "deerflow":
@@ -110,7 +110,7 @@ def prepare(contender: Contender, target: Target) -> None:
 
 
 def _as_storage(contender: Contender) -> Contender:
-    """Whose collections the contender uses: a direct one has ours."""
+    """The contender whose collections are used: ours for kind `direct`."""
     return CONTENDERS[OURS] if contender.kind == "direct" else contender
 
 
@@ -124,7 +124,7 @@ def load(contender: Contender, target: Target, batches: Iterable[Rows]) -> None:
 
 
 def bytes_of_runs(contender: Contender, target: Target) -> int:
-    """What the runs take on the disk, with their indexes."""
+    """Disk space of the runs and their indexes."""
     if contender.server == "mongodb":
         return mongodb.bytes_of_runs(target.url, target.database)
     from .loading import sql
@@ -143,8 +143,8 @@ def _metadata(contender: Contender) -> Any:
     return Base.metadata
 
 
-def why_left_out(contender: Contender, servers: Servers) -> str | None:
-    """What stands in the way of a contender here; None where it can take part."""
+def unavailable_reason(contender: Contender, servers: Servers) -> str | None:
+    """The reason why a contender cannot be measured here, or None."""
     if contender.server in servers.missing:
         return servers.missing[contender.server]
     if contender.kind == "deerflow":
@@ -154,29 +154,29 @@ def why_left_out(contender: Contender, servers: Servers) -> str | None:
     needed = {"sql": ("deerflow_sql_baseline",)}.get(contender.backend, ())
     needed += ("motor",) if contender.driver == "motor" else ()
     needed += ("uvloop",) if contender.loop == UVLOOP else ()
-    return _lacking(*needed)
+    return _missing_modules(*needed)
 
 
 @contextlib.contextmanager
 def running(names: Iterable[str]) -> Generator[Servers]:
-    """The servers that these contenders need, as far as they are installed; stopped afterwards."""
-    asked = {CONTENDERS[name].server for name in names}
+    """Starts the servers that these contenders need, if installed, and stops them afterwards."""
+    needed = {CONTENDERS[name].server for name in names}
     servers = Servers()
     with contextlib.ExitStack() as stack:
-        if "mongodb" in asked:
+        if "mongodb" in needed:
             server = start_embedded()
             stack.callback(server.release)
             servers.urls["mongodb"] = server.url.replace("{", "{{").replace("}", "}}")
-        if "sqlite" in asked:
+        if "sqlite" in needed:
             _add_sqlite(servers, stack)
-        if "postgresql" in asked:
+        if "postgresql" in needed:
             _add_postgresql(servers, stack)
         yield servers
 
 
 def _add_sqlite(servers: Servers, stack: contextlib.ExitStack) -> None:
-    if lacking := _lacking("sqlalchemy", "greenlet", "aiosqlite"):
-        servers.missing["sqlite"] = lacking
+    if missing := _missing_modules("sqlalchemy", "greenlet", "aiosqlite"):
+        servers.missing["sqlite"] = missing
         return
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-sqlite-"))
     servers.urls["sqlite"] = f"sqlite+aiosqlite:///{Path(folder)}/{{database}}.db"
@@ -184,16 +184,18 @@ def _add_sqlite(servers: Servers, stack: contextlib.ExitStack) -> None:
 
 def _add_postgresql(servers: Servers, stack: contextlib.ExitStack) -> None:
     binaries = postgres.find_binaries()
-    lacking = _lacking("sqlalchemy", "greenlet", "asyncpg")
-    if binaries is None or lacking:
-        servers.missing["postgresql"] = lacking or f"no wheel with a server is installed: {INSTALL}"
+    missing = _missing_modules("sqlalchemy", "greenlet", "asyncpg")
+    if binaries is None or missing:
+        servers.missing["postgresql"] = (
+            missing or f"no package with a PostgreSQL server is installed: {INSTALL}"
+        )
         return
     try:
         servers.urls["postgresql"] = stack.enter_context(postgres.running(binaries))
     except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
-        servers.missing["postgresql"] = f"its server did not start here ({error})"
+        servers.missing["postgresql"] = f"the PostgreSQL server did not start: {error}"
 
 
-def _lacking(*modules: str) -> str | None:
+def _missing_modules(*modules: str) -> str | None:
     absent = [module for module in modules if importlib.util.find_spec(module) is None]
     return f"{', '.join(absent)} is not installed: {INSTALL}" if absent else None

@@ -1,1 +1,1 @@
-"""Contenders of the benchmarks that are no `Storage`: each gives the stores' paths as coroutine functions."""
+"""Contenders that are not a `Storage`: each maps the stores' paths to coroutine functions."""

@@ -1,18 +1,17 @@
 """DeerFlow's own SQL code, as its distribution `deerflow-kernel` has it (Python 3.12 or newer).
 
-Its repositories for runs, feedback and threads and its store of run events, by the paths of our stores, on an
-engine that its own `init_engine` makes. Nothing is repaired: what it drops is dropped, and where it fails the
-caller gets its error. A path is there where it has a method for it; `threads.ensure_thread`,
-`threads.ensure_thread_running`, `runs.record_token_usage` and `run_events.put_if_absent` are not.
+Maps the paths of our stores to DeerFlow's repositories for runs, feedback and threads and its run event
+store, on an engine made by its own `init_engine`. Behaviour is unchanged: dropped fields stay dropped, and
+errors reach the caller. Paths without a method are missing: `threads.ensure_thread`,
+`threads.ensure_thread_running`, `runs.record_token_usage` and `run_events.put_if_absent`.
 
-A row has the keys of ours as far as its tables have them: a run has no `started_at` and `ended_at`, feedback
-no `owner_id`. What else differs: of feedback, the oldest `limit` rows are given, though newest first
-here; threads come by their last update; `token_usage_by_thread` sums the runs of every user that ended in
-success or error; a status has no times and no metadata; a thread's metadata is merged, not replaced; a
-deletion of a run or a thread does not tell what it found; a user has one row of feedback on a run; of a
-trace's content 10,240 bytes are kept. Times read from SQLite have no offset. Tasks that write events of one
-thread at once take the same number on SQLite, and all but one of them get an `IntegrityError`; so do first
-votes of one user at once on PostgreSQL.
+Rows have the keys of ours that its tables have: a run has no `started_at` and `ended_at`, feedback no
+`owner_id`. Other differences: feedback lists return the oldest `limit` rows (here newest first); threads are
+sorted by last update; `token_usage_by_thread` sums the runs of all users that ended in success or error;
+`update_status` ignores times and metadata; a thread's metadata is merged, not replaced; deleting a run or a
+thread returns nothing; a user has one feedback row per run; a trace's content is cut at 10,240 bytes. Times
+read from SQLite have no offset. On SQLite, concurrent writers of events of one thread use the same number and
+all but one get an `IntegrityError`; on PostgreSQL so do concurrent first votes of one user.
 """
 
 from __future__ import annotations
@@ -40,29 +39,29 @@ _RUN_EVENTS = ("deerflow.runtime.events.store.db", "DbRunEventStore")
 
 
 def missing() -> str | None:
-    """Why it cannot be used here, or None where it can."""
+    """The reason why it cannot be used here, or None."""
     if sys.version_info < _MIN_PYTHON:
         wanted = ".".join(map(str, _MIN_PYTHON))
         return f"{DISTRIBUTION} needs Python {wanted} or newer, and this is {sys.version.split()[0]}"
     try:
         importlib.import_module("deerflow")
     except ImportError:
-        return f"DeerFlow is not installed: install {DISTRIBUTION} with sqlalchemy[asyncio]"
+        return f"DeerFlow is not installed: install {DISTRIBUTION} and sqlalchemy[asyncio]"
     try:
         importlib.import_module(_ENGINE)
         for module, name in (_RUNS, _FEEDBACK, _THREADS, _RUN_EVENTS):
             getattr(importlib.import_module(module), name)
-    except Exception as error:  # noqa: BLE001 - an import of many packages fails in many ways, all of them the answer
-        return f"DeerFlow is installed and cannot be imported: {type(error).__name__}: {error}"
+    except Exception as error:  # noqa: BLE001 - imports of many packages fail in many ways
+        return f"DeerFlow is installed but cannot be imported: {type(error).__name__}: {error}"
     return None
 
 
 @asynccontextmanager
 async def opened(url: str, *, pool_size: int | None = None) -> AsyncGenerator[Mapping[str, Call]]:
-    """The calls by path, on `sqlite+aiosqlite:` or `postgresql+asyncpg:`.
+    """Path -> call, on `sqlite+aiosqlite:` or `postgresql+asyncpg:`.
 
-    `pool_size` is heeded for PostgreSQL alone, as in DeerFlow, whose own is 5; SQLAlchemy lets 10 more be
-    opened at need. DeerFlow keeps the engine in a module: open one after the other.
+    As in DeerFlow, `pool_size` affects PostgreSQL only; its default is 5, and SQLAlchemy opens up to 10 more.
+    DeerFlow's engine is a module global, so only one can be open at a time.
     """
     module: Any = importlib.import_module(_ENGINE)
     settings: dict[str, Any] = {} if pool_size is None else {"pool_size": pool_size}
@@ -80,7 +79,7 @@ async def opened(url: str, *, pool_size: int | None = None) -> AsyncGenerator[Ma
 
 
 async def prepare(url: str) -> None:
-    """Make the tables, and on PostgreSQL the database, where they are not there."""
+    """Creates missing tables and, on PostgreSQL, a missing database."""
     async with opened(url):
         pass
 
@@ -109,8 +108,8 @@ def _calls(sessions: Any) -> Mapping[str, Call]:
     }
 
 
-def _for_all(method: Any) -> Call:
-    """The method with an owner given in every case: None where the caller names none."""
+def _for_all_users(method: Any) -> Call:
+    """The method with `user_id=None` as the default."""
     return partial(method, user_id=None)
 
 
@@ -128,13 +127,13 @@ def _run_calls(runs: Any) -> Mapping[str, Call]:
         return await runs.aggregate_tokens_by_thread(thread_id)
 
     return {
-        "runs.get": _for_all(runs.get),
-        "runs.list_by_thread": _for_all(runs.list_by_thread),
-        "runs.create": _for_all(runs.put),
+        "runs.get": _for_all_users(runs.get),
+        "runs.list_by_thread": _for_all_users(runs.list_by_thread),
+        "runs.create": _for_all_users(runs.put),
         "runs.update_status": update_status,
         "runs.set_error": set_error,
         "runs.update_run_completion": update_run_completion,
-        "runs.delete": _for_all(runs.delete),
+        "runs.delete": _for_all_users(runs.delete),
         "runs.token_usage_by_thread": token_usage_by_thread,
     }
 
@@ -147,15 +146,15 @@ def _feedback_calls(feedback: Any) -> Mapping[str, Call]:
         return (await feedback.list_by_thread(**wanted, user_id=None))[::-1]
 
     return {
-        "feedback.create": _for_all(feedback.create),
-        "feedback.upsert": _for_all(feedback.upsert),
-        "feedback.get": _for_all(feedback.get),
-        "feedback.delete": _for_all(feedback.delete),
+        "feedback.create": _for_all_users(feedback.create),
+        "feedback.upsert": _for_all_users(feedback.upsert),
+        "feedback.get": _for_all_users(feedback.get),
+        "feedback.delete": _for_all_users(feedback.delete),
         "feedback.list_by_run": list_by_run,
         "feedback.list_by_thread": list_by_thread,
-        "feedback.list_by_thread_grouped": _for_all(feedback.list_by_thread_grouped),
+        "feedback.list_by_thread_grouped": _for_all_users(feedback.list_by_thread_grouped),
         "feedback.aggregate_by_run": feedback.aggregate_by_run,
-        "feedback.delete_by_run": _for_all(feedback.delete_by_run),
+        "feedback.delete_by_run": _for_all_users(feedback.delete_by_run),
     }
 
 
@@ -185,7 +184,7 @@ def _thread_calls(threads: Any) -> Mapping[str, Call]:
         metadata: Mapping[str, Any] | None = None,
         assistant_id: str | None = None,
     ) -> None:
-        """One update for each field that is given."""
+        """One update per given field."""
         if assistant_id is not None:
             raise NotImplementedError("DeerFlow's SQL code cannot change a thread's assistant_id")
         if display_name is not None:
@@ -204,9 +203,9 @@ def _thread_calls(threads: Any) -> Mapping[str, Call]:
         "threads.get_thread": get,
         "threads.update_thread_meta": update_thread_meta,
         "threads.sync_thread_title": sync_thread_title,
-        "threads.sync_thread_status": _for_all(threads.update_status),
+        "threads.sync_thread_status": _for_all_users(threads.update_status),
         "threads.search_threads": search_threads,
-        "threads.delete_thread": _for_all(threads.delete),
+        "threads.delete_thread": _for_all_users(threads.delete),
     }
 
 
@@ -219,10 +218,10 @@ def _run_event_calls(run_events: Any) -> Mapping[str, Call]:
     return {
         "run_events.put_batch": run_events.put_batch,
         "run_events.put": run_events.put,
-        "run_events.list_messages": _for_all(run_events.list_messages),
-        "run_events.list_events": _for_all(run_events.list_events),
-        "run_events.list_messages_by_run": _for_all(run_events.list_messages_by_run),
-        "run_events.count_messages": _for_all(run_events.count_messages),
-        "run_events.delete_by_thread": _for_all(run_events.delete_by_thread),
-        "run_events.delete_by_run": _for_all(run_events.delete_by_run),
+        "run_events.list_messages": _for_all_users(run_events.list_messages),
+        "run_events.list_events": _for_all_users(run_events.list_events),
+        "run_events.list_messages_by_run": _for_all_users(run_events.list_messages_by_run),
+        "run_events.count_messages": _for_all_users(run_events.count_messages),
+        "run_events.delete_by_thread": _for_all_users(run_events.delete_by_thread),
+        "run_events.delete_by_run": _for_all_users(run_events.delete_by_run),
     }

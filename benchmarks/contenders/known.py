@@ -1,4 +1,4 @@
-"""Who is compared: each contender with its server, its driver and how durable its writes are."""
+"""The contenders with their servers, drivers and write durability."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 ServerName: TypeAlias = Literal["mongodb", "sqlite", "postgresql"]
 Kind: TypeAlias = Literal["storage", "direct", "deerflow"]
-"""A `Storage` of a registered backend, MongoDB without one, or DeerFlow's own repositories."""
+"""A `Storage` of a registered backend, MongoDB without a `Storage`, or DeerFlow's own repositories."""
 
 OURS = "mongodb"
 RAW_PYMONGO = "raw-pymongo"
@@ -32,15 +32,15 @@ class Contender:
     durability: str
     kind: Kind = "storage"
     backend: str = ""
-    """Of a `Storage`."""
+    """Backend name, for kind `storage`."""
     opener: str = ""
-    """Of a direct one: the module beside this one and its function."""
+    """`module.function` in this package, for kind `direct`."""
     options: Mapping[str, Any] = field(default_factory=_no_options)
-    """Of the backend's configuration, or of the URL where a name begins with `?`."""
+    """Configuration of the backend, or URL options if a name starts with `?`."""
     loop: str = "asyncio"
 
     def config(self, url: str, database: str) -> dict[str, Any]:
-        """What `create_storage` takes."""
+        """The configuration for `create_storage`."""
         given = {name: value for name, value in self.options.items() if not name.startswith("?")}
         config = {"backend": self.backend, "url": url, **given}
         return {**config, "database": database} if self.server == "mongodb" else config
@@ -80,7 +80,12 @@ _ALL = (
         "deerflow",
     ),
     _ours("transaction", "a transaction per batch", kind="direct", opener="transactions.opened"),
-    _ours("transaction-in-turn", "the same, a lock per thread", kind="direct", opener="transactions.in_turn"),
+    _ours(
+        "transaction-in-turn",
+        "a transaction per batch, a lock per thread",
+        kind="direct",
+        opener="transactions.in_turn",
+    ),
     _sql(
         "sqlite-for-update",
         "SQL baseline on SQLite, events without a lock",
@@ -122,5 +127,5 @@ _ALL = (
 
 CONTENDERS: Mapping[str, Contender] = {contender.name: contender for contender in _ALL}
 
-USUAL = (OURS, RAW_PYMONGO, "sqlite", "postgresql", "deerflow-sqlite", "deerflow-postgresql")
-"""Who takes part where nothing else is asked for."""
+DEFAULT = (OURS, RAW_PYMONGO, "sqlite", "postgresql", "deerflow-sqlite", "deerflow-postgresql")
+"""The contenders of a run without `--backends`."""

@@ -1,7 +1,7 @@
-"""Run events numbered in a transaction per batch, as people write it: right, and in each other's way.
+"""Numbers run events in one transaction per batch, a common solution: correct, but with many write conflicts.
 
-The thread's last number is read and the events are inserted behind it; who is refused tries again at once.
-`in_turn` lets the tasks of a process wait for each other, so that only other processes are in the way.
+A transaction reads the thread's last number and inserts the events after it; on a conflict it is retried at
+once. `in_turn` adds a lock per thread and process, so that only other processes conflict.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from .raw_pymongo import Call
 
 @asynccontextmanager
 async def opened(url: str, database: str) -> AsyncGenerator[Mapping[str, Call]]:
-    """Raw PyMongo's calls, but for `run_events.put_batch`."""
+    """Raw PyMongo's calls with another `run_events.put_batch`."""
     client: AsyncMongoClient[Document] = AsyncMongoClient(url, timeoutMS=25_000)
     async with client, raw_pymongo.opened(url, database) as calls:
         collection = client[database][RUN_EVENTS]
 
         async def put_batch(*, events: Sequence[Mapping[str, Any]]) -> list[Document]:
             async with client.start_session() as session:
-                while (stored := await _once(session, collection, events)) is None:
+                while (stored := await _try_insert(session, collection, events)) is None:
                     pass
             return stored
 
@@ -55,10 +55,10 @@ async def in_turn(url: str, database: str) -> AsyncGenerator[Mapping[str, Call]]
         yield {**calls, "run_events.put_batch": put_batch}
 
 
-async def _once(
+async def _try_insert(
     session: AsyncClientSession, collection: AsyncCollection[Document], events: Sequence[Mapping[str, Any]]
 ) -> list[Document] | None:
-    """One try; None where another writer was in its way."""
+    """One attempt; None after a conflict with another writer."""
     thread_id = events[0]["thread_id"]
     try:
         async with await session.start_transaction(write_concern=DEFAULT_WRITE_CONCERN):

@@ -1,1 +1,1 @@
-"""Puts a dataset into a database quickly, before anything is measured: as the stores would have left it."""
+"""Bulk-loads a dataset into a database before measuring, in the form in which the stores write it."""

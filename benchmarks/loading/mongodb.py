@@ -1,4 +1,4 @@
-"""A dataset as the documents that deerflow-mongo stores."""
+"""Loads a dataset as the documents that deerflow-mongo stores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _time(moment: datetime) -> str:
 
 
 def _order(row: Mapping[str, Any]) -> int:
-    """The stamp that the clock would have given at the row's time."""
+    """The sort stamp that the clock would have returned at the row's time."""
     return int(row["created_at"].timestamp() * 1e6)
 
 
@@ -115,7 +115,7 @@ def _opened(url: str, database: str) -> Generator[Database[Document]]:
 
 
 def load(url: str, database: str, batches: Iterable[Rows]) -> None:
-    """Into collections that are set up."""
+    """Inserts into existing collections."""
     with _opened(url, database) as opened:
         for rows in batches:
             for collection, name, document in _DOCUMENTS:
@@ -130,7 +130,7 @@ def _insert(database: Database[Document], collection: str, documents: list[Docum
 
 
 def bytes_of_runs(url: str, database: str) -> int:
-    """What the collection of runs takes on the disk, with its indexes."""
+    """Disk space of the runs collection with its indexes."""
     with _opened(url, database) as opened:
         opened.client.admin.command("fsync")
         stats: Document = opened.command("collStats", schema.RUNS)

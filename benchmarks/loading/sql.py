@@ -1,4 +1,4 @@
-"""A dataset as the rows of DeerFlow's tables: the baseline's, or those of DeerFlow itself."""
+"""Loads a dataset into the tables of the SQL baseline or of DeerFlow itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "created_at": ("created_at", "created_time"),
     "updated_at": ("updated_at", "updated_time"),
 }
-"""A field of the contract -> the column's name in one release or another."""
+"""Field of the contract -> names of its column in different releases."""
 
 _TABLES: Mapping[str, tuple[str, ...]] = {
     "threads": ("thread_meta", "threads_meta"),
@@ -32,7 +32,7 @@ _CHUNK = 1_000
 
 
 def load(url: str, metadata: sa.MetaData, batches: Iterable[Rows]) -> None:
-    """Into tables that are there."""
+    """Inserts into existing tables."""
     asyncio.run(_load(url, metadata, batches))
 
 
@@ -45,7 +45,7 @@ async def _load(url: str, metadata: sa.MetaData, batches: Iterable[Rows]) -> Non
                     values = [_values(table, name, row) for row in getattr(rows, name)]
                     for first in range(0, len(values), _CHUNK):
                         await connection.execute(table.insert(), values[first : first + _CHUNK])
-        if engine.dialect.name == "postgresql":  # what autovacuum would have done by then
+        if engine.dialect.name == "postgresql":  # as autovacuum would have done by then
             async with engine.connect() as connection:
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
                 await connection.execute(sa.text("VACUUM ANALYZE"))
@@ -64,7 +64,7 @@ def _values(table: sa.Table, name: str, row: Mapping[str, Any]) -> dict[str, Any
 
 
 def _content(row: Mapping[str, Any]) -> dict[str, Any]:
-    """As DeerFlow stores an event's content: text, with a mark beside it where it was none."""
+    """DeerFlow stores content as text, with a mark in the metadata if it was not text."""
     content, metadata = row["content"], dict(row["metadata"])
     if isinstance(content, str):
         return {"content": content, "metadata": metadata}
@@ -91,7 +91,7 @@ def _as_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-# -- around it -------------------------------------------------------------------------------------
+# -- databases -------------------------------------------------------------------------------------
 
 
 def create_database(url: str) -> None:
@@ -109,31 +109,31 @@ def drop_database(url: str) -> None:
 
 
 async def _maintain(url: str, command: str, more: str = "") -> None:
-    elsewhere = sa.make_url(url).set(database="postgres")
-    shown = elsewhere.render_as_string(hide_password=False)
-    async with _engine(shown, isolation_level="AUTOCOMMIT") as engine, engine.connect() as connection:
+    maintenance_url = sa.make_url(url).set(database="postgres")
+    url_text = maintenance_url.render_as_string(hide_password=False)
+    async with _engine(url_text, isolation_level="AUTOCOMMIT") as engine, engine.connect() as connection:
         await connection.execute(sa.text(f'{command} "{sa.make_url(url).database}"{more}'))
 
 
 def bytes_of_runs(url: str, metadata: sa.MetaData) -> int:
-    """What the table of runs takes on the disk, with its indexes."""
+    """Disk space of the runs table with its indexes."""
     table = _table(metadata, _TABLES["runs"]).name
     if url.startswith("postgresql"):
-        return int(_asked(url, "SELECT pg_total_relation_size(CAST(:name AS text))", name=table))
+        return int(_scalar(url, "SELECT pg_total_relation_size(CAST(:name AS text))", name=table))
     query = (
         "SELECT sum(pgsize) FROM dbstat WHERE name IN (SELECT name FROM sqlite_master WHERE tbl_name = :name)"
     )
-    return int(_asked(url, query, name=table))
+    return int(_scalar(url, query, name=table))
 
 
 def version(url: str) -> str:
     query = "SELECT sqlite_version()" if url.startswith("sqlite") else "SHOW server_version"
-    return str(_asked(url, query))
+    return str(_scalar(url, query))
 
 
-def _asked(url: str, query: str, **values: Any) -> Any:
-    async def ask() -> Any:
+def _scalar(url: str, query: str, **values: Any) -> Any:
+    async def query_scalar() -> Any:
         async with _engine(url) as engine, engine.connect() as connection:
             return (await connection.execute(sa.text(query), values)).scalar()
 
-    return asyncio.run(ask())
+    return asyncio.run(query_scalar())

@@ -175,9 +175,9 @@ class Outcome:
 
 
 def outcome(target: Target, cases: Cases) -> Outcome:
-    asked = target.cases(cases)
-    label = label_of(asked)
-    ratios = {label(case): target.measure(cases, case) for case in asked}
+    selected = target.cases(cases)
+    label = label_of(selected)
+    ratios = {label(case): target.measure(cases, case) for case in selected}
     return Outcome(
         target,
         {name: ratio for name, ratio in ratios.items() if ratio is not None},
@@ -188,9 +188,9 @@ def outcome(target: Target, cases: Cases) -> Outcome:
 
 def _raw_pymongo(target: Target, cases: Cases) -> Iterator[tuple[str, Ratio | None]]:
     if target.raw_pymongo is not None:
-        asked = target.cases(cases)
-        label = label_of(asked)
-        for case in asked:
+        selected = target.cases(cases)
+        label = label_of(selected)
+        for case in selected:
             yield label(case), target.raw_pymongo(cases, case)
 
 

@@ -1,4 +1,4 @@
-"""The command `python -m benchmarks`: what it measures, when a figure counts, and what it leaves behind."""
+"""The command `python -m benchmarks`: datasets, plan, comparison of answers, results file and clean-up."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from deerflow_mongo import create_storage
 from deerflow_mongo.testing.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
-SHORTLY = ("--seconds", "0.05", "--repetitions", "2")
+SHORT_RUN = ("--seconds", "0.05", "--repetitions", "2")
 
 
 @pytest.fixture(scope="module")
@@ -34,34 +34,34 @@ def payloads() -> Payloads:
     return payloads_of(None)
 
 
-# -- what is measured ------------------------------------------------------------------------------
+# -- operations and datasets -----------------------------------------------------------------------
 
-_AS_ANOTHER = {
+_SAME_COMMAND_AS = {
     "runs.update_model_name": "runs.set_error",
     "threads.sync_thread_title": "threads.sync_thread_status",
     "threads.sync_thread_assistant_id": "threads.sync_thread_status",
     "threads.sync_thread_metadata": "threads.update_thread_meta",
 }
-"""The same command with another field."""
+"""Methods that send the same command with another field."""
 
-_NOT_YET = {"runs.list_pending", "threads.merge_thread_metadata"}
-"""Younger than the full run whose figures are shown; no adapter of the app layer has them."""
+_NOT_MEASURED = {"runs.list_pending", "threads.merge_thread_metadata"}
+"""Newer than the published full run, and without an adapter of the app layer."""
 
 
-def test_every_method_of_the_contract_is_measured() -> None:
+def test_every_contract_method_is_measured() -> None:
     measured = {operation.path for operation in OPERATIONS.values()}
-    promised = {_AS_ANOTHER.get(method.path, method.path) for method in METHODS}
-    assert promised - _NOT_YET | {"run_events.put_batch"} == measured
+    promised = {_SAME_COMMAND_AS.get(method.path, method.path) for method in METHODS}
+    assert promised - _NOT_MEASURED | {"run_events.put_batch"} == measured
 
 
-def test_all_contenders_get_the_same_data_and_are_asked_the_same(payloads: Payloads) -> None:
+def test_dataset_and_arguments_are_deterministic(payloads: Payloads) -> None:
     data, again = Dataset(200, payloads), Dataset(200, payloads)
     assert list(data.batches()) == list(again.batches())
     for operation in OPERATIONS.values():
         assert operation.arguments(data, 12_345) == operation.arguments(again, 12_345)
 
 
-def test_a_dataset_holds_what_it_says(payloads: Payloads) -> None:
+def test_dataset_has_the_documented_row_counts(payloads: Payloads) -> None:
     runs = 1_000
     [rows] = Dataset(runs, payloads).batches()
     assert len(rows.runs) == runs
@@ -76,20 +76,20 @@ def test_a_dataset_holds_what_it_says(payloads: Payloads) -> None:
     assert all(found == list(range(1, 101)) for found in numbers.values())
 
 
-def test_what_calls_use_up_is_there_for_each_of_them(payloads: Payloads) -> None:
+def test_consumed_rows_exist_for_every_call(payloads: Payloads) -> None:
     data = Dataset(200, payloads)
     calls = range(2_000_000, 2_000_030)
     for operation in OPERATIONS.values():
-        if operation.uses_up is None:
+        if operation.consumes is None:
             continue
-        rows = operation.uses_up(data, calls)
-        there = [*rows.runs, *rows.threads, *rows.feedback, *rows.run_events]
+        rows = operation.consumes(data, calls)
+        loaded = [*rows.runs, *rows.threads, *rows.feedback, *rows.run_events]
         for call in calls:
-            asked = operation.arguments(data, call).items()
-            assert any(asked <= row.items() for row in there), (operation.name, asked)
+            arguments = operation.arguments(data, call).items()
+            assert any(arguments <= row.items() for row in loaded), (operation.name, arguments)
 
 
-def test_a_session_is_played_under_other_ids(payloads: Payloads) -> None:
+def test_session_is_replayed_with_new_ids(payloads: Payloads) -> None:
     [script] = payloads.scripts
     calls = list(session(script, lambda name: f"new {name}"))
     assert [call.path for call in calls] == [call.path for call in script]
@@ -102,14 +102,14 @@ def test_a_session_is_played_under_other_ids(payloads: Payloads) -> None:
     assert {call.path.partition(".")[0] for call in calls} == {"runs", "feedback", "threads", "run_events"}
 
 
-async def test_a_session_can_be_stored(payloads: Payloads) -> None:
+async def test_session_calls_are_valid_for_a_storage(payloads: Payloads) -> None:
     async with create_storage({"backend": "mongodb", "driver": "mongomock"}) as storage:
         for call in session(payloads.scripts[0], lambda name: an_id(name, 1)):
             store, method = call.path.split(".")
             await getattr(getattr(storage, store), method)(**call.arguments)
 
 
-def test_a_folder_without_recordings_is_said(tmp_path: Path) -> None:
+def test_folder_without_recordings_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no recorded thread"):
         payloads_of(tmp_path)
 
@@ -117,9 +117,9 @@ def test_a_folder_without_recordings_is_said(tmp_path: Path) -> None:
 # -- the plan --------------------------------------------------------------------------------------
 
 
-def test_the_quick_plan_leaves_out_what_takes_long() -> None:
-    present = (OURS, RAW_PYMONGO, "sqlite", "postgresql")
-    quick, full = (plan.cases_of(plan.Wishes(is_quick=is_quick), present) for is_quick in (True, False))
+def test_quick_plan_omits_slow_cases() -> None:
+    available = (OURS, RAW_PYMONGO, "sqlite", "postgresql")
+    quick, full = (plan.cases_of(plan.Options(is_quick=is_quick), available) for is_quick in (True, False))
     assert {case.part for case in quick} == {"operations", "growth", "day", "contention"}
     assert {case.part for case in full} == set(plan.PARTS)
     assert max(max(case.datasets) for case in quick) < 100_000 <= max(max(case.datasets) for case in full)
@@ -127,27 +127,27 @@ def test_the_quick_plan_leaves_out_what_takes_long() -> None:
     assert measured == {name for name, operation in OPERATIONS.items() if not operation.is_hot}
 
 
-def test_only_the_long_plan_has_ten_million_runs() -> None:
+def test_only_long_plan_has_ten_million_runs() -> None:
     for is_long in (False, True):
-        cases = plan.cases_of(plan.Wishes(is_long=is_long), (OURS,))
+        cases = plan.cases_of(plan.Options(is_long=is_long), (OURS,))
         assert any(plan.HUGE in case.datasets for case in cases) is is_long
 
 
-def test_ours_takes_part_whoever_is_asked_for() -> None:
-    wishes = plan.Wishes(backends=("sqlite",), operations=("runs.get",), concurrency=(4,))
-    assert plan.contenders_of(wishes) == (OURS, "sqlite")
-    [case] = plan.cases_of(wishes, (OURS, "sqlite"))
+def test_deerflow_mongo_is_always_measured() -> None:
+    options = plan.Options(backends=("sqlite",), operations=("runs.get",), concurrency=(4,))
+    assert plan.contenders_of(options) == (OURS, "sqlite")
+    [case] = plan.cases_of(options, (OURS, "sqlite"))
     assert (case.operation, case.contenders, case.concurrency) == ("runs.get", (OURS, "sqlite"), (4,))
 
 
-def test_every_contender_says_how_durable_its_writes_are() -> None:
+def test_every_contender_has_a_durability() -> None:
     assert all(contender.durability for contender in CONTENDERS.values())
 
 
-# -- agreement -------------------------------------------------------------------------------------
+# -- comparison of answers -------------------------------------------------------------------------
 
 
-def test_times_and_made_up_ids_are_not_compared() -> None:
+def test_times_and_generated_ids_are_not_compared() -> None:
     ours = {"feedback_id": "a", "created_at": "2026-01-01T00:00:00+00:00", "rating": 1}
     theirs = {"feedback_id": "b", "created_at": "2026-01-02T00:00:00+00:00", "rating": 1}
     assert agreement.comparable(ours) == agreement.comparable(theirs) == {"rating": 1}
@@ -163,14 +163,14 @@ def test_times_and_made_up_ids_are_not_compared() -> None:
         ([1], [1, 2], "answers"),
     ],
 )
-def test_a_difference_is_found_and_placed(ours: Any, theirs: Any, place: str) -> None:
+def test_difference_is_found_with_its_place(ours: Any, theirs: Any, place: str) -> None:
     found = agreement.difference(ours, theirs)
     assert found is not None
     assert found.startswith(f"{place}:")
     assert agreement.difference(ours, ours) is None
 
 
-def test_deerflows_own_code_is_compared_by_what_it_has() -> None:
+def test_deerflow_sql_is_compared_on_common_keys() -> None:
     ours, theirs = [{"a": 1, "b": 2}, True], [{"a": 1}, None]
     assert agreement.difference(ours, theirs) is not None
     assert agreement.difference(ours, theirs, common_keys_only=True) is None
@@ -178,7 +178,7 @@ def test_deerflows_own_code_is_compared_by_what_it_has() -> None:
     assert agreement.difference([{"a": 1}], [None], common_keys_only=True) is not None
 
 
-async def test_what_a_write_did_is_read_back(payloads: Payloads) -> None:
+async def test_writes_are_read_back(payloads: Payloads) -> None:
     operation, data = OPERATIONS["runs.create"], Dataset(100, payloads)
     async with create_storage({"backend": "mongodb", "driver": "mongomock"}) as storage:
 
@@ -206,12 +206,12 @@ def _run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_run_writes_what_it_measured_and_a_report_reads_it(tmp_path: Path) -> None:
+def test_run_writes_results_that_report_and_compare_read(tmp_path: Path) -> None:
     out = tmp_path / "results.json"
     operations = ("runs.get", "runs.delete", "run_events.put_batch")
     done = _run(
         "run", "--backends", RAW_PYMONGO, "--operations", *operations, "--concurrency", "1", "4",
-        *SHORTLY, "--out", out,
+        *SHORT_RUN, "--out", out,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     raw: dict[str, Any] = json.loads(out.read_text())
@@ -232,18 +232,18 @@ def test_a_run_writes_what_it_measured_and_a_report_reads_it(tmp_path: Path) -> 
         assert 0 < record["p50_ms"] <= record["p95_ms"] <= record["p99_ms"]
         assert record["cpu_us_per_op"] > 0
         assert record["peak_memory_mb"] > 1
-    told = _run("report", out)
-    assert told.returncode == 0, told.stderr
-    assert "`runs.get`" in told.stdout
-    same = _run("compare", out, out)
-    assert same.returncode == 0, same.stderr
+    reported = _run("report", out)
+    assert reported.returncode == 0, reported.stderr
+    assert "`runs.get`" in reported.stdout
+    compared = _run("compare", out, out)
+    assert compared.returncode == 0, compared.stderr
 
 
-def test_another_answer_makes_the_figures_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    def two_answers(ours: object, theirs: object, **_: object) -> str | None:
+def test_different_answer_excludes_the_contender(monkeypatch: pytest.MonkeyPatch) -> None:
+    def differ(ours: object, theirs: object, **_: object) -> str | None:
         return None if ours is theirs else "answers[0]: 1 here, 2 there"
 
-    monkeypatch.setattr(agreement, "difference", two_answers)
+    monkeypatch.setattr(agreement, "difference", differ)
     case = Case("operations", "runs.get", (OURS, "mongodb-motor"), (1,), (100,))
     settings = Settings(0.05, 1, None)
     with servers.running([OURS]) as running, Bench(running, payloads_of(None), settings) as bench:
@@ -258,7 +258,7 @@ def test_another_answer_makes_the_figures_not_count(monkeypatch: pytest.MonkeyPa
 
 
 def _processes_of(group: int) -> list[str]:
-    """The command lines of a process group's members and of the servers they started."""
+    """The command lines of the processes in a group, servers included."""
     found: list[str] = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -272,12 +272,12 @@ def _processes_of(group: int) -> list[str]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_what_it_finished_and_no_process(
+def test_interrupted_run_keeps_finished_cases_and_leaves_no_process(
     tmp_path: Path, how: signal.Signals
 ) -> None:
     out = tmp_path / "results.json"
     command = _command("run", "--backends", RAW_PYMONGO, "--concurrency", "1", "--operations", *OPERATIONS,
-                       *SHORTLY, "--out", out)  # fmt: skip
+                       *SHORT_RUN, "--out", out)  # fmt: skip
     environment: Mapping[str, str] = {**os.environ, "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(  # noqa: S603 - our own command
         command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, start_new_session=True, text=True
@@ -286,9 +286,9 @@ def test_an_interrupted_run_leaves_what_it_finished_and_no_process(
     while not (out.exists() and Results.load(out).records) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(how)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "interrupted; what was finished is in the file" in said
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "interrupted; finished cases are in the results file" in stderr
     results = Results.load(out)
     assert not results.finished
     assert results.records

@@ -1,4 +1,4 @@
-"""The benchmarks' contenders do what the stores' methods do, so that their times may be held side by side."""
+"""The benchmark contenders do what the stores' methods do, so that their times are comparable."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ USER, OTHER = "alice", "bob"
 RUN, THREAD = "run-1", "thread-1"
 COLLECTIONS = (RUNS, FEEDBACK, THREADS, RUN_EVENTS)
 ROWS = 130
-"""More than the 101 documents that a server's first answer holds by default."""
+"""More than the 101 documents of a server's default first batch."""
 START = datetime(2026, 1, 1, 12, 0, 0, 500, tzinfo=UTC)
-FIGURES = {
+COUNTS = {
     "total_input_tokens": 50,
     "total_output_tokens": 20,
     "total_tokens": 70,
@@ -58,7 +58,7 @@ def _thread(thread_id: str, **fields: Any) -> ThreadMetaCreate:
 
 
 async def _fill(storage: Any) -> None:
-    """What is there before a contender begins."""
+    """The rows that exist before a contender starts."""
     for position in range(ROWS):
         run_id = f"run-{position}"
         await storage.runs.create(run_id, THREAD, user_id=USER, model_name="gpt-4.1")
@@ -66,7 +66,7 @@ async def _fill(storage: Any) -> None:
         await storage.threads.create_thread_meta(_thread(f"thread-{position}", user_id=USER))
     await storage.runs.create("of-other", THREAD, user_id=OTHER)
     await storage.runs.record_token_usage(RUN, caller="subagent", model_name="gpt-4.1", input_tokens=3)
-    await storage.runs.update_run_completion("run-2", status="success", **FIGURES)
+    await storage.runs.update_run_completion("run-2", status="success", **COUNTS)
     for user, rating in (("carol", 1), ("dave", -1), ("erin", -1)):
         await storage.feedback.create(
             run_id=RUN, thread_id=THREAD, rating=rating, user_id=user, message_id="m-1"
@@ -122,7 +122,7 @@ EVENT_AGAIN: Step = (
     "run_events.put_if_absent",
     _event("thread-2", event_type="once", content="not stored"),
 )
-"""Two that change nothing, since what they would make is there."""
+"""Two calls without effect, since what they would create exists."""
 
 WRITES: tuple[Step, ...] = (
     (
@@ -159,7 +159,7 @@ WRITES: tuple[Step, ...] = (
         {
             "run_id": "new",
             "status": "success",
-            **FIGURES,
+            **COUNTS,
             "first_human_message": "hi",
             "last_ai_message": "hé",
             "ended_at": START,
@@ -209,7 +209,7 @@ WRITES: tuple[Step, ...] = (
     ("threads.sync_thread_title", {"thread_id": "new", "title": "Tïtle"}),
     ("threads.sync_thread_status", {"thread_id": "new", "status": "idle"}),
     ("threads.delete_thread", {"thread_id": "new"}),
-    # Of a store that has not met the thread, whose numbers it must look up once.
+    # The store reads a thread's last number once, with the thread's first event.
     ("run_events.put_batch", {"events": [_event(), _event(category="trace", content="text")]}),
     ("run_events.put", _event("thread-2")),
     ("run_events.put_if_absent", _event("thread-2", event_type="once")),
@@ -223,7 +223,7 @@ WRITES: tuple[Step, ...] = (
 
 @dataclass(frozen=True)
 class Side:
-    """One of two that are asked the same, each in its own database of the same content."""
+    """One of two callees with equal databases."""
 
     calls: Mapping[str, Call]
     commands: CommandLog
@@ -271,7 +271,7 @@ async def sides(
 
 
 def _as_rows(path: str, answer: Any) -> Any:
-    """Raw PyMongo's answer as the store gives it."""
+    """Raw PyMongo's answer in the form of the store's."""
     if path == "runs.token_usage_by_thread":
         return _token_usage(answer)
     if path == "feedback.aggregate_by_run":
@@ -314,7 +314,7 @@ ROW_OF: dict[str, Callable[[Document], Any]] = {
 }
 
 
-async def test_raw_pymongo_reads_what_the_store_reads(sides: Sides) -> None:
+async def test_raw_pymongo_reads_the_same_rows(sides: Sides) -> None:
     ours, other = sides
     for path, arguments in READS:
         expected = await ours.calls[path](**arguments)
@@ -326,12 +326,12 @@ VOLATILE = ("created_at", "updated_at", "stored_at", "order")
 
 
 def _stored(database: Database[Document]) -> dict[str, list[Document]]:
-    """All documents of the four collections with their sizes, but for what differs from write to write."""
+    """All documents of the four collections with their sizes, without volatile values."""
     stored = {
         name: [_fixed(name, document) for document in database[name].find(sort=[("order", 1)])]
         for name in COLLECTIONS
     }
-    # Neither a thread's head nor what the store leaves of a deleted event.
+    # Without the store's anchors and tombstones.
     events = database[RUN_EVENTS].find({"run_id": {"$exists": True}}, sort=[("thread_id", 1), ("seq", 1)])
     return {**stored, RUN_EVENTS: [_fixed(RUN_EVENTS, document) for document in events]}
 
@@ -340,12 +340,12 @@ def _fixed(collection: str, document: Document) -> Document:
     size_bytes = len(bson.encode(document))
     if "once" in document:
         size_bytes -= len(bson.encode({"seq": document.pop("seq")}))
-    made_up = (*VOLATILE, "_id") if collection in (FEEDBACK, RUN_EVENTS) else VOLATILE
-    kept = {name: type(item).__name__ if name in made_up else item for name, item in document.items()}
-    return {**kept, "size_bytes": size_bytes}
+    generated = (*VOLATILE, "_id") if collection in (FEEDBACK, RUN_EVENTS) else VOLATILE
+    fixed = {name: type(item).__name__ if name in generated else item for name, item in document.items()}
+    return {**fixed, "size_bytes": size_bytes}
 
 
-async def test_raw_pymongo_stores_what_the_store_stores(sides: Sides) -> None:
+async def test_raw_pymongo_stores_the_same_documents(sides: Sides) -> None:
     ours, other = sides
     assert _stored(other.database) == (before := _stored(ours.database))
     for step in WRITES:
@@ -358,7 +358,7 @@ async def test_raw_pymongo_stores_what_the_store_stores(sides: Sides) -> None:
         before = expected
 
 
-async def test_raw_pymongo_sends_at_most_as_many_commands_as_the_store(sides: Sides) -> None:
+async def test_raw_pymongo_sends_no_more_commands_than_the_store(sides: Sides) -> None:
     for path, arguments in (*READS, *WRITES):
         counts: list[int] = []
         for side in sides:
@@ -368,27 +368,27 @@ async def test_raw_pymongo_sends_at_most_as_many_commands_as_the_store(sides: Si
         assert 0 < counts[1] <= counts[0], (path, arguments, counts)
 
 
-async def test_every_path_of_raw_pymongo_is_tried(sides: Sides) -> None:
+async def test_every_raw_pymongo_path_is_covered(sides: Sides) -> None:
     assert {path for path, _ in (*READS, *WRITES)} == set(sides[1].calls)
 
 
-async def test_an_empty_batch_costs_no_command(sides: Sides) -> None:
+async def test_empty_batch_sends_no_command(sides: Sides) -> None:
     for side in sides:
         side.commands.names.clear()
         assert await side.calls["run_events.put_batch"](events=[]) == []
         assert side.commands.names == []
 
 
-async def test_raw_pymongo_serves_many_tasks_at_once(sides: Sides) -> None:
+async def test_raw_pymongo_is_correct_with_concurrent_tasks(sides: Sides) -> None:
     calls, database = sides[1].calls, sides[1].database
     vote = {"run_id": RUN, "thread_id": THREAD, "rating": 1, "user_id": "many"}
     once = _event("thread-2", event_type="once")
-    given = await asyncio.gather(*(calls["run_events.put_if_absent"](**once) for _ in range(32)))
+    results = await asyncio.gather(*(calls["run_events.put_if_absent"](**once) for _ in range(32)))
     await asyncio.gather(*(calls["feedback.upsert"](**vote) for _ in range(32)))
     batches = await asyncio.gather(
         *(calls["run_events.put_batch"](events=[_event(), _event()]) for _ in range(32))
     )
-    assert sum(is_new for _, is_new in given) == 1
+    assert sum(is_new for _, is_new in results) == 1
     assert database[FEEDBACK].count_documents({"user_id": "many"}) == 1
     numbers = sorted(event["seq"] for batch in batches for event in batch)
     assert numbers == list(range(numbers[0], numbers[0] + 64))
@@ -396,20 +396,20 @@ async def test_raw_pymongo_serves_many_tasks_at_once(sides: Sides) -> None:
 
 # -- DeerFlow's own SQL code -----------------------------------------------------------------------
 
-CREATED = "the row that was created"
-"""In place of a `feedback_id`, which each side makes itself."""
+CREATED = "the created row"
+"""Placeholder of a `feedback_id`, which each side generates."""
 
-LEFT_OUT: Mapping[str, set[str]] = {
+MISSING_KEYS: Mapping[str, set[str]] = {
     "runs": {"started_at", "ended_at"},
     "feedback": {"owner_id"},
     "threads": set(),
     "run_events": set(),
 }
-"""By store: what DeerFlow's tables do not have of a row."""
+"""Store -> keys of a row that DeerFlow's tables do not have."""
 
-MADE_UP = {"created_at", "updated_at", "created_time", "updated_time", "feedback_id"}
+GENERATED = {"created_at", "updated_at", "created_time", "updated_time", "feedback_id"}
 MARKS = ("content_is_json", "content_is_dict")
-"""What DeerFlow puts into an event's metadata."""
+"""Keys that DeerFlow adds to an event's metadata."""
 
 _NEW_RUN = {"thread_id": THREAD, "metadata": {"k": [1, {"deep": None}]}, "kwargs": {"input": "hé"}}
 _VOTE = {"run_id": RUN, "thread_id": THREAD, "rating": 1}
@@ -423,9 +423,9 @@ SCRIPT: tuple[Step, ...] = (
     ("runs.get", {"run_id": RUN, "user_id": OTHER}),
     (
         "runs.update_run_completion",
-        {"run_id": RUN, "status": "success", **FIGURES, "last_ai_message": "hé", "ended_at": START},
+        {"run_id": RUN, "status": "success", **COUNTS, "last_ai_message": "hé", "ended_at": START},
     ),
-    ("runs.update_run_completion", {"run_id": "run-2", "status": "success", **FIGURES}),
+    ("runs.update_run_completion", {"run_id": "run-2", "status": "success", **COUNTS}),
     ("runs.set_error", {"run_id": "run-2", "error": "boom"}),
     ("runs.delete", {"run_id": "run-3", "user_id": USER}),
     ("runs.get", {"run_id": "run-3", "user_id": None}),
@@ -483,14 +483,14 @@ SCRIPT: tuple[Step, ...] = (
 
 
 def _plain_rows(path: str, answer: Any) -> Any:
-    """An answer without what a side makes up."""
+    """An answer without generated values."""
     if isinstance(answer, ThreadMeta):
         answer = asdict(answer)
     if isinstance(answer, list):
         return [_plain_rows(path, row) for row in cast("list[Any]", answer)]
     if not isinstance(answer, dict):
         return answer
-    row = {name: item for name, item in cast("Document", answer).items() if name not in MADE_UP}
+    row = {name: item for name, item in cast("Document", answer).items() if name not in GENERATED}
     if path == "feedback.list_by_thread_grouped":
         return {run_id: _plain_rows("feedback", item) for run_id, item in row.items()}
     if path.startswith("run_events"):
@@ -499,7 +499,7 @@ def _plain_rows(path: str, answer: Any) -> Any:
 
 
 def _assert_agrees(path: str, found: Any, expected: Any) -> None:
-    """On the keys that both have; ours may have more only where it is known."""
+    """Compares the common keys; ours may have exactly the known additional ones."""
     if isinstance(expected, list):
         assert len(found) == len(cast("list[Any]", expected)), path
         for one, other in zip(found, cast("list[Any]", expected), strict=True):
@@ -508,11 +508,11 @@ def _assert_agrees(path: str, found: Any, expected: Any) -> None:
         assert expected["by_model"].keys() == found["by_model"].keys()
         for name, model in {**found["by_model"], "": {**found, "by_model": None}}.items():
             of = {**expected, "by_model": None} if name == "" else expected["by_model"][name]
-            assert model == {figure: of[figure] for figure in model}
+            assert model == {count: of[count] for count in model}
     elif isinstance(expected, dict) and found is not None:
         row = cast("Document", expected)
         if path not in ("feedback.list_by_thread_grouped", "feedback.aggregate_by_run"):
-            assert row.keys() - found.keys() == LEFT_OUT[path.partition(".")[0]], path
+            assert row.keys() - found.keys() == MISSING_KEYS[path.partition(".")[0]], path
         shared = row.keys() & found.keys()
         if path == "feedback.list_by_thread_grouped":
             assert row.keys() == found.keys()
@@ -524,11 +524,11 @@ def _assert_agrees(path: str, found: Any, expected: Any) -> None:
         assert found == expected, path
 
 
-TELLS_NOTHING = ("runs.delete", "threads.delete_thread")
+RETURNS_NOTHING = ("runs.delete", "threads.delete_thread")
 
 
 async def _play(calls: Mapping[str, Call]) -> list[Any]:
-    """Every step's answer."""
+    """The answers to all steps."""
     answers: list[Any] = []
     created: dict[str, Any] = {}
     for path, arguments in SCRIPT:
@@ -541,7 +541,7 @@ async def _play(calls: Mapping[str, Call]) -> list[Any]:
 
 
 @pytest.mark.skipif(MISSING is not None, reason=MISSING or "")
-async def test_deerflows_sql_code_answers_as_the_store_does(
+async def test_deerflow_sql_gives_the_same_answers(
     mongodb_url: str, database_name: str, tmp_path: Path
 ) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path / 'folder' / 'deerflow.db'}"
@@ -553,20 +553,20 @@ async def test_deerflows_sql_code_answers_as_the_store_does(
     async with create_storage(options) as storage:
         expected = await _play(CallsOf(storage))
     for (path, _), theirs, ours in zip(SCRIPT, found, expected, strict=True):
-        if path in TELLS_NOTHING:
+        if path in RETURNS_NOTHING:
             assert theirs is None
         else:
             _assert_agrees(path, theirs, ours)
 
 
 @pytest.mark.skipif(MISSING is not None, reason=MISSING or "")
-async def test_deerflows_sql_code_says_what_it_cannot_change(tmp_path: Path) -> None:
+async def test_deerflow_sql_rejects_a_change_of_assistant_id(tmp_path: Path) -> None:
     async with deerflow_sql.opened(f"sqlite+aiosqlite:///{tmp_path / 'deerflow.db'}") as calls:
         with pytest.raises(NotImplementedError, match="assistant_id"):
             await calls["threads.update_thread_meta"](thread_id=THREAD, assistant_id="a")
 
 
 @pytest.mark.skipif(MISSING is None, reason="DeerFlow's SQL code can be used here")
-def test_what_stands_in_the_way_of_deerflows_sql_code_is_said() -> None:
+def test_missing_deerflow_sql_has_a_reason() -> None:
     assert MISSING is not None
     assert "DeerFlow" in MISSING or "deerflow-kernel needs Python" in MISSING
