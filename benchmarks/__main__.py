@@ -31,6 +31,21 @@ _RECORDED = Path(__file__).parents[2] / "shared" / "data" / "threads"
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    _add_run(commands)
+    reporting = commands.add_parser(
+        "report", help="write a Markdown report with PNG charts of a results file"
+    )
+    reporting.add_argument("results", type=Path)
+    reporting.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="output folder (default: NAME-report beside the file)"
+    )
+    comparing = commands.add_parser("compare", help="list what is faster or slower in a newer results file")
+    comparing.add_argument("old", type=Path)
+    comparing.add_argument("new", type=Path)
+    return parser
+
+
+def _add_run(commands: Any) -> None:
     run = commands.add_parser(
         "run",
         help="run the benchmark and write the results file after every case",
@@ -83,17 +98,6 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--profile", action="store_true", help="profile the operations instead of measuring them"
     )
-    reporting = commands.add_parser(
-        "report", help="write a Markdown report with PNG charts of a results file"
-    )
-    reporting.add_argument("results", type=Path)
-    reporting.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="output folder (default: NAME-report beside the file)"
-    )
-    comparing = commands.add_parser("compare", help="list what is faster or slower in a newer results file")
-    comparing.add_argument("old", type=Path)
-    comparing.add_argument("new", type=Path)
-    return parser
 
 
 def _positive(text: str) -> int:

@@ -1,7 +1,7 @@
-"""Where the SQL baseline breaks the storage contract: reason -> the tests of the conformance suite that fail.
+"""Known contract violations of the SQL baseline: reason -> failing tests of the conformance suite.
 
-A reason is the row of CONTRACT section 9 where there is one, in its words; else what the adapters that the
-baseline stands for do. A test that fails for several reasons stands under the first that it meets on SQLite.
+A reason is quoted from CONTRACT section 9 if it has one; otherwise it describes what the adapters do. A test
+that fails for several reasons is listed under the first one that it meets on SQLite.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 Table = Mapping[str, tuple[str, ...]]
 
-# CONTRACT section 9, in its words.
+# Quoted from CONTRACT section 9.
 _DROPPED = "`started_at`, `ended_at`, `created_at` and status `metadata` accepted and dropped"
 _WIDTH = "integers beyond a column's width"
 
@@ -72,8 +72,8 @@ FAILURES: Table = {
         "test_messages_of_a_thread_come_in_pages",
         "test_messages_of_a_run_come_in_pages",
     ),
-    # No row there: what the adapters do.
-    "the adapters' errors are the database's own": (
+    # Not in section 9: what the adapters do.
+    "the adapters do not translate database errors": (
         "test_a_second_create_is_an_error_and_leaves_the_first_run_untouched",
         "test_of_fifty_creates_of_one_id_exactly_one_succeeds",
         "test_a_second_create_is_an_error_and_leaves_the_first_thread_untouched",
@@ -81,7 +81,7 @@ FAILURES: Table = {
         "test_ensure_thread_on_anothers_thread_is_refused_and_tells_nothing",
         "test_of_two_users_at_once_one_gets_the_thread",
     ),
-    "the adapters check no identifiers, limits and other arguments": (
+    "the adapters do not validate identifiers, limits and other arguments": (
         "test_what_is_no_identifier_is_refused_and_changes_nothing",
         "test_what_is_no_identifier_is_refused_before_any_query",
         "test_the_refusal_names_the_argument",
@@ -98,7 +98,7 @@ FAILURES: Table = {
         "test_what_is_no_time_is_refused_to_list_pending_runs_by",
         "test_another_order_of_threads_is_refused",
     ),
-    "the adapters check no payloads: what cannot be stored fails in Python or in the driver": (
+    "the adapters do not validate payloads: invalid ones fail in Python or in the driver": (
         "test_what_holds_itself_is_refused",
         "test_what_is_very_deep_comes_back_or_is_refused",
         "test_what_is_doubtful_comes_back_equal_or_is_refused",
@@ -109,10 +109,10 @@ FAILURES: Table = {
         "test_what_no_thread_can_hold_is_refused_as_a_filter",
         "test_what_is_no_metadata_is_not_merged",
     ),
-    "17 MiB are stored, so that the suite's next write of the same new run meets the first one": (
+    "17 MiB are stored, so the suite's next write of the same new run finds an existing one": (
         "test_a_payload_beyond_the_limit_comes_back_or_is_refused",
     ),
-    "only models in a run's payloads are made JSON; the rest becomes its `str` or fails": (
+    "only models in a run's payloads are converted to JSON; other objects become their `str` or fail": (
         "test_objects_are_made_json_first",
         "test_objects_are_made_json_wherever_they_are_written",
         "test_sets_become_lists",
@@ -120,23 +120,23 @@ FAILURES: Table = {
         "test_objects_in_content_are_made_json_first",
         "test_an_enum_of_the_host_is_its_value",
     ),
-    "a run that is over is put back to any status": (
+    "an ended run can be set to any status": (
         "test_an_update_that_would_revive_a_run_changes_no_time_that_is_set",
         "test_a_completion_that_would_revive_a_run_leaves_its_figures",
         "test_a_run_that_is_over_is_not_started_again",
         "test_an_update_that_would_revive_a_run_leaves_its_error",
         "test_a_completion_that_keeps_texts_of_a_run_that_goes_on",
     ),
-    "a text that a completion leaves out stays as it was": (
+    "a text that a completion omits is not cleared": (
         "test_what_a_completion_leaves_out_becomes_zero_or_none",
         "test_a_completion_that_keeps_texts_leaves_those_it_has_none_for",
     ),
-    "an update that meets no row says nothing": (
+    "an update without a matching row logs no warning": (
         "test_updating_a_run_that_is_not_there_is_a_warning_and_nothing_else",
         "test_updating_a_thread_that_is_not_there_is_a_warning_and_nothing_else",
         "test_updating_anothers_thread_is_as_if_it_were_not_there",
     ),
-    "no such column: figures by model": (
+    "no column for token counts by model": (
         "test_a_hundred_tasks_at_once_are_counted_exactly",
         "test_a_completion_replaces_totals_and_leaves_figures_by_model",
         "test_totals_are_sums_over_all_runs_of_the_thread",
@@ -148,32 +148,32 @@ FAILURES: Table = {
         "test_a_run_without_figures_by_model_counts_under_its_own_model",
         "test_a_run_that_spent_nothing_counts_under_its_own_model",
     ),
-    "the adapters' feedback knows no AUTO": (
+    "the adapters' feedback does not support AUTO": (
         "test_auto_without_an_actor_is_an_error_that_names_the_method",
         "test_auto_is_the_current_actor",
         "test_feedback_of_the_actor_may_be_asked_for",
     ),
-    "run `delete` and `get_thread` ask for the actor after they have read": (
+    "run `delete` and `get_thread` resolve the actor after the read": (
         "test_auto_without_an_actor_makes_no_connection",
     ),
-    "a model's name is stripped and cut at 128 characters": ("test_a_model_name_is_set_alone",),
+    "a model's name is stripped and truncated to 128 characters": ("test_a_model_name_is_set_alone",),
     "a thread's metadata is merged in Python, between a read and a write": (
         "test_a_hundred_merges_of_thread_metadata_at_once_lose_no_key",
     ),
-    "the adapters take 1.0 and True for a rating of 1": (
+    "the adapters accept 1.0 and True as a rating of 1": (
         "test_a_rating_that_is_no_vote_is_refused_and_nothing_is_written",
     ),
-    "the adapters' vote is the user's newest row on the run, feedback on a message too": (
+    "the adapters' vote is the user's newest row on the run, including feedback on messages": (
         "test_feedback_on_a_message_is_not_the_vote",
         "test_of_several_created_rows_one_becomes_the_vote_and_stays_it",
         "test_delete_by_run_removes_the_users_vote_only",
         "test_delete_by_run_removes_the_vote_and_no_other_created_row",
     ),
-    "`ensure_thread_running` makes a thread of nobody": (
+    "`ensure_thread_running` creates a thread without an owner": (
         "test_ensure_thread_running_makes_a_running_thread",
     ),
-    "`search_threads` strips the assistant it looks for": ("test_status_and_assistant_are_matched_whole",),
-    "`search_threads` compares the `str` of a value with the database's text of it": (
+    "`search_threads` strips the `assistant_id` filter": ("test_status_and_assistant_are_matched_whole",),
+    "`search_threads` compares the `str` of a value with the database's text form": (
         "test_metadata_matches_values_equal_in_type_and_content",
         "test_the_order_of_keys_does_not_count",
         "test_metadata_is_found_however_it_was_written",
@@ -181,20 +181,18 @@ FAILURES: Table = {
         "test_metadata_is_merged_whatever_the_keys",
         "test_a_replaced_value_is_found_and_the_one_before_is_not",
     ),
-    "a NUL in a key is stored, and breaks the database's own reading of JSON": (
+    "a NUL in a key is stored and breaks the database's JSON functions": (
         "test_metadata_matches_under_any_key",
     ),
-    "content None stays None": ("test_what_an_event_leaves_out_has_its_default",),
-    "`put_batch` answers with the time as it was given, whatever its offset": (
-        "test_a_time_of_an_event_is_kept",
-    ),
+    "content None is not replaced by the default": ("test_what_an_event_leaves_out_has_its_default",),
+    "`put_batch` returns the time with the given offset": ("test_a_time_of_an_event_is_kept",),
 }
 """On both databases."""
 
 FAILURES_ON_SQLITE: Table = {
     _DROPPED: ("test_what_is_no_number_comes_back_or_is_refused",),
-    "no such column: figures by model": ("test_sums_are_not_limited_to_32_bits",),
-    "the messages of a completion are cut at 2,000 characters": (
+    "no column for token counts by model": ("test_sums_are_not_limited_to_32_bits",),
+    "the messages of a completion are truncated to 2,000 characters": (
         "test_texts_of_a_run_come_back_as_they_went_in",
     ),
 }
@@ -209,7 +207,7 @@ FAILURES_BEFORE_SQLALCHEMY_2_1: Table = {
         "test_of_fifty_merges_of_one_key_at_once_one_value_is_found",
     ),
 }
-"""On SQLite; since, SQLAlchemy makes the number a text too."""
+"""On SQLite; newer versions of SQLAlchemy convert the number to text, too."""
 
 FAILURES_ON_POSTGRESQL: Table = {
     _WIDTH: (
@@ -217,7 +215,7 @@ FAILURES_ON_POSTGRESQL: Table = {
         "test_sums_are_not_limited_to_32_bits",
         "test_rows_hold_only_plain_json_types",
     ),
-    "ids of more than 64 characters and titles of more than 255 are refused": (
+    "ids of more than 64 characters and titles of more than 255 are rejected": (
         "test_identifiers_of_1024_bytes_work_in_every_method",
         "test_identifiers_of_1024_bytes_come_back",
         "test_a_completed_run_titles_its_thread",
@@ -225,18 +223,18 @@ FAILURES_ON_POSTGRESQL: Table = {
         "test_threads_are_found_newest_first",
         "test_threads_may_be_found_last_updated_first",
     ),
-    "text with NUL is refused": (
+    "text with NUL is rejected": (
         "test_ids_are_compared_letter_by_letter",
         "test_texts_in_a_comment_are_data",
         "test_texts_in_a_title_are_data",
         "test_texts_of_a_run_come_back_as_they_went_in",
         "test_content_comes_back_as_it_went_in",
     ),
-    "its JSON knows no NaN": ("test_what_is_no_number_comes_back_or_is_refused",),
+    "PostgreSQL's JSON has no NaN": ("test_what_is_no_number_comes_back_or_is_refused",),
 }
 
-_SOMETIMES = "fails or passes by luck; the tests of test_sql_baseline.py lose this race every time"
-_TAKES_LONG = "takes four processes up to a minute to fail for what its like in one process fails for"
+_SOMETIMES = "passes or fails by chance; test_sql_baseline.py reproduces this race deterministically"
+_TAKES_LONG = "takes up to a minute with four processes and fails like its single-process counterpart"
 
 SKIPPED: Table = {
     _SOMETIMES: (
@@ -269,16 +267,16 @@ SKIPPED_ON_SQLITE: Table = {
         "test_of_put_if_absents_from_four_processes_each_run_has_one_event",
     ),
 }
-"""On PostgreSQL the advisory lock makes them pass."""
+"""They pass on PostgreSQL because of the advisory lock."""
 
 
 def by_test(*tables: Table) -> dict[str, str]:
-    """Test -> reason; no test may stand in two places."""
+    """Test -> reason; raises `ValueError` if a test is listed twice."""
     reasons: dict[str, str] = {}
     for table in tables:
         for reason, tests in table.items():
             for test in tests:
                 if test in reasons:
-                    raise ValueError(f"{test} stands under two reasons: {reasons[test]}; {reason}")
+                    raise ValueError(f"{test} is listed under two reasons: {reasons[test]}; {reason}")
                 reasons[test] = reason
     return reasons

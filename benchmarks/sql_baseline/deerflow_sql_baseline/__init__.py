@@ -1,8 +1,8 @@
-"""The backend `sql`: DeerFlow's SQL storage, re-made for comparison. Not for use.
+"""The backend `sql`: DeerFlow's SQL storage, reimplemented for comparison. Not for production use.
 
-It behaves as the adapters of DeerFlow's app layer do on SQLite and PostgreSQL: fast where they are fast,
-wrong where they are wrong. What the protocol `Storage` asks for and they lack is added as sparingly
-as it goes, and each module says what that is. The database's own errors come out as they are.
+It behaves like the adapters of DeerFlow's app layer on SQLite and PostgreSQL, with the same speed and the
+same bugs. Methods of `Storage` that the adapters lack are added with as little code as possible and listed in
+each module's docstring. Database errors are not translated.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The options of the backend. Stands for DeerFlow's database section, with what a benchmark wants to vary."""
+"""The options of the backend: DeerFlow's database section, plus the options that the benchmark varies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deerflow_mongo import StorageConfigError
 SQLITE, POSTGRESQL = "sqlite+aiosqlite", "postgresql+asyncpg"
 QUEUED, FOR_UPDATE = "queued", "for_update"
 
-# driver -> what `synchronous` may be; the first is the default
+# driver -> values of `synchronous`; the first is the default
 _SYNCHRONOUS = {SQLITE: ("normal", "full"), POSTGRESQL: ("on", "off")}
 _NUMBERS = (QUEUED, FOR_UPDATE)
 _KNOWN = ("url", "run_event_numbers", "pool_size", "synchronous")
@@ -27,20 +27,20 @@ class SqlConfig:
 
     url: URL
     run_event_numbers: str
-    """"queued": as DeerFlow's later releases do; "for_update": as at the time of the adapters."""
+    """"queued": as in DeerFlow's later releases; "for_update": as in the releases of the adapters."""
     pool_size: int
-    """Connections kept open; ten more are opened when all are in use."""
+    """Size of the connection pool; up to ten more connections are opened when all are in use."""
     synchronous: str
     """SQLite's PRAGMA of that name, or PostgreSQL's `synchronous_commit`."""
 
 
 def sql_config(options: Mapping[str, Any]) -> SqlConfig:
-    """The validated options; `StorageConfigError` says which is wrong, and why."""
+    """Validates the options; `StorageConfigError` names the invalid one and the reason."""
     unknown = sorted(set(options) - set(_KNOWN))
     if unknown:
         raise StorageConfigError(
             f"storage configuration: unknown key {', '.join(f'`{key}`' for key in unknown)} "
-            f"(known: {', '.join(_KNOWN)})"
+            f"(expected one of {', '.join(_KNOWN)})"
         )
     url = _url(options.get("url"))
     allowed = _SYNCHRONOUS[url.drivername]
@@ -59,7 +59,7 @@ def _url(value: object) -> URL:
         url = make_url(value)
     except (ArgumentError, ValueError):
         # SQLAlchemy's own text may quote the URL, password included.
-        raise StorageConfigError(f"storage configuration: `url` is no URL: {_URL_FORMS}") from None
+        raise StorageConfigError(f"storage configuration: `url` is not a URL: {_URL_FORMS}") from None
     if url.drivername not in _SYNCHRONOUS:
         raise StorageConfigError(f"storage configuration: `url` must be {_URL_FORMS}")
     if url.drivername == SQLITE and url.database in (None, "", ":memory:"):
@@ -77,6 +77,6 @@ def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> str:
 def _pool_size(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise StorageConfigError(
-            f"storage configuration: `pool_size` must be a whole number from 1 up, not {value!r}"
+            f"storage configuration: `pool_size` must be an integer of at least 1, not {value!r}"
         )
     return value

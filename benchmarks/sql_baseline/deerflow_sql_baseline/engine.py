@@ -1,7 +1,7 @@
-"""The engine and its sessions. Stands for the `store` package's persistence builders and the context that the
-adapters open at every call: one session per call, committed after a write, rolled back after an error.
+"""The engine and its sessions. Reimplements the `store` package's persistence builders and the context of the
+adapters' calls: one session per call, committed after a write, rolled back after an error.
 
-Added: a storage that was closed says so, because a disposed engine would quietly connect again.
+Added: calls after closing raise an error, because a disposed engine would silently reconnect.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from deerflow_mongo import StorageError
 
 from .config import QUEUED, SQLITE, SqlConfig
 
-# What DeerFlow's later releases give a writer that has to wait; before, it was sqlite3's default of 5 s.
+# The busy timeout of DeerFlow's later releases; earlier ones have sqlite3's default of 5 s.
 _QUEUED_BUSY_TIMEOUT_MS = 30_000
 
 
 class Sessions:
-    """One engine, and the sessions of its calls."""
+    """One engine and the sessions of its calls."""
 
     def __init__(self, config: SqlConfig) -> None:
         build = _sqlite_engine if config.url.drivername == SQLITE else _postgresql_engine

@@ -1,6 +1,6 @@
-"""Feedback. Stands for `FeedbackStoreAdapter` and the feedback repository below it.
+"""Feedback. Reimplements `FeedbackStoreAdapter` and the feedback repository below it.
 
-Whatever a query could say beyond the run or the thread is said in Python, over the rows that came back.
+Queries filter by run or thread only; all other filters and limits are applied in Python to the returned rows.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ async def _of_run(
 
 
 async def _vote(session: AsyncSession, thread_id: str, run_id: str, user_id: UserId) -> Feedback | None:
-    """The newest row of the user on the run, whatever it is about."""
+    """The user's newest row on the run, with or without a message."""
     rows = await _of_run(session, run_id)
     return next((row for row in rows if row.thread_id == thread_id and row.user_id == user_id), None)
 
@@ -62,7 +62,7 @@ async def _find(session: AsyncSession, feedback_id: str) -> Feedback | None:
     return (await session.execute(query)).scalar_one_or_none()
 
 
-def _is_seen(feedback: Feedback | None, user_id: UserId) -> TypeGuard[Feedback]:
+def _is_visible(feedback: Feedback | None, user_id: UserId) -> TypeGuard[Feedback]:
     return feedback is not None and user_id in (None, feedback.user_id)
 
 
@@ -74,14 +74,14 @@ async def _insert(session: AsyncSession, feedback: Feedback) -> FeedbackRow:
 
 
 async def _delete(session: AsyncSession, feedback_id: str, user_id: UserId = None) -> bool:
-    if not _is_seen(await _find(session, feedback_id), user_id):
+    if not _is_visible(await _find(session, feedback_id), user_id):
         return False
     await session.execute(delete(Feedback).where(Feedback.feedback_id == feedback_id))
     return True
 
 
 class SqlFeedbackStore:
-    """`FeedbackStore` as the adapter has it."""
+    """`FeedbackStore`, like the adapter."""
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
@@ -138,7 +138,7 @@ class SqlFeedbackStore:
     async def get(self, feedback_id: str, *, user_id: UserId = None) -> FeedbackRow | None:
         async with self._sessions.reading() as session:
             feedback = await _find(session, feedback_id)
-        return _row(feedback) if _is_seen(feedback, user_id) else None
+        return _row(feedback) if _is_visible(feedback, user_id) else None
 
     async def delete(self, feedback_id: str, *, user_id: UserId = None) -> bool:
         async with self._sessions.writing() as session:
@@ -155,7 +155,7 @@ class SqlFeedbackStore:
     ) -> list[FeedbackRow]:
         async with self._sessions.reading() as session:
             rows = await _of_run(session, run_id, order=order)
-        return [_row(row) for row in rows if row.thread_id == thread_id and _is_seen(row, user_id)][:limit]
+        return [_row(row) for row in rows if row.thread_id == thread_id and _is_visible(row, user_id)][:limit]
 
     async def list_by_thread(
         self,
@@ -168,7 +168,7 @@ class SqlFeedbackStore:
         query = select(Feedback).where(Feedback.thread_id == thread_id).order_by(_by_age(order))
         async with self._sessions.reading() as session:
             rows = (await session.execute(query)).scalars().all()
-        return [_row(row) for row in rows if _is_seen(row, user_id)][:limit]
+        return [_row(row) for row in rows if _is_visible(row, user_id)][:limit]
 
     async def list_by_thread_grouped(self, thread_id: str, *, user_id: UserId) -> dict[str, FeedbackRow]:
         rows = await self.list_by_thread(thread_id)

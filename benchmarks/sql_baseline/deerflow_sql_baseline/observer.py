@@ -1,7 +1,7 @@
-"""Run lifecycle events -> stores. Stands for the adapters' `StorageRunObserver`, its flaw included: an
-`error` or a `status` inside `completion_data` is given to the call twice, and all that is left is its error.
+"""Run lifecycle events -> stores. Reimplements the adapters' `StorageRunObserver` with its bug: an `error` or
+a `status` inside `completion_data` is passed to the call twice, and the resulting TypeError is only logged.
 
-Added: events are matched by the value of their type, for the host's own enum is not here.
+Added: events are matched by the value of their type, because the host's own enum is not available here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _payload(event: RunLifecycleEvent) -> dict[str, Any]:
 
 
 class SqlRunObserver:
-    """`RunObserver` as the adapters have it."""
+    """`RunObserver`, like the adapters'."""
 
     def __init__(
         self,
@@ -64,9 +64,9 @@ class SqlRunObserver:
             return
         payload = _payload(event)
         error = str(payload.get("error", "Unknown error"))
-        figures = payload.get("completion_data")
-        if isinstance(figures, dict):
-            await _end(self._runs, event, "error", figures, error=error)
+        counts = payload.get("completion_data")
+        if isinstance(counts, dict):
+            await _end(self._runs, event, "error", counts, error=error)
         else:
             await _end(self._runs, event, "error", None)
             await self._runs.set_error(run_id=event.run_id, error=error)
@@ -83,11 +83,11 @@ class SqlRunObserver:
 
 
 async def _end(
-    runs: RunWriteRepository, event: RunLifecycleEvent, status: str, figures: Any, **error: str
+    runs: RunWriteRepository, event: RunLifecycleEvent, status: str, counts: Any, **error: str
 ) -> None:
-    if isinstance(figures, dict):
-        # A TypeError where one of the keys stands here too.
-        given = cast("Mapping[str, Any]", figures)
+    if isinstance(counts, dict):
+        # A TypeError if `counts` has one of the keys of this call.
+        given = cast("Mapping[str, Any]", counts)
         await runs.update_run_completion(run_id=event.run_id, status=status, **error, **given)
     else:
         await runs.update_status(run_id=event.run_id, status=status, ended_at=event.occurred_at.isoformat())

@@ -1,4 +1,4 @@
-"""Objects to JSON-like values. Stands for DeerFlow's `serialize_lc_object`, which only runs go through."""
+"""Objects -> JSON-like values. Reimplements DeerFlow's `serialize_lc_object`, which is used for runs only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, cast
 
 
 def plain(value: Any) -> Any:
-    """Containers level by level, a model as it dumps itself, anything else as its text."""
+    """Converts containers recursively, models by their dump method, and anything else to text."""
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, dict):
@@ -17,9 +17,9 @@ def plain(value: Any) -> Any:
         if hasattr(value, method):
             try:
                 return getattr(value, method)()
-            except Exception:  # noqa: BLE001, S112 - as there
+            except Exception:  # noqa: BLE001, S112 - as in DeerFlow
                 continue
     try:
         return str(value)
-    except Exception:  # noqa: BLE001 - as there
+    except Exception:  # noqa: BLE001 - as in DeerFlow
         return repr(value)

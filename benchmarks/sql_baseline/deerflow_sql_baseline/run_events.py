@@ -1,11 +1,11 @@
-"""Run events. Stands for `AppRunEventStore` and the run event repository below it.
+"""Run events. Reimplements `AppRunEventStore` and the run event repository below it.
 
-How events are numbered, the option `run_event_numbers` says. "for_update": the thread's highest number is
-read FOR UPDATE, which SQLite ignores and PostgreSQL refuses on an aggregate. "queued": as DeerFlow does
-since, a thread's writers of one process queue up, and on PostgreSQL those of all processes, by an advisory
-lock. What it spends there on a table of numbers that outlive deletions is left out, in SQL's favour.
+The option `run_event_numbers` selects how events are numbered. "for_update": the thread's highest number is
+read FOR UPDATE, which SQLite ignores and PostgreSQL rejects on an aggregate. "queued", as in later releases:
+a thread's writers in one process wait for each other, and on PostgreSQL those of all processes, by an
+advisory lock. DeerFlow's table of numbers that survive deletions is omitted, in SQL's favour.
 
-Added: `put`, a batch of one, and `put_if_absent`, a SELECT and then such a batch, in one turn of the queue.
+Added: `put`, a batch of one, and `put_if_absent`, a SELECT and then such a batch, under the same locks.
 """
 
 from __future__ import annotations
@@ -74,26 +74,26 @@ def _row(event: RunEvent) -> RunEventRow:
     return row
 
 
-def _kept_for(user_id: UserId, method: str) -> list[ColumnElement[bool]]:
+def _user_filter(user_id: UserId, method: str) -> list[ColumnElement[bool]]:
     owner = resolve_user_id(user_id, method_name=f"run_events.{method}")
     return [] if owner is None else [RunEvent.user_id == owner]
 
 
 class SqlRunEventStore:
-    """`RunEventStore` as the adapter has it."""
+    """`RunEventStore`, like the adapter."""
 
     def __init__(self, sessions: Sessions, threads: SqlThreadStore, config: SqlConfig) -> None:
         self._sessions = sessions
         self._threads = threads
         self._is_queued = config.run_event_numbers == QUEUED
         self._has_locks = self._is_queued and config.url.drivername == POSTGRESQL
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def put_batch(self, events: Sequence[RunEventFields]) -> list[RunEventRow]:
         if not events:
             return []
         thread_ids = await self._checked_threads(events)
-        async with self._turn(thread_ids), self._sessions.writing() as session:
+        async with self._locked(thread_ids), self._sessions.writing() as session:
             stored = await self._append(session, events)
         return [_row(event) for event in stored]
 
@@ -137,7 +137,7 @@ class SqlRunEventStore:
             .order_by(RunEvent.seq)
             .limit(1)
         )
-        async with self._turn(thread_ids), self._sessions.writing() as session:
+        async with self._locked(thread_ids), self._sessions.writing() as session:
             await self._lock(session, thread_id)
             existing = (await session.execute(query)).scalar_one_or_none()
             if existing is not None:
@@ -155,7 +155,7 @@ class SqlRunEventStore:
         user_id: UserId = None,
     ) -> list[RunEventRow]:
         query = select(RunEvent).where(RunEvent.thread_id == thread_id, RunEvent.category == MESSAGE)
-        query = query.where(*_kept_for(user_id, "list_messages"))
+        query = query.where(*_user_filter(user_id, "list_messages"))
         return await self._page(thread_id, query, limit, before_seq, after_seq)
 
     async def list_messages_by_run(
@@ -171,7 +171,7 @@ class SqlRunEventStore:
         query = select(RunEvent).where(
             RunEvent.thread_id == thread_id, RunEvent.run_id == run_id, RunEvent.category == MESSAGE
         )
-        query = query.where(*_kept_for(user_id, "list_messages_by_run"))
+        query = query.where(*_user_filter(user_id, "list_messages_by_run"))
         return await self._page(thread_id, query, limit, before_seq, after_seq)
 
     async def list_events(
@@ -184,27 +184,29 @@ class SqlRunEventStore:
         user_id: UserId = None,
     ) -> list[RunEventRow]:
         query = select(RunEvent).where(RunEvent.thread_id == thread_id, RunEvent.run_id == run_id)
-        query = query.where(*_kept_for(user_id, "list_events"))
+        query = query.where(*_user_filter(user_id, "list_events"))
         if event_types is not None:
             query = query.where(RunEvent.event_type.in_(event_types))
         return await self._read(thread_id, query.order_by(RunEvent.seq.asc()).limit(limit))
 
     async def count_messages(self, thread_id: str, *, user_id: UserId = None) -> int:
-        kept = _kept_for(user_id, "count_messages")
+        filters = _user_filter(user_id, "count_messages")
         if not await self._is_visible(thread_id):
             return 0
         async with self._sessions.reading() as session:
-            return await _count(session, RunEvent.thread_id == thread_id, RunEvent.category == MESSAGE, *kept)
+            return await _count(
+                session, RunEvent.thread_id == thread_id, RunEvent.category == MESSAGE, *filters
+            )
 
     async def delete_by_thread(self, thread_id: str, *, user_id: UserId = None) -> int:
-        kept = _kept_for(user_id, "delete_by_thread")
-        return await self._delete(thread_id, RunEvent.thread_id == thread_id, *kept)
+        filters = _user_filter(user_id, "delete_by_thread")
+        return await self._delete(thread_id, RunEvent.thread_id == thread_id, *filters)
 
     async def delete_by_run(self, thread_id: str, run_id: str, *, user_id: UserId = None) -> int:
         of_run = (RunEvent.thread_id == thread_id, RunEvent.run_id == run_id)
-        return await self._delete(thread_id, *of_run, *_kept_for(user_id, "delete_by_run"))
+        return await self._delete(thread_id, *of_run, *_user_filter(user_id, "delete_by_run"))
 
-    # -- whose thread it is ----------------------------------------------------------------------------
+    # -- thread access ---------------------------------------------------------------------------------
 
     async def _is_visible(self, thread_id: str) -> bool:
         user_id = current_user_id()
@@ -214,7 +216,7 @@ class SqlRunEventStore:
         return thread is None or thread.user_id is None or thread.user_id == user_id
 
     async def _checked_threads(self, events: Iterable[RunEventFields]) -> list[str]:
-        """The threads that the events are for, if the actor may write to all of them."""
+        """The threads of the events; raises `PermissionError` if the actor may not write to all of them."""
         thread_ids = sorted({str(cast("Mapping[str, Any]", event)["thread_id"]) for event in events})
         refused = [thread_id for thread_id in thread_ids if not await self._is_visible(thread_id)]
         if refused:
@@ -226,11 +228,11 @@ class SqlRunEventStore:
     # -- numbers ---------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _turn(self, thread_ids: Iterable[str]) -> AsyncGenerator[None]:
-        """Wait for this process's other writers to these threads, which come sorted: no ring of waiters."""
-        async with AsyncExitStack() as turns:
+    async def _locked(self, thread_ids: Iterable[str]) -> AsyncGenerator[None]:
+        """Locks the (sorted, to avoid deadlocks) threads against other writers of this process."""
+        async with AsyncExitStack() as locks:
             for thread_id in thread_ids if self._is_queued else ():
-                await turns.enter_async_context(self._turns.setdefault(thread_id, asyncio.Lock()))
+                await locks.enter_async_context(self._locks.setdefault(thread_id, asyncio.Lock()))
             yield
 
     async def _lock(self, session: AsyncSession, thread_id: str) -> None:

@@ -1,9 +1,9 @@
-"""Runs. Stands for `RunStoreAdapter` and the run repository below it.
+"""Runs. Reimplements `RunStoreAdapter` and the run repository below it.
 
-Added, for the operations to be comparable: `record_token_usage`, the one UPDATE that the table allows
-(figures by model have no column), and `token_usage_by_thread`, the repository's GROUP BY over all runs of
-the thread. As in DeerFlow 2.x: `update_model_name`, `list_pending`, the errors of `create` and
-`update_status`. A row's `started_at` and `ended_at` are None: the table has no such columns.
+Added, to make operations comparable: `record_token_usage`, one UPDATE (token counts by model have no column),
+and `token_usage_by_thread`, the repository's GROUP BY over all runs of the thread. As in DeerFlow 2.x:
+`update_model_name`, `list_pending`, the errors of `create` and `update_status`. A row's `started_at` and
+`ended_at` are None, because the table has no such columns.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ async def _find(session: AsyncSession, run_id: str) -> Run | None:
 
 
 class SqlRunStore:
-    """`RunStore` as the adapter has it."""
+    """`RunStore`, like the adapter."""
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
@@ -140,7 +140,7 @@ class SqlRunStore:
             return True
 
     async def update_status(self, run_id: str, status: str, **fields: Unpack[RunStatusUpdateFields]) -> None:
-        """Times and metadata are taken and dropped."""
+        """Times and metadata are accepted and dropped."""
         error = fields.get("error")
         await self._update(run_id, status=status, **({} if error is None else {"error": error}))
 
@@ -192,12 +192,12 @@ class SqlRunStore:
     ) -> TokenUsage:
         owner = resolve_user_id(user_id, method_name="runs.token_usage_by_thread")
         model = func.coalesce(Run.model_name, "unknown")
-        figures = [
+        counts = [
             func.coalesce(func.sum(getattr(Run, name)), 0).label(name)
             for name in COMPLETION_COUNTS
             if name != "message_count"
         ]
-        query = select(model.label("model"), func.count().label("runs"), *figures)
+        query = select(model.label("model"), func.count().label("runs"), *counts)
         query = query.where(Run.thread_id == thread_id).group_by(model)
         if owner is not None:
             query = query.where(Run.user_id == owner)

@@ -1,4 +1,4 @@
-"""`SqlStorage`: the stores on one engine. Stands for what DeerFlow's gateway wires at its start."""
+"""`SqlStorage`: the stores on one engine, as DeerFlow's gateway creates them at startup."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .threads import SqlThreadStore
 
 
 class SqlStorage:
-    """`Storage` on SQLite or PostgreSQL. Building it connects to nothing."""
+    """`Storage` on SQLite or PostgreSQL. The constructor does not connect."""
 
     def __init__(self, config: SqlConfig) -> None:
         self._config = config
@@ -37,7 +37,7 @@ class SqlStorage:
 
     @property
     def engine(self) -> AsyncEngine:
-        """The engine below the stores, for tools that look at the database itself."""
+        """The SQLAlchemy engine of the stores, for tools that inspect the database."""
         return self._sessions.engine
 
     @property
@@ -61,7 +61,7 @@ class SqlStorage:
         return SqlRunObserver(self._runs, self._threads)
 
     async def setup(self) -> None:
-        """Make the tables that are missing; as in DeerFlow, not made for several processes at once."""
+        """Creates missing tables. As in DeerFlow, not safe with concurrent processes."""
         self._sessions.check_open()
         async with self.engine.begin() as connection:
             await connection.run_sync(Base.metadata.create_all)
@@ -72,7 +72,7 @@ class SqlStorage:
             await session.execute(text("SELECT 1"))
 
     async def aclose(self) -> None:
-        """Let go of the connections; idempotent."""
+        """Closes the connections; idempotent."""
         await self._sessions.close()
 
     async def __aenter__(self) -> Self:
@@ -93,7 +93,7 @@ class SqlStorage:
 
 
 def create_sql_storage(options: Mapping[str, Any], *, client: Any = None) -> SqlStorage:
-    """The entry point of the backend `sql`: validates the options and builds the storage."""
+    """The entry point of the backend `sql`: validates the options and returns the storage."""
     if client is not None:
         raise StorageConfigError("the backend `sql` opens its own engine and takes no client: give `url`")
     return SqlStorage(sql_config(options))

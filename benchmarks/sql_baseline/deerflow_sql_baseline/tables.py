@@ -1,7 +1,7 @@
-"""The tables. Stands for the models of DeerFlow's `store` package, in the widths that they have there.
+"""The tables. Reimplements the models of DeerFlow's `store` package with the same column widths.
 
-In SQL's favour, the indexes that later releases give to run events are here too, but for the one on the user
-whom an event is kept for: no operation that is measured asks for it.
+In SQL's favour, run events also have the indexes of later releases, except the one on an event's user, which
+no measured operation uses.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def moment(given: TimeInput) -> datetime:
 
 
 class Moment(TypeDecorator[datetime]):
-    """A time that comes back aware from SQLite too, which forgets the offset."""
+    """A time that is timezone-aware on SQLite, too, which does not store the offset."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -52,7 +52,7 @@ Key = Annotated[
 Id = Annotated[str, mapped_column(String(64))]
 IndexedId = Annotated[str, mapped_column(String(64), index=True)]
 UniqueId = Annotated[str, mapped_column(String(64), unique=True, index=True)]
-Figure = Annotated[int, mapped_column(Integer, default=0)]
+Count = Annotated[int, mapped_column(Integer, default=0)]
 Created = Annotated[datetime, mapped_column(Moment, default=now)]
 Updated = Annotated[datetime | None, mapped_column(Moment, onupdate=now)]
 Json = dict[str, Any]
@@ -77,14 +77,14 @@ class Run(Base):
     follow_up_to_run_id: Mapped[Id | None]
     meta: Mapped[Json] = mapped_column("metadata", JSON, default=dict)
     kwargs: Mapped[Json] = mapped_column(JSON, default=dict)
-    total_input_tokens: Mapped[Figure]
-    total_output_tokens: Mapped[Figure]
-    total_tokens: Mapped[Figure]
-    llm_call_count: Mapped[Figure]
-    lead_agent_tokens: Mapped[Figure]
-    subagent_tokens: Mapped[Figure]
-    middleware_tokens: Mapped[Figure]
-    message_count: Mapped[Figure]
+    total_input_tokens: Mapped[Count]
+    total_output_tokens: Mapped[Count]
+    total_tokens: Mapped[Count]
+    llm_call_count: Mapped[Count]
+    lead_agent_tokens: Mapped[Count]
+    subagent_tokens: Mapped[Count]
+    middleware_tokens: Mapped[Count]
+    message_count: Mapped[Count]
     first_human_message: Mapped[str | None] = mapped_column(Text)
     last_ai_message: Mapped[str | None] = mapped_column(Text)
     created_time: Mapped[Created]

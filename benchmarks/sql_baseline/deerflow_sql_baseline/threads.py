@@ -1,8 +1,8 @@
-"""Threads. Stands for `ThreadMetaStoreAdapter`, the repository below it and `ThreadMetaStorage` above it.
+"""Threads. Reimplements `ThreadMetaStoreAdapter`, the repository below it and `ThreadMetaStorage` above it.
 
-Added: `delete_thread` tells whether there was a thread, and `updated_time` is the creation's until an update,
-which `deerflow_mongo.ThreadMeta` promises. As in DeerFlow 2.x: `merge_thread_metadata`, and whose a thread
-must be to be changed, asked before it is.
+Added: `delete_thread` returns whether the thread existed, and `updated_time` is the creation time until the
+first update, as `deerflow_mongo.ThreadMeta` requires. As in DeerFlow 2.x: `merge_thread_metadata`, and owner
+checks before changes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _stripped(text: str | None) -> str | None:
 
 
 async def _owned(session: AsyncSession, thread_id: str, owner: object) -> Thread | None:
-    """The thread, if it is the owner's; None is everybody."""
+    """The thread if it belongs to the owner; an owner of None matches every thread."""
     query = select(Thread).where(Thread.thread_id == thread_id)
     thread = (await session.execute(query)).scalar_one_or_none()
     return None if thread is None or owner not in (None, thread.user_id) else thread
