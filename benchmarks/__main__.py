@@ -25,7 +25,6 @@ from .results import Payload, Results, ResultsError, Size
 
 _SECONDS = 0.2
 _REPETITIONS = 5
-_RECORDED = Path(__file__).parents[2] / "shared" / "data" / "threads"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -121,7 +120,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.operations,
         arguments.concurrency,
     )
-    recorded = arguments.threads or (_RECORDED if _RECORDED.is_dir() else None)
+    recorded = arguments.threads
     payloads = payloads_of(recorded)
     seconds = arguments.seconds or _SECONDS
     settings = Settings(seconds, arguments.repetitions or _REPETITIONS, recorded)
