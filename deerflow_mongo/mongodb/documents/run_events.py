@@ -1,0 +1,86 @@
+"""Run event documents, and the two other kinds of document in their collection.
+
+An event's number `seq` is unique in its thread. A deleted event leaves a tombstone, which still occupies its
+number. A thread's anchor (`seq` 0) stores where the numbers continue when all its events are gone. Which
+number an event gets is decided in `events/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import bson
+from bson import ObjectId
+
+from ...contract.rows import RunEventRow
+from .encoding import Document, decode_content, decode_mapping
+from .stored_times import row_time
+from .versions import SCHEMA_VERSION, check_version
+
+ONCE = "once"
+"""Present and true on an event that `put_if_absent` stored."""
+
+ANCHOR_SEQ = 0
+"""The anchor's number: below every event, so that the anchor sorts last only in an empty thread."""
+
+SERVER_FIELDS = ("_id", "seq", "stored_at")
+"""An event's fields that no caller gives; two calls with the same event differ in them."""
+
+LAST_NUMBER_FIELDS = ["seq", "stored_at", "was_stored_at", "floor", "founded_at"]
+"""What is read of a thread's last document, whichever of the three kinds it is."""
+
+
+def new_event(fields: Mapping[str, Any]) -> Document:
+    """An event's document before it has a number. `fields` are checked and encoded."""
+    return {"_id": ObjectId(), "schema_version": SCHEMA_VERSION, "seq": 0, **fields, "stored_at": None}
+
+
+def anchor_document(thread_id: str, anchored_at: datetime) -> Document:
+    """What remains of a thread when all its events are gone, and the number above which it continues."""
+    return {
+        "_id": ObjectId(),
+        "schema_version": SCHEMA_VERSION,
+        "thread_id": thread_id,
+        "seq": ANCHOR_SEQ,
+        "floor": 0,
+        "founded_at": anchored_at,
+    }
+
+
+def new_minimum_update(minimum_seq: int, anchored_at: datetime) -> Document:
+    """The update of an anchor whose thread continues above `minimum_seq` from now on."""
+    return {"$set": {"floor": minimum_seq, "founded_at": anchored_at}}
+
+
+def tombstone_update(last_seq: int, expires_at: datetime) -> list[Document]:
+    """The update that leaves an event's number occupied and nothing else.
+
+    Tombstones of numbers below `last_seq` are removed at `expires_at`. The others stay for ever, so that a
+    thread's highest number is never lost.
+    """
+    number = {"_id": "$_id", "schema_version": "$schema_version", "thread_id": "$thread_id", "seq": "$seq"}
+    expiry = {"$cond": [{"$lt": ["$seq", last_seq]}, expires_at, None]}
+    return [{"$replaceRoot": {"newRoot": {**number, "was_stored_at": "$stored_at", "forget_at": expiry}}}]
+
+
+def event_size_bytes(document: Document) -> int:
+    return len(bson.encode(document))
+
+
+def event_row(document: Document) -> RunEventRow:
+    check_version(document)
+    row: RunEventRow = {
+        "thread_id": document["thread_id"],
+        "run_id": document["run_id"],
+        "event_type": document["event_type"],
+        "category": document["category"],
+        "content": decode_content(document["content"]),
+        "metadata": decode_mapping(document["metadata"]),
+        "created_at": row_time(document["created_at"]),
+        "seq": +document["seq"],
+    }
+    if "user_id" in document:
+        row["user_id"] = document["user_id"]
+    return row
