@@ -26,7 +26,8 @@ from ..contract.factory import create_storage
 from ..contract.protocols import Storage
 from ..mongodb import codec
 from ..mongodb.config import MongoConfig, redacted
-from ..mongodb.schema import COLLECTIONS, SchemaReport
+from ..mongodb.migrations import SchemaReport
+from ..mongodb.schema import COLLECTIONS
 from ..mongodb.storage import MongoStorage
 from .options import (
     DEFAULT_SECTION,

@@ -17,7 +17,7 @@ from ..contract.errors import MissingDependencyError, StorageClosedError, Storag
 from ..contract.factory import with_environment
 from ..contract.observer import StorageRunObserver
 from ..contract.protocols import Storage
-from . import schema
+from . import migrations, schema
 from .checkpointer import Checkpointer
 from .config import EMBEDDED, MongoConfig, mongo_config, redacted
 from .drivers.base import READ_COMMITTED, READ_FROM_PRIMARY, Collection, Driver, DriverOptions
@@ -210,7 +210,7 @@ class MongoStorage(Storage, Accounts, Checkpointing):
         exists with other options.
         """
         config = self._config
-        await schema.apply(
+        await migrations.apply(
             self._driver, config.collection_prefix, config.database, ttl_days=config.run_events_ttl_days
         )
 
@@ -218,9 +218,9 @@ class MongoStorage(Storage, Accounts, Checkpointing):
         """One command to the server the driver selects; see `Storage.ping`."""
         await self._driver.command({"ping": 1})
 
-    async def inspect(self) -> schema.SchemaReport:
+    async def inspect(self) -> migrations.SchemaReport:
         """Which collections and indexes exist or are missing; changes nothing."""
-        return await schema.inspect(self._driver, self._config.collection_prefix)
+        return await migrations.inspect(self._driver, self._config.collection_prefix)
 
     async def aclose(self) -> None:
         """Write the run events that were accepted, close the clients, except one that the caller made, and
@@ -260,7 +260,7 @@ class MongoStorage(Storage, Accounts, Checkpointing):
         return MongoRunEventStore(
             self._collection(schema.RUN_EVENTS, **READ_COMMITTED),
             events,
-            EventLog(events, committed, lambda: schema.had_retention(versions)),
+            EventLog(events, committed, lambda: migrations.had_retention(versions)),
             ThreadOwners(self._collection(schema.THREADS, **READ_FROM_PRIMARY)),
         )
 

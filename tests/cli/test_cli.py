@@ -34,7 +34,7 @@ from deerflow_mongo.cli.check import (
 from deerflow_mongo.cli.demo import SAMPLE
 from deerflow_mongo.mongodb.config import mongo_config
 from deerflow_mongo.mongodb.embedded import find_mongod
-from deerflow_mongo.mongodb.schema import SchemaReport
+from deerflow_mongo.mongodb.migrations import SchemaReport
 
 from ..demo.test_replay import counted_by_hand
 
