@@ -14,7 +14,8 @@ from typing import Any
 
 from deerflow_mongo.contract.payloads import to_json_mapping
 from deerflow_mongo.contract.times import clock
-from deerflow_mongo.mongodb import codec
+from deerflow_mongo.mongodb.documents.encoding import encode_mapping
+from deerflow_mongo.mongodb.documents.runs import new_run, run_row
 from deerflow_mongo.mongodb.documents.stored_times import stored_now
 
 CALLS, REPETITIONS = 20_000, 7
@@ -33,25 +34,28 @@ KWARGS: dict[str, Any] = {
 
 
 def _document() -> dict[str, Any]:
-    fields = {
-        "user_id": "alice",
-        "assistant_id": "lead_agent",
-        "status": "running",
-        "model_name": "gpt-4.1",
-        "multitask_strategy": "reject",
-        "follow_up_to_run_id": None,
-        "metadata": codec.encode_mapping(METADATA),
-        "kwargs": codec.encode_mapping(KWARGS),
-        "created_at": stored_now(),
-        "started_at": stored_now(),
-        "ended_at": None,
-    }
-    return codec.new_run("9a0b" * 9, "77f1" * 9, fields, clock.stamp_us())
+    return new_run(
+        run_id="9a0b" * 9,
+        thread_id="77f1" * 9,
+        user_id="alice",
+        assistant_id="lead_agent",
+        status="running",
+        model_name="gpt-4.1",
+        multitask_strategy="reject",
+        follow_up_to_run_id=None,
+        metadata=encode_mapping(METADATA),
+        kwargs=encode_mapping(KWARGS),
+        created_at=stored_now(),
+        started_at=stored_now(),
+        ended_at=None,
+        error=None,
+        stamp_us=clock.stamp_us(),
+    )
 
 
 def _encode() -> None:
     for name, payload in (("metadata", METADATA), ("kwargs", KWARGS)):
-        codec.encode_mapping(to_json_mapping(payload, name))
+        encode_mapping(to_json_mapping(payload, name))
 
 
 def _cost_us(call: Callable[[], Any]) -> float:
@@ -63,7 +67,7 @@ def main() -> None:
     payload_bytes = len(json.dumps([METADATA, KWARGS]).encode())
     sys.stdout.write(
         f"payloads of {payload_bytes:,} bytes as JSON, Python {sys.version.split()[0]}\n"
-        f"document -> row              {_cost_us(lambda: codec.run_row(document)):5.1f} us\n"
+        f"document -> row              {_cost_us(lambda: run_row(document)):5.1f} us\n"
         f"payloads -> stored form      {_cost_us(_encode):5.1f} us\n"
     )
 

@@ -11,9 +11,14 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from deerflow_mongo.contract.payloads import to_json, to_json_mapping
-from deerflow_mongo.mongodb import codec, schema
-from deerflow_mongo.mongodb.codec import Document
+from deerflow_mongo.mongodb import schema
+from deerflow_mongo.mongodb.documents.encoding import Document, encode_content, encode_mapping, encode_text
+from deerflow_mongo.mongodb.documents.feedback import VOTE
+from deerflow_mongo.mongodb.documents.run_events import new_event
+from deerflow_mongo.mongodb.documents.runs import COUNT_PATHS, new_run
 from deerflow_mongo.mongodb.documents.stored_times import stored_from_input, stored_from_optional
+from deerflow_mongo.mongodb.documents.threads import thread_metadata
+from deerflow_mongo.mongodb.documents.versions import SCHEMA_VERSION
 from deerflow_mongo.mongodb.events.writer import utc_now
 
 from ..dataset import Rows
@@ -31,35 +36,38 @@ def _order(row: Mapping[str, Any]) -> int:
 
 
 def _run(row: Mapping[str, Any]) -> Document:
-    fields = {
-        "user_id": row["user_id"],
-        "assistant_id": row["assistant_id"],
-        "status": row["status"],
-        "model_name": row["model_name"],
-        "multitask_strategy": "reject",
-        "follow_up_to_run_id": None,
-        "metadata": codec.encode_mapping(row["metadata"]),
-        "kwargs": codec.encode_mapping(row["kwargs"]),
-        "created_at": _time(row["created_at"]),
-        "started_at": _time(row["created_at"]),
-        "ended_at": stored_from_optional("ended_at", row.get("ended_at")),
-    }
-    document = codec.new_run(row["run_id"], row["thread_id"], fields, _order(row))
-    for name, path in codec.FIGURE_PATHS.items():
+    document = new_run(
+        run_id=row["run_id"],
+        thread_id=row["thread_id"],
+        user_id=row["user_id"],
+        assistant_id=row["assistant_id"],
+        status=row["status"],
+        model_name=row["model_name"],
+        multitask_strategy="reject",
+        follow_up_to_run_id=None,
+        metadata=encode_mapping(row["metadata"]),
+        kwargs=encode_mapping(row["kwargs"]),
+        created_at=_time(row["created_at"]),
+        started_at=_time(row["created_at"]),
+        ended_at=stored_from_optional("ended_at", row.get("ended_at")),
+        error=encode_text("error", row.get("error")),
+        stamp_us=_order(row),
+    )
+    for name, path in COUNT_PATHS.items():
         *steps, last = path.split(".")
         place = document
         for step in steps:
             place = place[step]
         place[last] = row.get(name, 0)
-    for name in ("first_human_message", "last_ai_message", "error"):
-        document[name] = codec.encode_text(name, row.get(name))
+    for name in ("first_human_message", "last_ai_message"):
+        document[name] = encode_text(name, row.get(name))
     return document
 
 
 def _vote(row: Mapping[str, Any]) -> Document:
     return {
         "_id": row["feedback_id"],
-        "schema_version": codec.SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSION,
         "run_id": row["run_id"],
         "thread_id": row["thread_id"],
         "user_id": row["user_id"],
@@ -68,19 +76,19 @@ def _vote(row: Mapping[str, Any]) -> Document:
         "comment": row["comment"],
         "created_at": _time(row["created_at"]),
         "order": _order(row),
-        codec.VOTE: True,
+        VOTE: True,
     }
 
 
 def _thread(row: Mapping[str, Any]) -> Document:
     return {
         "_id": row["thread_id"],
-        "schema_version": codec.SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSION,
         "user_id": row["user_id"],
         "assistant_id": row["assistant_id"],
         "display_name": row["display_name"],
         "status": row["status"],
-        **codec.thread_metadata(row["metadata"]),
+        **thread_metadata(row["metadata"]),
         "created_at": _time(row["created_at"]),
         "updated_at": _time(row["created_at"]),
         "order": _order(row),
@@ -93,11 +101,11 @@ def _event(row: Mapping[str, Any]) -> Document:
         "run_id": row["run_id"],
         "event_type": row["event_type"],
         "category": row["category"],
-        "content": codec.encode_content(to_json(row["content"], "content")),
-        "metadata": codec.encode_mapping(to_json_mapping(row["metadata"], "metadata")),
+        "content": encode_content(to_json(row["content"], "content")),
+        "metadata": encode_mapping(to_json_mapping(row["metadata"], "metadata")),
         "created_at": _time(row["created_at"]),
     }
-    return {**codec.new_event(fields), "seq": row["seq"], "stored_at": utc_now()}
+    return {**new_event(fields), "seq": row["seq"], "stored_at": utc_now()}
 
 
 _DOCUMENTS: tuple[tuple[str, str, Callable[[Mapping[str, Any]], Document]], ...] = (

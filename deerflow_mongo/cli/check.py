@@ -24,8 +24,8 @@ from rich.text import Text
 from ..contract.errors import StorageAccessError, StorageError, StorageUnavailableError
 from ..contract.factory import create_storage
 from ..contract.protocols import Storage
-from ..mongodb import codec
 from ..mongodb.config import MongoConfig, redacted
+from ..mongodb.documents.versions import SCHEMA_VERSION
 from ..mongodb.migrations import SchemaReport
 from ..mongodb.schema import COLLECTIONS
 from ..mongodb.storage import MongoStorage
@@ -275,7 +275,7 @@ async def _look_at_schema(storage: MongoStorage) -> list[Finding]:
 
 
 def version_of_schema(report: SchemaReport, database: str) -> Finding:
-    known, version = codec.SCHEMA_VERSION, report.version
+    known, version = SCHEMA_VERSION, report.version
     if version is not None and version > known:
         text = f"database {database} has schema version {version}, this release knows up to {known}"
         return Finding("PROBLEM", "schema", f"{text}: upgrade deerflow-mongo")

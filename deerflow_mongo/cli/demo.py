@@ -35,8 +35,8 @@ from ..demo.replay import (
     Replayer,
     load_thread,
 )
-from ..mongodb import codec
 from ..mongodb.config import EMBEDDED, MongoConfig, redacted
+from ..mongodb.documents.runs import run_row
 from ..mongodb.schema import NEWEST_FIRST, RUN_EVENTS, RUNS, THREADS
 from ..mongodb.storage import MongoStorage
 from .events import words_of
@@ -231,7 +231,7 @@ class _Questions:
         storage, by_status = self._storage, await self.runs_by_status()
         by_category = await self.events_by_category()
         documents = await self._runs.find({}, sort=NEWEST_FIRST, limit=ROWS_SHOWN)
-        rows = [codec.run_row(document) for document in documents]
+        rows = [run_row(document) for document in documents]
         threads = await storage.threads.search_threads(user_id=None, limit=THREADS_SUMMED)
         usages = [await storage.runs.token_usage_by_thread(x.thread_id, user_id=None) for x in threads]
         counts = await self._threads.aggregate([{"$group": {"_id": None, "threads": {"$sum": 1}}}])

@@ -1,6 +1,6 @@
 """Applies the schema to a database, and reports where a database differs from it.
 
-What the schema is, is data in `schema.py`. `apply` is idempotent and may be raced by many processes;
+What the schema is, is data in `schema.py`. `apply` is idempotent and may run in many processes at once;
 `inspect` changes nothing.
 """
 
@@ -11,14 +11,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..contract.errors import StorageConfigError, StorageError
-from .codec import SCHEMA_VERSION, Document
-from .documents.stored_times import stored_now
+from . import queries
+from .documents.encoding import Document
+from .documents.versions import (
+    SCHEMA_VERSION,
+    database_version,
+    database_version_update,
+    has_retention_mark,
+    retention_mark_update,
+)
 from .drivers.base import Collection, Driver
 from .schema import (
     COLLECTIONS,
     DAY_S,
     RETENTION,
-    RETENTION_MARK,
     RUN_EVENTS,
     VERSIONS,
     CollectionSchema,
@@ -28,10 +34,23 @@ from .schema import (
 
 logger = logging.getLogger(__name__)
 
-_VERSION_ID = "deerflow-mongo"
 _INDEX_CONFLICT_CODES = (85, 86)  # IndexOptionsConflict, IndexKeySpecsConflict
 _COLLECTION_EXISTS_CODE = 48
 _DUPLICATE_KEY_CODE = 11000
+
+
+def check_version(version: int | None, database: str) -> None:
+    """Refuse a database that a newer release has set up."""
+    if version is not None and version > SCHEMA_VERSION:
+        raise StorageConfigError(
+            f"database {database!r} has schema version {version}, and this release of deerflow-mongo knows "
+            f"up to {SCHEMA_VERSION}: upgrade deerflow-mongo"
+        )
+
+
+async def stored_version(driver: Driver, prefix: str) -> int | None:
+    """The schema's version in the database; None before the first `apply`."""
+    return database_version(await driver.collection(prefix + VERSIONS).find_one(queries.database_version()))
 
 
 # -- inspecting ------------------------------------------------------------------------------------
@@ -39,7 +58,7 @@ _DUPLICATE_KEY_CODE = 11000
 
 @dataclass(slots=True)
 class SchemaReport:
-    """What a database has of the schema; names of indexes are `collection.index`."""
+    """How a database compares to the schema; names of indexes are `collection.index`."""
 
     version: int | None = None
     collections: list[str] = field(default_factory=lambda: list[str]())
@@ -49,9 +68,9 @@ class SchemaReport:
     other_indexes: list[str] = field(default_factory=lambda: list[str]())
     """Indexes of the right name with other keys or options."""
     renamed_indexes: list[str] = field(default_factory=lambda: list[str]())
-    """Indexes under another name that the server takes for one of ours, and so refuses to make ours."""
+    """Indexes equal to a missing one except for the name, which make the server refuse to create ours."""
     outdated_validators: list[str] = field(default_factory=lambda: list[str]())
-    """Collections whose validator is not this release's; `setup()` sets it. The mock keeps none."""
+    """Collections whose validator is not this release's; `setup()` sets it. The mock stores none."""
     retention_days: float | None = None
     """After how many days the server removes run events; None for never."""
 
@@ -61,6 +80,43 @@ class SchemaReport:
         return self.version == SCHEMA_VERSION and not (
             self.missing_collections or self.missing_indexes or self.other_indexes or self.renamed_indexes
         )
+
+
+async def inspect(driver: Driver, prefix: str) -> SchemaReport:
+    """Compare the database with the schema."""
+    report = SchemaReport()
+    present = await driver.list_collections()
+    if prefix + VERSIONS in present:
+        report.version = await stored_version(driver, prefix)
+    for schema in COLLECTIONS:
+        name = prefix + schema.name
+        if name not in present:
+            report.missing_collections.append(name)
+            _inspect_indexes(report, name, schema, [])
+            continue
+        report.collections.append(name)
+        if present[name].get("validator") != schema.stored_validator:
+            report.outdated_validators.append(name)
+        _inspect_indexes(report, name, schema, await driver.list_indexes(name))
+    return report
+
+
+def _inspect_indexes(
+    report: SchemaReport, name: str, schema: CollectionSchema, indexes: list[Document]
+) -> None:
+    found = {index["name"]: _comparable(index) for index in indexes}
+    for index in schema.indexes:
+        label = f"{name}.{index.name}"
+        wanted = _comparable(index.specification())
+        if index.name not in found:
+            report.missing_indexes.append(label)
+            report.renamed_indexes += [f"{name}.{other}" for other in found if found[other] == wanted]
+        elif found[index.name] == wanted:
+            report.indexes.append(label)
+        else:
+            report.other_indexes.append(label)
+    if RETENTION in found:
+        report.retention_days = found[RETENTION]["ttl"] / DAY_S
 
 
 def _comparable(index: Document) -> Document:
@@ -75,92 +131,23 @@ def _comparable(index: Document) -> Document:
     }
 
 
-async def stored_version(driver: Driver, prefix: str) -> int | None:
-    """The schema's version in the database; None before the first `apply`."""
-    document = await driver.collection(prefix + VERSIONS).find_one({"_id": _VERSION_ID})
-    return None if document is None else document["version"]
-
-
-async def inspect(driver: Driver, prefix: str) -> SchemaReport:
-    """Hold the database against the schema."""
-    report = SchemaReport()
-    present = await driver.list_collections()
-    if prefix + VERSIONS in present:
-        report.version = await stored_version(driver, prefix)
-    for schema in COLLECTIONS:
-        name = prefix + schema.name
-        known = name in present
-        (report.collections if known else report.missing_collections).append(name)
-        if known and present[name].get("validator") != schema.stored_validator:
-            report.outdated_validators.append(name)
-        found = {index["name"]: index for index in await driver.list_indexes(name)} if known else {}
-        if RETENTION in found:
-            report.retention_days = found[RETENTION]["expireAfterSeconds"] / DAY_S
-        for index in schema.indexes:
-            label = f"{name}.{index.name}"
-            wanted = _comparable(index.specification())
-            if index.name not in found:
-                report.missing_indexes.append(label)
-                renamed = [other for other in found if _comparable(found[other]) == wanted]
-                report.renamed_indexes += [f"{name}.{other}" for other in renamed]
-            elif _comparable(found[index.name]) == wanted:
-                report.indexes.append(label)
-            else:
-                report.other_indexes.append(label)
-    return report
-
-
 # -- applying --------------------------------------------------------------------------------------
 
 
-def check_version(version: int | None, database: str) -> None:
-    """Refuse a database that a newer release has set up."""
-    if version is not None and version > SCHEMA_VERSION:
-        raise StorageConfigError(
-            f"database {database!r} has schema version {version}, and this release of deerflow-mongo knows "
-            f"up to {SCHEMA_VERSION}: upgrade deerflow-mongo"
-        )
-
-
 async def apply(driver: Driver, prefix: str, database: str, *, ttl_days: int | None = None) -> None:
-    """Make collections, validators and indexes, and store the version.
+    """Create collections, validators and indexes, and store the version.
 
-    `ttl_days` is how long run events are kept, None for ever; it may change on a collection that is in use.
+    `ttl_days` is the age at which the server removes run events, None for never. It may change while the
+    collection is in use.
     """
     check_version(await stored_version(driver, prefix), database)
     present = await driver.list_collections()
     for schema in COLLECTIONS:
         await _apply_collection(driver, prefix + schema.name, schema, present)
-    # $max: of two releases that set up the same database, the newer one's version stays.
     await driver.collection(prefix + VERSIONS).find_one_and_upsert(
-        {"_id": _VERSION_ID}, {"$max": {"version": SCHEMA_VERSION}, "$set": {"updated_at": stored_now()}}
+        queries.database_version(), database_version_update()
     )
     await _apply_retention(driver, prefix, ttl_days)
-
-
-async def _apply_retention(driver: Driver, prefix: str, ttl_days: int | None) -> None:
-    name = prefix + RUN_EVENTS
-    found = next((index for index in await driver.list_indexes(name) if index["name"] == RETENTION), None)
-    if ttl_days is None:
-        if found is not None:
-            logger.warning("run events are kept for ever from now on: run_events_ttl_days is not set")
-            await driver.drop_index(name, RETENTION)
-        return
-    # First, since from the first removal on a thread's numbers are not told by what is left of it.
-    await driver.collection(prefix + VERSIONS).update_one(
-        {"_id": _VERSION_ID, RETENTION_MARK: None}, {"$set": {RETENTION_MARK: stored_now()}}
-    )
-    wanted = retention_index(ttl_days)
-    if found is None:
-        await _create_index(driver, name, wanted)
-    elif found.get("expireAfterSeconds") != wanted.expire_after_s:
-        await driver.set_expiry(name, wanted.specification())
-
-
-async def had_retention(versions: Collection) -> bool:
-    """Whether the server has ever been told to remove run events by their age."""
-    document = await versions.find_one({"_id": _VERSION_ID})
-    return document is not None and RETENTION_MARK in document
 
 
 async def _apply_collection(
@@ -181,8 +168,8 @@ async def _create_collection(driver: Driver, name: str, validator: Document) -> 
     except StorageError as error:
         if _code(error) != _COLLECTION_EXISTS_CODE:
             raise
-        # Another process was first. With the same validator there is nothing left to do, and a user who may
-        # read and write only is not allowed to.
+        # Another process created it first. Its options are read, because setting the same validator again
+        # would need a permission that a user with read and write access only does not have.
         return (await driver.list_collections())[name]
     return {"validator": validator}
 
@@ -193,16 +180,48 @@ async def _create_index(driver: Driver, name: str, index: Index) -> None:
     except StorageError as error:
         if _code(error) in _INDEX_CONFLICT_CODES:
             raise StorageConfigError(
-                f"index {index.name!r} of collection {name!r} cannot be made, because one with other keys "
-                f"or options, or another name, is in its place: {error}. Drop that one, then run setup again"
+                f"index {index.name!r} of collection {name!r} cannot be created: an index with the same name "
+                f"and other keys or options, or the same keys and another name, exists: {error}. Drop that "
+                "index, then run setup again"
             ) from error
         if _code(error) == _DUPLICATE_KEY_CODE:
             raise StorageConfigError(
-                f"unique index {index.name!r} of collection {name!r} cannot be made, because the collection "
-                "holds duplicates. Remove them, then run setup again"
+                f"unique index {index.name!r} of collection {name!r} cannot be created: the collection "
+                "contains duplicates. Remove them, then run setup again"
             ) from error
         raise
 
 
 def _code(error: StorageError) -> Any:
     return getattr(error.__cause__, "code", None)
+
+
+# -- retention of run events -----------------------------------------------------------------------
+
+
+async def had_retention(versions: Collection) -> bool:
+    """Whether retention of run events has ever been enabled in this database."""
+    return has_retention_mark(await versions.find_one(queries.database_version()))
+
+
+async def _apply_retention(driver: Driver, prefix: str, ttl_days: int | None) -> None:
+    name = prefix + RUN_EVENTS
+    found = next((index for index in await driver.list_indexes(name) if index["name"] == RETENTION), None)
+    if ttl_days is None:
+        if found is not None:
+            logger.warning(
+                "run_events_ttl_days is not set: run events are no longer removed by age",
+                extra={"collection": name},
+            )
+            await driver.drop_index(name, RETENTION)
+        return
+    # The mark comes before the index: after the first removal, the events that are left do not show which
+    # numbers a thread has used.
+    await driver.collection(prefix + VERSIONS).update_one(
+        queries.database_version_without_retention(), retention_mark_update()
+    )
+    wanted = retention_index(ttl_days)
+    if found is None:
+        await _create_index(driver, name, wanted)
+    elif found.get("expireAfterSeconds") != wanted.expire_after_s:
+        await driver.set_expiry(name, wanted.specification())

@@ -1,22 +1,25 @@
-"""The only place that builds filters, from a caller's values that it checks first.
+"""The only place that builds filters. A caller's values are checked first.
 
-An identifier is plain text in a filter or was refused by `contract/arguments.py`, so no operator document can
+An identifier in a filter is plain text, or `contract/arguments.py` refused it, so no operator document can
 reach a query. What an update writes is in `documents/`.
 """
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import Enum
 from typing import Any, TypeAlias
 
 from ..contract.arguments import acting_user, identifier, names, optional_text
 from ..contract.rows import MESSAGE, PENDING
+from .documents.run_events import ANCHOR_SEQ, ONCE
+from .documents.versions import DATABASE_VERSION_ID, RETENTION_MARK
 
 Query: TypeAlias = dict[str, Any]
 
 
 def owned(query: Query, user_id: object, method_name: str) -> Query:
-    """`query`, limited to the rows of the user that a method acts for; None leaves it unlimited."""
+    """`query`, limited to the rows of the user that a method acts for; None does not limit it."""
     user = acting_user(user_id, method_name)
     if user is not None:
         query["user_id"] = user
@@ -39,7 +42,7 @@ def run_by_id(run_id: object) -> Query:
 
 
 def in_statuses(query: Query, statuses: object) -> Query:
-    """`query`, limited to runs in one of these statuses; with None it matches runs in any."""
+    """`query`, limited to runs in one of these statuses; None does not limit it."""
     wanted = names("statuses", statuses)
     if wanted is not None:
         query["status"] = {"$in": wanted}
@@ -76,6 +79,7 @@ def thread_by_id(thread_id: object) -> Query:
 
 
 def threads_by_id(thread_ids: list[str]) -> Query:
+    """Threads by ids that are checked already."""
     return {"_id": {"$in": thread_ids}}
 
 
@@ -126,6 +130,29 @@ def between(query: Query, *, after_seq: int | None, before_seq: int | None) -> Q
     return query
 
 
+def numbers_of_thread(thread_id: str) -> Query:
+    """Everything that occupies a number of the thread: events, tombstones and the anchor."""
+    return {"thread_id": thread_id}
+
+
+def anchor_of_thread(thread_id: str) -> Query:
+    return {"thread_id": thread_id, "seq": ANCHOR_SEQ}
+
+
+def anchor_not_renewed_since(thread_id: str, anchored_at: datetime) -> Query:
+    """The thread's anchor, unless another process has changed it."""
+    return {**anchor_of_thread(thread_id), "founded_at": anchored_at}
+
+
+def events_by_id(thread_id: str, event_ids: list[Any]) -> Query:
+    return {"thread_id": thread_id, "_id": {"$in": event_ids}}
+
+
+def same_event_once(event: Query) -> Query:
+    """The event that `put_if_absent` stored for the run and type of this one."""
+    return {**{name: event[name] for name in ("thread_id", "run_id", "event_type")}, ONCE: True}
+
+
 # -- users -----------------------------------------------------------------------------------------
 
 
@@ -145,5 +172,16 @@ def user_by_oauth(oauth_provider: object, oauth_id: object) -> Query:
 
 
 def users_of_role(system_role: object) -> Query:
-    """The accounts with this role; with None all."""
+    """The accounts with this role; all with None."""
     return {} if system_role is None else {"system_role": identifier("system_role", system_role)}
+
+
+# -- the database's schema version -----------------------------------------------------------------
+
+
+def database_version() -> Query:
+    return {"_id": DATABASE_VERSION_ID}
+
+
+def database_version_without_retention() -> Query:
+    return {**database_version(), RETENTION_MARK: None}

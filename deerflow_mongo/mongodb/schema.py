@@ -1,7 +1,7 @@
 """Collections, indexes, validators and sort orders: data only. `migrations.py` applies it to a database.
 
-Which query an index serves stands beside it. A validator refuses every document that `codec.py` would not
-write.
+The operations that need an index are listed beside it. A validator refuses every document that `documents/`
+would not write.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from typing import TypeAlias
 
 from ..contract.arguments import RATINGS
 from ..contract.rows import CALLERS, MESSAGE, PENDING
-from .codec import JSON_MARK, ONCE, VOTE, Document
+from .documents.encoding import JSON_MARK, Document
+from .documents.feedback import VOTE
+from .documents.run_events import ONCE
+from .documents.versions import RETENTION_MARK
 
 RUNS = "runs"
 FEEDBACK = "feedback"
@@ -19,9 +22,6 @@ THREADS = "threads"
 RUN_EVENTS = "run_events"
 USERS = "users"
 VERSIONS = "schema_versions"
-
-RETENTION_MARK = "retention_since"
-"""In the version's document since run events were first given a time to live; never taken away again."""
 
 RETENTION = "retention"
 """The name of the index that `run_events_ttl_days` asks for."""
@@ -34,6 +34,9 @@ OLDEST_FIRST: Keys = (("created_at", 1), ("order", 1))
 LAST_UPDATED_FIRST: Keys = (("updated_at", -1), ("_id", -1))
 SEQ_RISING: Keys = (("seq", 1),)
 SEQ_FALLING: Keys = (("seq", -1),)
+VOTE_FIRST: Keys = ((VOTE, -1), *NEWEST_FIRST)
+"""The document that is the vote, else the newest that can become it."""
+OLDEST_USER_FIRST: Keys = (("created_at", 1), ("_id", 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Index:
     expire_after_s: int | None = None
 
     def specification(self) -> Document:
-        """As the server's `createIndexes` takes it and `listIndexes` gives it."""
+        """As the server's `createIndexes` takes it and `listIndexes` returns it."""
         specification: Document = {"name": self.name, "key": dict(self.keys)}
         if self.unique:
             specification["unique"] = True
@@ -108,7 +111,7 @@ def _object(properties: Document, *, optional: tuple[str, ...] = ()) -> Document
 
 _SCHEMA_VERSION: Document = {"bsonType": _WHOLE, "minimum": 1}
 
-_MODEL_FIGURES = _object(
+_MODEL_COUNTS = _object(
     {"model": {"bsonType": "string"}, "input": _COUNT, "output": _COUNT, "total": _COUNT, "llm_calls": _COUNT}
 )
 
@@ -119,7 +122,7 @@ _TOKENS = _object(
         "total": _COUNT,
         "llm_calls": _COUNT,
         "by_caller": _object(dict.fromkeys(CALLERS, _COUNT)),
-        "by_model": {"bsonType": "object", "additionalProperties": _MODEL_FIGURES},
+        "by_model": {"bsonType": "object", "additionalProperties": _MODEL_COUNTS},
     }
 )
 
@@ -247,24 +250,30 @@ VOTE_INDEX = Index(
 EVENT_NUMBERS = Index(
     "thread_seq",
     (("thread_id", 1), ("seq", 1)),
-    "run_events: no number twice in a thread; the thread's last number",
+    "run_events: no number is used twice in a thread; the thread's last number",
     unique=True,
 )
 
 EMAIL_INDEX = Index(
     "one_account_per_email",
     (("email", 1),),
-    "users.create and update: no email twice; get_by_email",
+    "users.create and update: one account per email; get_by_email",
     unique=True,
 )
 
 OAUTH_INDEX = Index(
     "one_account_per_oauth_identity",
     (("oauth_provider", 1), ("oauth_id", 1)),
-    "users.create and update: no OAuth identity twice; get_by_oauth",
+    "users.create and update: one account per OAuth identity; get_by_oauth",
     unique=True,
-    # Any text. Not `$type`: the planner does not see that a read of one text lies within it.
+    # Any text. Not `$type`: the planner does not see that a filter for one text lies within it.
     partial={"oauth_provider": {"$gte": ""}, "oauth_id": {"$gte": ""}},
+)
+
+FEEDBACK_BY_RUN = Index(
+    "user_run_newest",
+    (("thread_id", 1), ("user_id", 1), ("run_id", 1), *NEWEST_FIRST),
+    "feedback.list_by_run for one user, list_by_thread_grouped, upsert, delete_by_run",
 )
 
 COLLECTIONS: tuple[CollectionSchema, ...] = (
@@ -301,11 +310,7 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
                 (("thread_id", 1), ("run_id", 1), *NEWEST_FIRST, ("rating", 1)),
                 "feedback.list_by_run for everybody; aggregate_by_run, from the index alone",
             ),
-            Index(
-                "user_run_newest",
-                (("thread_id", 1), ("user_id", 1), ("run_id", 1), *NEWEST_FIRST),
-                "feedback.list_by_run for one user, list_by_thread_grouped, upsert, delete_by_run",
-            ),
+            FEEDBACK_BY_RUN,
         ),
     ),
     CollectionSchema(
@@ -361,14 +366,14 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
             Index(
                 "once_per_run",
                 (("thread_id", 1), ("run_id", 1), ("event_type", 1)),
-                "run_events.put_if_absent: at most one event that it made",
+                "run_events.put_if_absent: at most one event that it stored",
                 unique=True,
                 partial={ONCE: True},
             ),
             Index(
                 "forget_stubs",
                 (("forget_at", 1),),
-                "the server removes the stubs of deleted events",
+                "the server removes the tombstones of deleted events",
                 partial={"forget_at": {"$type": "date"}},
                 expire_after_s=0,
             ),
@@ -382,7 +387,7 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
             OAUTH_INDEX,
             Index(
                 "role_oldest",
-                (("system_role", 1), ("created_at", 1), ("_id", 1)),
+                (("system_role", 1), *OLDEST_USER_FIRST),
                 "users.list_by_role; users.count of a role",
             ),
         ),

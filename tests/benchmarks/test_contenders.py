@@ -20,8 +20,11 @@ from benchmarks.contenders import deerflow_sql, raw_pymongo
 from benchmarks.contenders.raw_pymongo import Call
 from deerflow_mongo import ThreadMeta, ThreadMetaCreate, create_storage
 from deerflow_mongo.contract.rows import CALLERS, TokenUsage
-from deerflow_mongo.mongodb import codec
-from deerflow_mongo.mongodb.codec import Document
+from deerflow_mongo.mongodb.documents.encoding import Document
+from deerflow_mongo.mongodb.documents.feedback import feedback_row
+from deerflow_mongo.mongodb.documents.run_events import event_row
+from deerflow_mongo.mongodb.documents.runs import run_row
+from deerflow_mongo.mongodb.documents.threads import thread_row
 from deerflow_mongo.mongodb.schema import FEEDBACK, RUN_EVENTS, RUNS, THREADS
 
 from ..mongodb.test_commands import CommandLog
@@ -307,10 +310,10 @@ def _token_usage(answer: Document) -> TokenUsage:
 
 
 ROW_OF: dict[str, Callable[[Document], Any]] = {
-    "runs": codec.run_row,
-    "feedback": codec.feedback_row,
-    "threads": codec.thread_row,
-    "run_events": codec.event_row,
+    "runs": run_row,
+    "feedback": feedback_row,
+    "threads": thread_row,
+    "run_events": event_row,
 }
 
 

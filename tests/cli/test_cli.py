@@ -316,7 +316,7 @@ def test_check_names_indexes_that_stand_in_the_way(
     assert "A host would fail: 2 problems." in output
     # Each of the two does stop a host.
     database["runs"].drop_index("thread_newest")
-    assert "cannot be made" in output_of("demo", *place[1:], exit_code=2)
+    assert "cannot be created" in output_of("demo", *place[1:], exit_code=2)
 
 
 def test_check_refuses_a_newer_schema(mongodb_url: str, database_name: str, raw_client: Client) -> None:

@@ -12,7 +12,8 @@ from typing import Any, cast
 
 from ...contract.errors import InvalidPayloadError
 from ...contract.payloads import to_json_mapping
-from ...mongodb import codec
+from ...mongodb.documents.encoding import encode_mapping
+from ...mongodb.documents.run_events import event_size_bytes
 
 
 def text_of(content: object) -> str:
@@ -44,7 +45,7 @@ def storable_part(payload: object, max_bytes: int) -> dict[str, Any]:
             entry = to_json_mapping({key: value}, "payload")
         except InvalidPayloadError:
             continue
-        size_bytes = codec.event_size_bytes(codec.encode_mapping(entry))
+        size_bytes = event_size_bytes(encode_mapping(entry))
         if size_bytes <= max_bytes:
             max_bytes -= size_bytes
             kept |= entry

@@ -42,7 +42,7 @@ def _key_is_native(key: str) -> bool:
 
 
 def _is_native(value: JSONValue) -> bool:
-    """Whether BSON gives `value` back as it is."""
+    """Whether BSON returns `value` unchanged."""
     kind = type(value)
     if kind is str:
         return _text_is_native(cast("str", value))
@@ -72,7 +72,7 @@ def encode_value(value: JSONValue) -> Any:
 
 
 def _plain(value: object) -> Any:
-    """`value` with plain integers for the driver's 64-bit ones, all the way down."""
+    """`value` with the driver's 64-bit integers as plain ones, at any depth."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in cast("Document", value).items()}
     if isinstance(value, list):
@@ -96,7 +96,7 @@ def _keys_need_no_mark(payload: dict[str, Any]) -> bool:
 
 
 def _needs_no_mark(payload: dict[str, JSONValue]) -> bool:
-    """Whether a payload is stored as it is. True of most; a wrong False only costs a closer look."""
+    """Whether a payload is stored unchanged. True for most; a wrong False only costs an exact check."""
     if not _keys_need_no_mark(payload):
         return False
     todo: list[Any] = [payload.values()]
@@ -118,7 +118,7 @@ def _needs_no_mark(payload: dict[str, JSONValue]) -> bool:
 
 
 def encode_mapping(payload: dict[str, JSONValue]) -> Document:
-    """A payload as the subdocument that is stored; keys and values each for themselves."""
+    """A payload as the subdocument that is stored; each key and value is marked on its own."""
     if _needs_no_mark(payload):
         return payload
     return {_encode_key(key): encode_value(value) for key, value in payload.items()}
@@ -128,8 +128,8 @@ def _decode_key(key: str) -> str:
     return json.loads(key[len(JSON_MARK) :]) if key.startswith(JSON_MARK) else key
 
 
-def _is_as_given(stored: dict[str, Any]) -> bool:
-    """Whether nothing in a stored payload needs decoding. True of most, and the hot path of every row."""
+def _needs_no_decoding(stored: dict[str, Any]) -> bool:
+    """Whether a stored payload is the payload. True for most, and on the hot path of every row."""
     if JSON_MARK in "\n".join(stored):
         return False
     todo: list[Any] = [stored.values()]
@@ -150,14 +150,14 @@ def _is_as_given(stored: dict[str, Any]) -> bool:
 
 
 def decode_mapping(stored: dict[str, Any]) -> dict[str, JSONValue]:
-    """The payload that a subdocument stands for; the subdocument itself, where that is the same."""
-    if _is_as_given(stored):
+    """The payload of a stored subdocument: the subdocument itself where nothing needs decoding."""
+    if _needs_no_decoding(stored):
         return stored
     return {_decode_key(key): decode_value(value) for key, value in stored.items()}
 
 
 def encode_text(name: str, value: object) -> Any:
-    """A text of any length, or None, as it is stored; `TypeError` for anything else."""
+    """A text of any length, or None, as it is stored; raises `ArgumentTypeError` for anything else."""
     if value is None:
         return None
     if not isinstance(value, str):

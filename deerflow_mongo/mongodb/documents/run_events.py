@@ -29,7 +29,7 @@ SERVER_FIELDS = ("_id", "seq", "stored_at")
 """An event's fields that no caller gives; two calls with the same event differ in them."""
 
 LAST_NUMBER_FIELDS = ["seq", "stored_at", "was_stored_at", "floor", "founded_at"]
-"""What is read of a thread's last document, whichever of the three kinds it is."""
+"""What is read of a thread's last document, which may be of any of the three kinds."""
 
 
 def new_event(fields: Mapping[str, Any]) -> Document:

@@ -18,8 +18,9 @@ from ...contract.errors import (
 from ...contract.payloads import to_json, to_json_mapping
 from ...contract.protocols import RunEventStore
 from ...contract.rows import RunEventFields, RunEventRow
-from .. import codec, queries
-from ..codec import ONCE, Document
+from .. import queries
+from ..documents.encoding import Document, encode_content, encode_mapping
+from ..documents.run_events import ONCE, event_row, event_size_bytes, new_event, tombstone_update
 from ..documents.stored_times import stored_from_optional, stored_now
 from ..drivers.base import DRIVER_ERRORS, MAX_DOCUMENT_BYTES, Collection, translated
 from ..schema import SEQ_FALLING, SEQ_RISING
@@ -50,14 +51,14 @@ def _encoded(place: str, event: object, now: str) -> Document:
         raise ArgumentValueError(f"{prefix}{name} is missing; a run event needs {', '.join(_NEEDED)}")
     content = given.get("content")
     user_id = arguments.optional_text(prefix + "user_id", given.get("user_id"))
-    return codec.new_event(
+    return new_event(
         {
             "thread_id": arguments.identifier(prefix + "thread_id", thread_id),
             "run_id": arguments.identifier(prefix + "run_id", run_id),
             "event_type": arguments.status_text(prefix + "event_type", event_type),
             "category": arguments.status_text(prefix + "category", category),
-            "content": codec.encode_content(to_json("" if content is None else content, prefix + "content")),
-            "metadata": codec.encode_mapping(to_json_mapping(given.get("metadata"), prefix + "metadata")),
+            "content": encode_content(to_json("" if content is None else content, prefix + "content")),
+            "metadata": encode_mapping(to_json_mapping(given.get("metadata"), prefix + "metadata")),
             "created_at": stored_from_optional(prefix + "created_at", given.get("created_at")) or now,
             **({} if user_id is None else {"user_id": user_id}),
         }
@@ -70,12 +71,12 @@ def _size_bytes(position: int | None, document: Document) -> int:
     `position` is that in its batch, None of the only one.
     """
     try:
-        size_bytes = codec.event_size_bytes(document) + _ROOM_FOR_NUMBERS_BYTES
+        size_bytes = event_size_bytes(document) + _ROOM_FOR_NUMBERS_BYTES
     except DRIVER_ERRORS as error:
         raise translated(error, document) from error
     if size_bytes > MAX_DOCUMENT_BYTES:
-        name = max(("content", "metadata"), key=lambda part: codec.event_size_bytes({"": document[part]}))
-        part_bytes = codec.event_size_bytes({"": document[name]})
+        name = max(("content", "metadata"), key=lambda part: event_size_bytes({"": document[part]}))
+        part_bytes = event_size_bytes({"": document[name]})
         place = name if position is None else f"events[{position}].{name}"
         raise PayloadTooLargeError(place, part_bytes, MAX_DOCUMENT_BYTES)
     return size_bytes
@@ -128,7 +129,7 @@ class MongoRunEventStore(RunEventStore, Following):
         while True:
             found = await self._events.find(query, sort=SEQ_RISING, limit=1)
             if found:
-                return codec.event_row(found[0]), False
+                return event_row(found[0]), False
             try:
                 [row] = await self._put([dict(document)], now, permit)
             except AlreadyThereError:
@@ -157,7 +158,7 @@ class MongoRunEventStore(RunEventStore, Following):
         rows: list[Any] = [None] * len(documents)
         for places, numbered in zip(positions.values(), stored, strict=True):
             for position, document in zip(places, numbered, strict=True):
-                rows[position] = codec.event_row(document)
+                rows[position] = event_row(document)
         return rows
 
     def _permit(self, thread_ids: Iterable[str]) -> asyncio.Future[None] | None:
@@ -257,7 +258,7 @@ class MongoRunEventStore(RunEventStore, Following):
         found = await self._if_allowed(
             query["thread_id"], self._committed.find(query, sort=sort, limit=limit)
         )
-        return [codec.event_row(document) for document in found]
+        return [event_row(document) for document in found]
 
     async def _if_allowed(
         self, thread_id: str, reading: Coroutine[Any, Any, list[Document]]
@@ -308,7 +309,7 @@ class MongoRunEventStore(RunEventStore, Following):
         if user_id is not None and await self._owners.first_refused([thread_id], user_id) is not None:
             return 0
         last = await self._log.last_number(thread_id)
-        return await self._events.update_many(query, codec.event_stub(last, utc_now() + STUB_LIFE))
+        return await self._events.update_many(query, tombstone_update(last, utc_now() + STUB_LIFE))
 
     # What was accepted and is not written yet.
 

@@ -30,8 +30,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ...contract.errors import StorageClosedError, StorageError, StorageUnavailableError
-from .. import codec
-from ..codec import HEAD_SEQ, ONCE, Document
+from ..documents.encoding import Document
+from ..documents.run_events import ANCHOR_SEQ, ONCE, anchor_document
 from ..drivers.base import Collection, DuplicateKeyError
 from ..schema import EVENT_NUMBERS, SEQ_FALLING, SEQ_RISING
 
@@ -345,7 +345,7 @@ class EventLog:
         stored_at = max(utc_now(), thread.last_stored_at)
         for seq, item in enumerate(pending, thread.last + 1):
             item["seq"], item["stored_at"] = seq, stored_at
-        head = [] if thread.has_head else [codec.thread_head(thread.thread_id, stored_at)]
+        head = [] if thread.has_head else [anchor_document(thread.thread_id, stored_at)]
         is_one_unit = len(pending) == 1 or (
             len(pending) <= MAX_GROUP_EVENTS and sum(batch.size_bytes for batch in group) <= MAX_GROUP_BYTES
         )
@@ -450,7 +450,7 @@ class EventLog:
         Retention may have removed events above `last`. Their numbers are not known any more, but no thread
         was ever given a million numbers a second: the microseconds since 1970 are beyond all of them.
         """
-        by_head: Document = {"thread_id": thread_id, "seq": HEAD_SEQ}
+        by_head: Document = {"thread_id": thread_id, "seq": ANCHOR_SEQ}
         while True:
             head = await self._events.find_one(by_head)
             if head is None:

@@ -1,13 +1,6 @@
-"""Votes and comments. One document per row; the one vote of a user on a run is kept single by a unique index.
-
-A row becomes the vote when `upsert` first meets it: it gets the field `vote`, which a partial unique index
-covers. Rows on a message never do.
-"""
+"""Votes and comments: one document per row; a unique index allows one vote of a user on a run."""
 
 from __future__ import annotations
-
-import uuid
-from typing import Any
 
 from ...contract import arguments
 from ...contract.actor import UserId
@@ -15,29 +8,28 @@ from ...contract.errors import StorageError
 from ...contract.protocols import FeedbackStore
 from ...contract.rows import CreationOrder, FeedbackRow, FeedbackTotals
 from ...contract.times import clock
-from .. import codec, queries
-from ..codec import VOTE, Document
-from ..documents.stored_times import stored_from_stamp
+from .. import queries
+from ..documents.encoding import encode_text
+from ..documents.feedback import (
+    feedback_row,
+    feedback_totals,
+    new_feedback,
+    newest_by_run,
+    newest_by_run_pipeline,
+    totals_pipeline,
+    vote_update,
+)
 from ..drivers.base import Collection, DuplicateKeyError
-from ..schema import NEWEST_FIRST, OLDEST_FIRST, Keys
-
-# The row that is the vote already, else the newest that may become it.
-_VOTE_FIRST = ((VOTE, -1), *NEWEST_FIRST)
+from ..queries import Query
+from ..schema import FEEDBACK_BY_RUN, NEWEST_FIRST, OLDEST_FIRST, VOTE_FIRST, Keys
 
 _ORDERS: dict[str, Keys] = {"newest_first": NEWEST_FIRST, "oldest_first": OLDEST_FIRST}
 
-_UPSERT_TRIES = 5
-"""One more is enough after a lost race against another first vote (MongoDB's upsert with a partial index)."""
+_UPSERT_ATTEMPTS = 5
+"""Two are enough after a lost race against another first vote (MongoDB's upsert with a partial index)."""
 
-
-def _content(rating: object, comment: object) -> Document:
-    order = clock.stamp_us()
-    return {
-        "rating": arguments.rating(rating),
-        "comment": codec.encode_text("comment", comment),
-        "created_at": stored_from_stamp(order),
-        "order": order,
-    }
+_RUNS_PER_BATCH = 100_000
+"""Runs of a thread in one answer of the server, unless they exceed 16 MiB."""
 
 
 class MongoFeedbackStore(FeedbackStore):
@@ -59,16 +51,17 @@ class MongoFeedbackStore(FeedbackStore):
     ) -> FeedbackRow:
         owner = arguments.optional_text("owner_id", owner_id)
         user = owner if user_id is None else user_id
-        document: Document = {
-            "_id": str(uuid.uuid4()),
-            "schema_version": codec.SCHEMA_VERSION,
-            **queries.of_run(thread_id, run_id),
-            "user_id": arguments.acting_user(user, "FeedbackStore.create"),
-            "message_id": arguments.optional_text("message_id", message_id),
-            **_content(rating, comment),
-        }
+        document = new_feedback(
+            thread_id=arguments.identifier("thread_id", thread_id),
+            run_id=arguments.identifier("run_id", run_id),
+            user_id=arguments.acting_user(user, "FeedbackStore.create"),
+            message_id=arguments.optional_text("message_id", message_id),
+            rating=arguments.rating(rating),
+            comment=encode_text("comment", comment),
+            stamp_us=clock.stamp_us(),
+        )
         await self._collection.insert_one(document)
-        return codec.feedback_row(document)
+        return feedback_row(document)
 
     async def upsert(
         self,
@@ -81,24 +74,23 @@ class MongoFeedbackStore(FeedbackStore):
     ) -> FeedbackRow:
         user = arguments.acting_user(user_id, "FeedbackStore.upsert")
         query = queries.vote_of(thread_id, run_id, user)
-        update: Document = {
-            "$set": {VOTE: True, **_content(rating, comment)},
-            "$setOnInsert": {"_id": str(uuid.uuid4()), "schema_version": codec.SCHEMA_VERSION},
-        }
-        for _ in range(_UPSERT_TRIES):
+        update = vote_update(arguments.rating(rating), encode_text("comment", comment), clock.stamp_us())
+        for _ in range(_UPSERT_ATTEMPTS):
             try:
-                return codec.feedback_row(
-                    await self._collection.find_one_and_upsert(query, update, sort=_VOTE_FIRST)
-                )
+                document = await self._collection.find_one_and_upsert(query, update, sort=VOTE_FIRST)
             except DuplicateKeyError:
                 continue  # another first vote of this user was stored meanwhile: replace that one
-        raise StorageError(f"the vote on run {run_id!r} met another one {_UPSERT_TRIES} times; try again")
+            return feedback_row(document)
+        raise StorageError(
+            f"the vote on run {run_id!r} lost the race against another vote of the same user "
+            f"{_UPSERT_ATTEMPTS} times; try again"
+        )
 
     async def get(self, feedback_id: str, *, user_id: UserId = None) -> FeedbackRow | None:
         query = queries.feedback_by_id(feedback_id)
         queries.owned(query, user_id, "FeedbackStore.get")
         document = await self._collection.find_one(query)
-        return None if document is None else codec.feedback_row(document)
+        return None if document is None else feedback_row(document)
 
     async def delete(self, feedback_id: str, *, user_id: UserId = None) -> bool:
         query = queries.feedback_by_id(feedback_id)
@@ -133,44 +125,23 @@ class MongoFeedbackStore(FeedbackStore):
     async def list_by_thread_grouped(self, thread_id: str, *, user_id: UserId) -> dict[str, FeedbackRow]:
         user = arguments.acting_user(user_id, "FeedbackStore.list_by_thread_grouped")
         query = queries.of_user_in_thread(thread_id, user)
-        newest = await self._collection.aggregate(
-            [
-                {"$match": query},
-                # In the order of the index `user_run_newest`, which then gives one entry a run.
-                {"$sort": {"thread_id": 1, "user_id": 1, "run_id": 1, **dict(NEWEST_FIRST)}},
-                {"$group": {"_id": "$run_id", "newest": {"$first": "$$ROOT"}}},
-            ],
-            batch_size=_GROUPED_BATCH,
-        )
-        return {group["_id"]: codec.feedback_row(group["newest"]) for group in newest}
+        pipeline = newest_by_run_pipeline(query, FEEDBACK_BY_RUN.keys)
+        return newest_by_run(await self._collection.aggregate(pipeline, batch_size=_RUNS_PER_BATCH))
 
     async def aggregate_by_run(self, thread_id: str, run_id: str) -> FeedbackTotals:
         query = queries.of_run(thread_id, run_id)
-        counts = await self._collection.aggregate(
-            [{"$match": query}, {"$group": {"_id": "$rating", "count": {"$sum": 1}}}]
-        )
-        by_rating: dict[Any, int] = {group["_id"]: group["count"] for group in counts}
-        positive, negative = +by_rating.get(1, 0), +by_rating.get(-1, 0)
-        return {
-            "run_id": query["run_id"],
-            "total": positive + negative,
-            "positive": positive,
-            "negative": negative,
-        }
+        groups = await self._collection.aggregate(totals_pipeline(query))
+        return feedback_totals(arguments.identifier("run_id", run_id), groups)
 
     async def delete_by_run(self, *, thread_id: str, run_id: str, user_id: UserId) -> bool:
         user = arguments.acting_user(user_id, "FeedbackStore.delete_by_run")
         query = queries.vote_of(thread_id, run_id, user)
-        return await self._collection.find_one_and_delete(query, sort=_VOTE_FIRST) is not None
+        return await self._collection.find_one_and_delete(query, sort=VOTE_FIRST) is not None
 
-    async def _rows(self, query: Document, limit: int, order: CreationOrder) -> list[FeedbackRow]:
+    async def _rows(self, query: Query, limit: int, order: CreationOrder) -> list[FeedbackRow]:
         sort = _ORDERS[arguments.one_of("order", order, _ORDERS)]
         rows = arguments.row_limit("limit", limit)
         if rows == 0:
             return []
         documents = await self._collection.find(query, sort=sort, limit=rows)
-        return [codec.feedback_row(document) for document in documents]
-
-
-_GROUPED_BATCH = 100_000
-"""Runs of a thread in one answer of the server, unless they exceed 16 MiB."""
+        return [feedback_row(document) for document in documents]

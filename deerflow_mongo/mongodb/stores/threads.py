@@ -1,4 +1,4 @@
-"""Thread metadata: the host's own half and its routes' half in one object, one document per thread."""
+"""Thread metadata: one document per thread, for the host's own methods and for those of its routes."""
 
 from __future__ import annotations
 
@@ -13,45 +13,28 @@ from ...contract.payloads import to_json_mapping
 from ...contract.protocols import ThreadStore
 from ...contract.rows import ThreadMeta, ThreadMetaCreate, ThreadOrder
 from ...contract.times import clock
-from .. import codec, queries
-from ..codec import Document
-from ..documents.stored_times import stored_from_stamp, stored_now
+from .. import queries
+from ..documents.digests import metadata_digests
+from ..documents.encoding import Update, encode_text
+from ..documents.threads import (
+    insert_if_absent_update,
+    metadata_merge_update,
+    new_thread,
+    running_update,
+    thread_fields,
+    thread_row,
+    thread_update,
+)
 from ..drivers.base import Collection, DuplicateKeyError
+from ..queries import Query
 from ..schema import LAST_UPDATED_FIRST, NEWEST_FIRST, Keys
 
 logger = logging.getLogger(__name__)
 
-_ENSURE_TRIES = 2
-"""The second tells a lost race, which it wins, from a thread of somebody else."""
-
-
 _ORDERS: dict[str, Keys] = {"newest_first": NEWEST_FIRST, "last_updated_first": LAST_UPDATED_FIRST}
 
-
-def _new_thread(
-    *,
-    assistant_id: object = None,
-    display_name: object = None,
-    status: object = "idle",
-    metadata: Mapping[str, Any] | None = None,
-) -> Document:
-    """A new thread's fields, but for its id and its owner."""
-    order = clock.stamp_us()
-    created_at = stored_from_stamp(order)
-    return {
-        "schema_version": codec.SCHEMA_VERSION,
-        "assistant_id": arguments.optional_text("assistant_id", assistant_id),
-        "display_name": codec.encode_text("display_name", display_name),
-        "status": arguments.status_text("status", status),
-        **_metadata(metadata),
-        "created_at": created_at,
-        "updated_at": created_at,
-        "order": order,
-    }
-
-
-def _metadata(metadata: Mapping[str, Any] | None) -> Document:
-    return codec.thread_metadata(to_json_mapping(metadata, "metadata"))
+_ENSURE_ATTEMPTS = 2
+"""The second succeeds after a lost race, and fails again when the thread belongs to another user."""
 
 
 class MongoThreadStore(ThreadStore):
@@ -60,24 +43,26 @@ class MongoThreadStore(ThreadStore):
     def __init__(self, collection: Collection) -> None:
         self._collection = collection
 
-    # The host's own half.
+    # The host's own methods.
 
     async def create_thread_meta(self, data: ThreadMetaCreate) -> ThreadMeta:
-        document: Document = {
-            **queries.thread_by_id(data.thread_id),
-            "user_id": arguments.optional_text("user_id", data.user_id),
-            **_new_thread(
-                assistant_id=data.assistant_id,
-                display_name=data.display_name,
-                status=data.status,
-                metadata=data.metadata,
+        thread_id = arguments.identifier("thread_id", data.thread_id)
+        document = new_thread(
+            thread_id,
+            thread_fields(
+                user_id=arguments.optional_text("user_id", data.user_id),
+                assistant_id=arguments.optional_text("assistant_id", data.assistant_id),
+                display_name=encode_text("display_name", data.display_name),
+                status=arguments.status_text("status", data.status),
+                metadata=to_json_mapping(data.metadata, "metadata"),
+                stamp_us=clock.stamp_us(),
             ),
-        }
+        )
         try:
             await self._collection.insert_one(document)
         except DuplicateKeyError as error:
-            raise ThreadExistsError(document["_id"]) from error.__cause__
-        return codec.thread_row(document)
+            raise ThreadExistsError(thread_id) from error.__cause__
+        return thread_row(document)
 
     async def get_thread_meta(self, thread_id: str) -> ThreadMeta | None:
         return await self._find(queries.thread_by_id(thread_id))
@@ -94,31 +79,28 @@ class MongoThreadStore(ThreadStore):
     ) -> None:
         query = queries.thread_by_id(thread_id)
         queries.owned(query, user_id, "ThreadStore.update_thread_meta")
-        changes: Document = {"updated_at": stored_now()}
-        if assistant_id is not None:
-            changes["assistant_id"] = arguments.optional_text("assistant_id", assistant_id)
-        if display_name is not None:
-            changes["display_name"] = codec.encode_text("display_name", display_name)
-        if status is not None:
-            changes["status"] = arguments.status_text("status", status)
-        if metadata is not None:
-            changes |= _metadata(metadata)
-        await self._update(query, {"$set": changes}, "update_thread_meta")
+        update = thread_update(
+            assistant_id=arguments.optional_text("assistant_id", assistant_id),
+            display_name=encode_text("display_name", display_name),
+            status=None if status is None else arguments.status_text("status", status),
+            metadata=None if metadata is None else to_json_mapping(metadata, "metadata"),
+        )
+        await self._update(query, update, thread_id, "update_thread_meta")
 
     async def merge_thread_metadata(
         self, thread_id: str, metadata: Mapping[str, Any], *, user_id: UserId = None
     ) -> None:
         query = queries.thread_by_id(thread_id)
         queries.owned(query, user_id, "ThreadStore.merge_thread_metadata")
-        merged = codec.merged_thread_metadata(to_json_mapping(metadata, "metadata"))
-        await self._update(query, [{"$set": {**merged, "updated_at": stored_now()}}], "merge_thread_metadata")
+        update = metadata_merge_update(to_json_mapping(metadata, "metadata"))
+        await self._update(query, update, thread_id, "merge_thread_metadata")
 
     async def delete_thread(self, thread_id: str, *, user_id: UserId = None) -> bool:
         query = queries.thread_by_id(thread_id)
         queries.owned(query, user_id, "ThreadStore.delete_thread")
         return await self._collection.delete_one(query)
 
-    # The routes' half.
+    # The methods of its routes.
 
     async def get_thread(self, thread_id: str, *, user_id: UserId = AUTO) -> ThreadMeta | None:
         query = queries.thread_by_id(thread_id)
@@ -133,17 +115,21 @@ class MongoThreadStore(ThreadStore):
         user_id: UserId = AUTO,
     ) -> ThreadMeta:
         query = queries.thread_by_id(thread_id)
-        new = _new_thread(assistant_id=assistant_id, metadata=metadata)
-        queries.owned(query, user_id, "ThreadStore.ensure_thread")
-        if "user_id" not in query:
-            new["user_id"] = None
-        update = {"$setOnInsert": new}
-        for _ in range(_ENSURE_TRIES):
+        user = arguments.acting_user(user_id, "ThreadStore.ensure_thread")
+        fields = thread_fields(
+            user_id=user,
+            assistant_id=arguments.optional_text("assistant_id", assistant_id),
+            metadata=to_json_mapping(metadata, "metadata"),
+            stamp_us=clock.stamp_us(),
+        )
+        queries.owned(query, user, "ThreadStore.ensure_thread")
+        update = insert_if_absent_update(fields)
+        for _ in range(_ENSURE_ATTEMPTS):
             try:
-                return codec.thread_row(await self._collection.find_one_and_upsert(query, update))
+                return thread_row(await self._collection.find_one_and_upsert(query, update))
             except DuplicateKeyError:
-                continue  # somebody else's thread, or the same caller's that was made meanwhile
-        raise ThreadAccessError(query["_id"], "use")
+                continue  # another user's thread, or the same user's that was created meanwhile
+        raise ThreadAccessError(arguments.identifier("thread_id", thread_id), "use")
 
     async def ensure_thread_running(
         self,
@@ -153,12 +139,13 @@ class MongoThreadStore(ThreadStore):
         metadata: Mapping[str, Any] | None = None,
     ) -> ThreadMeta:
         query = queries.thread_by_id(thread_id)
-        new = _new_thread(assistant_id=assistant_id, metadata=metadata)
-        new["user_id"] = arguments.optional_text("user_id", current_user_id())
-        for name in ("status", "updated_at"):
-            del new[name]
-        update = {"$set": {"status": "running", "updated_at": stored_now()}, "$setOnInsert": new}
-        return codec.thread_row(await self._collection.find_one_and_upsert(query, update))
+        fields = thread_fields(
+            user_id=arguments.optional_text("user_id", current_user_id()),
+            assistant_id=arguments.optional_text("assistant_id", assistant_id),
+            metadata=to_json_mapping(metadata, "metadata"),
+            stamp_us=clock.stamp_us(),
+        )
+        return thread_row(await self._collection.find_one_and_upsert(query, running_update(fields)))
 
     async def sync_thread_title(self, *, thread_id: str, title: str) -> None:
         await self.update_thread_meta(thread_id, display_name=title)
@@ -187,19 +174,25 @@ class MongoThreadStore(ThreadStore):
         query = queries.threads_matching(
             status=status,
             assistant_id=assistant_id,
-            metadata_digests=codec.metadata_digests(to_json_mapping(metadata, "metadata")),
+            metadata_digests=metadata_digests(to_json_mapping(metadata, "metadata")),
         )
         queries.owned(query, user_id, "ThreadStore.search_threads")
         rows, skipped = arguments.row_limit("limit", limit), arguments.row_limit("offset", offset)
         if rows == 0:
             return []
         documents = await self._collection.find(query, sort=sort, limit=rows, skip=skipped)
-        return [codec.thread_row(document) for document in documents]
+        return [thread_row(document) for document in documents]
 
-    async def _update(self, query: Document, update: Document | list[Document], operation: str) -> None:
-        if not await self._collection.update_one(query, update):
-            logger.warning("%s: there is no thread %r; nothing was changed", operation, query["_id"])
-
-    async def _find(self, query: Document) -> ThreadMeta | None:
+    async def _find(self, query: Query) -> ThreadMeta | None:
         document = await self._collection.find_one(query)
-        return None if document is None else codec.thread_row(document)
+        return None if document is None else thread_row(document)
+
+    async def _update(self, query: Query, update: Update, thread_id: str, operation: str) -> None:
+        if not await self._collection.update_one(query, update):
+            thread_id = arguments.identifier("thread_id", thread_id)
+            logger.warning(
+                "%s: there is no thread %r; nothing was changed",
+                operation,
+                thread_id,
+                extra={"operation": operation, "thread_id": thread_id},
+            )

@@ -1,7 +1,7 @@
-"""Accounts: who may log in, for a host that keeps its users in the same database.
+"""Accounts: who may log in, for a host that stores its users in the same database.
 
-What a password, a role or a token version means is the host's affair; here a hash is text that no error and
-no log shows. No two accounts have one email or one OAuth identity, whatever races: unique indexes decide.
+What a password hash, a role or a token version means is up to the host; a hash appears in no error and no
+log. Unique indexes guarantee that no two accounts have the same email or the same OAuth identity.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from ...contract import arguments
 from ...contract.capabilities import UserStore
 from ...contract.errors import UserExistsError
 from ...contract.rows import TimeInput, UserRow
-from .. import codec, queries
-from ..codec import Document
-from ..documents.stored_times import stored_from_optional, stored_now
+from .. import queries
+from ..documents.counting import count_pipeline, counted
+from ..documents.encoding import Document
+from ..documents.stored_times import stored_from_optional
+from ..documents.users import new_user, user_fields, user_row, user_update
 from ..drivers.base import Collection, DuplicateKeyError
-from ..schema import EMAIL_INDEX, OAUTH_INDEX
+from ..queries import Query
+from ..schema import EMAIL_INDEX, OAUTH_INDEX, OLDEST_USER_FIRST
 
-_OLDEST_OF_ROLE = (("created_at", 1), ("_id", 1))
-_TAKEN = {EMAIL_INDEX.name: "email", OAUTH_INDEX.name: "OAuth identity"}
+_UNIQUE = ((EMAIL_INDEX, "email"), (OAUTH_INDEX, "OAuth identity"))
 
 
-def _fields(
+def _checked_fields(
     *,
     email: object,
     password_hash: object,
@@ -33,35 +35,34 @@ def _fields(
     needs_setup: object,
     token_version: object,
 ) -> Document:
-    """An account's fields, but for its id and its age."""
-    return {
-        "email": arguments.identifier("email", email),
-        "password_hash": arguments.optional_text("password_hash", password_hash),
-        "system_role": arguments.identifier("system_role", system_role),
-        "oauth_provider": arguments.optional_text("oauth_provider", oauth_provider),
-        "oauth_id": arguments.optional_text("oauth_id", oauth_id),
-        "needs_setup": arguments.flag("needs_setup", needs_setup),
-        "token_version": arguments.count("token_version", token_version),
-    }
+    return user_fields(
+        email=arguments.identifier("email", email),
+        password_hash=arguments.optional_text("password_hash", password_hash),
+        system_role=arguments.identifier("system_role", system_role),
+        oauth_provider=arguments.optional_text("oauth_provider", oauth_provider),
+        oauth_id=arguments.optional_text("oauth_id", oauth_id),
+        needs_setup=arguments.flag("needs_setup", needs_setup),
+        token_version=arguments.count("token_version", token_version),
+    )
 
 
-def _taken(error: DuplicateKeyError) -> UserExistsError:
-    """Which of an account's unique values another one has; the id, where no index of ours is named."""
+def _exists_error(error: DuplicateKeyError) -> UserExistsError:
+    """The error that names the unique value; the id where the server names none of our indexes."""
     details = cast("Mapping[str, Any]", getattr(error.__cause__, "details", None) or {})
     values = cast("Mapping[str, Any]", details.get("keyValue") or {})
-    # mongomock names the last index that it looked at, also where there was nothing to compare.
+    # mongomock names the last index that it checked, even one whose values the account does not have.
     keys = {name for name, value in values.items() if value is not None}
-    for index in (EMAIL_INDEX, OAUTH_INDEX):
+    for index, unique_value in _UNIQUE:
         if keys == {name for name, _ in index.keys}:
-            return UserExistsError(_TAKEN[index.name])
+            return UserExistsError(unique_value)
     return UserExistsError("id" if values else "id, email or OAuth identity")
 
 
 class MongoUserStore(UserStore):
-    """Accounts on MongoDB. Every method is one command; `UserExistsError` leaves everything as it was."""
+    """`UserStore` on MongoDB. Every method is one command; `UserExistsError` means that nothing changed."""
 
     def __init__(self, collection: Collection) -> None:
-        """`collection` must read from the primary: a session ends with the password that began it."""
+        """`collection` must read from the primary: a changed password ends older sessions at once."""
         self._collection = collection
 
     async def create(
@@ -77,10 +78,9 @@ class MongoUserStore(UserStore):
         needs_setup: bool = False,
         token_version: int = 0,
     ) -> UserRow:
-        document: Document = {
-            **queries.user_by_id(user_id),
-            "schema_version": codec.SCHEMA_VERSION,
-            **_fields(
+        document = new_user(
+            arguments.identifier("user_id", user_id),
+            _checked_fields(
                 email=email,
                 password_hash=password_hash,
                 system_role=system_role,
@@ -89,13 +89,13 @@ class MongoUserStore(UserStore):
                 needs_setup=needs_setup,
                 token_version=token_version,
             ),
-            "created_at": stored_from_optional("created_at", created_at) or stored_now(),
-        }
+            stored_from_optional("created_at", created_at),
+        )
         try:
             await self._collection.insert_one(document)
         except DuplicateKeyError as error:
-            raise _taken(error) from error.__cause__
-        return codec.user_row(document)
+            raise _exists_error(error) from error.__cause__
+        return user_row(document)
 
     async def get(self, user_id: str) -> UserRow | None:
         return await self._find(queries.user_by_id(user_id))
@@ -118,7 +118,7 @@ class MongoUserStore(UserStore):
         needs_setup: bool,
         token_version: int,
     ) -> bool:
-        changes = _fields(
+        fields = _checked_fields(
             email=email,
             password_hash=password_hash,
             system_role=system_role,
@@ -128,25 +128,23 @@ class MongoUserStore(UserStore):
             token_version=token_version,
         )
         try:
-            return bool(await self._collection.update_one(queries.user_by_id(user_id), {"$set": changes}))
+            return bool(await self._collection.update_one(queries.user_by_id(user_id), user_update(fields)))
         except DuplicateKeyError as error:
-            raise _taken(error) from error.__cause__
+            raise _exists_error(error) from error.__cause__
 
     async def count(self, *, system_role: str | None = None) -> int:
-        counts = await self._collection.aggregate(
-            [{"$match": queries.users_of_role(system_role)}, {"$group": {"_id": None, "users": {"$sum": 1}}}]
-        )
-        return +counts[0]["users"] if counts else 0
+        pipeline = count_pipeline(queries.users_of_role(system_role))
+        return counted(await self._collection.aggregate(pipeline))
 
     async def list_by_role(self, system_role: str, *, limit: int = 100) -> list[UserRow]:
         rows = arguments.row_limit("limit", limit)
         if rows == 0:
             return []
         documents = await self._collection.find(
-            queries.users_of_role(system_role), sort=_OLDEST_OF_ROLE, limit=rows
+            queries.users_of_role(system_role), sort=OLDEST_USER_FIRST, limit=rows
         )
-        return [codec.user_row(document) for document in documents]
+        return [user_row(document) for document in documents]
 
-    async def _find(self, query: Document) -> UserRow | None:
+    async def _find(self, query: Query) -> UserRow | None:
         document = await self._collection.find_one(query)
-        return None if document is None else codec.user_row(document)
+        return None if document is None else user_row(document)

@@ -12,8 +12,8 @@ import pytest
 from bson import ObjectId
 from pymongo import MongoClient
 
-from deerflow_mongo import MongoStorage, Storage, create_storage
-from deerflow_mongo.mongodb.codec import SCHEMA_VERSION
+from deerflow_mongo import MongoStorage, Storage, StorageError, create_storage
+from deerflow_mongo.mongodb.documents.versions import SCHEMA_VERSION
 
 Raw = MongoClient[dict[str, Any]]
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00")
@@ -26,7 +26,7 @@ async def storage(mongodb_url: str, database_name: str) -> AsyncIterator[Storage
         yield opened
 
 
-def test_the_documents_below_are_those_of_schema_version_1() -> None:
+def test_pinned_documents_are_of_schema_version_1() -> None:
     assert SCHEMA_VERSION == 1
 
 
@@ -132,7 +132,7 @@ async def test_thread_document(storage: Storage, raw_client: Raw, database_name:
         "status": "idle",
         "metadata": {"source": "web", "n": 1},
         # BLAKE2b-64 of the JSON text "source" and BLAKE2b-96 of ["source","web"]; of "n" and ["n",1].
-        # Stored, so never to be computed otherwise.
+        # They are stored, so the way they are computed must not change.
         "metadata_digests": [
             "0f0bd31dd81b3045f2ce9504dde4b939b6724cae",
             "fd661c26408c6ed2b88170f9cb4d5cff493f0fe9",
@@ -143,18 +143,18 @@ async def test_thread_document(storage: Storage, raw_client: Raw, database_name:
 async def test_merged_thread_metadata_has_one_digest_for_each_key(
     storage: Storage, raw_client: Raw, database_name: str
 ) -> None:
-    """As many as fifty merges of one key leave; each is the digest that the metadata written whole has."""
+    """After fifty merges of one key; the digests are those of the same metadata written at once."""
     await storage.threads.ensure_thread(thread_id="t", user_id=None, metadata={"source": "web", "n": 1})
     merges = (storage.threads.merge_thread_metadata("t", {"a.b": number, "n": 2}) for number in range(50))
     await asyncio.gather(*merges)
     threads = raw_client[database_name]["threads"]
     merged = threads.find_one({"_id": "t"}) or {}
     assert list(merged["metadata"]) == ["source", "n", "a.b"]
-    await storage.threads.ensure_thread(thread_id="whole", user_id=None, metadata=merged["metadata"])
-    whole = threads.find_one({"_id": "whole"}) or {}
-    assert sorted(merged["metadata_digests"]) == sorted(whole["metadata_digests"])
+    await storage.threads.ensure_thread(thread_id="at-once", user_id=None, metadata=merged["metadata"])
+    at_once = threads.find_one({"_id": "at-once"}) or {}
+    assert sorted(merged["metadata_digests"]) == sorted(at_once["metadata_digests"])
     assert merged["metadata_digests"][0] == "0f0bd31dd81b3045f2ce9504dde4b939b6724cae"
-    assert len(whole["metadata_digests"]) == 3
+    assert len(at_once["metadata_digests"]) == 3
 
 
 async def test_user_document(storage: Storage, raw_client: Raw, database_name: str) -> None:
@@ -162,7 +162,7 @@ async def test_user_document(storage: Storage, raw_client: Raw, database_name: s
     await storage.users.create(
         "u",
         email="alice@example.org",
-        password_hash="$2b$12$hash",  # noqa: S106 - nobody's
+        password_hash="$2b$12$hash",  # noqa: S106 - made up
         system_role="admin",
         created_at="2026-04-22T11:26:38+08:00",
         oauth_provider="github",
@@ -189,10 +189,10 @@ async def test_user_document(storage: Storage, raw_client: Raw, database_name: s
     assert {name: document[name] for name in nothing} == dict.fromkeys(nothing)
 
 
-async def test_an_event_for_a_user_names_the_user(
+async def test_event_stored_for_a_user_has_the_user_id(
     storage: Storage, raw_client: Raw, database_name: str
 ) -> None:
-    """Another one has no such field."""
+    """An event without a user has no such field."""
     event: Any = {"thread_id": "t", "run_id": "r", "event_type": "said", "category": "message"}
     for user_id in ("alice", None, ""):
         await storage.run_events.put(**event, user_id=user_id)
@@ -201,11 +201,11 @@ async def test_an_event_for_a_user_names_the_user(
     common = {"_id", "schema_version", "thread_id", "seq", "stored_at", "run_id", "event_type", "category"}
     assert set(events[0]) == common | {"content", "metadata", "created_at", "user_id"}
     await storage.run_events.delete_by_run("t", "r", user_id="alice")
-    stub = raw_client[database_name]["run_events"].find_one({"seq": 1}) or {}
-    assert "user_id" not in stub
+    tombstone = raw_client[database_name]["run_events"].find_one({"seq": 1}) or {}
+    assert "user_id" not in tombstone
 
 
-async def test_event_document(storage: Storage, raw_client: Raw, database_name: str) -> None:
+async def test_event_and_anchor_documents(storage: Storage, raw_client: Raw, database_name: str) -> None:
     await storage.run_events.put(
         thread_id="t",
         run_id="r",
@@ -216,13 +216,13 @@ async def test_event_document(storage: Storage, raw_client: Raw, database_name: 
         created_at="2026-04-22T11:26:38+08:00",
     )
     await storage.run_events.put_if_absent(thread_id="t", run_id="r", event_type="end", category="lifecycle")
-    head, first, second = raw_client[database_name]["run_events"].find().sort("seq")
-    ids = {head.pop("_id"), first.pop("_id"), second.pop("_id")}
-    assert {type(own_id) for own_id in ids} == {ObjectId}
-    moments = {head.pop("founded_at"), first.pop("stored_at")}
+    anchor, first, second = raw_client[database_name]["run_events"].find().sort("seq")
+    ids = {anchor.pop("_id"), first.pop("_id"), second.pop("_id")}
+    assert {type(document_id) for document_id in ids} == {ObjectId}
+    moments = {anchor.pop("founded_at"), first.pop("stored_at")}
     assert len(moments) == 1
     assert all(isinstance(moment, datetime) for moment in moments)
-    assert head == {"schema_version": 1, "thread_id": "t", "seq": 0, "floor": 0}
+    assert anchor == {"schema_version": 1, "thread_id": "t", "seq": 0, "floor": 0}
     assert first == {
         "schema_version": 1,
         "thread_id": "t",
@@ -237,21 +237,21 @@ async def test_event_document(storage: Storage, raw_client: Raw, database_name: 
     assert (second["seq"], second["content"], second["once"]) == (2, "", True)
 
 
-async def test_stub_of_a_deleted_event(storage: Storage, raw_client: Raw, database_name: str) -> None:
-    """The last number of the thread stays for ever, the others for a day."""
+async def test_tombstone_of_a_deleted_event(storage: Storage, raw_client: Raw, database_name: str) -> None:
+    """The tombstone of the thread's last number never expires, the others after a day."""
     event: Any = {"thread_id": "t", "run_id": "r", "event_type": "said", "category": "message"}
     await storage.run_events.put_batch([event, event])
     collection = raw_client[database_name]["run_events"]
     before = {item["seq"]: item for item in collection.find({"seq": {"$gt": 0}})}
     await storage.run_events.delete_by_run("t", "r")
     first, last = collection.find({"seq": {"$gt": 0}}).sort("seq")
-    life = first.pop("forget_at") - before[1]["stored_at"]
-    assert timedelta(days=1) <= life < timedelta(days=1, minutes=5)
+    lifetime = first.pop("forget_at") - before[1]["stored_at"]
+    assert timedelta(days=1) <= lifetime < timedelta(days=1, minutes=5)
     assert last.pop("forget_at") is None
-    for stub in (first, last):
-        event_before = before[stub["seq"]]
-        kept = {name: event_before[name] for name in ("_id", "schema_version", "thread_id", "seq")}
-        assert stub == {**kept, "was_stored_at": event_before["stored_at"]}
+    for tombstone in (first, last):
+        event_before = before[tombstone["seq"]]
+        unchanged = {name: event_before[name] for name in ("_id", "schema_version", "thread_id", "seq")}
+        assert tombstone == {**unchanged, "was_stored_at": event_before["stored_at"]}
 
 
 async def test_schema_version_document(storage: Storage, raw_client: Raw, database_name: str) -> None:
@@ -260,7 +260,9 @@ async def test_schema_version_document(storage: Storage, raw_client: Raw, databa
     assert document == {"_id": "deerflow-mongo", "version": 1}
 
 
-async def test_people_can_query_what_is_stored(storage: Storage, raw_client: Raw, database_name: str) -> None:
+async def test_stored_payloads_and_counts_can_be_queried(
+    storage: Storage, raw_client: Raw, database_name: str
+) -> None:
     for number in range(3):
         await storage.runs.create(f"r{number}", "t", user_id="a", metadata={"n": number, "huge": 10**30})
         await storage.runs.record_token_usage(f"r{number}", caller="subagent", input_tokens=number)
@@ -268,3 +270,12 @@ async def test_people_can_query_what_is_stored(storage: Storage, raw_client: Raw
     assert [run["_id"] for run in runs.find({"metadata.n": {"$gte": 2}})] == ["r2"]
     assert [run["_id"] for run in runs.find({"tokens.by_caller.subagent": 1})] == ["r1"]
     assert runs.count_documents({"created_at": {"$gt": "2020-01-01", "$lt": "2999"}}) == 3
+
+
+async def test_document_with_a_newer_schema_version_is_refused(
+    storage: Storage, raw_client: Raw, database_name: str
+) -> None:
+    await storage.runs.create("r", "t", user_id="a")
+    raw_client[database_name]["runs"].update_one({"_id": "r"}, {"$set": {"schema_version": 99}})
+    with pytest.raises(StorageError, match=r"'r' has schema version 99.*upgrade"):
+        await storage.runs.get("r", user_id="a")

@@ -1,0 +1,109 @@
+"""Thread documents: a thread's owner, status and title, and its metadata with a digest of every key."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from ...contract.rows import JSONValue, ThreadMeta
+from .digests import KEY_DIGEST_LENGTH, key_part, metadata_digests
+from .encoding import Document, decode_mapping, decode_text, encode_mapping
+from .stored_times import stored_from_stamp, stored_now
+from .versions import SCHEMA_VERSION, check_version
+
+
+def thread_fields(
+    *,
+    user_id: str | None,
+    assistant_id: str | None,
+    metadata: dict[str, JSONValue],
+    stamp_us: int,
+    display_name: Any = None,
+    status: str = "idle",
+) -> Document:
+    """A new thread, created at the clock's stamp, without its id."""
+    created_at = stored_from_stamp(stamp_us)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "user_id": user_id,
+        "assistant_id": assistant_id,
+        "display_name": display_name,
+        "status": status,
+        **thread_metadata(metadata),
+        "created_at": created_at,
+        "updated_at": created_at,
+        "order": stamp_us,
+    }
+
+
+def new_thread(thread_id: str, fields: Document) -> Document:
+    return {"_id": thread_id, **fields}
+
+
+def thread_metadata(payload: dict[str, JSONValue]) -> Document:
+    """The two fields that hold a thread's metadata; every write sets both."""
+    return {"metadata": encode_mapping(payload), "metadata_digests": metadata_digests(payload)}
+
+
+def thread_row(document: Document) -> ThreadMeta:
+    check_version(document)
+    return ThreadMeta(
+        thread_id=document["_id"],
+        assistant_id=document["assistant_id"],
+        user_id=document["user_id"],
+        display_name=decode_text(document["display_name"]),
+        status=document["status"],
+        metadata=decode_mapping(document["metadata"]),
+        created_time=datetime.fromisoformat(document["created_at"]),
+        updated_time=datetime.fromisoformat(document["updated_at"]),
+    )
+
+
+# -- updates ---------------------------------------------------------------------------------------
+
+
+def thread_update(
+    *,
+    assistant_id: str | None,
+    display_name: Any,
+    status: str | None,
+    metadata: dict[str, JSONValue] | None,
+) -> Document:
+    """Set what is not None; the metadata is replaced as a whole."""
+    changes: Document = {"updated_at": stored_now()}
+    for name, value in (("assistant_id", assistant_id), ("display_name", display_name), ("status", status)):
+        if value is not None:
+            changes[name] = value
+    if metadata is not None:
+        changes |= thread_metadata(metadata)
+    return {"$set": changes}
+
+
+def metadata_merge_update(payload: dict[str, JSONValue]) -> list[Document]:
+    """Merge `payload` into a thread's metadata by its top-level keys, and replace these keys' digests."""
+    new = thread_metadata(payload)
+    digests: list[str] = new["metadata_digests"]
+    key_of_digest = {"$substrBytes": ["$$digest", 0, KEY_DIGEST_LENGTH]}
+    is_replaced = {"$in": [key_of_digest, list(map(key_part, digests))]}
+    is_unchanged = {"$eq": [is_replaced, False]}
+    unchanged = {"$filter": {"input": "$metadata_digests", "as": "digest", "cond": is_unchanged}}
+    stage = {
+        "metadata": {"$mergeObjects": ["$metadata", {"$literal": new["metadata"]}]},
+        "metadata_digests": {"$concatArrays": [unchanged, digests]},
+        "updated_at": stored_now(),
+    }
+    return [{"$set": stage}]
+
+
+def insert_if_absent_update(fields: Document) -> Document:
+    """The upsert that stores a new thread and leaves an existing one unchanged."""
+    return {"$setOnInsert": fields}
+
+
+def running_update(fields: Document) -> Document:
+    """The upsert that sets a thread's status to "running" and stores a new thread where there is none."""
+    changes = {"status": "running", "updated_at": stored_now()}
+    return {
+        "$set": changes,
+        "$setOnInsert": {name: value for name, value in fields.items() if name not in changes},
+    }
