@@ -1,9 +1,9 @@
-"""LangGraph's checkpoints beside the stores: opens and closes langgraph-checkpoint-mongodb's saver.
+"""LangGraph's checkpoints in the storage's database: opens and closes langgraph-checkpoint-mongodb's saver.
 
-What a checkpoint looks like, and how it is written and read, is that package's affair; there is no saver of
-our own here. Theirs is synchronous, on a client of its own: its constructor makes indexes, its `a...` methods
-run in threads. So it is built in a thread, at the first use, and nothing of it is imported before. It comes
-without type information and is `Any` here.
+That package defines how a checkpoint is stored, written and read; there is no saver of our own here. It is
+synchronous and has a client of its own: its constructor creates indexes, and its `a...` methods run in
+threads. It is therefore imported and built at the first use, in a thread. It has no type information and is
+`Any` here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .drivers.pymongo_async import client_settings
 
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_WRITES = "checkpoint_writes"
-"""The collections, after the prefix; the names are the saver's own."""
+"""The collections after the prefix, named as the saver names them by default."""
 
 _logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Checkpointer:
     """The one saver of a storage and its client, within one event loop."""
 
     def __init__(self, options: Callable[[], Awaitable[DriverOptions]], collection_prefix: str) -> None:
-        """`options` is awaited at the first use."""
+        """`options` is called and awaited at the first use."""
         self._options = options
         self._prefix = collection_prefix
         self._opening: asyncio.Task[Any] | None = None
@@ -41,17 +41,17 @@ class Checkpointer:
         self._closed = False
 
     async def saver(self) -> Any:
-        """The saver, opened by the first of many callers; where that fails they all hear of it."""
+        """The saver. Concurrent first calls open it once; if that fails, all of them raise the error."""
         self._check_open()
         if self._opening is None or _has_failed(self._opening):
             self._opening = asyncio.create_task(self._open())
-        # A caller that is cancelled takes it from nobody else.
+        # Shielded: cancelling one caller must not cancel the others.
         saver = await asyncio.shield(self._opening)
         self._check_open()
         return saver
 
     async def close(self) -> None:
-        """Idempotent. Calls of `saver` under way end with the error that the storage is closed."""
+        """Idempotent. Pending calls of `saver` raise `StorageClosedError`."""
         with self._lock:
             self._closed = True
             client, self._client = self._client, None
@@ -69,7 +69,7 @@ class Checkpointer:
         return await asyncio.to_thread(self._build, saver_class, options)
 
     def _build(self, saver_class: Any, options: DriverOptions) -> Any:
-        """Connect and make the indexes; runs in a thread, which a close ends by closing its client."""
+        """Connect and create the indexes. Runs in a thread; `close` ends it by closing its client."""
         with translating():
             client = self._client_for(options)
             try:
@@ -81,11 +81,11 @@ class Checkpointer:
                 )
             finally:
                 if self._closed:
-                    client.close()  # the first close passes over a client that was not connected yet
+                    client.close()  # the first close has no effect on a client that was not connected yet
                 self._check_open()
 
     def _client_for(self, options: DriverOptions) -> MongoClient[Any]:
-        """The client, kept where a caller has been told that it cannot connect: it goes on trying."""
+        """The client. It is reused after a failed connection, since it goes on trying to connect."""
         with self._lock:
             self._check_open()
             if self._client is None:
@@ -107,7 +107,7 @@ def _saver_class() -> Any:
 
 
 def _connect(options: DriverOptions) -> MongoClient[Any]:
-    """A client that connects at its first use; its write concern is the URI's, or else the stores' own."""
+    """A client that connects at its first use, with the URI's write concern, or else that of the stores."""
     settings: dict[str, Any] = {"driver": DRIVER_INFO, "connect": False, **client_settings(options)}
     client: MongoClient[Any] = MongoClient(options.url, **settings)
     if client.write_concern.document:
@@ -121,4 +121,4 @@ async def _bounded_close(client: MongoClient[Any]) -> None:
     try:
         await asyncio.wait_for(asyncio.to_thread(client.close), 2 * CLOSE_TIMEOUT_S)
     except TimeoutError:
-        _logger.warning("the checkpointer's client did not close in time and was left alone")
+        _logger.warning("the checkpointer's client did not close in time; it is no longer waited for")

@@ -1,6 +1,6 @@
-"""`MongoStorage`: opens a driver, wires the stores, sets the schema up and closes everything again.
+"""`MongoStorage`: opens a driver, builds the stores, sets up the schema and closes everything.
 
-What a store does is in `stores/`, what is stored in `codec.py` and `schema.py`.
+What a store does is in `stores/` and `events/`, what is stored in `documents/` and `schema.py`.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ _DRIVERS: dict[str, tuple[str, str, str, str]] = {
     "mongomock": ("mongomock", "MongomockDriver", "mongomock-motor", "mongomock"),
 }
 
-# The module a caller's client comes from -> the driver for it. The mock's client passes itself off as
-# Motor's, so it stands first.
+# The module of a caller's client -> its driver. The mock's client claims to be Motor's, so the mock is first.
 _CLIENT_MODULES = {"mongomock_motor": "mongomock", "pymongo.asynchronous": "pymongo", "motor": "motor"}
 
 
@@ -59,23 +58,23 @@ def _driver_of(client: Any) -> str:
         if any(module.startswith(prefix + ".") for module in modules):
             return driver
     raise StorageConfigError(
-        f"client is a {modules[0]}{type(client).__qualname__}; an AsyncMongoClient of PyMongo, an "
-        "AsyncIOMotorClient or an AsyncMongoMockClient is needed"
+        f"client is a {modules[0]}{type(client).__qualname__}; expected an AsyncMongoClient of PyMongo, an "
+        "AsyncIOMotorClient or an AsyncMongoMockClient"
     )
 
 
 class _EmbeddedHold:
-    """The storage's one hold on its embedded server, taken by whichever of its clients opens first."""
+    """The storage's one reference to its embedded server, acquired when the first of its clients opens."""
 
     def __init__(self, config: MongoConfig) -> None:
         self._config = config
-        self._starting = threading.Lock()  # taken in threads only, for as long as a start lasts
+        self._starting = threading.Lock()  # acquired in threads only, for the duration of a start
         self._lock = threading.Lock()
         self._server: EmbeddedServer | None = None
         self._closed = False
 
     async def url(self) -> str:
-        """The address of the server, which is started or shared at the first use."""
+        """The URL of the server, which is started, or shared with others, at the first use."""
         return await asyncio.to_thread(self._started)
 
     async def release(self) -> None:
@@ -86,7 +85,7 @@ class _EmbeddedHold:
             await asyncio.to_thread(server.release)
 
     def _started(self) -> str:
-        """Runs in a thread, which goes on when the waiting task is cancelled."""
+        """Runs in a thread, which continues when the waiting task is cancelled."""
         with self._starting:
             server = self._server
             if server is None and not self._closed:
@@ -96,7 +95,7 @@ class _EmbeddedHold:
         return server.url
 
     def _start(self) -> EmbeddedServer | None:
-        """The server, or None where the storage was closed meanwhile."""
+        """The server, or None if the storage was closed meanwhile."""
         server = start_embedded(self._config.data_dir, mongod_path=self._config.mongod_path)
         with self._lock:
             if not self._closed:
@@ -109,8 +108,8 @@ class _EmbeddedHold:
 class MongoStorage(Storage, Accounts, Checkpointing):
     """`Storage` on MongoDB, with accounts, checkpoints and run events that can be followed.
 
-    Building it connects to nothing; it is used within one event loop and process. A `client` that is passed
-    in is used as it is, its timeouts included, and never closed.
+    Building it opens no connection; it belongs to one event loop and process. A `client` that is passed in is
+    used with its own settings, timeouts included, and never closed.
     """
 
     def __init__(self, config: MongoConfig, *, client: Any = None) -> None:
@@ -132,10 +131,10 @@ class MongoStorage(Storage, Accounts, Checkpointing):
 
     @classmethod
     def open(cls, config: MongoConfig | Mapping[str, Any] | str, *, client: Any = None) -> Self:
-        """The storage that a configuration describes, for hosts that want MongoDB and its types.
+        """The storage for a configuration, for hosts that want MongoDB and its types.
 
         `config` is a `MongoConfig`, a mapping of its fields, or a URL alone; `$NAME` values of the latter two
-        are read from the environment. Connects to nothing yet; use it with `async with`, or with `setup()`
+        are read from the environment. Opens no connection yet; use it with `async with`, or with `setup()`
         and `aclose()`. Raises `StorageConfigError`.
         """
         if not isinstance(config, MongoConfig):
@@ -155,7 +154,7 @@ class MongoStorage(Storage, Accounts, Checkpointing):
 
     @property
     def driver(self) -> Driver:
-        """The driver below the stores, for tools that look at the server itself."""
+        """The driver that the stores use, for tools that inspect the server itself."""
         return self._driver
 
     @property
@@ -176,38 +175,37 @@ class MongoStorage(Storage, Accounts, Checkpointing):
 
     @property
     def users(self) -> MongoUserStore:
-        """Accounts, for hosts that store theirs here; no other store uses them."""
+        """Accounts, for hosts that store theirs here; the other stores do not use them."""
         return self._users
 
     def observer(self) -> StorageRunObserver:
-        """An observer that writes to these stores."""
         return StorageRunObserver(self._runs, self._threads)
 
     async def checkpointer(self) -> Any:
         """LangGraph's `MongoDBSaver` on the same server and database, the same object at every call.
 
-        Needs the extra `checkpointer`. The saver connects and makes its indexes here, at the first call, on a
-        client of its own that is closed with the storage; what goes wrong later are PyMongo's errors, not the
+        Needs the extra `checkpointer`. The first call connects and creates the saver's indexes, on a client
+        of its own that is closed with the storage. Later errors of the saver are PyMongo's, not the
         package's. Its collections are `checkpoints` and `checkpoint_writes`, after the prefix.
         """
         self._driver.check_open()
         if self._driver.name == "mongomock":
             raise StorageConfigError(
-                "storage.checkpointer() needs a MongoDB server, and `driver: mongomock` has none: take "
+                "storage.checkpointer() needs a MongoDB server, which `driver: mongomock` does not have: use "
                 "LangGraph's InMemorySaver with the mock"
             )
         if not self._config.url:
             raise StorageConfigError(
-                "storage.checkpointer() opens a client of its own, and a storage that was given only a "
-                "`client` does not know where: give `url` as well"
+                "storage.checkpointer() opens a client of its own and needs the server's address, which a "
+                "storage built from a `client` alone does not have: set `url` as well"
             )
         return await self._checkpointer.saver()
 
     async def setup(self) -> None:
-        """Make collections, validators and indexes; idempotent, harmless when raced by many processes.
+        """Create collections, validators and indexes. Idempotent; many processes may call it at once.
 
-        Raises `StorageConfigError` where a newer release has set up the database, and where an index of ours
-        exists with other options.
+        Raises `StorageConfigError` if a newer release has set up the database, or an index conflicts with one
+        of ours.
         """
         config = self._config
         await migrations.apply(
@@ -215,18 +213,17 @@ class MongoStorage(Storage, Accounts, Checkpointing):
         )
 
     async def ping(self) -> None:
-        """One command to the server the driver selects; see `Storage.ping`."""
         await self._driver.command({"ping": 1})
 
     async def inspect(self) -> migrations.SchemaReport:
-        """Which collections and indexes exist or are missing; changes nothing."""
+        """Report which collections and indexes exist, differ or are missing; changes nothing."""
         return await migrations.inspect(self._driver, self._config.collection_prefix)
 
     async def aclose(self) -> None:
-        """Write the run events that were accepted, close the clients, except one that the caller made, and
-        let go of an embedded server; idempotent.
+        """Write the accepted run events, close the clients and release the embedded server; idempotent.
 
-        Events that cannot be written within seconds are counted in the log, and their callers get the error.
+        A client that the caller made stays open. Events that cannot be written within seconds are counted in
+        the log, and their callers get the error.
         """
         try:
             await self._run_events.aclose()

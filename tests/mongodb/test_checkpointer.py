@@ -1,4 +1,4 @@
-"""LangGraph's saver on the storage's server: a graph goes on where it stopped, whatever ended in between."""
+"""LangGraph's saver on the storage's server: a graph resumes after its process or its server has ended."""
 
 # pyright: reportPrivateUsage=false
 
@@ -78,13 +78,13 @@ def _storage(url: str, **options: Any) -> MongoStorage:
 
 
 async def work(folder: str, *answer: str) -> None:
-    """Another process: take the graph to its question, or answer it; ends with the standard input."""
+    """Another process: run the graph up to its interrupt, or resume it; ends when stdin is closed."""
     async with _storage("embedded", data_dir=folder) as storage:
         graph = _graph(await storage.checkpointer())
         result = await graph.ainvoke(types.Command(resume=answer[0]) if answer else {"steps": []}, IN_THREAD)
         state = await graph.aget_state(IN_THREAD)
-        told = {"steps": result["steps"], "next": state.next}
-        await asyncio.to_thread(sys.stdout.write, json.dumps(told) + "\n")
+        report = {"steps": result["steps"], "next": state.next}
+        await asyncio.to_thread(sys.stdout.write, json.dumps(report) + "\n")
         sys.stdout.flush()
         await asyncio.to_thread(sys.stdin.read)
 
@@ -100,12 +100,12 @@ def _worker(folder: Path, *answer: str) -> subprocess.Popen[str]:
     )
 
 
-def _told(worker: subprocess.Popen[str]) -> dict[str, Any]:
+def _report(worker: subprocess.Popen[str]) -> dict[str, Any]:
     assert worker.stdout is not None
     return json.loads(worker.stdout.readline())
 
 
-def _let_end(folder: Path, worker: subprocess.Popen[str]) -> None:
+def _stop_normally(folder: Path, worker: subprocess.Popen[str]) -> None:
     worker.communicate(timeout=60)
     assert worker.returncode == 0
     assert not (folder / "server.json").exists()
@@ -113,42 +113,42 @@ def _let_end(folder: Path, worker: subprocess.Popen[str]) -> None:
 
 def _kill_everything(folder: Path, worker: subprocess.Popen[str]) -> None:
     mongod: int = json.loads((folder / "server.json").read_text(encoding="utf-8"))["pid"]
-    keeper = Path(f"/proc/{mongod}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1]
-    for pid in (worker.pid, mongod, int(keeper)):
+    supervisor = Path(f"/proc/{mongod}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1]
+    for pid in (worker.pid, mongod, int(supervisor)):
         os.kill(pid, signal.SIGKILL)
     worker.communicate(timeout=60)
 
 
-@pytest.mark.parametrize("end", [_let_end, _kill_everything])
-def test_a_graph_goes_on_in_a_new_process(
+@pytest.mark.parametrize("end", [_stop_normally, _kill_everything])
+def test_graph_resumes_in_a_new_process(
     end: Callable[[Path, subprocess.Popen[str]], None], tmp_path: Path
 ) -> None:
     folder = tmp_path / "data"
     with _worker(folder) as first:
-        assert _told(first) == {"steps": [f"planned by {first.pid}"], "next": ["ask"]}
+        assert _report(first) == {"steps": [f"planned by {first.pid}"], "next": ["ask"]}
         end(folder, first)
     with _worker(folder, "yes") as second:
         steps = [f"planned by {first.pid}", "answered yes", f"acted by {second.pid}"]
-        assert _told(second) == {"steps": steps, "next": []}
-        _let_end(folder, second)
+        assert _report(second) == {"steps": steps, "next": []}
+        _stop_normally(folder, second)
 
 
 @pytest.fixture
 async def new_storage(mongodb_url: str, database_name: str) -> AsyncIterator[Opener]:
-    made: list[MongoStorage] = []
+    opened: list[MongoStorage] = []
 
     def build(url: str = mongodb_url, **options: Any) -> MongoStorage:
-        made.append(_storage(url, database=database_name, **options))
-        return made[-1]
+        opened.append(_storage(url, database=database_name, **options))
+        return opened[-1]
 
     yield build
-    for storage in made:
+    for storage in opened:
         await storage.aclose()
 
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port that takes connections and never answers."""
+    """A port that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
@@ -171,11 +171,11 @@ async def _until(condition: Callable[[], bool]) -> None:
         if condition():
             return
         await asyncio.sleep(0.01)
-    raise AssertionError("it did not come about")
+    raise AssertionError("the condition did not become true in time")
 
 
 @pytest.mark.parametrize("driver", ["pymongo", "motor"])
-async def test_every_call_gives_the_same_saver(new_storage: Opener, driver: str) -> None:
+async def test_every_call_returns_the_same_saver(new_storage: Opener, driver: str) -> None:
     storage = new_storage(driver=driver)
     savers = await asyncio.gather(*(storage.checkpointer() for _ in range(20)))
     assert {id(saver) for saver in [*savers, await storage.checkpointer()]} == {id(savers[0])}
@@ -186,7 +186,7 @@ async def test_every_call_gives_the_same_saver(new_storage: Opener, driver: str)
     assert len(steps) == 3
 
 
-async def test_checkpoints_stand_under_the_prefix_in_the_storages_database(
+async def test_checkpoint_collections_have_the_prefix(
     new_storage: Opener, raw_client: Raw, database_name: str
 ) -> None:
     storage = new_storage(collection_prefix="p_")
@@ -197,7 +197,7 @@ async def test_checkpoints_stand_under_the_prefix_in_the_storages_database(
         assert database[name].distinct("thread_id") == ["t"]
 
 
-async def test_the_client_has_the_storages_settings(
+async def test_saver_client_has_the_settings_of_the_storage(
     new_storage: Opener, mongodb_url: str, server: EmbeddedServer
 ) -> None:
     for url, concern in ((mongodb_url, {"w": "majority"}), (mongodb_url + "&w=1", {"w": 1})):
@@ -223,7 +223,7 @@ async def test_storage_and_saver_share_one_embedded_server(
     assert not (tmp_path / "data" / "server.json").exists()
 
 
-async def test_a_cancelled_start_and_a_new_one_take_one_hold(
+async def test_cancelled_and_repeated_start_hold_the_server_once(
     tmp_path: Path, started: list[EmbeddedServer]
 ) -> None:
     storage = _storage("embedded", data_dir=str(tmp_path / "data"))
@@ -236,7 +236,7 @@ async def test_a_cancelled_start_and_a_new_one_take_one_hold(
     assert not (tmp_path / "data" / "server.json").exists()
 
 
-async def test_the_saver_is_closed_with_the_storage(new_storage: Opener) -> None:
+async def test_closing_the_storage_closes_the_saver(new_storage: Opener) -> None:
     storage = new_storage()
     saver = await storage.checkpointer()
     await storage.aclose()
@@ -246,14 +246,14 @@ async def test_the_saver_is_closed_with_the_storage(new_storage: Opener) -> None
         await storage.checkpointer()
 
 
-async def test_a_storage_closed_unused_opens_no_saver(new_storage: Opener) -> None:
+async def test_closed_storage_opens_no_saver(new_storage: Opener) -> None:
     storage = new_storage()
     await storage.aclose()
     with pytest.raises(StorageError, match="this storage is closed"):
         await storage.checkpointer()
 
 
-async def test_closing_ends_a_call_under_way(new_storage: Opener, silent_port: int) -> None:
+async def test_closing_ends_a_pending_call(new_storage: Opener, silent_port: int) -> None:
     storage = new_storage(f"mongodb://127.0.0.1:{silent_port}", timeout_ms=60_000)
     calls = [asyncio.create_task(storage.checkpointer()) for _ in range(3)]
     await _until(lambda: storage._checkpointer._client is not None)
@@ -266,7 +266,7 @@ async def test_closing_ends_a_call_under_way(new_storage: Opener, silent_port: i
 
 
 @pytest.mark.parametrize("delay_s", [0, 0.001, 0.01, 0.03, 0.1])
-async def test_whenever_it_is_closed_a_call_gives_a_saver_or_says_so(
+async def test_call_racing_a_close_returns_a_closed_saver_or_raises_closed_error(
     new_storage: Opener, delay_s: float
 ) -> None:
     storage = new_storage()
@@ -281,7 +281,7 @@ async def test_whenever_it_is_closed_a_call_gives_a_saver_or_says_so(
         assert str(error) == "this storage is closed"
 
 
-async def test_closing_while_the_embedded_server_starts_leaves_none(tmp_path: Path) -> None:
+async def test_closing_during_the_start_of_the_embedded_server_stops_it(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     storage = _storage("embedded", data_dir=str(folder))
     call = asyncio.create_task(storage.checkpointer())
@@ -292,7 +292,7 @@ async def test_closing_while_the_embedded_server_starts_leaves_none(tmp_path: Pa
     await _until(lambda: not (folder / "server.json").exists())
 
 
-async def test_a_cancelled_call_takes_the_saver_from_nobody(new_storage: Opener) -> None:
+async def test_cancelling_one_call_does_not_cancel_the_others(new_storage: Opener) -> None:
     storage = new_storage()
     first, second = (asyncio.create_task(storage.checkpointer()) for _ in range(2))
     await asyncio.sleep(0)
@@ -302,21 +302,21 @@ async def test_a_cancelled_call_takes_the_saver_from_nobody(new_storage: Opener)
         await first
 
 
-async def test_a_server_that_is_not_there_is_told_to_all_at_once_and_asked_anew(
+async def test_unreachable_server_fails_all_waiting_calls_and_the_next_call_tries_again(
     new_storage: Opener, silent_port: int
 ) -> None:
     storage = new_storage(f"mongodb://127.0.0.1:{silent_port}", timeout_ms=TIMEOUT_MS)
     await asyncio.to_thread(__import__, "langgraph.checkpoint.mongodb")
     began = time.monotonic()
-    told = await asyncio.gather(*(storage.checkpointer() for _ in range(20)), return_exceptions=True)
+    failures = await asyncio.gather(*(storage.checkpointer() for _ in range(20)), return_exceptions=True)
     assert time.monotonic() - began < TIMEOUT_MS / 1000 + SLACK_S
-    assert {type(error) for error in told} == {StorageUnavailableError}
+    assert {type(error) for error in failures} == {StorageUnavailableError}
     with pytest.raises(StorageUnavailableError, match="cannot be reached") as again:
         await storage.checkpointer()
-    assert again.value is not told[0]
+    assert again.value is not failures[0]
 
 
-async def test_a_call_succeeds_after_one_that_failed(
+async def test_call_succeeds_after_a_failed_one(
     new_storage: Opener, mongodb_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = new_storage()
@@ -327,7 +327,7 @@ async def test_a_call_succeeds_after_one_that_failed(
     await _graph(await storage.checkpointer()).ainvoke({"steps": []}, IN_THREAD)
 
 
-async def test_a_missing_package_is_named_with_the_command_that_installs_it(
+async def test_missing_package_error_has_the_install_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "langgraph.checkpoint.mongodb", None)
@@ -339,21 +339,21 @@ async def test_a_missing_package_is_named_with_the_command_that_installs_it(
         "storage.checkpointer() needs langgraph-checkpoint-mongodb, which is not installed. "
         "Install it with: pip install 'deerflow-mongo[checkpointer]'"
     )
-    assert not folder.exists()  # no server was started for nothing
+    assert not folder.exists()  # no server was started
 
 
-async def test_the_mock_has_no_server_for_a_saver() -> None:
+async def test_mock_has_no_checkpointer() -> None:
     async with aclosing(_storage("", driver="mongomock")) as storage:
         with pytest.raises(StorageConfigError, match="InMemorySaver"):
             await storage.checkpointer()
 
 
-async def test_a_client_alone_does_not_tell_where_the_server_is(mongodb_url: str, database_name: str) -> None:
+async def test_client_without_url_has_no_checkpointer(mongodb_url: str, database_name: str) -> None:
     config = {"backend": "mongodb", "database": database_name}
     async with AsyncMongoClient[dict[str, Any]](mongodb_url) as client:
         alone = create_storage(config, client=client)
         assert isinstance(alone, MongoStorage)
-        with pytest.raises(StorageConfigError, match="give `url` as well"):
+        with pytest.raises(StorageConfigError, match="set `url` as well"):
             await alone.checkpointer()
         await alone.aclose()
         both = create_storage({**config, "url": mongodb_url}, client=client)
@@ -362,7 +362,7 @@ async def test_a_client_alone_does_not_tell_where_the_server_is(mongodb_url: str
         await both.aclose()
 
 
-def test_nothing_is_imported_before_a_saver_is_asked_for(mongodb_url: str, database_name: str) -> None:
+def test_langgraph_is_imported_by_the_first_call_only(mongodb_url: str, database_name: str) -> None:
     code = """
 import asyncio, sys
 from deerflow_mongo import create_storage

@@ -1,11 +1,13 @@
-"""The storage as a whole: clients, closing, servers that are not there, and what the server's log shows."""
+"""The storage as a whole: clients, closing, unreachable servers, and the name in the server's log."""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from types import FunctionType
 from typing import Any, cast
 
 import pytest
@@ -16,6 +18,7 @@ from deerflow_mongo import (
     MongoStorage,
     Storage,
     StorageAccessError,
+    StorageClosedError,
     StorageConfigError,
     StorageError,
     StorageUnavailableError,
@@ -23,6 +26,11 @@ from deerflow_mongo import (
     create_storage,
 )
 from deerflow_mongo.mongodb.embedded import EmbeddedServer
+from deerflow_mongo.mongodb.events.store import MongoRunEventStore
+from deerflow_mongo.mongodb.stores.feedback import MongoFeedbackStore
+from deerflow_mongo.mongodb.stores.runs import MongoRunStore
+from deerflow_mongo.mongodb.stores.threads import MongoThreadStore
+from deerflow_mongo.mongodb.stores.users import MongoUserStore
 
 Raw = MongoClient[dict[str, Any]]
 TIMEOUT_MS = 400
@@ -32,14 +40,14 @@ SLACK_S = 3.0
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port that takes connections and never answers."""
+    """A port that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
 
 @pytest.fixture
 def dead_port() -> int:
-    """A port where nobody listens."""
+    """A port where nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
 
@@ -57,7 +65,7 @@ async def _within_time(call: Callable[[], Awaitable[Any]]) -> None:
 
 @pytest.mark.parametrize("driver", ["pymongo", "motor"])
 @pytest.mark.parametrize("kind", ["dead_port", "silent_port"])
-async def test_a_server_that_is_not_there_is_told_within_the_time(
+async def test_unreachable_server_is_an_error_within_the_timeout(
     kind: str, driver: str, request: pytest.FixtureRequest
 ) -> None:
     port: int = request.getfixturevalue(kind)
@@ -72,7 +80,7 @@ async def test_a_server_that_is_not_there_is_told_within_the_time(
 
 
 @pytest.mark.parametrize("driver", ["pymongo", "motor"])
-async def test_entering_the_context_fails_within_the_time_and_closes(driver: str, dead_port: int) -> None:
+async def test_failing_to_enter_the_context_closes_the_storage(driver: str, dead_port: int) -> None:
     storage = create_storage(
         _config(f"mongodb://127.0.0.1:{dead_port}", driver=driver, timeout_ms=TIMEOUT_MS)
     )
@@ -82,7 +90,7 @@ async def test_entering_the_context_fails_within_the_time_and_closes(driver: str
 
 
 @pytest.mark.parametrize("driver", ["pymongo", "motor"])
-async def test_a_stopped_server_leaves_aclose_bounded(
+async def test_aclose_is_bounded_when_the_server_has_stopped(
     driver: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     from deerflow_mongo.mongodb.embedded import start_embedded
@@ -99,13 +107,13 @@ async def test_a_stopped_server_leaves_aclose_bounded(
 
 
 @pytest.mark.parametrize("driver", ["pymongo", "motor", "mongomock"])
-async def test_a_closed_storage_says_so(driver: str, mongodb_url: str, database_name: str) -> None:
+async def test_closed_storage_raises_closed_error(driver: str, mongodb_url: str, database_name: str) -> None:
     storage = create_storage(_config(mongodb_url, database_name, driver=driver))
     await storage.setup()
     await storage.aclose()
     await storage.aclose()
     for call in (storage.setup, lambda: storage.runs.get("r", user_id=None)):
-        with pytest.raises(StorageError, match="this storage is closed"):
+        with pytest.raises(StorageClosedError, match="this storage is closed"):
             await call()
 
 
@@ -113,7 +121,7 @@ CLIENT_CLASSES: list[Any] = [AsyncMongoClient, AsyncIOMotorClient]
 
 
 @pytest.mark.parametrize("client_class", CLIENT_CLASSES)
-async def test_a_client_that_the_caller_made_is_used_and_never_closed(
+async def test_client_of_the_caller_is_used_and_never_closed(
     client_class: Any, mongodb_url: str, database_name: str
 ) -> None:
     client: Any = client_class(mongodb_url)
@@ -127,7 +135,7 @@ async def test_a_client_that_the_caller_made_is_used_and_never_closed(
         await closing
 
 
-async def test_a_mock_client_that_the_caller_made_is_used() -> None:
+async def test_mock_client_of_the_caller_is_used() -> None:
     from mongomock_motor import AsyncMongoMockClient  # pyright: ignore[reportMissingTypeStubs]
 
     client = cast("Any", AsyncMongoMockClient())
@@ -136,13 +144,13 @@ async def test_a_mock_client_that_the_caller_made_is_used() -> None:
     assert (await client["d"]["runs"].find_one({}))["_id"] == "r"
 
 
-def test_a_client_of_another_kind_is_told(raw_client: Raw) -> None:
-    with pytest.raises(StorageConfigError, match="MongoClient; an AsyncMongoClient of PyMongo"):
+def test_client_of_another_kind_is_an_error_that_lists_the_known_ones(raw_client: Raw) -> None:
+    with pytest.raises(StorageConfigError, match="MongoClient; expected an AsyncMongoClient of PyMongo"):
         create_storage({"backend": "mongodb"}, client=raw_client)
 
 
 @pytest.mark.parametrize("driver", ["pymongo", "motor"])
-async def test_the_servers_log_shows_us_by_name_and_version(
+async def test_server_log_has_the_package_name_and_version(
     driver: str, server: EmbeddedServer, database_name: str
 ) -> None:
     async with create_storage(_config(server.url, database_name, driver=driver)):
@@ -169,8 +177,8 @@ def _mongo_config(url: str, database: str, driver: str) -> Any:
     return mongo_config({"url": url, "database": database, "driver": driver})
 
 
-async def test_a_refused_login_is_an_access_error_that_shows_no_password(mongodb_url: str) -> None:
-    # The tests' server knows no users: any login fails.
+async def test_failed_login_is_an_access_error_without_the_password(mongodb_url: str) -> None:
+    # The tests' server has no users, so any login fails.
     url = mongodb_url.replace("mongodb://", "mongodb://somebody:s3cret@")
     storage = create_storage(_config(url, timeout_ms=5_000))
     with pytest.raises(StorageAccessError, match="refused the login") as error:
@@ -180,14 +188,14 @@ async def test_a_refused_login_is_an_access_error_that_shows_no_password(mongodb
     await storage.aclose()
 
 
-async def test_building_a_storage_connects_to_nothing(silent_port: int) -> None:
+async def test_building_a_storage_opens_no_connection(silent_port: int) -> None:
     storage = create_storage(_config(f"mongodb://127.0.0.1:{silent_port}"))
     assert isinstance(storage, Storage)
     assert "closed" not in repr(storage)
     await storage.aclose()
 
 
-async def test_url_embedded_starts_a_server_whose_data_is_there_the_next_time(tmp_path: Any) -> None:
+async def test_embedded_server_stores_its_data_for_the_next_start(tmp_path: Any) -> None:
     config = {"backend": "mongodb", "url": "embedded", "data_dir": str(tmp_path / "data")}
     async with create_storage(config) as storage:
         await storage.runs.create("r", "t", user_id="u", metadata={"k": 1})
@@ -197,7 +205,7 @@ async def test_url_embedded_starts_a_server_whose_data_is_there_the_next_time(tm
     assert row["metadata"] == {"k": 1}
 
 
-async def test_a_start_that_is_cancelled_leaves_no_server(tmp_path: Any) -> None:
+async def test_cancelled_start_leaves_no_server_running(tmp_path: Any) -> None:
     folder = tmp_path / "data"
     storage = create_storage({"backend": "mongodb", "url": "embedded", "data_dir": str(folder)})
     starting = asyncio.create_task(storage.setup())
@@ -206,17 +214,40 @@ async def test_a_start_that_is_cancelled_leaves_no_server(tmp_path: Any) -> None
     with pytest.raises(asyncio.CancelledError):
         await starting
     await storage.aclose()
-    for _ in range(200):  # the thread that was starting it gives it up when it is up
+    for _ in range(200):  # the thread that starts the server releases it once it is up
         if (folder / "mongod.log").exists() and not (folder / "server.json").exists():
             break
         await asyncio.sleep(0.1)
     assert not (folder / "server.json").exists()
 
 
-async def test_two_storages_of_one_folder_share_a_server(tmp_path: Any) -> None:
+async def test_two_storages_with_one_data_folder_share_a_server(tmp_path: Any) -> None:
     config = {"backend": "mongodb", "url": "embedded", "data_dir": str(tmp_path / "data")}
     async with create_storage(config) as first:
         async with create_storage(config) as second:
             await first.runs.create("r", "t", user_id="u")
             assert await second.runs.get("r", user_id="u") is not None
         assert await first.runs.get("r", user_id="u") is not None
+
+
+STORES = (MongoRunStore, MongoFeedbackStore, MongoThreadStore, MongoRunEventStore, MongoUserStore)
+
+
+def _contract_methods(store: type) -> dict[str, type]:
+    """The methods that a store implements, with the Protocol whose text it inherits."""
+    methods: dict[str, type] = {}
+    for protocol in store.__mro__[1:]:
+        for name, member in vars(protocol).items():
+            if isinstance(member, FunctionType) and not name.startswith("_") and name in vars(store):
+                methods.setdefault(name, protocol)
+    return methods
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_help_of_every_store_method_shows_the_text_of_the_contract(store: type) -> None:
+    methods = _contract_methods(store)
+    assert methods
+    for name, protocol in methods.items():
+        text = inspect.getdoc(getattr(protocol, name))
+        assert text, name
+        assert inspect.getdoc(getattr(store, name)) == text, name
