@@ -1,4 +1,4 @@
-"""Every operation is one command to the server, counted by command monitoring (CONTRACT section 3)."""
+"""Every operation is one command to the server, counted by command monitoring."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ OPERATIONS: dict[str, tuple[str, Operation]] = {
         lambda s: s.runs.update_status(RUN, "running", error="boom", metadata={"b": 1}),
     ),
     "runs.update_model_name": ("update", lambda s: s.runs.update_model_name(RUN, "m.1")),
-    "runs.update_run_completion, texts kept": (
+    "runs.update_run_completion, texts unchanged": (
         "update",
         lambda s: s.runs.update_run_completion(RUN, status="success", first_human_message=UNSET, error=UNSET),
     ),
@@ -252,7 +252,7 @@ USER_OPERATIONS: dict[str, tuple[str, Callable[[MongoUserStore], Awaitable[Any]]
 }
 
 ROWS = 150
-"""More than the 101 documents that a server's first answer holds by default."""
+"""More than the 101 documents that a server's first batch has by default."""
 
 
 async def _fill(storage: Storage) -> None:
@@ -268,7 +268,7 @@ async def _fill(storage: Storage) -> None:
 
 
 async def count_commands(storage: Storage, log: CommandLog) -> dict[str, list[str]]:
-    """The commands each operation sent, by operation."""
+    """The commands that each operation sent."""
     await _fill(storage)
     sent: dict[str, list[str]] = {}
     for name, (_, operation) in OPERATIONS.items():
@@ -349,7 +349,7 @@ OWNED_OPERATIONS: dict[str, tuple[list[str], Operation]] = {
 
 
 async def test_event_operations_send_these_commands(listening: tuple[Storage, CommandLog]) -> None:
-    """A thread's number is looked up once; what comes at once goes together."""
+    """A thread's last number is looked up once; calls at the same time share one insert."""
     storage, log = listening
     await storage.setup()
     await storage.threads.ensure_thread(thread_id=THREAD, user_id=USER)
@@ -359,7 +359,9 @@ async def test_event_operations_send_these_commands(listening: tuple[Storage, Co
         assert (name, log.names) == (name, commands)
 
 
-async def test_an_actors_right_is_asked_once_for_all_who_wait(listening: tuple[Storage, CommandLog]) -> None:
+async def test_waiting_calls_of_an_actor_share_one_read_of_the_owner(
+    listening: tuple[Storage, CommandLog],
+) -> None:
     storage, log = listening
     await storage.setup()
     await storage.threads.ensure_thread(thread_id=THREAD, user_id=USER)
@@ -374,7 +376,7 @@ async def test_an_actors_right_is_asked_once_for_all_who_wait(listening: tuple[S
         reset_actor_context(token)
 
 
-def test_every_method_of_the_contract_is_counted() -> None:
+def test_commands_are_counted_for_every_method_of_the_contract() -> None:
     from deerflow_mongo import FeedbackStore, RunEventStore, RunStore, ThreadStore
 
     stores = {

@@ -1,4 +1,4 @@
-"""Configuration: what is accepted, the error of each mistake, and that no password is shown."""
+"""Configuration: accepted options, the error for each mistake, and that no error text has a password."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def test_defaults() -> None:
 
 
 def test_options_override_the_database_and_timeout_of_the_uri() -> None:
-    said = mongo_config({"url": URL + "/own?timeoutMS=700"})
-    assert (said.database, said.timeout_ms) == ("own", None)
-    selecting = mongo_config({"url": URL + "/?serverSelectionTimeoutMS=200"})
-    assert selecting.timeout_ms is None
-    over = mongo_config({"url": URL + "/own?timeoutMS=700", "database": "other", "timeout_ms": 90})
-    assert (over.database, over.timeout_ms) == ("other", 90)
+    from_uri = mongo_config({"url": URL + "/own?timeoutMS=700"})
+    assert (from_uri.database, from_uri.timeout_ms) == ("own", None)
+    selection_timeout = mongo_config({"url": URL + "/?serverSelectionTimeoutMS=200"})
+    assert selection_timeout.timeout_ms is None
+    overridden = mongo_config({"url": URL + "/own?timeoutMS=700", "database": "other", "timeout_ms": 90})
+    assert (overridden.database, overridden.timeout_ms) == ("other", 90)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_any_mongodb_uri_is_accepted_without_connecting(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({}, "`url` is missing"),
         ({"url": ""}, "`url` is missing"),
@@ -85,13 +85,13 @@ def test_any_mongodb_uri_is_accepted_without_connecting(url: str) -> None:
         ({"url": URL, "mongod_path": "/usr/bin/mongod"}, "`mongod_path` goes with `url: embedded`"),
     ],
 )
-def test_each_mistake_is_named_by_its_key(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(StorageConfigError, match=said):
+def test_error_names_the_wrong_option(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(StorageConfigError, match=message):
         create_storage({"backend": "mongodb", **options})
 
 
-def test_config_object_has_the_documented_defaults_and_checks_itself() -> None:
-    """As the table of options has them, and not only when it is built from a mapping."""
+def test_config_object_fills_the_documented_defaults_and_validates_itself() -> None:
+    """A `MongoConfig` built directly behaves as one built from a mapping."""
     config = MongoConfig(url=URL)
     assert (config.database, config.timeout_ms) == ("deerflow", 25_000)
     assert MongoConfig(url=URL + "/own?timeoutMS=700").database == "own"
@@ -138,7 +138,7 @@ def test_values_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -
     assert (storage.config.database, storage.config.timeout_ms) == ("fromenv", 1500)
 
 
-def test_a_missing_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_environment_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DEERFLOW_TEST_NONE", raising=False)
     with pytest.raises(StorageConfigError, match=r"`url` is \$DEERFLOW_TEST_NONE"):
         create_storage({"backend": "mongodb", "url": "$DEERFLOW_TEST_NONE"})
@@ -149,7 +149,7 @@ def test_dollar_inside_a_value_is_not_a_variable() -> None:
     assert config.url == "mongodb://user:$ecret@h/"
 
 
-def test_yaml_section_of_a_hosts_file(tmp_path: Path) -> None:
+def test_storage_section_is_read_from_a_yaml_file(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(
         "models:\n  - name: m\nstorage:\n  backend: mongodb\n  url: mongodb://h/x\n  timeout_ms: 900\n",
@@ -161,7 +161,7 @@ def test_yaml_section_of_a_hosts_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("models: []\n", "no section `storage:`"),
         ("", "no section `storage:`"),
@@ -170,10 +170,10 @@ def test_yaml_section_of_a_hosts_file(tmp_path: Path) -> None:
         ("storage:\n\t- x\n", "not valid YAML"),
     ],
 )
-def test_file_without_the_section_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_file_without_a_valid_storage_section_is_an_error(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(StorageConfigError, match=said) as error:
+    with pytest.raises(StorageConfigError, match=message) as error:
         load_config(path)
     assert SECRET not in "".join(traceback.format_exception(error.value))
 
@@ -183,7 +183,9 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         load_config(tmp_path / "none.yaml")
 
 
-def test_without_pyyaml_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pyyaml_is_an_error_that_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(MissingDependencyError, match=r"deerflow-mongo\[yaml\]"):
         load_config(tmp_path / "config.yaml")
@@ -207,20 +209,20 @@ def test_without_pyyaml_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.M
         {"url": [SECRET_URL]},
     ],
 )
-def test_no_error_shows_the_password(options: dict[str, Any]) -> None:
+def test_no_configuration_error_contains_the_password(options: dict[str, Any]) -> None:
     with pytest.raises(StorageConfigError) as error:
         create_storage({"backend": "mongodb", **options})
     assert SECRET not in "".join(traceback.format_exception(error.value))
 
 
-async def test_no_repr_or_failure_shows_the_password() -> None:
+async def test_no_repr_or_connection_error_contains_the_password() -> None:
     storage: Any = create_storage({"backend": "mongodb", "url": SECRET_URL, "timeout_ms": 200})
-    shown = [repr(storage), str(storage), repr(storage.config), str(storage.config), f"{vars(storage)}"]
+    texts = [repr(storage), str(storage), repr(storage.config), str(storage.config), f"{vars(storage)}"]
     with pytest.raises(Exception, match="cannot be reached") as error:
         await storage.runs.get("r", user_id=None)
-    shown += ["".join(traceback.format_exception(error.value)), repr(storage.driver)]
+    texts += ["".join(traceback.format_exception(error.value)), repr(storage.driver)]
     await storage.aclose()
-    for text in shown:
+    for text in texts:
         assert SECRET not in text
         assert "s3cr@t" not in text
 

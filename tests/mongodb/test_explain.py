@@ -1,4 +1,4 @@
-"""Reads are index scans that examine as many documents as they return, as the server explains them."""
+"""Every read is an index scan that examines as many documents as it returns, as `explain` reports it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class ReadLog(CommandListener):
 
     def started(self, event: CommandStartedEvent) -> None:
         if event.command_name in ("find", "aggregate"):
-            kept = ("find", "aggregate", "filter", "sort", "limit", "skip", "pipeline", "cursor")
-            self.command = {name: value for name, value in event.command.items() if name in kept}
+            explainable = ("find", "aggregate", "filter", "sort", "limit", "skip", "pipeline", "cursor")
+            self.command = {name: value for name, value in event.command.items() if name in explainable}
 
     def succeeded(self, event: CommandSucceededEvent) -> None:
         pass
@@ -34,7 +34,7 @@ class ReadLog(CommandListener):
 
 
 def _oauth(user_id: str) -> dict[str, Any]:
-    """Half of the accounts have an identity elsewhere."""
+    """Half of the accounts have an OAuth identity."""
     return {"oauth_provider": "github", "oauth_id": user_id} if user_id.startswith("alice") else {}
 
 
@@ -73,7 +73,7 @@ async def _fill(storage: MongoStorage) -> None:
 
 
 class Explainer:
-    """Runs a read and gives what the server says of it: (index, documents examined, rows returned)."""
+    """Runs a read and returns what the server reports: (index, documents examined, rows returned)."""
 
     def __init__(
         self, storage: MongoStorage, log: ReadLog, raw: MongoClient[dict[str, Any]], database: str
@@ -119,14 +119,14 @@ async def explainer(mongodb_url: str, database_name: str, raw_client: MongoClien
     await client.close()
 
 
-async def test_a_run_by_id_examines_one_document(explainer: Explainer) -> None:
+async def test_run_by_id_examines_one_document(explainer: Explainer) -> None:
     runs = explainer.storage.runs
     assert await explainer.explain(runs.get("alice-3", user_id=None)) == ("IDHACK", 1, 1)
     _, examined, returned = await explainer.explain(runs.get("alice-3", user_id="alice"))
     assert (examined, returned) == (1, 1)
 
 
-async def test_newest_runs_of_a_thread_examine_what_they_return(explainer: Explainer) -> None:
+async def test_runs_of_a_thread_examine_as_many_as_they_return(explainer: Explainer) -> None:
     runs = explainer.storage.runs
     read = runs.list_by_thread("t", limit=LIMIT, user_id="bob")
     assert await explainer.explain(read) == ("thread_user_newest", LIMIT, LIMIT)
@@ -134,13 +134,13 @@ async def test_newest_runs_of_a_thread_examine_what_they_return(explainer: Expla
     assert await explainer.explain(read) == ("thread_newest", LIMIT, LIMIT)
 
 
-async def test_pending_runs_examine_what_they_return(explainer: Explainer) -> None:
+async def test_pending_runs_examine_as_many_as_they_return(explainer: Explainer) -> None:
     runs, pending = explainer.storage.runs, PENDING * len(USERS)
     assert await explainer.explain(runs.list_pending()) == ("pending_oldest", pending, pending)
     assert await explainer.explain(runs.list_pending(before="2020-01-01")) == ("pending_oldest", 0, 0)
 
 
-async def test_feedback_lists_examine_what_they_return(explainer: Explainer) -> None:
+async def test_feedback_lists_examine_as_many_as_they_return(explainer: Explainer) -> None:
     feedback = explainer.storage.feedback
     read = feedback.list_by_run("t", "alice-1", limit=LIMIT)
     assert await explainer.explain(read) == ("run_newest", LIMIT, LIMIT)
@@ -153,7 +153,7 @@ async def test_feedback_lists_examine_what_they_return(explainer: Explainer) -> 
     )
 
 
-async def test_feedback_listed_oldest_first_reads_the_same_indexes_backwards(explainer: Explainer) -> None:
+async def test_feedback_oldest_first_scans_the_same_indexes_backwards(explainer: Explainer) -> None:
     feedback = explainer.storage.feedback
     read = feedback.list_by_run("t", "alice-1", limit=LIMIT, order="oldest_first")
     assert await explainer.explain(read) == ("run_newest", LIMIT, LIMIT)
@@ -163,8 +163,8 @@ async def test_feedback_listed_oldest_first_reads_the_same_indexes_backwards(exp
     assert await explainer.explain(read) == ("thread_newest", LIMIT, LIMIT)
 
 
-async def test_a_users_feedback_of_a_thread_is_read_from_an_index(explainer: Explainer) -> None:
-    """In order, past the rows of the thread's other users."""
+async def test_feedback_of_a_user_in_a_thread_is_read_in_index_order(explainer: Explainer) -> None:
+    """The scan skips the rows of the thread's other users."""
     for order in ("newest_first", "oldest_first"):
         read = explainer.storage.feedback.list_by_thread("t", limit=LIMIT, user_id="bob", order=order)
         index, examined, returned = await explainer.explain(read)
@@ -172,7 +172,7 @@ async def test_a_users_feedback_of_a_thread_is_read_from_an_index(explainer: Exp
         assert examined <= len(USERS) * (LIMIT + 1)
 
 
-async def test_feedback_of_a_user_by_id_examines_one_document(explainer: Explainer) -> None:
+async def test_feedback_by_id_for_a_user_examines_one_document(explainer: Explainer) -> None:
     [row] = await explainer.storage.feedback.list_by_thread("t", limit=1)
     read = explainer.storage.feedback.get(row["feedback_id"], user_id=row["user_id"])
     _, examined, returned = await explainer.explain(read)
@@ -184,13 +184,13 @@ async def test_votes_are_counted_from_the_index_alone(explainer: Explainer) -> N
     assert (index, examined) == ("run_newest", 0)
 
 
-async def test_grouped_feedback_examines_one_document_a_run(explainer: Explainer) -> None:
+async def test_grouped_feedback_examines_one_document_per_run(explainer: Explainer) -> None:
     read = explainer.storage.feedback.list_by_thread_grouped("t", user_id="alice")
     index, examined, _ = await explainer.explain(read)
     assert (index, examined) == ("user_run_newest", PER_USER)
 
 
-async def test_token_usage_examines_the_threads_runs(explainer: Explainer) -> None:
+async def test_token_usage_examines_only_the_runs_of_the_thread(explainer: Explainer) -> None:
     read = explainer.storage.runs.token_usage_by_thread("t", user_id="alice")
     index, examined, _ = await explainer.explain(read)
     assert (index, examined) == ("thread_user_newest", PER_USER)
@@ -199,7 +199,7 @@ async def test_token_usage_examines_the_threads_runs(explainer: Explainer) -> No
     assert (index, examined) == ("thread_user_newest", PER_USER)
 
 
-async def test_thread_search_by_update_examines_what_it_returns(explainer: Explainer) -> None:
+async def test_thread_search_last_updated_first_examines_as_many_as_it_returns(explainer: Explainer) -> None:
     threads = explainer.storage.threads
     for offset in (0, LIMIT):
         read = threads.search_threads(user_id="bob", order="last_updated_first", limit=LIMIT, offset=offset)
@@ -217,7 +217,7 @@ async def test_thread_search_by_update_examines_what_it_returns(explainer: Expla
         ({"user_id": None, "metadata": {"a.b": {"$gt": 5}}}, "metadata_newest", 2),
     ],
 )
-async def test_thread_search_examines_what_it_returns(
+async def test_thread_search_examines_as_many_as_it_returns(
     explainer: Explainer, wanted: dict[str, Any], index: str, rows: int
 ) -> None:
     read = explainer.storage.threads.search_threads(limit=LIMIT, **wanted)
@@ -230,7 +230,7 @@ async def test_thread_search_without_a_match_examines_nothing(explainer: Explain
     assert (examined, returned) == (0, 0)
 
 
-async def test_event_lists_examine_what_they_return(explainer: Explainer) -> None:
+async def test_event_lists_examine_as_many_as_they_return(explainer: Explainer) -> None:
     events = explainer.storage.run_events
     reads = [
         (events.list_messages("t", limit=LIMIT), "message_seq", LIMIT),
@@ -248,8 +248,8 @@ async def test_event_lists_examine_what_they_return(explainer: Explainer) -> Non
         assert await explainer.explain(read) == (index, rows, rows)
 
 
-async def test_events_kept_for_a_user_are_read_in_the_order_of_an_index(explainer: Explainer) -> None:
-    """Past the thread's other events: who asks for a user's has a thread of that user."""
+async def test_events_of_a_user_are_read_in_index_order(explainer: Explainer) -> None:
+    """The scan skips the thread's other events, which are few in a thread of that user."""
     events = explainer.storage.run_events
     await events.put_batch(
         [
@@ -266,7 +266,7 @@ async def test_events_kept_for_a_user_are_read_in_the_order_of_an_index(explaine
     reads = [
         (events.list_messages("t", user_id="carol"), {"message_seq"}),
         (events.list_events("t", "carol", user_id="carol"), {"run_seq"}),
-        # Of a run that has messages only, both are as good.
+        # For a run that has messages only, both indexes cost the same.
         (events.list_messages_by_run("t", "carol", user_id="carol"), {"run_seq", "run_message_seq"}),
     ]
     for read, indexes in reads:
@@ -280,7 +280,7 @@ async def test_messages_are_counted_from_the_index_alone(explainer: Explainer) -
     assert (index, examined) == ("message_seq", 0)
 
 
-async def test_accounts_examine_what_they_return(explainer: Explainer) -> None:
+async def test_account_reads_examine_as_many_as_they_return(explainer: Explainer) -> None:
     users = explainer.storage.users
     assert await explainer.explain(users.get("bob-3")) == ("IDHACK", 1, 1)
     assert await explainer.explain(users.get_by_email("bob-3@example.org")) == ("one_account_per_email", 1, 1)
@@ -296,7 +296,7 @@ async def test_accounts_of_a_role_are_counted_from_the_index_alone(explainer: Ex
     assert (index, examined) == ("role_oldest", 0)
 
 
-async def test_every_index_serves_a_read_of_these_tests_or_a_rule(explainer: Explainer) -> None:
+async def test_every_index_is_used_by_a_read_or_is_unique_or_expires(explainer: Explainer) -> None:
     storage = explainer.storage
     reads = [
         storage.runs.list_by_thread("t", user_id="bob"),

@@ -1,4 +1,4 @@
-"""Accounts (`MongoStorage.users`) on each of our drivers; the contract asks no other backend for them."""
+"""Accounts (`MongoStorage.users`) on each driver; they are a capability, not part of the core contract."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _every_field(**changes: Any) -> dict[str, Any]:
 
 
 def _update_of(row: UserRow, **changes: Any) -> dict[str, Any]:
-    """What `update` takes to leave the account as it is, some of it changed."""
+    """Arguments of `update` that change only `changes`."""
     return {**{name: dict(row)[name] for name in EVERY_FIELD}, **changes}
 
 
@@ -73,7 +73,7 @@ async def _all(storage: MongoStorage) -> list[UserRow]:
 # -- creating and reading --------------------------------------------------------------------------
 
 
-async def test_an_account_is_created_with_the_defaults(storage: MongoStorage) -> None:
+async def test_new_account_has_the_defaults(storage: MongoStorage) -> None:
     since = now()
     row = await storage.users.create("u-1", email="alice@example.org")
     expected = {
@@ -87,7 +87,7 @@ async def test_an_account_is_created_with_the_defaults(storage: MongoStorage) ->
     assert await storage.users.get("u-1") == row
 
 
-async def test_every_field_of_an_account_is_kept(storage: MongoStorage) -> None:
+async def test_every_field_of_an_account_is_stored(storage: MongoStorage) -> None:
     row = await storage.users.create("u-1", **_every_field(created_at="2026-04-22T12:00:00.123456+09:00"))
     expected = {"user_id": "u-1", **EVERY_FIELD, "created_at": "2026-04-22T03:00:00.123456+00:00"}
     assert exactly(dict(row)) == exactly(expected)
@@ -100,12 +100,12 @@ async def test_every_field_of_an_account_is_kept(storage: MongoStorage) -> None:
     assert await storage.users.list_by_role("admin") == [row]
 
 
-async def test_a_row_has_all_its_keys_and_no_others(storage: MongoStorage) -> None:
+async def test_row_has_exactly_its_keys(storage: MongoStorage) -> None:
     row = await _given(storage, "u-1")
     assert set(row) == set(UserRow.__annotations__)
 
 
-async def test_an_unknown_account_is_none(storage: MongoStorage) -> None:
+async def test_unknown_account_is_none(storage: MongoStorage) -> None:
     await storage.users.create("u-1", **_every_field())
     users = storage.users
     for found in (
@@ -121,8 +121,8 @@ async def test_an_unknown_account_is_none(storage: MongoStorage) -> None:
         assert found is None
 
 
-async def test_accounts_without_an_oauth_identity_do_not_share_one(storage: MongoStorage) -> None:
-    """Half an identity is none, and none is nobody's."""
+async def test_many_accounts_may_have_no_oauth_identity(storage: MongoStorage) -> None:
+    """A provider without an id, or an id without a provider, is no identity."""
     halves: list[dict[str, Any]] = [
         {},
         {"oauth_provider": "github"},
@@ -135,7 +135,7 @@ async def test_accounts_without_an_oauth_identity_do_not_share_one(storage: Mong
     assert await storage.users.get_by_oauth("github", "4711") is None
 
 
-# -- what is taken ---------------------------------------------------------------------------------
+# -- values that exist already ----------------------------------------------------------------------
 
 TAKEN: Mapping[str, tuple[str, dict[str, Any]]] = {
     "id": ("u-1", {"email": "other@example.org"}),
@@ -145,8 +145,10 @@ TAKEN: Mapping[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("taken", TAKEN)
-async def test_what_is_taken_is_an_error_that_names_it(storage: MongoStorage, taken: str) -> None:
-    """And no hash, nor anything else of the other account; nothing is written."""
+async def test_create_with_an_existing_value_is_an_error_that_names_it(
+    storage: MongoStorage, taken: str
+) -> None:
+    """The error contains no hash and nothing of the other account; nothing is written."""
     first = await storage.users.create("u-1", **_every_field())
     user_id, fields = TAKEN[taken]
     arguments: dict[str, Any] = {"password_hash": "another-secret", **fields}
@@ -154,16 +156,16 @@ async def test_what_is_taken_is_an_error_that_names_it(storage: MongoStorage, ta
         await storage.users.create(user_id, **arguments)
     assert isinstance(refused.value, StorageError)
     assert taken in str(refused.value)
-    if "mongomock" not in repr(storage):  # it does not always say which one
+    if "mongomock" not in repr(storage):  # the mock does not always name the index
         assert refused.value.taken == taken
-    told = f"{refused.value!s} {refused.value!r} {refused.value.args!r} {vars(refused.value)!r}"
+    texts = f"{refused.value!s} {refused.value!r} {refused.value.args!r} {vars(refused.value)!r}"
     for secret in (HASH, "another-secret", "alice@example.org", "4711"):
-        assert secret not in told
+        assert secret not in texts
     assert await _all(storage) == [first]
 
 
 @pytest.mark.parametrize("taken", TAKEN)
-async def test_of_fifty_creates_at_once_exactly_one_succeeds(storage: MongoStorage, taken: str) -> None:
+async def test_exactly_one_of_fifty_concurrent_creates_succeeds(storage: MongoStorage, taken: str) -> None:
     def arguments(number: int) -> dict[str, Any]:
         fields: dict[str, Any] = {"user_id": f"u-{number}", "email": f"{number}@example.org"}
         own: dict[str, dict[str, Any]] = {
@@ -176,17 +178,17 @@ async def test_of_fifty_creates_at_once_exactly_one_succeeds(storage: MongoStora
     results = await asyncio.gather(
         *(storage.users.create(**arguments(number)) for number in range(50)), return_exceptions=True
     )
-    [made] = [result for result in results if not isinstance(result, BaseException)]
+    [created] = [result for result in results if not isinstance(result, BaseException)]
     assert sum(isinstance(result, UserExistsError) for result in results) == 49
-    assert await _all(storage) == [made]
+    assert await _all(storage) == [created]
 
 
-async def test_no_hash_is_shown_by_an_error_a_repr_or_a_log(
+async def test_no_error_repr_or_log_contains_a_password_hash(
     storage: MongoStorage, caplog: pytest.LogCaptureFixture
 ) -> None:
     row = await storage.users.create("u-1", **_every_field())
     other = await _given(storage, "u-2", password_hash=HASH)
-    told = [repr(storage), repr(storage.users)]
+    texts = [repr(storage), repr(storage.users)]
     attempts: tuple[Callable[[], Awaitable[object]], ...] = (
         lambda: storage.users.create("u-1", email="x", password_hash=HASH),
         lambda: storage.users.create("u-3", **_every_field(email={"$ne": None})),
@@ -201,16 +203,16 @@ async def test_no_hash_is_shown_by_an_error_a_repr_or_a_log(
             with case(number):
                 with pytest.raises((StorageError, TypeError, ValueError)) as refused:
                     await attempt()
-                told += [str(refused.value), repr(refused.value)]
-    told += [record.getMessage() for record in caplog.records if record.name.startswith("deerflow_mongo")]
-    assert HASH not in " ".join(told)
+                texts += [str(refused.value), repr(refused.value)]
+    texts += [record.getMessage() for record in caplog.records if record.name.startswith("deerflow_mongo")]
+    assert HASH not in " ".join(texts)
     assert await _all(storage) == [row, other]
 
 
 # -- updating --------------------------------------------------------------------------------------
 
 
-async def test_an_update_sets_everything_at_once(storage: MongoStorage) -> None:
+async def test_update_replaces_every_field(storage: MongoStorage) -> None:
     before = await _given(storage, "u-1")
     other = await _given(storage, "u-2")
     assert await storage.users.update("u-1", **_every_field()) is True
@@ -222,7 +224,7 @@ async def test_an_update_sets_everything_at_once(storage: MongoStorage) -> None:
     assert await storage.users.get("u-2") == other
 
 
-async def test_an_update_may_take_away_and_change_nothing(storage: MongoStorage) -> None:
+async def test_update_may_remove_values_or_change_nothing(storage: MongoStorage) -> None:
     row = await storage.users.create("u-1", **_every_field())
     assert await storage.users.update("u-1", **_update_of(row)) is True
     assert await storage.users.get("u-1") == row
@@ -233,14 +235,14 @@ async def test_an_update_may_take_away_and_change_nothing(storage: MongoStorage)
     await _given(storage, "u-2", oauth_provider="github", oauth_id="4711")
 
 
-async def test_an_update_of_a_missing_account_is_false(storage: MongoStorage) -> None:
+async def test_update_of_a_missing_account_returns_false(storage: MongoStorage) -> None:
     row = await storage.users.create("u-1", **_every_field())
     assert await storage.users.update("u-2", **_update_of(row, email="new@example.org")) is False
     assert await storage.users.update("u-2", **_update_of(row)) is False
     assert await _all(storage) == [row]
 
 
-async def test_an_update_to_what_is_taken_changes_nothing(storage: MongoStorage) -> None:
+async def test_update_to_an_existing_value_changes_nothing(storage: MongoStorage) -> None:
     first = await storage.users.create("u-1", **_every_field())
     second = await _given(storage, "u-2")
     for taken in ({"email": "alice@example.org"}, {"oauth_provider": "github", "oauth_id": "4711"}):
@@ -251,7 +253,7 @@ async def test_an_update_to_what_is_taken_changes_nothing(storage: MongoStorage)
             assert await _all(storage) == [first, second]
 
 
-async def test_of_fifty_updates_to_one_email_exactly_one_succeeds(storage: MongoStorage) -> None:
+async def test_exactly_one_of_fifty_concurrent_updates_to_one_email_succeeds(storage: MongoStorage) -> None:
     rows = [await _given(storage, f"u-{number}") for number in range(50)]
     updates = (storage.users.update(row["user_id"], **_update_of(row, email="same@x.org")) for row in rows)
     results = await asyncio.gather(*updates, return_exceptions=True)
@@ -262,7 +264,7 @@ async def test_of_fifty_updates_to_one_email_exactly_one_succeeds(storage: Mongo
     assert len({row["email"] for row in await _all(storage)}) == 50
 
 
-async def test_nobody_sees_half_an_update_of_an_account(storage: MongoStorage) -> None:
+async def test_update_of_an_account_is_atomic_for_readers(storage: MongoStorage) -> None:
     await _given(storage, "u-1", password_hash="0")  # noqa: S106 - no password
 
     async def write() -> None:
@@ -299,7 +301,7 @@ async def test_accounts_are_counted(storage: MongoStorage) -> None:
 
 
 async def test_accounts_of_a_role_are_listed_oldest_first(storage: MongoStorage) -> None:
-    """Of one `created_at`: by the id."""
+    """Accounts with the same `created_at` are ordered by id."""
     ages = {"d": 3, "b": 1, "c": 1, "a": 2, "e": 0}
     for user_id, days in ages.items():
         await _given(storage, user_id, system_role="admin", created_at=DAY + timedelta(days=days))
@@ -312,7 +314,7 @@ async def test_accounts_of_a_role_are_listed_oldest_first(storage: MongoStorage)
     assert await storage.users.list_by_role("nobody") == []
 
 
-async def test_a_hundred_accounts_are_listed_by_default(storage: MongoStorage) -> None:
+async def test_list_by_role_returns_a_hundred_accounts_by_default(storage: MongoStorage) -> None:
     rows = [await _given(storage, f"u-{number}") for number in range(105)]
     assert await storage.users.list_by_role("user") == rows[:100]
     assert await storage.users.list_by_role("user", limit=200) == rows
@@ -332,7 +334,7 @@ BAD: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-async def test_bad_input_is_refused_by_name_and_nothing_is_written(storage: MongoStorage) -> None:
+async def test_bad_argument_is_named_and_nothing_is_written(storage: MongoStorage) -> None:
     row = await storage.users.create("u-1", **_every_field())
     for name, values in BAD.items():
         for value in values:
@@ -350,7 +352,7 @@ async def test_bad_input_is_refused_by_name_and_nothing_is_written(storage: Mong
     assert await _all(storage) == [row]
 
 
-async def test_no_operator_reaches_a_query_of_accounts(storage: MongoStorage) -> None:
+async def test_operator_documents_never_reach_a_user_filter(storage: MongoStorage) -> None:
     await storage.users.create("u-1", **_every_field())
     users = storage.users
     for value in (*NO_TEXTS, "", TOO_LONG):
@@ -372,7 +374,7 @@ async def test_no_operator_reaches_a_query_of_accounts(storage: MongoStorage) ->
             await users.list_by_role("admin", limit=wrong)
 
 
-async def test_texts_of_an_account_are_data(storage: MongoStorage) -> None:
+async def test_special_characters_in_account_texts_are_stored_as_they_are(storage: MongoStorage) -> None:
     texts = ["$ne", "a.b", " ", "a\0b", "é", "e\u0301", "x" * 1_024, "{'$gt': ''}", '{"_json":"1"}']
     for number, text in enumerate(texts):
         with case(text[:20]):
@@ -390,7 +392,7 @@ async def test_texts_of_an_account_are_data(storage: MongoStorage) -> None:
             assert await storage.users.list_by_role(text) == [row]
 
 
-async def test_an_empty_optional_text_of_an_account_is_kept(storage: MongoStorage) -> None:
+async def test_empty_optional_texts_of_an_account_are_stored(storage: MongoStorage) -> None:
     empty: dict[str, Any] = dict.fromkeys(("password_hash", "oauth_provider", "oauth_id"), "")
     row = await _given(storage, "u-1", **empty)
     assert {name: dict(row)[name] for name in empty} == empty
