@@ -308,7 +308,7 @@ class ThreadMetaRepository(Protocol):
         ...
 
     async def delete_thread(self, thread_id: str, *, user_id: UserId = None) -> bool:
-        """Delete the thread's metadata; False if there is none."""
+        """Delete the thread's metadata; False if there is none. No actor is needed."""
         ...
 
 
