@@ -20,7 +20,8 @@ import deerflow_mongo
 from deerflow_mongo.contract import protocols
 from deerflow_mongo.contract.actor import AUTO, resolve_user_id
 from deerflow_mongo.contract.observer import StorageRunObserver
-from deerflow_mongo.demo.replay import RecordedThread, Replayer, load_thread
+from deerflow_mongo.demo.recording import RecordedThread, load_thread
+from deerflow_mongo.demo.replay import Replayer
 
 _SAMPLES = Path(deerflow_mongo.__file__).parent / "demo" / "samples"
 _PROTOCOLS: Mapping[str, type] = {

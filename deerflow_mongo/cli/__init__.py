@@ -1,7 +1,7 @@
-"""The command `deerflow-mongo`. No host needs it, and no rule of the storage is here: what is asked goes
-through the stores or, about the server itself, through their driver.
+"""The command `deerflow-mongo`. No host needs it, and no rule of the storage is here: the commands call the
+stores or, about the server itself, their driver.
 
-Its packages come with the extra `cli`; without them `main` says so and ends the process.
+Its packages come with the extra `cli`; without them `main` prints which extra to install and exits with 2.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from io import TextIOWrapper
 from ..contract.errors import MissingDependencyError
 
 
-def main() -> None:
-    """The entry point of the console script."""
+def main(program: str = "deerflow-mongo") -> None:
+    """The entry point of the console script. `program` is the command as the user types it."""
     try:
         for package in ("typer", "rich"):
             import_module(package)
@@ -26,4 +26,4 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     from .app import app
 
-    app(prog_name="deerflow-mongo")
+    app(prog_name=program)

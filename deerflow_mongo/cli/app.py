@@ -1,17 +1,27 @@
-"""The command's options that stand before a command, and the commands put together."""
+"""The command line's own options, and its commands with their examples."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from .. import __version__
 from .check import check
 from .demo import demo
 from .events import events
 
-ABOUT = "MongoDB storage for DeerFlow: see it work, check a configuration, read a thread's run events."
+ABOUT = (
+    "MongoDB storage for DeerFlow: see it work on a real server, check a host's configuration, print the run "
+    "events of a thread."
+)
+EXAMPLES = {
+    "demo": ["", "--users 5 --verbose", "--data-dir demo-db"],
+    "check": ["--config config.yaml", "--url mongodb://localhost:27017 --setup"],
+    "events": ["THREAD --data-dir demo-db", "THREAD --config config.yaml --follow"],
+}
+"""The arguments of each command's examples."""
 
 app = typer.Typer(
     add_completion=False,
@@ -20,9 +30,17 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     rich_markup_mode=None,
 )
-app.command()(demo)
-app.command()(check)
-app.command()(events)
+
+
+class _CommandWithExamples(TyperCommand):
+    def get_help(self, ctx: Any) -> str:
+        """The help text and the command's examples, which name the program as it was started."""
+        examples = [f"  {ctx.command_path} {arguments}".rstrip() for arguments in EXAMPLES[str(self.name)]]
+        return "\n".join([super().get_help(ctx), "", "Examples:", *examples])
+
+
+for _command in (demo, check, events):
+    app.command(cls=_CommandWithExamples)(_command)
 
 
 def _version(wanted: bool) -> None:
@@ -32,9 +50,9 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback(help=ABOUT)
-def options_of_all(
+def common_options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """`--version` has ended the process by then."""
+    """Nothing to do: `--version` exits in its callback."""

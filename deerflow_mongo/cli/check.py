@@ -1,6 +1,6 @@
-"""`deerflow-mongo check`: tells whether a host would work with a configuration, and what to do if not.
+"""`deerflow-mongo check`: reports whether a host would work with a configuration, and what to do if not.
 
-Changes nothing unless it is told to.
+Changes nothing without `--setup`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from rich.text import Text
 from ..contract.errors import StorageAccessError, StorageError, StorageUnavailableError
 from ..contract.factory import create_storage
 from ..contract.protocols import Storage
+from ..demo.text import counted, plain
 from ..mongodb.config import MongoConfig, redacted
 from ..mongodb.documents.versions import SCHEMA_VERSION
 from ..mongodb.migrations import SchemaReport
@@ -39,7 +40,7 @@ from .options import (
     options_given,
     options_of_file,
 )
-from .terminal import PROBLEM_EXIT, console_for, counted, explained, plain, stoppable
+from .terminal import PROBLEM_EXIT, console_for, explained, stoppable
 
 Document: TypeAlias = dict[str, Any]
 
@@ -54,19 +55,20 @@ def check(
     url: UrlOption = None,
     data_dir: DataDirOption = None,
     database: Annotated[
-        str | None, typer.Option("--database", help="The database; default: the URI's, else deerflow.")
+        str | None, typer.Option("--database", help="The database; the default is the URI's, else deerflow.")
     ] = None,
     driver: DriverOption = None,
     timeout_ms: Annotated[
-        int, typer.Option("--timeout-ms", min=1, help="How long to wait for the server at most.")
+        int, typer.Option("--timeout-ms", min=1, help="How long to wait for the server.")
     ] = CHECK_TIMEOUT_MS,
     setup: Annotated[
-        bool, typer.Option("--setup", help="Make what is missing; without it nothing is changed.")
+        bool, typer.Option("--setup", help="Create what is missing; without this option nothing is changed.")
     ] = False,
 ) -> None:
-    """Tell whether a host would work with a configuration.
+    """Check whether a host would work with a configuration: server, login, write concern, schema, indexes.
 
-    The exit code is 0 if it would, 1 if it would not, and 2 if the configuration itself is wrong.
+    Each line is ok, a note, or a PROBLEM that would stop a host, with what to do about it. The exit code is 0
+    if a host would work, 1 if it would fail, and 2 if the configuration itself is wrong.
     """
     with explained():
         given = options_given(url, data_dir, database, driver)
@@ -83,7 +85,7 @@ _STYLES: Mapping[Level, str] = {"ok": "green", "note": "yellow", "PROBLEM": "bol
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of a check. A problem would stop a host, a note would not."""
+    """One line of the report. A problem would stop a host, a note would not."""
 
     level: Level
     subject: str
@@ -105,54 +107,60 @@ def _show_findings(console: Console, findings: Sequence[Finding]) -> None:
 async def _examine(storage: Storage, timeout_ms: int, *, setup: bool) -> list[Finding]:
     if not isinstance(storage, MongoStorage):
         await storage.aclose()
-        text = f"{type(storage).__name__} of another package; it was built, but not looked into"
+        text = f"{type(storage).__name__} of another package; it was created, but not examined"
         return [Finding("note", "backend", text)]
-    examined, finding = _to_examine(storage.config, timeout_ms)
+    examined, finding = _config_to_examine(storage.config, timeout_ms)
     await storage.aclose()
     if examined.driver == "mongomock":
-        note = "mongomock has no server: data is kept in the host's memory until it ends; for tests only"
+        note = "mongomock has no server: data is in the host's memory until it ends; for tests only"
         return [finding, Finding("note", "server", note)]
     async with contextlib.aclosing(MongoStorage(examined)) as opened:
-        return [finding, *await _look_at(opened, setup=setup)]
+        return [finding, *await _findings(opened, setup=setup)]
 
 
-def _to_examine(config: MongoConfig, timeout_ms: int) -> tuple[MongoConfig, Finding]:
-    """The configuration with a check's shorter patience, and without a folder that is yet to be made."""
-    told = [f"url {plain(redacted(config.url))}", f"database {config.database}", f"driver {config.driver}"]
+def _config_to_examine(config: MongoConfig, timeout_ms: int) -> tuple[MongoConfig, Finding]:
+    """The configuration with the check's shorter timeout, and without a data folder that does not exist."""
+    settings = [
+        f"url {plain(redacted(config.url))}",
+        f"database {config.database}",
+        f"driver {config.driver}",
+    ]
     if config.collection_prefix:
-        told.append(f"collection_prefix {config.collection_prefix}")
-    told.append("timeout_ms as in url" if config.timeout_ms is None else f"timeout_ms {config.timeout_ms:,}")
+        settings.append(f"collection_prefix {config.collection_prefix}")
+    settings.append(
+        "timeout_ms as in url" if config.timeout_ms is None else f"timeout_ms {config.timeout_ms:,}"
+    )
     own_timeout_ms = config.timeout_ms or int(_uri_options(config.url).get("timeoutms", timeout_ms))
     changes: Document = {"timeout_ms": min(timeout_ms, own_timeout_ms or timeout_ms)}
     if config.data_dir is not None:
-        told.append(f"data_dir {config.data_dir}")
-        if _can_be_made(config.data_dir.expanduser().absolute()):
-            told[-1] += " (a host's start makes it; checked in a temporary folder)"
+        settings.append(f"data_dir {config.data_dir}")
+        if _can_be_created(config.data_dir.expanduser().absolute()):
+            settings[-1] += " (created when a host starts; checked in a temporary folder)"
             changes["data_dir"] = None
-    finding = Finding("ok", "configuration", "; ".join(told))
+    finding = Finding("ok", "configuration", "; ".join(settings))
     return config.model_copy(update=changes), finding
 
 
-def _can_be_made(folder: Path) -> bool:
-    """Whether a folder does not exist yet and this user may make it."""
+def _can_be_created(folder: Path) -> bool:
+    """Whether a folder does not exist yet and this user may create it."""
     if folder.exists():
         return False
     return os.access(next(parent for parent in folder.parents if parent.exists()), os.W_OK | os.X_OK)
 
 
-async def _look_at(storage: MongoStorage, *, setup: bool) -> list[Finding]:
-    """Stops at the first thing that cannot be asked, which is then the last finding."""
+async def _findings(storage: MongoStorage, *, setup: bool) -> list[Finding]:
+    """The findings up to the first command that fails, whose error is then the last finding."""
     findings: list[Finding] = []
     try:
-        for look in (_look_at_server, _look_at_writes):
-            findings += await look(storage)
+        for examine in (_server_findings, _write_findings):
+            findings += await examine(storage)
         if any(finding.level == "PROBLEM" for finding in findings):
             return findings
-        seen = await _look_at_schema(storage)
-        if setup and not any(finding.level == "PROBLEM" for finding in seen):
+        of_schema = await _schema_findings(storage)
+        if setup and not any(finding.level == "PROBLEM" for finding in of_schema):
             await storage.setup()
-            seen = [Finding("ok", "setup", "done"), *await _look_at_schema(storage)]
-        findings += seen
+            of_schema = [Finding("ok", "setup", "done"), *await _schema_findings(storage)]
+        findings += of_schema
     except StorageError as error:
         findings.append(_problem_of(error))
     return findings
@@ -166,7 +174,7 @@ def _problem_of(error: StorageError) -> Finding:
         return Finding(
             "PROBLEM",
             "server",
-            f"{error}. Start it (of a replica set, a majority), or correct the hosts in `url`",
+            f"{error}. Start it (a majority of a replica set), or correct the hosts in `url`",
         )
     if isinstance(error, StorageAccessError):
         if getattr(error.__cause__, "code", None) in _LOGIN_CODES:
@@ -180,22 +188,22 @@ def _problem_of(error: StorageError) -> Finding:
 # -- check: the server -----------------------------------------------------------------------------
 
 
-async def _look_at_server(storage: MongoStorage) -> list[Finding]:
-    async def ask(command: str) -> tuple[Document, float]:
+async def _server_findings(storage: MongoStorage) -> list[Finding]:
+    async def run(command: str) -> tuple[Document, float]:
         started = time.perf_counter()
-        answer = await storage.driver.command({command: 1}, database="admin")
-        return answer, (time.perf_counter() - started) * 1000
+        reply = await storage.driver.command({command: 1}, database="admin")
+        return reply, (time.perf_counter() - started) * 1000
 
-    _, first_ms = await ask("ping")
-    _, ping_ms = await ask("ping")
-    reached = f"reached and answering in {first_ms:,.0f} ms; the next ping took {ping_ms:,.1f} ms"
-    build, _ = await ask("buildInfo")
-    hello, _ = await ask("hello")
+    _, first_ms = await run("ping")
+    _, ping_ms = await run("ping")
+    reached = f"connected and answered in {first_ms:,.0f} ms; the next ping took {ping_ms:,.1f} ms"
+    build, _ = await run("buildInfo")
+    hello, _ = await run("hello")
     return [Finding("ok", "server", reached), version_finding(build), topology_finding(hello)]
 
 
 def version_finding(build: Mapping[str, Any]) -> Finding:
-    """What an answer to `buildInfo` means for a host."""
+    """What the reply to `buildInfo` means for a host."""
     version = str(build["version"])
     needed = f"{OLDEST_SERVER[0]}.{OLDEST_SERVER[1]} or later is needed, {TESTED_SERVER} is tested"
     numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
@@ -205,39 +213,40 @@ def version_finding(build: Mapping[str, Any]) -> Finding:
 
 
 def topology_finding(hello: Mapping[str, Any]) -> Finding:
-    """What an answer to `hello` means for a host."""
+    """What the reply to `hello` means for a host."""
     writable = bool(hello.get("isWritablePrimary"))
     if hello.get("msg") == "isdbgrid":
         return Finding("ok", "topology", "sharded cluster, through a mongos")
     if hello.get("isreplicaset"):
-        text = "the server waits to become part of a replica set: run rs.initiate() on it"
+        text = "the replica set is not initiated: run rs.initiate() on the server"
         return Finding("PROBLEM", "topology", text)
     name, members = hello.get("setName"), list(hello.get("hosts", ()))
     if name is not None:
-        there = f"replica set {name}, {counted(len(members), 'member')} ({', '.join(members)})"
+        found = f"replica set {name}, {counted(len(members), 'member')} ({', '.join(members)})"
         if writable:
-            return Finding("ok", "topology", f"{there}, connected to the primary {hello.get('primary')}")
-        text = f"connected to {hello.get('me')}, which is not the primary and takes no writes"
-        advice = f"name the set in `url` (replicaSet={name}) and leave directConnection out"
-        return Finding("PROBLEM", "topology", f"{there}: {text}; {advice}")
+            return Finding("ok", "topology", f"{found}, connected to the primary {hello.get('primary')}")
+        text = f"connected to {hello.get('me')}, which is not the primary and accepts no writes"
+        advice = f"name the set in `url` (replicaSet={name}) and remove directConnection"
+        return Finding("PROBLEM", "topology", f"{found}: {text}; {advice}")
     if not writable:
-        return Finding("PROBLEM", "topology", "the server takes no writes; make it writable")
+        return Finding("PROBLEM", "topology", "the server accepts no writes; make it writable")
     text = (
-        "standalone: no retryable writes, so a lost connection is an error where a replica set only pauses, "
+        "standalone: no failover and no retryable writes, so a lost connection is an error where a replica "
+        "set only pauses. Run it as a replica set; one member is enough"
     )
-    return Finding("note", "topology", text + "and no failover. Run it as a replica set, be it of one")
+    return Finding("note", "topology", text)
 
 
 def _uri_options(url: str) -> dict[str, str]:
     return {name.lower(): value for name, value in parse_qsl(url.partition("?")[2])}
 
 
-async def _look_at_writes(storage: MongoStorage) -> list[Finding]:
-    """The write concern in force, and the storage engine where the user may know it."""
+async def _write_findings(storage: MongoStorage) -> list[Finding]:
+    """The effective write concern, and the storage engine if the user may read it."""
     concern: Document = (await storage.driver.opened()).write_concern.document
     findings = [_write_concern_finding(concern)]
     if _uri_options(storage.config.url).get("retrywrites", "").lower() == "false":
-        text = "`url` says retryWrites=false: a lost connection may count tokens twice. Take it out"
+        text = "`url` has retryWrites=false: a lost connection may count tokens twice. Remove it"
         findings.append(Finding("note", "writes", text))
     with contextlib.suppress(StorageAccessError):
         status = await storage.driver.command({"serverStatus": 1}, database="admin")
@@ -245,23 +254,25 @@ async def _look_at_writes(storage: MongoStorage) -> list[Finding]:
         if engine.get("persistent", True):
             findings.append(Finding("ok", "storage", f"engine {engine.get('name', 'unknown')}"))
         else:
-            text = f"engine {engine.get('name')} keeps nothing when the server stops"
+            text = f"engine {engine.get('name')} loses all data when the server stops"
             findings.append(Finding("note", "storage", text))
     return findings
 
 
 def _write_concern_finding(concern: Mapping[str, Any]) -> Finding:
-    told = ", ".join(f"{name}={value}" for name, value in concern.items())
+    settings = ", ".join(f"{name}={value}" for name, value in concern.items())
     if concern.get("w") == 1:
-        text = f"write concern {told}: an acknowledged write may be lost in a failover. Take w out of `url`"
+        text = (
+            f"write concern {settings}: an acknowledged write may be lost in a failover. Remove w from `url`"
+        )
         return Finding("note", "writes", text)
-    return Finding("ok", "writes", f"write concern {told}")
+    return Finding("ok", "writes", f"write concern {settings}")
 
 
 # -- check: the database ---------------------------------------------------------------------------
 
 
-async def _look_at_schema(storage: MongoStorage) -> list[Finding]:
+async def _schema_findings(storage: MongoStorage) -> list[Finding]:
     config, driver = storage.config, storage.driver
     report = await storage.inspect()
     status = await driver.command({"connectionStatus": 1, "showPrivileges": True}, database="admin")
@@ -277,57 +288,61 @@ async def _look_at_schema(storage: MongoStorage) -> list[Finding]:
 def version_of_schema(report: SchemaReport, database: str) -> Finding:
     known, version = SCHEMA_VERSION, report.version
     if version is not None and version > known:
-        text = f"database {database} has schema version {version}, this release knows up to {known}"
+        text = f"database {database} has schema version {version}, this release supports up to {known}"
         return Finding("PROBLEM", "schema", f"{text}: upgrade deerflow-mongo")
     if version is None:
-        return Finding("note", "schema", "no schema version yet; a host's start writes it")
-    have = counted(len(report.collections), "collection")
-    return Finding("ok", "schema", f"version {version}, {have}, {counted(len(report.indexes), 'index')}")
+        return Finding("note", "schema", "no schema version yet; created when a host starts")
+    collections = counted(len(report.collections), "collection")
+    return Finding(
+        "ok", "schema", f"version {version}, {collections}, {counted(len(report.indexes), 'index')}"
+    )
 
 
 def _missing(report: SchemaReport) -> Iterator[Finding]:
-    made = "a host's start makes them"
+    created = "created when a host starts"
     if report.missing_collections:
-        yield Finding("note", "collections", f"missing: {', '.join(report.missing_collections)}; {made}")
+        yield Finding("note", "collections", f"missing: {', '.join(report.missing_collections)}; {created}")
     existing = [
         name for name in report.missing_indexes if name.rpartition(".")[0] not in report.missing_collections
     ]
     if existing:
-        yield Finding("note", "indexes", f"missing: {', '.join(existing)}; {made}")
+        yield Finding("note", "indexes", f"missing: {', '.join(existing)}; {created}")
     if report.outdated_validators:
         names = ", ".join(report.outdated_validators)
-        yield Finding("note", "validators", f"not this release's: {names}; {made}")
+        yield Finding("note", "validators", f"of another release: {names}; replaced when a host starts")
 
 
 def _retention(report: SchemaReport, config: MongoConfig) -> Iterator[Finding]:
-    """How long run events are kept, and what a host's start would make of it."""
-    kept, wanted = report.retention_days, config.run_events_ttl_days
-    if kept != wanted:
-        text = f"run events are kept {_duration(kept)}; a host's start changes that to {_duration(wanted)}"
+    """After how long the server deletes run events, and whether starting a host would change that."""
+    stored, configured = report.retention_days, config.run_events_ttl_days
+    if stored != configured:
+        text = f"run events are {_deleted_after(stored)}; when a host starts: {_deleted_after(configured)}"
         yield Finding("note", "retention", text)
-    elif kept is not None:
-        yield Finding("ok", "retention", f"run events are kept {_duration(kept)}")
+    elif stored is not None:
+        yield Finding("ok", "retention", f"run events are {_deleted_after(stored)}")
 
 
-def _duration(days: float | None) -> str:
-    return "for ever" if days is None else counted(round(days), "day")
+def _deleted_after(days: float | None) -> str:
+    return "never deleted" if days is None else f"deleted after {counted(round(days), 'day')}"
 
 
 def _index_problems(report: SchemaReport) -> Iterator[Finding]:
     for label, what in (
-        *((label, "has our name and other keys or options") for label in report.other_indexes),
-        *((label, "has our keys and another name") for label in report.renamed_indexes),
+        *((label, "has the name of our index, but other keys or options") for label in report.other_indexes),
+        *((label, "has the keys of our index, but another name") for label in report.renamed_indexes),
     ):
         collection, _, index = label.rpartition(".")
         drop = f'db.getCollection("{collection}").dropIndex("{index}")'
-        yield Finding("PROBLEM", "indexes", f"{label} {what}: drop it with {drop}; a host's start makes ours")
+        yield Finding(
+            "PROBLEM", "indexes", f"{label} {what}: drop it with {drop}; ours is created when a host starts"
+        )
 
 
 def login_finding(login: Mapping[str, Any], config: MongoConfig, report: SchemaReport) -> Finding:
-    """Whether the user may do what a host does, as `connectionStatus` tells it."""
+    """Whether the user has the privileges that a host needs, by the reply to `connectionStatus`."""
     users = [f"{user['user']}@{user['db']}" for user in login.get("authenticatedUsers", ())]
     if not users:
-        return Finding("ok", "login", "none is needed: the server has no access control")
+        return Finding("ok", "login", "not needed: the server has no access control")
     needed = ["find", "insert", "update", "remove", "createIndex"]
     needed += ["createCollection"] if report.missing_collections else []
     ttl_changes = None not in (report.retention_days, config.run_events_ttl_days) and (
@@ -344,9 +359,9 @@ def login_finding(login: Mapping[str, Any], config: MongoConfig, report: SchemaR
     who = f"as {', '.join(users)}"
     if denied:
         role = "readWrite and dbAdmin" if "collMod" in denied else "readWrite"
-        text = f"{who}, who may not {', '.join(denied)} in database {config.database}"
-        return Finding("PROBLEM", "login", f"{text}: grant the role {role} there")
-    return Finding("ok", "login", f"{who}, who may do all that a host does")
+        text = f"{who}, without the privileges {', '.join(denied)} in database {config.database}"
+        return Finding("PROBLEM", "login", f"{text}: grant the role {role} on it")
+    return Finding("ok", "login", f"{who}, with all privileges that a host needs")
 
 
 def _allows(privileges: Sequence[Document], action: str, database: str, collection: str) -> bool:

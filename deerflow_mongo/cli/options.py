@@ -1,4 +1,4 @@
-"""The options that name a server, and the configuration they make."""
+"""The options that several commands have, and the configuration that they describe."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from ..contract.errors import StorageConfigError
 from ..contract.factory import load_config
 from ..mongodb.config import EMBEDDED
 
-DEMO_DATABASE = "deerflow_demo"
-
 ConfigOption: TypeAlias = Annotated[
     Path | None, typer.Option("--config", help="A YAML file with the storage's configuration.")
 ]
@@ -24,33 +22,34 @@ UrlOption: TypeAlias = Annotated[
     str | None,
     typer.Option(
         "--url",
-        help="A MongoDB URI, '$NAME' to read one from the environment, or 'embedded' for a private server, "
-        "which is the default.",
+        help="A MongoDB URI; '$NAME' for the value of an environment variable; or 'embedded' (the default), "
+        "a private server.",
     ),
 ]
 DataDirOption: TypeAlias = Annotated[
     Path | None,
     typer.Option(
         "--data-dir",
-        help="Where the embedded server keeps its data for the next time; without it, a temporary folder.",
+        help="The embedded server's data folder, for data that stays; the default is a temporary folder.",
     ),
 ]
 DriverOption: TypeAlias = Annotated[
     str | None,
-    typer.Option("--driver", help="pymongo, the default; motor; or mongomock, which has no server at all."),
+    typer.Option("--driver", help="pymongo (the default), motor, or mongomock, which needs no server."),
 ]
 
 
 def options_given(
     url: str | None, data_dir: Path | None, database: str | None, driver: str | None
 ) -> dict[str, Any]:
+    """The configuration that these options describe."""
     given = {"url": url, "data_dir": data_dir, "database": database, "driver": driver}
     options = {name: value for name, value in given.items() if value is not None}
     return {"backend": "mongodb", "url": EMBEDDED, **options}
 
 
 def options_of_file(file: Path, section: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the file says, where nothing else was `given`."""
+    """The configuration in the file. Raises `StorageConfigError` if another option was `given` as well."""
     if given != options_given(None, None, None, None):
-        raise StorageConfigError("--config holds the whole configuration: leave --url and the like out")
+        raise StorageConfigError("--config has the whole configuration: omit --url and the like")
     return load_config(file, section)

@@ -1,1 +1,1 @@
-"""Recorded threads and their replay, for the command `deerflow-mongo demo`."""
+"""The demo: a recorded thread, its replay on a storage, the consistency check, and what is printed."""
