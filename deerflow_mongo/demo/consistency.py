@@ -23,6 +23,7 @@ from ..contract.protocols import Storage
 from ..contract.rows import CALLERS, MESSAGE, FeedbackRow, RunEventFields, RunEventRow
 from ..mongodb.drivers.base import end_if_cancelled
 from .replay import acting_for
+from .text import counted
 
 WRITERS: Final = 32
 STEPS: Final = 16
@@ -292,9 +293,10 @@ class _Comparison:
             lost_here = len(numbers.keys() - stored.keys())
             doubled_here = sum(copies - 1 for copies in stored.values())
             self._compare_numbers(thread_id, numbers, rows)
-            self._note(f"thread {thread_id}", lost_here, "run events lost")
-            self._note(f"thread {thread_id}", doubled_here, "run events stored twice")
-            self._note(f"thread {thread_id}", len(stored.keys() - numbers.keys()), "unknown run events")
+            self._note(f"thread {thread_id}", lost_here, "run event", "lost")
+            self._note(f"thread {thread_id}", doubled_here, "run event", "stored twice")
+            unknown = len(stored.keys() - numbers.keys())
+            self._note(f"thread {thread_id}", unknown, "run event", "that no writer wrote")
             lost += lost_here
             doubled += doubled_here
         return WriteCount(sum(map(len, self.load.event_numbers.values())), lost, doubled)
@@ -313,10 +315,10 @@ class _Comparison:
         place, stored = f"thread {thread_id}", {row["seq"] for row in rows}
         missing = max([*stored, *acknowledged.values()], default=0) - len(stored)
         self.missing_numbers += missing
-        self._note(place, missing, "event numbers missing")
-        self._note(place, len(rows) - len(stored), "event numbers used twice")
+        self._note(place, missing, "event number", "missing")
+        self._note(place, len(rows) - len(stored), "event number", "used twice")
         other = sum(acknowledged.get(str(row["content"]), row["seq"]) != row["seq"] for row in rows)
-        self._note(place, other, "run events with another number than acknowledged")
+        self._note(place, other, "run event", "with another number than acknowledged")
 
     async def _token_records(self) -> WriteCount:
         lost = doubled = 0
@@ -350,8 +352,8 @@ class _Comparison:
                 # A vote that was acknowledged under two ids was two votes for a time.
                 copies = max(len(own), len(set(self.load.vote_ids[run.run_id, user])))
                 is_lost = not self._has_last_vote(run, user, own)
-                self._note(f"run {run.run_id}", copies - 1, f"votes too many of {user}")
-                self._note(f"run {run.run_id}", int(is_lost), f"last vote of {user} lost")
+                self._note(f"run {run.run_id}", copies - 1, "vote", f"of {user} too many")
+                self._note(f"run {run.run_id}", int(is_lost), "vote", f"of {user} lost")
                 lost += is_lost
                 doubled += max(0, copies - 1)
         return WriteCount(sum(map(len, self.load.vote_ids.values())), lost, doubled)
@@ -360,6 +362,6 @@ class _Comparison:
         last = (self.load.last_ratings[run.run_id, user], _LAST_COMMENT)
         return any((row["rating"], row["comment"]) == last for row in rows)
 
-    def _note(self, place: str, count: int, what: str) -> None:
+    def _note(self, place: str, count: int, noun: str, problem: str) -> None:
         if count > 0:
-            self.differences.append(f"{place}: {count:,} {what}")
+            self.differences.append(f"{place}: {counted(count, noun)} {problem}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from shlex import quote
+from typing import TypeAlias
 
 from rich.console import Console
 from rich.table import Table
@@ -20,13 +21,16 @@ from .text import cell, counted, plain
 DEMO_DATABASE = "deerflow_demo"
 EXAMPLE_DATA_DIR = "demo-db"
 
-MAX_USERS_SHOWN = 3
+Command: TypeAlias = tuple[str, ...]
+"""A command line in parts: the command with its arguments, then each option."""
+
+MAX_USER_ROWS = 3
 MAX_DIFFERENCES_SHOWN = 5
 _INDENT = "  "
 
 
 def show_screen(
-    console: Console, summary: Summary, report: ConsistencyReport, commands: Sequence[str]
+    console: Console, summary: Summary, report: ConsistencyReport, commands: Sequence[Command]
 ) -> None:
     """Print the screen. Where the check found a difference, that is printed in place of the next commands."""
     _show_users(console, summary)
@@ -49,10 +53,10 @@ def _show_users(console: Console, summary: Summary) -> None:
     )
     console.print(cell(title, console.width))
     table = _table("user", "threads", "runs", "events", "tokens")
-    shown, others = totals[:MAX_USERS_SHOWN], totals[MAX_USERS_SHOWN:]
-    for row in shown:
+    shown = len(totals) if len(totals) <= MAX_USER_ROWS else MAX_USER_ROWS - 1
+    for row in totals[:shown]:
         _add_user(table, plain(row.user or "nobody"), [row])
-    if others:
+    if others := totals[shown:]:
         _add_user(table, f"{len(others):,} more", others)
     _add_user(table, "all", totals)
     console.print(table)
@@ -118,46 +122,47 @@ def _show_differences(console: Console, report: ConsistencyReport) -> None:
 # -- the next commands -----------------------------------------------------------------------------
 
 
-def next_commands(program: str, config: MongoConfig, url: str | None, thread_id: str) -> list[str]:
+def next_commands(program: str, config: MongoConfig, url: str | None, thread_id: str) -> list[Command]:
     """Commands that work as printed, one after the other.
 
-    `url` is the option as it was typed: `$NAME` in it stays, and a URL with a password is replaced by
-    `$MONGODB_URL`, which the first line then explains. The data of a temporary server is gone after the demo,
-    so that the first command makes data that stays.
+    `url` is the option as it was typed. `$NAME` stays as it is; a URL is set as a variable first, or, if it
+    has a password, is left to the user. The data of a temporary server is gone after the demo, so that the
+    first command creates data that stays.
     """
-    commands: list[str] = []
-    has_stored_data = config.has_server and not (config.url == EMBEDDED and config.data_dir is None)
-    if not has_stored_data:
-        place = f" --data-dir {EXAMPLE_DATA_DIR}"
+    commands: list[Command] = []
+    database = f"--database {quote(config.database)}"
+    options = () if config.database == DEMO_DATABASE else (database,)
+    driver = ("--driver motor",) if config.driver == "motor" else ()
+    is_temporary = not config.has_server or (config.url == EMBEDDED and config.data_dir is None)
+    if is_temporary:
+        place = (f"--data-dir {EXAMPLE_DATA_DIR}", *driver)
+        commands.append((f"{program} demo", *place, *options))
     elif config.data_dir is not None:
-        place = f" --data-dir {quote(str(config.data_dir))}"
-    elif url is not None and (url.startswith("$") or redacted(url) == url):
-        place = f" --url {quote(url)}"
+        place = (f"--data-dir {quote(str(config.data_dir))}", *driver)
+    elif url is not None and url.startswith("$"):
+        place = (f"--url {quote(url)}", *driver)
     else:
-        commands.append("# with MONGODB_URL set to the URI of this demo, whose password is not printed:")
-        place = " --url '$MONGODB_URL'"
-    if config.driver == "motor":
-        place += " --driver motor"
-    database = "" if config.database == DEMO_DATABASE else f" --database {quote(config.database)}"
-    if not has_stored_data:
-        commands.append(f"{program} demo{place}{database}")
+        place = ("--url '$MONGODB_URL'", *driver)
+        has_secret = redacted(config.url) != config.url
+        variable = f"export MONGODB_URL={quote(config.url)}"
+        commands.append(("# with the URI of this demo in MONGODB_URL:" if has_secret else variable,))
     return [
         *commands,
-        f"{program} events {quote(thread_id)}{place}{database}",
-        f"{program} check{place} --database {quote(config.database)}",
-        f"{program} demo --verbose{place}{database}",
+        (f"{program} events {quote(thread_id)}", *place, *options),
+        (f"{program} check", *place, database),
+        (f"{program} demo --verbose", *place, *options),
     ]
 
 
-def broken(command: str, width: int) -> str:
+def broken(command: Command, width: int) -> str:
     """The indented command, broken before an option by a backslash where it does not fit the width."""
-    first, *options = command.split(" --")
+    first, *options = command
     lines = [_INDENT + first]
     for position, option in enumerate(options, 1):
         room = width if position == len(options) else width - len(" \\")
-        if len(lines[-1]) + len(f" --{option}") <= room:
-            lines[-1] += f" --{option}"
+        if len(lines[-1]) + len(f" {option}") <= room:
+            lines[-1] += f" {option}"
         else:
             lines[-1] += " \\"
-            lines.append(f"{_INDENT * 3}--{option}")
+            lines.append(f"{_INDENT * 3}{option}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""`deerflow-mongo events`: what is there, what comes, over a server's death, and that nothing is changed."""
+"""`deerflow-mongo events`: stored and new events, across server crashes, of any backend; read-only."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ import pytest
 import pytest_asyncio
 from rich.cells import cell_len
 
-from deerflow_mongo import MongoStorage, RunEventRow, create_storage
-from deerflow_mongo.cli.events import line_of, words_of
+from deerflow_mongo import MongoStorage, RunEventRow
+from deerflow_mongo.cli import events as events_module
+from deerflow_mongo.cli.events import line_of
+from deerflow_mongo.demo.text import first_words
 
-from .test_cli import COMMAND, output_of, process, run
+from .command import COMMAND, output_of, process, run
 
 Client = pymongo.MongoClient[dict[str, Any]]
 DEADLINE_S = 120.0
@@ -38,9 +40,7 @@ def event(number: int, *, run_id: str = "run-a", thread_id: str = "t") -> Any:
 
 
 def storage_at(**place: Any) -> MongoStorage:
-    storage = create_storage({"backend": "mongodb", **place})
-    assert isinstance(storage, MongoStorage)
-    return storage
+    return MongoStorage.open(place)
 
 
 @pytest_asyncio.fixture
@@ -61,7 +61,7 @@ def numbers(*arguments: str) -> list[int]:
     return [row["seq"] for row in rows_of(result.output)]
 
 
-# -- what is there ---------------------------------------------------------------------------------
+# -- stored events ----------------------------------------------------------------------------------
 
 
 def test_every_event_is_one_line_in_rising_seq(place: list[str]) -> None:
@@ -72,19 +72,19 @@ def test_every_event_is_one_line_in_rising_seq(place: list[str]) -> None:
     assert "\x1b" not in result.output
 
 
-async def test_json_gives_each_row_as_it_is(place: list[str]) -> None:
+async def test_json_has_each_row_as_the_store_returns_it(place: list[str]) -> None:
     output = process("events", "t", *place, "--json").stdout
     async with storage_at(url=place[1], database=place[3]) as storage:
         assert rows_of(output) == await storage.run_events.list_thread_events("t")
 
 
-def test_json_stays_json_on_an_ascii_terminal(place: list[str]) -> None:
+def test_json_is_escaped_on_an_ascii_terminal(place: list[str]) -> None:
     output = process("events", "t", *place, "--json", PYTHONIOENCODING="ascii", PYTHONUTF8="0").stdout
     assert output.isascii()
     assert "苏超" in str(rows_of(output)[0]["content"])
 
 
-def test_after_limit_and_run_choose(place: list[str]) -> None:
+def test_after_limit_and_run_select_events(place: list[str]) -> None:
     assert numbers(*place, "--after", "240") == list(range(241, 251))
     assert numbers(*place, "--limit", "101") == list(range(1, 102))
     assert numbers(*place, "--run", "run-b", "--after", "245") == [246, 248, 250]
@@ -92,7 +92,7 @@ def test_after_limit_and_run_choose(place: list[str]) -> None:
     assert numbers(*place, "--follow", "--after", "248", "--limit", "2") == [249, 250]
 
 
-def test_a_thread_or_a_run_without_events_is_told(place: list[str]) -> None:
+def test_thread_or_run_without_events_is_an_error(place: list[str]) -> None:
     result = process("events", "nobody", *place)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == f"error: thread nobody has no events in database {place[3]}\n"
@@ -100,7 +100,7 @@ def test_a_thread_or_a_run_without_events_is_told(place: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "x" * 1_025, "\udcff"])
-def test_what_no_thread_can_be_called_is_refused(name: str) -> None:
+def test_invalid_thread_id_is_a_usage_error(name: str) -> None:
     assert "Invalid value" in output_of("events", name, "--driver", "mongomock", exit_code=2)
 
 
@@ -109,24 +109,26 @@ def test_reading_changes_nothing(mongodb_url: str, database_name: str, raw_clien
     assert database_name not in raw_client.list_database_names()
 
 
-def test_no_data_folder_is_made(tmp_path: Path) -> None:
+def test_no_data_folder_is_created(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("new", "empty"):
         output = output_of("events", "t", "--data-dir", str(tmp_path / name), exit_code=2)
-        assert f"{name} holds no data of an embedded server" in output
+        assert f"{name} has no data of an embedded server" in output
     assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
-    assert "say where they are" in output_of("events", "t", exit_code=2)
+    assert "name the server with --url" in output_of("events", "t", exit_code=2)
 
 
-def test_a_hosts_file_says_where_the_events_are(place: list[str], tmp_path: Path) -> None:
+def test_events_are_read_from_the_storage_in_a_hosts_configuration_file(
+    place: list[str], tmp_path: Path
+) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(f"runs:\n  backend: mongodb\n  url: {place[1]}\n  database: {place[3]}\n")
     config = ("--config", str(file), "--section", "runs")
     assert numbers(*config, "--after", "249") == [250]
-    assert "--config holds the whole" in output_of("events", "t", *config, *place, exit_code=2)
+    assert "--config has the whole" in output_of("events", "t", *config, *place, exit_code=2)
 
 
-def test_a_closed_pipe_ends_it_quietly(place: list[str]) -> None:
+def test_closed_pipe_ends_the_command_without_output(place: list[str]) -> None:
     for more in ([], ["--json"], ["--follow"]):
         command = [*COMMAND, "events", "t", *place, *more]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reader:  # noqa: S603
@@ -136,7 +138,7 @@ def test_a_closed_pipe_ends_it_quietly(place: list[str]) -> None:
             assert reader.stderr.read() == ""
 
 
-def test_a_line_is_cut_to_the_terminal() -> None:
+def test_line_is_cut_to_the_width_of_the_terminal() -> None:
     row: RunEventRow = {
         "thread_id": "t",
         "run_id": "苏超" * 9,
@@ -165,15 +167,55 @@ def test_a_line_is_cut_to_the_terminal() -> None:
     ],
 )
 def test_first_words_of_a_content(content: Any, words: str) -> None:
-    assert words_of(content) == words
+    assert first_words(content) == words
 
 
-# -- what comes ------------------------------------------------------------------------------------
+# -- other backends --------------------------------------------------------------------------------
+
+
+class OtherStorage:
+    """A storage of another backend; its `run_events` may be a store that cannot be followed."""
+
+    def __init__(self, storage: MongoStorage, run_events: object) -> None:
+        self._storage = storage
+        self.run_events = run_events
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+
+def test_storage_of_another_backend_that_can_be_followed_works(
+    place: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create(_: object) -> Any:
+        storage = storage_at(url=place[1], database=place[3])
+        return OtherStorage(storage, storage.run_events)
+
+    monkeypatch.setattr(events_module, "create_storage", create)
+    assert numbers("--after", "248") == [249, 250]
+    assert numbers("--after", "248", "--follow", "--limit", "1") == [249]
+    output = output_of("events", "nobody", exit_code=1)
+    assert "thread nobody has no events in this OtherStorage" in output
+
+
+def test_storage_that_cannot_be_followed_is_refused_in_one_sentence(
+    place: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create(_: object) -> Any:
+        return OtherStorage(storage_at(url=place[1], database=place[3]), object())
+
+    monkeypatch.setattr(events_module, "create_storage", create)
+    output = output_of("events", "t", exit_code=2)
+    assert output.startswith("error: deerflow-mongo events needs following run events")
+    assert "which OtherStorage does not have" in output
+
+
+# -- new events ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def following() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts `events t --follow`, which heeds Ctrl-C and ends with the test."""
+    """Starts `events t --follow`, which reacts to Ctrl-C and ends with the test."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.ExitStack() as started:
 
@@ -196,7 +238,7 @@ def line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
-async def test_following_waits_for_a_thread_and_ends_with_ctrl_c(
+async def test_following_waits_for_the_first_event_and_ends_with_ctrl_c(
     mongodb_url: str, database_name: str, following: Callable[..., subprocess.Popen[str]]
 ) -> None:
     reader = following("--url", mongodb_url, "--database", database_name, "--json")
@@ -207,12 +249,12 @@ async def test_following_waits_for_a_thread_and_ends_with_ctrl_c(
             await storage.run_events.put_batch([event(seq)])
             assert json.loads(line(reader))["seq"] == seq
     reader.send_signal(signal.SIGINT)
-    output, told = reader.communicate(timeout=DEADLINE_S)
+    output, errors = reader.communicate(timeout=DEADLINE_S)
     assert (reader.returncode, output) == (130, "")
-    assert told == "error: stopped; the storage is closed\n"
+    assert errors == "error: stopped; the storage is closed\n"
 
 
-async def test_following_over_the_servers_death_gives_every_event_once(
+async def test_following_across_server_crashes_prints_every_event_once(
     tmp_path: Path, following: Callable[..., subprocess.Popen[str]]
 ) -> None:
     folder, written = tmp_path / "data", 1
@@ -228,13 +270,13 @@ async def test_following_over_the_servers_death_gives_every_event_once(
                 written += 2
         seen += [json.loads(line(reader))["seq"] for _ in range(written - 1)]
         reader.send_signal(signal.SIGINT)
-        rest, told = reader.communicate(timeout=DEADLINE_S)
+        rest, errors = reader.communicate(timeout=DEADLINE_S)
     assert seen == list(range(1, written + 1))
-    assert (reader.returncode, rest) == (130, ""), told
+    assert (reader.returncode, rest) == (130, ""), errors
 
 
 def kill_mongod(folder: Path) -> None:
-    """Kill it as the machine's failing would; its keeper starts another."""
+    """Kill the server as a crash would; its supervisor starts another."""
     deadline = time.monotonic() + DEADLINE_S
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError, ValueError):
@@ -244,7 +286,7 @@ def kill_mongod(folder: Path) -> None:
     pytest.fail("no server to kill")
 
 
-def test_a_server_that_is_away_is_told_once_and_waited_for(
+def test_unreachable_server_is_reported_once_and_retried(
     tmp_path: Path, following: Callable[..., subprocess.Popen[str]]
 ) -> None:
     socket = str(tmp_path / "none.sock").replace("/", "%2F")
@@ -254,5 +296,5 @@ def test_a_server_that_is_away_is_told_once_and_waited_for(
     time.sleep(2)
     assert reader.poll() is None
     reader.send_signal(signal.SIGINT)
-    _, told = reader.communicate(timeout=DEADLINE_S)
-    assert (reader.returncode, told) == (130, "error: stopped; the storage is closed\n")
+    _, errors = reader.communicate(timeout=DEADLINE_S)
+    assert (reader.returncode, errors) == (130, "error: stopped; the storage is closed\n")
