@@ -40,4 +40,4 @@ def test_without_deerflow_all_else_is_imported() -> None:
 
 def test_every_adapter_is_held_to_the_hosts_promises() -> None:
     package = {f"{adapters.__name__}.{module.name}" for module in pkgutil.iter_modules(adapters.__path__)}
-    assert package - set(MODULES) == {f"{adapters.__name__}.{name}" for name in ("acting", "storable")}
+    assert package - set(MODULES) == {f"{adapters.__name__}.{name}" for name in ("actors", "truncation")}

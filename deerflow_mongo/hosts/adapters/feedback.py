@@ -10,7 +10,7 @@ from typing import Any
 from ...contract.arguments import MAX_LIMIT
 from ...contract.rows import FeedbackRow
 from ...mongodb.stores.feedback import MongoFeedbackStore
-from .acting import AUTO, acting_user, can_be_stored
+from .actors import AUTO, acting_user, can_be_stored
 
 
 def _row(row: FeedbackRow) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """DeerFlow's `RunEventStore` over ours.
 
 An event is never refused for its content or metadata: what no document can hold is cut or left out, and the
-log says so. See `storable.py`.
+log says so. See `truncation.py`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from ...contract.errors import InvalidPayloadError, PayloadTooLargeError
 from ...contract.rows import RunEventFields, RunEventRow
 from ...mongodb.events.store import MongoRunEventStore
 from ..gateway import host
-from .acting import AUTO, acting_as, acting_user, can_be_stored
-from .storable import cut_text, storable_part, text_of
+from .actors import AUTO, acting_as, acting_user, can_be_stored
+from .truncation import cut_text, storable_part, text_of
 
 _base: Any = host("deerflow.runtime.events.store.base")
 

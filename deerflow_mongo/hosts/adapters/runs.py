@@ -13,8 +13,8 @@ from ...contract.errors import InvalidPayloadError, PayloadTooLargeError
 from ...contract.rows import CALLERS, ENDED_STATUSES, UNSET, RunCreateFields, RunRow, TimeInput, Unset
 from ...mongodb.stores.runs import MongoRunStore
 from ..gateway import host
-from .acting import AUTO, acting_user, can_be_stored
-from .storable import storable_part
+from .actors import AUTO, acting_user, can_be_stored
+from .truncation import storable_part
 
 _base: Any = host("deerflow.runtime.runs.store.base")
 

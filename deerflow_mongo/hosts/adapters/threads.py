@@ -11,7 +11,7 @@ from ...contract.rows import ThreadMeta, ThreadMetaCreate
 from ...mongodb.stores.runs import MongoRunStore
 from ...mongodb.stores.threads import MongoThreadStore
 from ..gateway import host
-from .acting import AUTO, acting_user, can_be_stored
+from .actors import AUTO, acting_user, can_be_stored
 
 _base: Any = host("deerflow.persistence.thread_meta.base")
 _json_compat: Any = host("deerflow.persistence.json_compat")

@@ -10,7 +10,7 @@ from ...contract.errors import UserExistsError
 from ...contract.rows import UserRow
 from ...mongodb.stores.users import MongoUserStore
 from ..gateway import host
-from .acting import can_be_stored
+from .actors import can_be_stored
 
 _base: Any = host("app.gateway.auth.repositories.base")
 _models: Any = host("app.gateway.auth.models")
