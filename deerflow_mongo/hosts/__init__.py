@@ -1,4 +1,4 @@
-"""What plugs into a DeerFlow gateway: the state of its app layer, and in `gateway.py` the 2.x line whole."""
+"""What plugs into DeerFlow: the state of its app layer, and in `gateway.py` the whole released gateway."""
 
 from .app_layer import app_state, storage_lifespan
 

@@ -1,11 +1,11 @@
 """DeerFlow's app layer on our storage: what its registrar puts on `app.state`, under the registrar's names.
 
-This is the layout whose `app.infra.storage` adapts repositories of a `store` package. There a host registers
-`storage_lifespan(config)` with its lifespan manager, in place of the persistence that it would open on SQL:
+This is the layout in which `app.infra.storage` adapts the repositories of a `store` package. Such a host
+registers `storage_lifespan(config)` with its lifespan manager, instead of its own persistence on SQL:
 
     lifespan_manager.register(storage_lifespan(load_config("config.yaml")))
 
-Nothing of DeerFlow or FastAPI is imported here. The released 2.x line is another host: `gateway.py`.
+Nothing of DeerFlow or FastAPI is imported here. DeerFlow's released gateway is another host: `gateway.py`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
-from ..contract.errors import StorageConfigError
+from ..contract.capabilities import Checkpointing, require_capabilities
 from ..contract.factory import create_storage
 from ..contract.protocols import Storage
 
@@ -25,13 +25,15 @@ AppState: TypeAlias = dict[str, Any]
 StorageLifespan: TypeAlias = Callable[[Any], AbstractAsyncContextManager[AppState]]
 """Takes the app, as the host's lifespan manager calls it."""
 
+_NEEDED_BY: Final = "DeerFlow's app layer without a `checkpointer=` of LangGraph's, such as InMemorySaver(),"
+
 
 @dataclass(slots=True)
 class Persistence:
     """The host's persistence bundle; its routes take the checkpointer from here.
 
-    There is no SQL engine. Whatever of the host opens SQL sessions by itself, its own accounts above all,
-    finds none and answers that the database is not available, unless the host sets a `session_factory`.
+    There is no SQL engine. Code of the host that opens SQL sessions itself, its accounts above all, answers
+    that the database is not available, unless the host sets a `session_factory`.
     """
 
     checkpointer: Any
@@ -44,12 +46,13 @@ class Persistence:
 async def app_state(storage: Storage, *, checkpointer: Any = None) -> AppState:
     """Everything that the host's registrar puts on `app.state`, over a storage that is set up.
 
-    The checkpointer is the storage's own unless one is given, which is used as it is: neither set up nor
-    closed. `StorageConfigError` where the storage has none. The runs are one object under four names, the
-    threads under two; of the threads, `search_threads` defaults to the current actor under both.
+    The checkpointer is the storage's own unless one is given; a given one is neither set up nor closed.
+    Raises `StorageConfigError` if none is given and the storage has none. The runs are one object under four
+    names, the threads under two; `search_threads` defaults to the current actor under both.
     """
     if checkpointer is None:
-        checkpointer = await _checkpointer_of(storage)
+        require_capabilities(storage, _NEEDED_BY, Checkpointing)
+        checkpointer = await cast("Checkpointing", storage).checkpointer()
     persistence = Persistence(checkpointer, storage.setup, storage.aclose)
     return {
         "persistence": persistence,
@@ -70,9 +73,9 @@ async def app_state(storage: Storage, *, checkpointer: Any = None) -> AppState:
 def storage_lifespan(config: Mapping[str, Any], *, checkpointer: Any = None) -> StorageLifespan:
     """What the host's lifespan manager registers: the app's state for as long as the app runs.
 
-    `config` is what `create_storage` takes, and is looked at when the app starts. The storage is opened and
-    set up then, and closed when the app ends or when it cannot start, be it for something that is started
-    after it. Every start has a storage of its own. `checkpointer` is as in `app_state`.
+    `config` is what `create_storage` takes; it is read when the app starts. The storage is opened and set up
+    then, and closed when the app ends, or when something that is started after it fails. Every start opens a
+    new storage. `checkpointer` is as in `app_state`.
     """
 
     @asynccontextmanager
@@ -81,13 +84,3 @@ def storage_lifespan(config: Mapping[str, Any], *, checkpointer: Any = None) -> 
             yield await app_state(storage, checkpointer=checkpointer)
 
     return lifespan
-
-
-async def _checkpointer_of(storage: Storage) -> Any:
-    open_checkpointer: Any = getattr(storage, "checkpointer", None)
-    if open_checkpointer is None:
-        raise StorageConfigError(
-            f"{type(storage).__name__} has no checkpointer, and the host's graphs need one: give one of "
-            "LangGraph's, as `checkpointer=InMemorySaver()`"
-        )
-    return await open_checkpointer()

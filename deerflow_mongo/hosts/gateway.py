@@ -1,67 +1,59 @@
-"""DeerFlow 2.x's own gateway, with everything it keeps in SQL kept in MongoDB.
+"""DeerFlow's own gateway, with everything that it stores in SQL stored in MongoDB or another backend.
 
-`uvicorn deerflow_mongo.hosts.gateway:app` starts the application that `app.gateway.app:create_app` makes. Its
-lifespan runs as it is, on a configuration without a database, and what it then has in `app.state` is
-exchanged for adapters over our stores before the first request. No file of DeerFlow is changed, and none of
-its code is repeated here; its own engine and tables are never made.
+`uvicorn deerflow_mongo.hosts.gateway:app` serves the application that `app.gateway.app:create_app` makes. Its
+lifespan runs unchanged on a configuration without a database; then the stores that it has put into
+`app.state` are replaced by adapters over ours, before the first request. No file of DeerFlow is changed, none
+of its code is repeated here, and no SQL engine is created.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, Final, Protocol, TypeAlias, cast, runtime_checkable
 
+from ..contract.capabilities import Accounts, Checkpointing, require_capabilities
 from ..contract.errors import MissingDependencyError, StorageConfigError
 from ..contract.factory import create_storage, load_config
-from ..mongodb.config import EMBEDDED
-from ..mongodb.storage import MongoStorage
+from ..contract.protocols import Storage
+from .deerflow import check_adapters, check_interfaces, import_deerflow, unsupported_release
 
-SECTION = "storage"
+SECTION: Final = "storage"
 """The section of DeerFlow's `config.yaml`."""
 
-ENVIRONMENT_PREFIX = "DEER_FLOW_STORAGE_"
+ENVIRONMENT_PREFIX: Final = "DEER_FLOW_STORAGE_"
 """`DEER_FLOW_STORAGE_URL` is the option `url`, and so on; the environment wins over the file."""
 
-EMBEDDED_FOLDER = "data/mongodb"
-"""Where `url: embedded` keeps its data under DeerFlow's home, unless `data_dir` says otherwise."""
+DEFAULT_BACKEND: Final = "mongodb"
 
-EXTRA = "gateway"
+EMBEDDED_URL: Final = "embedded"
+EMBEDDED_FOLDER: Final = "data/mongodb"
+"""The default `data_dir` of `url: embedded`, in DeerFlow's home."""
 
 Lifespan: TypeAlias = Callable[[Any], AbstractAsyncContextManager[Any]]
 
 _HELP = f"""\
-the gateway does not know where to store: add a section to DeerFlow's config.yaml
+the gateway has no storage configured: add a section to DeerFlow's config.yaml
 {SECTION}:
   backend: mongodb
   url: $MONGODB_URL        # or: embedded
 or set {ENVIRONMENT_PREFIX}URL"""
 
 _SQL_ONLY = (
-    "`python -m app.gateway.auth.reset_admin` looks for accounts in SQL: use "
+    "`python -m app.gateway.auth.reset_admin` works on SQL only; use "
     "`python -m deerflow_mongo.hosts.reset_admin`",
 )
-"""What of DeerFlow still needs SQL, and what to do instead."""
+"""What of DeerFlow works on SQL only, and what to use instead."""
 
 logger = logging.getLogger(__name__)
 
 
-def host(module: str) -> Any:
-    """A module of DeerFlow's. An error of ours tells what to install where that fails."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        missing = str(error.name or "").partition(".")[0]
-        if missing in ("app", "deerflow", ""):
-            raise StorageConfigError(
-                f"DeerFlow's gateway needs {module}, which cannot be imported ({error}). Install DeerFlow "
-                "2.x, such as its distribution deerflow-kernel, on Python 3.12 or newer"
-            ) from error
-        raise MissingDependencyError("DeerFlow's gateway", missing, EXTRA) from error
+@runtime_checkable
+class GatewayStorage(Storage, Accounts, Checkpointing, Protocol):
+    """What the gateway needs of a storage: the core, accounts and checkpoints."""
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Any:
@@ -69,9 +61,11 @@ def create_app(config: Mapping[str, Any] | None = None) -> Any:
 
     `config` is what `create_storage` takes; without it, it is read at start-up from the section `storage:` of
     DeerFlow's `config.yaml` and from `DEER_FLOW_STORAGE_...` variables. A factory, for
-    `uvicorn --factory deerflow_mongo.hosts.gateway:create_app`.
+    `uvicorn --factory deerflow_mongo.hosts.gateway:create_app`. Raises `StorageConfigError` if the installed
+    DeerFlow lacks something that is needed here.
     """
-    app: Any = host("app.gateway.app").create_app()
+    check_interfaces()
+    app: Any = import_deerflow("app.gateway.app").create_app()
     app.router.lifespan_context = _on_storage(app.router.lifespan_context, config)
     return app
 
@@ -88,8 +82,8 @@ def __getattr__(name: str) -> Any:
 
 
 def storage_options() -> dict[str, Any]:
-    """The storage's options, as DeerFlow's configuration file and the environment have them."""
-    file: Path = host("deerflow.config.app_config").AppConfig.resolve_config_path()
+    """The storage's options from DeerFlow's configuration file and the environment."""
+    file: Path = import_deerflow("deerflow.config.app_config").AppConfig.resolve_config_path()
     environment = {
         name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
         for name, value in os.environ.items()
@@ -103,52 +97,55 @@ def storage_options() -> dict[str, Any]:
         if "url" not in environment:
             raise StorageConfigError(f"{_HELP}\n({error})") from error
         options = {}
-    options = {"backend": "mongodb", **options, **environment}
-    if options.get("url") == EMBEDDED:
-        home: Path = host("deerflow.config.runtime_paths").runtime_home()
+    options = {"backend": DEFAULT_BACKEND, **options, **environment}
+    if options.get("url") == EMBEDDED_URL:
+        home: Path = import_deerflow("deerflow.config.runtime_paths").runtime_home()
         options.setdefault("data_dir", str(home / EMBEDDED_FOLDER))
     return options
 
 
-def open_storage(config: Mapping[str, Any] | None = None) -> MongoStorage:
-    """The storage that the gateway works on, not connected yet."""
+def open_storage(config: Mapping[str, Any] | None = None) -> GatewayStorage:
+    """The storage of the gateway, not connected yet.
+
+    Raises `StorageConfigError` for a storage without accounts or checkpoints.
+    """
     storage = create_storage(storage_options() if config is None else config)
-    if not isinstance(storage, MongoStorage):
-        raise StorageConfigError(
-            f"the gateway keeps accounts and checkpoints too, which {type(storage).__name__} does not: "
-            "it needs `backend: mongodb`"
-        )
-    return storage
+    require_capabilities(storage, "DeerFlow's gateway", Accounts, Checkpointing)
+    return cast("GatewayStorage", storage)
 
 
 # -- lifespan --------------------------------------------------------------------------------------
 
 
 def _on_storage(inner: Lifespan, config: Mapping[str, Any] | None) -> Lifespan:
+    """DeerFlow's lifespan `inner`, on a storage that is open for as long as the application runs."""
+
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncGenerator[Any]:
-        settings: Any = host("deerflow.config.app_config").get_app_config()
+        settings: Any = import_deerflow("deerflow.config.app_config").get_app_config()
         async with AsyncExitStack() as stack:
             storage = await stack.enter_async_context(open_storage(config))
-            parts = await _parts(storage, settings)
-            stack.enter_context(_accounts(storage))
+            adapters = await _build_adapters(storage, settings)
+            stack.enter_context(_accounts_in(storage))
             with _without_sql(settings):
                 state = await stack.enter_async_context(inner(app))
-            _exchange(app.state, {**parts, "config": settings})
-            await _tell(storage, app.state)
+            _replace_app_state(app.state, {**adapters, "config": settings})
+            await _log_startup(storage, app.state)
             yield state
 
     return lifespan
 
 
-async def _parts(storage: MongoStorage, settings: Any) -> dict[str, Any]:
-    """What DeerFlow's routes find in `app.state`, by its names."""
+async def _build_adapters(storage: GatewayStorage, settings: Any) -> dict[str, Any]:
+    """What DeerFlow's routes read from `app.state`, by its names."""
+    # Not at the top: an adapter's class needs DeerFlow's base class, and importing this module does not.
     from .adapters.feedback import FeedbackRepositoryAdapter
     from .adapters.run_events import RunEventStoreAdapter
     from .adapters.runs import RunStoreAdapter
     from .adapters.threads import ThreadMetaStoreAdapter
-    from .run_manager import OwnRunsManager
+    from .run_manager import OwnerCheckingRunManager
 
+    check_adapters(RunEventStoreAdapter, RunStoreAdapter, ThreadMetaStoreAdapter)
     run_store = RunStoreAdapter(storage.runs)
     thread_store = ThreadMetaStoreAdapter(storage.threads, storage.runs)
     return {
@@ -159,26 +156,26 @@ async def _parts(storage: MongoStorage, settings: Any) -> dict[str, Any]:
         "run_event_store": RunEventStoreAdapter(
             storage.run_events, max_trace_content=settings.run_events.max_trace_content
         ),
-        "run_manager": OwnRunsManager(storage.runs, thread_store),
+        "run_manager": OwnerCheckingRunManager(storage.runs, thread_store),
     }
 
 
-def _exchange(state: Any, parts: Mapping[str, Any]) -> None:
-    for name, part in parts.items():
-        if not hasattr(state, name):
-            raise StorageConfigError(
-                f"this release of DeerFlow has no app.state.{name}: deerflow-mongo does not know it"
-            )
-        setattr(state, name, part)
+def _replace_app_state(state: Any, replacements: Mapping[str, Any]) -> None:
+    """Set these names of `app.state`; each must be one that DeerFlow has set."""
+    missing = [f"app.state.{name}" for name in replacements if not hasattr(state, name)]
+    if missing:
+        raise unsupported_release(f"it lacks {', '.join(missing)}")
+    _set_attributes(state, replacements)
 
 
 @contextmanager
 def _without_sql(settings: Any) -> Generator[None]:
-    """While DeerFlow's lifespan starts, its configuration says that there is no database."""
-    module: Any = host("deerflow.config.app_config")
+    """While DeerFlow's lifespan starts, its configuration has no database."""
+    module: Any = import_deerflow("deerflow.config.app_config")
+    checkpointer: Any = import_deerflow("deerflow.config.checkpointer_config").CheckpointerConfig
     in_memory = {
         "database": type(settings.database)(backend="memory"),
-        "checkpointer": host("deerflow.config.checkpointer_config").CheckpointerConfig(type="memory"),
+        "checkpointer": checkpointer(type="memory"),
     }
     module.push_current_app_config(settings.model_copy(update=in_memory))
     try:
@@ -188,32 +185,34 @@ def _without_sql(settings: Any) -> Generator[None]:
 
 
 @contextmanager
-def _accounts(storage: MongoStorage) -> Generator[None]:
-    """The repository of accounts, where DeerFlow keeps the one that it would make over SQL."""
+def _accounts_in(storage: GatewayStorage) -> Generator[None]:
+    """Replace the repository of accounts that DeerFlow caches, and would otherwise make over SQL."""
     from .adapters.users import UserRepositoryAdapter
 
-    deps: Any = host("app.gateway.deps")
+    check_adapters(UserRepositoryAdapter)
+    deps: Any = import_deerflow("app.gateway.deps")
     names = ("_cached_repo", "_cached_local_provider")
     before = {name: getattr(deps, name) for name in names}
-    _set(deps, dict(zip(names, (UserRepositoryAdapter(storage.users), None), strict=True)))
+    _set_attributes(deps, dict(zip(names, (UserRepositoryAdapter(storage.users), None), strict=True)))
     try:
         yield
     finally:
-        _set(deps, before)
+        _set_attributes(deps, before)
 
 
-def _set(module: Any, values: Mapping[str, Any]) -> None:
+def _set_attributes(owner: Any, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
-        setattr(module, name, value)
+        setattr(owner, name, value)
 
 
-async def _tell(storage: MongoStorage, state: Any) -> None:
-    logger.info("runs, events, votes, threads, checkpoints and accounts are kept by %r", storage)
-    kept = cast("Mapping[str, Any]", vars(state)["_state"])
-    without = sorted(name for name, value in kept.items() if value is None)
-    if without:
-        logger.warning("without storage, because DeerFlow has it for SQL only: %s", ", ".join(without))
+async def _log_startup(storage: GatewayStorage, state: Any) -> None:
+    ids = {"backend": type(storage).__name__}
+    logger.info("runs, events, feedback, threads, checkpoints, accounts are stored in %r", storage, extra=ids)
+    parts = cast("Mapping[str, Any]", vars(state)["_state"])
+    absent = sorted(name for name, value in parts.items() if value is None)
+    if absent:
+        logger.warning("not available, DeerFlow has it on SQL only: %s", ", ".join(absent), extra=ids)
     for note in _SQL_ONLY:
-        logger.info(note)
+        logger.info(note, extra=ids)
     if not await storage.users.count(system_role="admin"):
-        logger.info("there is no admin account yet: make the first one at /setup")
+        logger.info("there is no admin account yet: create the first one at /setup", extra=ids)

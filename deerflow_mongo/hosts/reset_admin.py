@@ -1,8 +1,8 @@
-"""`python -m deerflow_mongo.hosts.reset_admin`: a new password for an account whose own is lost.
+"""`python -m deerflow_mongo.hosts.reset_admin`: a new password for an account whose password is lost.
 
-DeerFlow's command of that name looks into SQL. As there, the password goes to a file that only the owner of
-the process can read, never to the terminal; every session of the account ends, and the next login asks for a
-new email and password.
+DeerFlow's command of that name works on SQL only. As there, the password is written to a file that only the
+owner of the process can read, never to the terminal; every session of the account ends, and the next login
+asks for a new email and password.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from ..contract.errors import StorageError
-from .gateway import host, open_storage
+from .deerflow import import_deerflow
+from .gateway import open_storage
 
 _PASSWORD_BYTES = 16
 
 
 async def reset_admin(email: str | None = None) -> tuple[str, Path]:
-    """Give the account, by default the oldest admin's, a new password; its email, and the file with both.
+    """Give the account, by default the oldest admin's, a new password.
 
-    Raises `LookupError` where there is no such account.
+    Returns its email, and the file with both. Raises `LookupError` if there is no such account.
     """
-    from .adapters.users import UserRepositoryAdapter
+    from .adapters.users import UserRepositoryAdapter  # needs DeerFlow, which `--help` does not
 
     async with open_storage() as storage:
         users: Any = UserRepositoryAdapter(storage.users)
@@ -38,11 +39,11 @@ async def reset_admin(email: str | None = None) -> tuple[str, Path]:
         if user is None:
             raise LookupError(f"there is no account {email!r}" if email else "there is no admin account")
         password = secrets.token_urlsafe(_PASSWORD_BYTES)
-        user.password_hash = await host("app.gateway.auth.password").hash_password_async(password)
+        user.password_hash = await import_deerflow("app.gateway.auth.password").hash_password_async(password)
         user.token_version += 1
         user.needs_setup = True
         await users.update_user(user)
-        write: Any = host("app.gateway.auth.credential_file").write_initial_credentials
+        write: Any = import_deerflow("app.gateway.auth.credential_file").write_initial_credentials
         return user.email, write(user.email, password, label="reset")
 
 

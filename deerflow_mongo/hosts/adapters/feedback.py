@@ -1,16 +1,16 @@
 """DeerFlow's `FeedbackRepository` over our feedback.
 
-DeerFlow has no interface for it, only the class on SQL, whose constructor wants SQL: this has its methods.
+DeerFlow has no interface for it, only a class whose constructor needs SQL: the adapter has its methods.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from ...contract.arguments import MAX_LIMIT
+from ...contract.arguments import MAX_LIMIT, is_valid_id
+from ...contract.protocols import FeedbackStore
 from ...contract.rows import FeedbackRow
-from ...mongodb.stores.feedback import MongoFeedbackStore
-from .actors import AUTO, acting_user, can_be_stored
+from .actors import AUTO, acting_user
 
 
 def _row(row: FeedbackRow) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def _row(row: FeedbackRow) -> dict[str, Any]:
 class FeedbackRepositoryAdapter:
     """Votes and comments with DeerFlow's names and rows, lists oldest first."""
 
-    def __init__(self, feedback: MongoFeedbackStore) -> None:
+    def __init__(self, feedback: FeedbackStore) -> None:
         self._feedback = feedback
 
     async def create(
@@ -33,7 +33,7 @@ class FeedbackRepositoryAdapter:
         message_id: str | None = None,
         comment: str | None = None,
     ) -> dict[str, Any]:
-        """Store one more row. `ValueError` for a rating that is neither 1 nor -1."""
+        """Store one more row. Raises `ValueError` for a rating other than 1 and -1."""
         row = await self._feedback.create(
             run_id=run_id,
             thread_id=thread_id,
@@ -46,7 +46,7 @@ class FeedbackRepositoryAdapter:
 
     async def get(self, feedback_id: str, *, user_id: Any = AUTO) -> dict[str, Any] | None:
         user = acting_user(user_id, "FeedbackRepository.get")
-        if not can_be_stored(feedback_id):
+        if not is_valid_id(feedback_id):
             return None
         row = await self._feedback.get(feedback_id, user_id=user)
         return None if row is None else _row(row)
@@ -55,7 +55,7 @@ class FeedbackRepositoryAdapter:
         self, thread_id: str, run_id: str, *, limit: int = 100, user_id: Any = AUTO
     ) -> list[dict[str, Any]]:
         user = acting_user(user_id, "FeedbackRepository.list_by_run")
-        if not can_be_stored(thread_id, run_id):
+        if not is_valid_id(thread_id, run_id):
             return []
         rows = await self._feedback.list_by_run(
             thread_id, run_id, limit=limit, user_id=user, order="oldest_first"
@@ -66,14 +66,14 @@ class FeedbackRepositoryAdapter:
         self, thread_id: str, *, limit: int = 100, user_id: Any = AUTO
     ) -> list[dict[str, Any]]:
         user = acting_user(user_id, "FeedbackRepository.list_by_thread")
-        if not can_be_stored(thread_id):
+        if not is_valid_id(thread_id):
             return []
         rows = await self._feedback.list_by_thread(thread_id, limit=limit, user_id=user, order="oldest_first")
         return [_row(row) for row in rows]
 
     async def delete(self, feedback_id: str, *, user_id: Any = AUTO) -> bool:
         user = acting_user(user_id, "FeedbackRepository.delete")
-        return can_be_stored(feedback_id) and await self._feedback.delete(feedback_id, user_id=user)
+        return is_valid_id(feedback_id) and await self._feedback.delete(feedback_id, user_id=user)
 
     async def upsert(
         self,
@@ -84,7 +84,7 @@ class FeedbackRepositoryAdapter:
         user_id: Any = AUTO,
         comment: str | None = None,
     ) -> dict[str, Any]:
-        """Make or replace the user's one vote on the run; whoever races, there is one afterwards."""
+        """Create or replace the user's one vote on the run; concurrent calls leave one vote."""
         row = await self._feedback.upsert(
             run_id=run_id,
             thread_id=thread_id,
@@ -95,9 +95,9 @@ class FeedbackRepositoryAdapter:
         return _row(row)
 
     async def delete_by_run(self, *, thread_id: str, run_id: str, user_id: Any = AUTO) -> bool:
-        """Delete the user's vote on the run, else their newest row on a message of it; False without one."""
+        """Delete the user's vote on the run, else their newest row on a message of it; False without any."""
         user = acting_user(user_id, "FeedbackRepository.delete_by_run")
-        if not can_be_stored(thread_id, run_id):
+        if not is_valid_id(thread_id, run_id):
             return False
         if await self._feedback.delete_by_run(thread_id=thread_id, run_id=run_id, user_id=user):
             return True
@@ -112,7 +112,7 @@ class FeedbackRepositoryAdapter:
     ) -> dict[str, dict[str, Any]]:
         """The user's newest row for each run of the thread; with None, the newest of all users."""
         user = acting_user(user_id, "FeedbackRepository.list_by_thread_grouped")
-        if not can_be_stored(thread_id):
+        if not is_valid_id(thread_id):
             return {}
         if user is None:
             rows = await self._feedback.list_by_thread(
@@ -123,6 +123,6 @@ class FeedbackRepositoryAdapter:
         return {run_id: _row(row) for run_id, row in grouped.items()}
 
     async def aggregate_by_run(self, thread_id: str, run_id: str) -> dict[str, Any]:
-        if not can_be_stored(thread_id, run_id):
+        if not is_valid_id(thread_id, run_id):
             return {"run_id": run_id, "total": 0, "positive": 0, "negative": 0}
         return {**await self._feedback.aggregate_by_run(thread_id, run_id)}

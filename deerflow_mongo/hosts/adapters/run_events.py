@@ -1,34 +1,39 @@
 """DeerFlow's `RunEventStore` over ours.
 
-An event is never refused for its content or metadata: what no document can hold is cut or left out, and the
-log says so. See `truncation.py`.
+An event is never refused for its content or metadata: what cannot be stored is truncated or left out, and
+logged. See `truncation.py`.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from ...contract.actor import current_user_id
+from ...contract.arguments import is_valid_id
 from ...contract.errors import InvalidPayloadError, PayloadTooLargeError
+from ...contract.protocols import RunEventStore
 from ...contract.rows import RunEventFields, RunEventRow
-from ...mongodb.events.store import MongoRunEventStore
-from ..gateway import host
-from .actors import AUTO, acting_as, acting_user, can_be_stored
-from .truncation import cut_text, storable_part, text_of
+from ..deerflow import import_deerflow
+from .actors import AUTO, acting_as, acting_user
+from .truncation import content_text, storable_entries, truncate_text
 
-_base: Any = host("deerflow.runtime.events.store.base")
+_base: Any = import_deerflow("deerflow.runtime.events.store.base")
 
-MAX_CONTENT_BYTES = 4 * 1024 * 1024
-MAX_METADATA_BYTES = 1024 * 1024
-"""What is kept of a content or of metadata that a document cannot hold."""
+MAX_BYTES: Final[Mapping[str, tuple[int, ...]]] = {
+    "content": (4 * 1024 * 1024, 256 * 1024),
+    "metadata": (1024 * 1024, 64 * 1024, 0),
+}
+"""The limits of content and of metadata that was refused: one for each further attempt."""
 
-TRACE = "trace"
-"""The category of an event that is given none, and of those whose content is kept short."""
+TRACE: Final = "trace"
+"""The default category of an event, and the one whose content is kept short."""
 
-_PART = re.compile(r"(?:events\[(\d+)\]\.)?(content|metadata)\b")
+_PLACE = re.compile(r"(?:events\[(\d+)\]\.)?(content|metadata)\b")
+"""The place that an error names: the event's position in the batch, and which part of it."""
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +43,14 @@ def _row(row: RunEventRow) -> dict[str, Any]:
 
 
 class RunEventStoreAdapter(_base.RunEventStore):
-    """Run events with DeerFlow's names and rows: `user_id` is in every row, None where none was bound.
+    """Run events with DeerFlow's names and rows: `user_id` is in every row, None if no user was bound.
 
-    A read or a deletion for a user (`AUTO`, or named) finds that user's events, in threads that are not
-    somebody else's. With None it finds all.
+    A read or a deletion for a user (`AUTO`, or named) covers that user's events in threads that do not belong
+    to somebody else. With None it covers all events.
     """
 
-    def __init__(self, events: MongoRunEventStore, *, max_trace_content: int = 10240) -> None:
-        """Of a trace's content, `max_trace_content` bytes are kept."""
+    def __init__(self, events: RunEventStore, *, max_trace_content: int = 10240) -> None:
+        """`max_trace_content` is the size of a trace's content in bytes; the rest of it is cut off."""
         self._events = events
         self._max_trace_content = max_trace_content
 
@@ -78,22 +83,23 @@ class RunEventStoreAdapter(_base.RunEventStore):
         return row
 
     async def put_batch(self, events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Store these. An event's own `user_id` is kept; one without the key is the bound user's, if any."""
+        """Store events. An event without the key `user_id` belongs to the bound user, if there is one."""
         user_id = current_user_id()
-        fields = [self._fields(event, user_id) for event in events]
-        mended: set[tuple[int, str]] = set()
+        given = [self._fields(event, user_id) for event in events]
+        fields, refusals = list(given), [Counter[str]() for _ in given]
         while True:
             try:
                 return [_row(row) for row in await self._events.put_batch(fields)]
             except (InvalidPayloadError, PayloadTooLargeError) as error:
-                place = _PART.match(error.field)
+                place = _PLACE.match(error.field)
                 if place is None:
                     raise
                 position, part = int(place[1] or 0), place[2]
-                if (position, part) in mended:
+                refusals[position][part] += 1
+                if refusals[position][part] > len(MAX_BYTES[part]):
                     raise
-                mended.add((position, part))
-                fields[position] = _mended(fields[position], part, error)
+                _log_truncation(given[position], error)
+                fields[position] = _truncated(given[position], refusals[position])
 
     def _fields(self, event: Mapping[str, Any], bound: str | None) -> RunEventFields:
         user_id = event.get("user_id", bound)
@@ -109,7 +115,7 @@ class RunEventStoreAdapter(_base.RunEventStore):
             "user_id": None if user_id is None else str(user_id),
         }
         if category == TRACE:
-            text, marks = cut_text(text_of(content), self._max_trace_content)
+            text, marks = truncate_text(content_text(content), self._max_trace_content)
             if marks:
                 fields["content"] = text
                 fields["metadata"] = {**(event.get("metadata") or {}), **marks}
@@ -127,7 +133,7 @@ class RunEventStoreAdapter(_base.RunEventStore):
         user_id: Any = AUTO,
     ) -> list[dict[str, Any]]:
         user = acting_user(user_id, "RunEventStore.list_messages")
-        if not can_be_stored(thread_id):
+        if not is_valid_id(thread_id):
             return []
         with acting_as(user):
             rows = await self._events.list_messages(
@@ -144,11 +150,11 @@ class RunEventStoreAdapter(_base.RunEventStore):
         limit: int = 500,
         user_id: Any = AUTO,
     ) -> list[dict[str, Any]]:
-        """A run's events in rising order; no types are all types, as DeerFlow's SQL has it."""
+        """A run's events in rising order. An empty `event_types` means all types, as in DeerFlow's SQL."""
         user = acting_user(user_id, "RunEventStore.list_events")
-        if not can_be_stored(thread_id, run_id):
+        if not is_valid_id(thread_id, run_id):
             return []
-        types = [name for name in event_types if can_be_stored(name)] if event_types else None
+        types = [name for name in event_types if is_valid_id(name)] if event_types else None
         with acting_as(user):
             rows = await self._events.list_events(
                 thread_id, run_id, event_types=types, limit=limit, user_id=user
@@ -166,7 +172,7 @@ class RunEventStoreAdapter(_base.RunEventStore):
         user_id: Any = AUTO,
     ) -> list[dict[str, Any]]:
         user = acting_user(user_id, "RunEventStore.list_messages_by_run")
-        if not can_be_stored(thread_id, run_id):
+        if not is_valid_id(thread_id, run_id):
             return []
         with acting_as(user):
             rows = await self._events.list_messages_by_run(
@@ -176,7 +182,7 @@ class RunEventStoreAdapter(_base.RunEventStore):
 
     async def count_messages(self, thread_id: str, *, user_id: Any = AUTO) -> int:
         user = acting_user(user_id, "RunEventStore.count_messages")
-        if not can_be_stored(thread_id):
+        if not is_valid_id(thread_id):
             return 0
         with acting_as(user):
             return await self._events.count_messages(thread_id, user_id=user)
@@ -185,32 +191,41 @@ class RunEventStoreAdapter(_base.RunEventStore):
 
     async def delete_by_thread(self, thread_id: str, *, user_id: Any = AUTO) -> int:
         user = acting_user(user_id, "RunEventStore.delete_by_thread")
-        if not can_be_stored(thread_id):
+        if not is_valid_id(thread_id):
             return 0
         with acting_as(user):
             return await self._events.delete_by_thread(thread_id, user_id=user)
 
     async def delete_by_run(self, thread_id: str, run_id: str, *, user_id: Any = AUTO) -> int:
         user = acting_user(user_id, "RunEventStore.delete_by_run")
-        if not can_be_stored(thread_id, run_id):
+        if not is_valid_id(thread_id, run_id):
             return 0
         with acting_as(user):
             return await self._events.delete_by_run(thread_id, run_id, user_id=user)
 
 
-def _mended(event: RunEventFields, part: str, error: Exception) -> RunEventFields:
-    """`event` with its content as text that fits, or with those of its metadata that can be stored."""
+def _log_truncation(event: RunEventFields, error: Exception) -> None:
+    event_type, run_id, thread_id = event["event_type"], event["run_id"], event["thread_id"]
     logger.warning(
-        "an event %r of run %r is stored as far as it can be: %s",
-        event.get("event_type"),
-        event.get("run_id"),
+        "event %r of run %r is stored truncated: %s",
+        event_type,
+        run_id,
         error,
+        extra={"event_type": event_type, "run_id": run_id, "thread_id": thread_id},
     )
-    metadata = event.get("metadata") or {}
-    if part == "metadata":
-        return {
-            **event,
-            "metadata": {**storable_part(metadata, MAX_METADATA_BYTES), "metadata_truncated": True},
-        }
-    text, marks = cut_text(text_of(event.get("content")), MAX_CONTENT_BYTES)
-    return {**event, "content": text, "metadata": {**metadata, **marks}}
+
+
+def _truncated(given: RunEventFields, refusals: Mapping[str, int]) -> RunEventFields:
+    """The event with its content as a text that fits, and with those of its metadata that can be stored.
+
+    `refusals` says how often each of the two was refused; what never was stays as it is.
+    """
+    content, metadata = given.get("content"), given.get("metadata") or {}
+    if refusals["metadata"]:
+        max_bytes = MAX_BYTES["metadata"][refusals["metadata"] - 1]
+        metadata = {**storable_entries(metadata, max_bytes), "metadata_truncated": True}
+    if refusals["content"]:
+        max_bytes = MAX_BYTES["content"][refusals["content"] - 1]
+        content, marks = truncate_text(content_text(content), max_bytes)
+        metadata = {**metadata, **marks}
+    return {**given, "content": content, "metadata": metadata}

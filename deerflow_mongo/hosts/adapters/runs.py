@@ -5,30 +5,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from ...contract.actor import current_user_id
-from ...contract.arguments import status_text
+from ...contract.arguments import is_valid_id, status_text
 from ...contract.errors import InvalidPayloadError, PayloadTooLargeError
+from ...contract.protocols import RunStore
 from ...contract.rows import CALLERS, ENDED_STATUSES, UNSET, RunCreateFields, RunRow, TimeInput, Unset
-from ...mongodb.stores.runs import MongoRunStore
-from ..gateway import host
-from .actors import AUTO, acting_user, can_be_stored
-from .truncation import storable_part
+from ..deerflow import import_deerflow
+from .actors import AUTO, acting_user
+from .truncation import storable_entries
 
-_base: Any = host("deerflow.runtime.runs.store.base")
+_base: Any = import_deerflow("deerflow.runtime.runs.store.base")
 
-MAX_MODEL_NAME = 128
-MAX_TEXT = 2_000
-"""Characters that DeerFlow keeps of a model's name, and of the two messages that stand for a run in lists."""
+MAX_MODEL_NAME_CHARACTERS: Final = 128
+MAX_MESSAGE_CHARACTERS: Final = 2_000
+"""What DeerFlow stores of a model's name, and of the two messages that stand for a run in lists."""
 
-MAX_PAYLOAD_BYTES = 4 * 1024 * 1024
-"""What is kept of metadata, and of arguments, that a document cannot hold as they are."""
+MAX_PAYLOAD_BYTES: Final = (4 * 1024 * 1024, 256 * 1024, 0)
+"""The limits of metadata and of arguments that were refused: one for each further attempt."""
 
-MAX_CHARACTERS = (None, MAX_TEXT, 0)
-"""How much is kept of texts, one try after the other, while a run's document has no room for them."""
+MAX_TEXT_CHARACTERS: Final = (None, MAX_MESSAGE_CHARACTERS, 0)
+"""The limits of a run's texts: one for each attempt to store them."""
 
-COUNTED_STATUSES = ("success", "error")
+COUNTED_STATUSES: Final = ("success", "error")
 """The runs whose tokens count for their thread."""
 
 _RUNNING = "running"
@@ -41,11 +41,11 @@ def _row(row: RunRow) -> dict[str, Any]:
 
 
 def _model_name(model_name: object) -> str | None:
-    return None if model_name is None else str(model_name).strip()[:MAX_MODEL_NAME]
+    return None if model_name is None else str(model_name).strip()[:MAX_MODEL_NAME_CHARACTERS]
 
 
-def _beginning(text: str | None) -> str | None:
-    return None if text is None else text[:MAX_TEXT]
+def _message(text: str | None) -> str | None:
+    return None if text is None else text[:MAX_MESSAGE_CHARACTERS]
 
 
 def _text_or_unset(text: str | None) -> str | Unset:
@@ -53,15 +53,15 @@ def _text_or_unset(text: str | None) -> str | Unset:
     return UNSET if text is None else text
 
 
-async def _with_room(run_id: str, write: Callable[..., Awaitable[None]], **texts: str | None) -> None:
-    """`write` these texts, or as much of them as the run's document has room for: a run must end."""
-    for kept in MAX_CHARACTERS:
+async def _write_texts(run_id: str, write: Callable[..., Awaitable[None]], **texts: str | None) -> None:
+    """`write` these texts, shortened if the run's document has no room for them: a run must end."""
+    for max_characters in MAX_TEXT_CHARACTERS:
         try:
-            await write(**{name: text and text[:kept] for name, text in texts.items()})
-        except PayloadTooLargeError as refused:
-            if kept == 0:
+            await write(**{name: text and text[:max_characters] for name, text in texts.items()})
+        except PayloadTooLargeError as error:
+            if max_characters == 0:
                 raise
-            logger.warning("the texts of run %r are cut: %s", run_id, refused)
+            logger.warning("the texts of run %r are truncated: %s", run_id, error, extra={"run_id": run_id})
         else:
             return
 
@@ -78,12 +78,12 @@ def _no_usage() -> dict[str, Any]:
 
 
 class RunStoreAdapter(_base.RunStore):
-    """Runs with DeerFlow's names and rows; a row tells `started_at` and `ended_at`, too.
+    """Runs with DeerFlow's names and rows; a row has `started_at` and `ended_at` as well.
 
-    An ended run is not put back to an active status, whichever process says so late.
+    An ended run never becomes active again, whichever process sends an older status late.
     """
 
-    def __init__(self, runs: MongoRunStore) -> None:
+    def __init__(self, runs: RunStore) -> None:
         self._runs = runs
 
     async def put(
@@ -102,9 +102,9 @@ class RunStoreAdapter(_base.RunStore):
         created_at: str | None = None,
         follow_up_to_run_id: str | None = None,
     ) -> None:
-        """Store a new run. `RunExistsError` where there is one of this id.
+        """Store a new run. Raises `RunExistsError` for a known id.
 
-        What of its metadata and arguments no document can hold is left out, and the log says so.
+        Metadata and arguments that cannot be stored are left out, and logged.
         """
         fields: RunCreateFields = {
             "assistant_id": assistant_id,
@@ -120,18 +120,29 @@ class RunStoreAdapter(_base.RunStore):
         }
         try:
             await self._runs.create(run_id, thread_id, **fields)
-        except (InvalidPayloadError, PayloadTooLargeError) as refused:
-            logger.warning("run %r is stored as far as it can be: %s", run_id, refused)
-            fields |= {
-                "metadata": storable_part(metadata, MAX_PAYLOAD_BYTES),
-                "kwargs": storable_part(kwargs, MAX_PAYLOAD_BYTES),
-                "error": _beginning(error),
-            }
-            await self._runs.create(run_id, thread_id, **fields)
+        except (InvalidPayloadError, PayloadTooLargeError) as refusal:
+            ids = {"run_id": run_id, "thread_id": thread_id}
+            logger.warning("run %r is stored truncated: %s", run_id, refusal, extra=ids)
+            fields["error"] = _message(error)
+            await self._create_truncated(run_id, thread_id, fields)
+
+    async def _create_truncated(self, run_id: str, thread_id: str, fields: RunCreateFields) -> None:
+        """Store the run with those of its metadata and arguments that can be stored."""
+        metadata, kwargs = fields.get("metadata"), fields.get("kwargs")
+        for max_bytes in MAX_PAYLOAD_BYTES:
+            fields["metadata"] = storable_entries(metadata, max_bytes)
+            fields["kwargs"] = storable_entries(kwargs, max_bytes)
+            try:
+                await self._runs.create(run_id, thread_id, **fields)
+            except PayloadTooLargeError:
+                if max_bytes == 0:
+                    raise
+            else:
+                return
 
     async def get(self, run_id: str, *, user_id: Any = AUTO) -> dict[str, Any] | None:
         user = acting_user(user_id, "RunStore.get")
-        if not can_be_stored(run_id):
+        if not is_valid_id(run_id):
             return None
         row = await self._runs.get(run_id, user_id=user)
         return None if row is None else _row(row)
@@ -140,7 +151,7 @@ class RunStoreAdapter(_base.RunStore):
         self, thread_id: str, *, user_id: Any = AUTO, limit: int = 100
     ) -> list[dict[str, Any]]:
         user = acting_user(user_id, "RunStore.list_by_thread")
-        if not can_be_stored(thread_id):
+        if not is_valid_id(thread_id):
             return []
         return [_row(row) for row in await self._runs.list_by_thread(thread_id, limit=limit, user_id=user)]
 
@@ -156,16 +167,16 @@ class RunStoreAdapter(_base.RunStore):
                 error=error,
             )
 
-        if can_be_stored(run_id):
-            await _with_room(run_id, write, error=error)
+        if is_valid_id(run_id):
+            await _write_texts(run_id, write, error=error)
 
     async def delete(self, run_id: str, *, user_id: Any = AUTO) -> None:
         user = acting_user(user_id, "RunStore.delete")
-        if can_be_stored(run_id):
+        if is_valid_id(run_id):
             await self._runs.delete(run_id, user_id=user)
 
     async def update_model_name(self, run_id: str, model_name: str | None) -> None:
-        if can_be_stored(run_id):
+        if is_valid_id(run_id):
             await self._runs.update_model_name(run_id, _model_name(model_name))
 
     async def update_run_completion(
@@ -185,7 +196,7 @@ class RunStoreAdapter(_base.RunStore):
         first_human_message: str | None = None,
         error: str | None = None,
     ) -> None:
-        """Set the status and all figures. A text that is not given stays: a failure told its error before."""
+        """Set the status and all counts. An absent text stays: a failed run has its error already."""
 
         async def write(**texts: str | None) -> None:
             await self._runs.update_run_completion(
@@ -204,12 +215,12 @@ class RunStoreAdapter(_base.RunStore):
                 error=_text_or_unset(texts["error"]),
             )
 
-        if can_be_stored(run_id):
-            await _with_room(
+        if is_valid_id(run_id):
+            await _write_texts(
                 run_id,
                 write,
-                last_ai_message=_beginning(last_ai_message),
-                first_human_message=_beginning(first_human_message),
+                last_ai_message=_message(last_ai_message),
+                first_human_message=_message(first_human_message),
                 error=error,
             )
 
@@ -217,8 +228,8 @@ class RunStoreAdapter(_base.RunStore):
         return [_row(row) for row in await self._runs.list_pending(before=before)]
 
     async def aggregate_tokens_by_thread(self, thread_id: str) -> dict[str, Any]:
-        """With a user bound, over that user's runs: those that lists show as well."""
-        if not can_be_stored(thread_id):
+        """The sums over the runs that lists show: with a user bound, those of that user."""
+        if not is_valid_id(thread_id):
             return _no_usage()
         usage = await self._runs.token_usage_by_thread(
             thread_id, user_id=current_user_id(), statuses=COUNTED_STATUSES
@@ -229,8 +240,8 @@ class RunStoreAdapter(_base.RunStore):
             "total_output_tokens": usage["total_output_tokens"],
             "total_runs": usage["total_runs"],
             "by_model": {
-                model: {"tokens": figures["tokens"], "runs": figures["runs"]}
-                for model, figures in usage["by_model"].items()
+                model: {"tokens": counts["tokens"], "runs": counts["runs"]}
+                for model, counts in usage["by_model"].items()
             },
             "by_caller": usage["by_caller"],
         }

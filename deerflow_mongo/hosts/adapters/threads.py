@@ -7,14 +7,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ...contract.arguments import is_valid_id
+from ...contract.protocols import RunStore, ThreadStore
 from ...contract.rows import ThreadMeta, ThreadMetaCreate
-from ...mongodb.stores.runs import MongoRunStore
-from ...mongodb.stores.threads import MongoThreadStore
-from ..gateway import host
-from .actors import AUTO, acting_user, can_be_stored
+from ..deerflow import import_deerflow
+from .actors import AUTO, acting_user
 
-_base: Any = host("deerflow.persistence.thread_meta.base")
-_json_compat: Any = host("deerflow.persistence.json_compat")
+_base: Any = import_deerflow("deerflow.persistence.thread_meta.base")
+_json_compat: Any = import_deerflow("deerflow.persistence.json_compat")
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ def _row(thread: ThreadMeta) -> dict[str, Any]:
     }
 
 
-def _is_safe(key: object, value: object) -> bool:
-    """Whether DeerFlow lets a search ask for this; its rule, and no value that is no JSON number."""
+def _is_searchable(key: object, value: object) -> bool:
+    """Whether a search may filter by this: DeerFlow's own rule, and no NaN or infinity."""
     if isinstance(value, float) and not math.isfinite(value):
         return False
     return _json_compat.validate_metadata_filter_key(key) and _json_compat.validate_metadata_filter_value(
@@ -41,25 +41,30 @@ def _is_safe(key: object, value: object) -> bool:
     )
 
 
-def _wanted_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+def _metadata_filter(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The searchable part of a filter; raises DeerFlow's error if nothing of it is searchable."""
     given = metadata or {}
-    wanted = {key: value for key, value in given.items() if _is_safe(key, value)}
-    refused = sorted(str(key) for key in given if key not in wanted)
-    if given and not wanted:
+    searchable = {key: value for key, value in given.items() if _is_searchable(key, value)}
+    rejected = sorted(str(key) for key in given if key not in searchable)
+    if given and not searchable:
         raise _base.InvalidMetadataFilterError(
-            f"no thread can be searched by this metadata: {', '.join(refused)}. A key takes letters, digits, "
-            "'_' and '-'; a value is text, true, false, null or a number of 64 bits"
+            f"threads cannot be searched by this metadata: {', '.join(rejected)}. A key may contain letters, "
+            "digits, '_' and '-'; a value may be text, true, false, null or a number of 64 bits"
         )
-    if refused:
-        logger.warning("search for threads: left out metadata that cannot be asked for: %a", refused)
-    return wanted
+    if rejected:
+        logger.warning(
+            "thread search ignores metadata keys that are not searchable: %a",
+            rejected,
+            extra={"operation": "ThreadMetaStore.search"},
+        )
+    return searchable
 
 
 class ThreadMetaStoreAdapter(_base.ThreadMetaStore):
-    """Threads with DeerFlow's names and rows. A write is one atomic command with the owner in its filter."""
+    """Threads with DeerFlow's names and rows. A write is one atomic operation that checks the owner."""
 
-    def __init__(self, threads: MongoThreadStore, runs: MongoRunStore | None = None) -> None:
-        """With `runs`, a deleted thread that left runs behind stays closed to everybody but their owner."""
+    def __init__(self, threads: ThreadStore, runs: RunStore | None = None) -> None:
+        """With `runs`, only the owner of its remaining runs has access to a deleted thread."""
         self._threads = threads
         self._runs = runs
 
@@ -72,7 +77,7 @@ class ThreadMetaStoreAdapter(_base.ThreadMetaStore):
         display_name: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Store a new thread. `ThreadExistsError`, and nothing changed, where there is one of this id."""
+        """Store a new thread. Raises `ThreadExistsError` for a known id and leaves that thread as it is."""
         new = ThreadMetaCreate(
             thread_id=thread_id,
             assistant_id=assistant_id,
@@ -84,7 +89,7 @@ class ThreadMetaStoreAdapter(_base.ThreadMetaStore):
 
     async def get(self, thread_id: str, *, user_id: Any = AUTO) -> dict[str, Any] | None:
         user = acting_user(user_id, "ThreadMetaStore.get")
-        if not can_be_stored(thread_id):
+        if not is_valid_id(thread_id):
             return None
         thread = await self._threads.get_thread(thread_id, user_id=user)
         return None if thread is None else _row(thread)
@@ -98,16 +103,16 @@ class ThreadMetaStoreAdapter(_base.ThreadMetaStore):
         offset: int = 0,
         user_id: Any = AUTO,
     ) -> list[dict[str, Any]]:
-        """The threads that fit, the last updated first. Metadata that is unsafe to ask for is left out.
+        """The matching threads, last updated first. Metadata that is not searchable is ignored.
 
-        `InvalidMetadataFilterError` where all of it is.
+        Raises `InvalidMetadataFilterError` if none of it is searchable.
         """
         user = acting_user(user_id, "ThreadMetaStore.search")
-        wanted = _wanted_metadata(metadata)
-        if status and (status.isspace() or not can_be_stored(status)):
+        metadata_filter = _metadata_filter(metadata)
+        if status and (status.isspace() or not is_valid_id(status)):
             return []
         threads = await self._threads.search_threads(
-            metadata=wanted,
+            metadata=metadata_filter,
             status=status,
             user_id=user,
             limit=limit,
@@ -118,37 +123,37 @@ class ThreadMetaStoreAdapter(_base.ThreadMetaStore):
 
     async def update_display_name(self, thread_id: str, display_name: str, *, user_id: Any = AUTO) -> None:
         user = acting_user(user_id, "ThreadMetaStore.update_display_name")
-        if can_be_stored(thread_id):
+        if is_valid_id(thread_id):
             await self._threads.update_thread_meta(thread_id, display_name=display_name, user_id=user)
 
     async def update_status(self, thread_id: str, status: str, *, user_id: Any = AUTO) -> None:
         user = acting_user(user_id, "ThreadMetaStore.update_status")
-        if can_be_stored(thread_id):
+        if is_valid_id(thread_id):
             await self._threads.update_thread_meta(thread_id, status=status, user_id=user)
 
     async def update_metadata(
         self, thread_id: str, metadata: Mapping[str, Any], *, user_id: Any = AUTO
     ) -> None:
-        """Merge by top-level keys, atomically: two writers of different keys both prevail."""
+        """Merge by top-level keys, atomically: concurrent merges lose nothing."""
         user = acting_user(user_id, "ThreadMetaStore.update_metadata")
-        if can_be_stored(thread_id):
+        if is_valid_id(thread_id):
             await self._threads.merge_thread_metadata(thread_id, metadata, user_id=user)
 
     async def check_access(self, thread_id: str, user_id: str, *, require_existing: bool = False) -> bool:
-        """Whether it is the user's thread or nobody's; of a thread that is not there, as the caller says."""
-        thread = await self._threads.get_thread_meta(thread_id) if can_be_stored(thread_id) else None
+        """Whether the thread is the user's or nobody's; a missing one is open unless `require_existing`."""
+        thread = await self._threads.get_thread_meta(thread_id) if is_valid_id(thread_id) else None
         if thread is None:
-            return not require_existing and await self._left_nothing_of_others(thread_id, str(user_id))
+            return not require_existing and await self._has_no_runs_of_others(thread_id, str(user_id))
         return thread.user_id is None or thread.user_id == str(user_id)
 
-    async def _left_nothing_of_others(self, thread_id: str, user_id: str) -> bool:
-        """DeerFlow deletes a thread's metadata and leaves its runs, which its routes then show to all."""
-        if self._runs is None or not can_be_stored(thread_id):
+    async def _has_no_runs_of_others(self, thread_id: str, user_id: str) -> bool:
+        """DeerFlow deletes a thread's metadata and not its runs; its routes would show them to all users."""
+        if self._runs is None or not is_valid_id(thread_id):
             return True
         newest = await self._runs.list_by_thread(thread_id, user_id=None, limit=1)
         return all(run["user_id"] in (None, user_id) for run in newest)
 
     async def delete(self, thread_id: str, *, user_id: Any = AUTO) -> None:
         user = acting_user(user_id, "ThreadMetaStore.delete")
-        if can_be_stored(thread_id):
+        if is_valid_id(thread_id):
             await self._threads.delete_thread(thread_id, user_id=user)

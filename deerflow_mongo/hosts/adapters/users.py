@@ -6,14 +6,14 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from ...contract.arguments import is_valid_id
+from ...contract.capabilities import UserStore
 from ...contract.errors import UserExistsError
 from ...contract.rows import UserRow
-from ...mongodb.stores.users import MongoUserStore
-from ..gateway import host
-from .actors import can_be_stored
+from ..deerflow import import_deerflow
 
-_base: Any = host("app.gateway.auth.repositories.base")
-_models: Any = host("app.gateway.auth.models")
+_base: Any = import_deerflow("app.gateway.auth.repositories.base")
+_models: Any = import_deerflow("app.gateway.auth.models")
 
 _ADMIN = "admin"
 _CHANGEABLE = (
@@ -25,7 +25,7 @@ _CHANGEABLE = (
     "needs_setup",
     "token_version",
 )
-"""The fields of an account besides its id and its age, under the name that both sides have."""
+"""The fields of an account that an update sets; DeerFlow and our stores name them alike."""
 
 
 def _user(row: UserRow | None) -> Any:
@@ -41,42 +41,43 @@ def _fields(user: Any) -> dict[str, Any]:
     return {name: getattr(user, name) for name in _CHANGEABLE}
 
 
-def _taken(user: Any, error: UserExistsError) -> ValueError:
+def _taken_error(user: Any, error: UserExistsError) -> ValueError:
+    """What DeerFlow's routes catch: a plain `ValueError`."""
     return ValueError(f"{user.email} cannot be stored: {error}")
 
 
 class UserRepositoryAdapter(_base.UserRepository):
-    """Accounts as DeerFlow's `User`. `ValueError` where an email or an OAuth identity is taken."""
+    """Accounts as DeerFlow's `User`. Raises `ValueError` if an email or an OAuth identity is taken."""
 
-    def __init__(self, users: MongoUserStore) -> None:
+    def __init__(self, users: UserStore) -> None:
         self._users = users
 
     async def create_user(self, user: Any) -> Any:
         try:
             await self._users.create(str(user.id), created_at=user.created_at, **_fields(user))
         except UserExistsError as error:
-            raise _taken(user, error) from error
+            raise _taken_error(user, error) from error
         return user
 
     async def get_user_by_id(self, user_id: str) -> Any:
-        return _user(await self._users.get(user_id)) if can_be_stored(user_id) else None
+        return _user(await self._users.get(user_id)) if is_valid_id(user_id) else None
 
     async def get_user_by_email(self, email: str) -> Any:
-        return _user(await self._users.get_by_email(email)) if can_be_stored(email) else None
+        return _user(await self._users.get_by_email(email)) if is_valid_id(email) else None
 
     async def get_user_by_oauth(self, provider: str, oauth_id: str) -> Any:
-        if not can_be_stored(provider, oauth_id):
+        if not is_valid_id(provider, oauth_id):
             return None
         return _user(await self._users.get_by_oauth(provider, oauth_id))
 
     async def update_user(self, user: Any) -> Any:
-        """Set all that may change. DeerFlow's `UserNotFoundError` where the account is gone."""
+        """Set every field that may change. Raises DeerFlow's `UserNotFoundError` for an unknown account."""
         try:
             found = await self._users.update(str(user.id), **_fields(user))
         except UserExistsError as error:
-            raise _taken(user, error) from error
+            raise _taken_error(user, error) from error
         if not found:
-            raise _base.UserNotFoundError(f"there is no account {user.id} any more; nothing was changed")
+            raise _base.UserNotFoundError(f"there is no account {user.id}; nothing was changed")
         return user
 
     async def count_users(self) -> int:
