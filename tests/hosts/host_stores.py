@@ -91,86 +91,86 @@ _16_MIB = "a document of MongoDB ends at 16 MiB"
 
 DIFFERENCES: dict[str, dict[str, dict[str, str]]] = {
     "runs": {
-        "test_put_keeps_which_run_it_follows": {MEMORY: _NO_COLUMNS},
-        "test_a_row_has_the_keys_of_the_sql_row": {MEMORY: _NO_COLUMNS},
-        "test_a_new_runs_figures_are_zero_and_its_texts_none": {MEMORY: _NO_COLUMNS},
-        "test_times_tell_their_offset": {SQL: _NAIVE},
-        "test_a_run_that_is_there_is_not_overwritten": {MEMORY: _OVERWRITES},
-        "test_what_is_no_json_is_written_down": {MEMORY: _NO_COLUMNS},
-        "test_an_odd_argument_comes_back": {
+        "test_put_stores_the_followed_run": {MEMORY: _NO_COLUMNS},
+        "test_row_has_the_keys_of_the_sql_row": {MEMORY: _NO_COLUMNS},
+        "test_new_run_has_zero_counts_and_no_texts": {MEMORY: _NO_COLUMNS},
+        "test_times_have_an_offset": {SQL: _NAIVE},
+        "test_existing_run_is_not_overwritten": {MEMORY: _OVERWRITES},
+        "test_values_that_are_not_json_are_stored_as_text": {MEMORY: _NO_COLUMNS},
+        "test_oversized_or_infinite_argument_comes_back_unchanged": {
             OURS: f"{_16_MIB}, and our payloads are JSON, which has no infinity"
         },
-        "test_a_models_name_is_stripped_and_cut": {MEMORY: _NO_COLUMNS},
-        "test_the_bound_user_is_who_acts": {MEMORY: _NO_USERS},
-        "test_without_a_bound_user_nobody_acts": {MEMORY: _NO_USERS},
+        "test_model_name_is_stripped_and_truncated": {MEMORY: _NO_COLUMNS},
+        "test_default_user_is_the_bound_user": {MEMORY: _NO_USERS},
+        "test_default_user_without_a_bound_user_is_an_error": {MEMORY: _NO_USERS},
         "test_pending_before_a_datetime": {MEMORY: "DeerFlow's store in memory compares the texts of times"},
-        "test_a_status_tells_when_a_run_began_and_ended": {SQL: _NO_TIMES, MEMORY: _NO_TIMES},
-        "test_an_ended_run_is_not_put_back": {SQL: _LAST_WORD, MEMORY: _LAST_WORD},
-        "test_a_user_may_be_named_by_a_uuid": {SQL: _NO_UUID, MEMORY: _NO_UUID},
-        "test_a_huge_error_comes_back_whole": {OURS: _16_MIB},
-        "test_a_completions_absent_figure_is_zero": {MEMORY: _NO_COLUMNS},
-        "test_a_completions_messages_are_cut": {MEMORY: _NO_COLUMNS},
-        "test_a_run_is_deleted_by_its_user": {MEMORY: _NO_USERS},
-        "test_a_bound_user_is_told_of_own_tokens_only": {SQL: _ALL_RUNS, MEMORY: _ALL_RUNS},
+        "test_status_sets_started_at_and_ended_at": {SQL: _NO_TIMES, MEMORY: _NO_TIMES},
+        "test_ended_run_never_becomes_active_again": {SQL: _LAST_WORD, MEMORY: _LAST_WORD},
+        "test_user_id_may_be_a_uuid": {SQL: _NO_UUID, MEMORY: _NO_UUID},
+        "test_huge_error_comes_back_unchanged": {OURS: _16_MIB},
+        "test_absent_count_of_a_completion_becomes_zero": {MEMORY: _NO_COLUMNS},
+        "test_messages_of_a_completion_are_truncated": {MEMORY: _NO_COLUMNS},
+        "test_run_is_deleted_by_its_owner_only": {MEMORY: _NO_USERS},
+        "test_token_sums_cover_the_bound_users_runs_only": {SQL: _ALL_RUNS, MEMORY: _ALL_RUNS},
     },
     "run_events": {
-        "test_a_row_has_the_keys_of_the_sql_row": {MEMORY: _NO_USERS},
+        "test_row_has_the_keys_of_the_sql_row": {MEMORY: _NO_USERS},
         "test_content_may_be_none": {OURS: "our events have no content that is None: it is the empty text"},
-        "test_metadata_comes_back_as_it_was_given": {
+        "test_metadata_comes_back_unchanged": {
             SQL: "DeerFlow keeps content as text, and in the metadata whether it was JSON"
         },
-        "test_an_event_of_a_batch_is_a_trace_unless_it_says_otherwise": {MEMORY: _AS_ARGUMENTS},
-        "test_other_keys_of_an_event_are_left_out": {MEMORY: _AS_ARGUMENTS},
-        "test_what_is_no_json_is_written_down": {MEMORY: _NO_COLUMNS},
-        "test_a_long_trace_is_cut_by_bytes": {MEMORY: _NO_COLUMNS},
-        "test_a_long_structured_trace_is_cut_as_json": {MEMORY: _NO_COLUMNS},
-        "test_a_content_beyond_16_mib_comes_back_whole": {OURS: _16_MIB},
-        "test_a_content_beyond_json_comes_back": {
+        "test_default_category_of_a_batch_is_trace": {MEMORY: _AS_ARGUMENTS},
+        "test_unknown_keys_of_an_event_are_ignored": {MEMORY: _AS_ARGUMENTS},
+        "test_values_that_are_not_json_are_stored_as_text": {MEMORY: _NO_COLUMNS},
+        "test_long_trace_is_truncated_by_bytes": {MEMORY: _NO_COLUMNS},
+        "test_long_structured_trace_is_truncated_as_json": {MEMORY: _NO_COLUMNS},
+        "test_content_over_16_mib_comes_back_unchanged": {OURS: _16_MIB},
+        "test_content_with_infinity_comes_back_unchanged": {
             OURS: "our payloads are JSON, which has no NaN and no infinity: such content is kept as text"
         },
-        "test_an_event_is_the_bound_users": {MEMORY: _NO_USERS},
-        "test_an_events_own_user_is_kept": {MEMORY: _NO_USERS},
-        "test_a_user_sees_own_events_only": {MEMORY: _NO_USERS},
-        "test_a_user_may_be_named_by_a_uuid": {SQL: _NO_UUID, MEMORY: _NO_USERS},
-        "test_without_a_bound_user_nobody_reads_or_deletes": {MEMORY: _NO_USERS},
-        "test_a_user_deletes_own_events_only": {MEMORY: _NO_USERS},
-        "test_a_limit_of_nothing_gives_nothing": {MEMORY: "in memory, the last 0 messages are all of them"},
-        "test_a_negative_limit_is_refused": {SQL: _NO_LIMITS, MEMORY: "in memory, a limit is a slice"},
+        "test_event_belongs_to_the_bound_user": {MEMORY: _NO_USERS},
+        "test_explicit_user_of_an_event_wins_over_the_bound_user": {MEMORY: _NO_USERS},
+        "test_user_sees_own_events_only": {MEMORY: _NO_USERS},
+        "test_user_id_may_be_a_uuid": {SQL: _NO_UUID, MEMORY: _NO_USERS},
+        "test_reads_and_deletions_without_a_bound_user_are_errors": {MEMORY: _NO_USERS},
+        "test_user_deletes_own_events_only": {MEMORY: _NO_USERS},
+        "test_limit_zero_gives_nothing": {MEMORY: "in memory, the last 0 messages are all of them"},
+        "test_negative_limit_is_refused": {SQL: _NO_LIMITS, MEMORY: "in memory, a limit is a slice"},
         "test_messages_between_two_numbers": {MEMORY: "in memory, `before_seq` hides `after_seq`"},
-        "test_no_types_are_all_types": {MEMORY: "in memory, no types are no types"},
-        "test_numbers_go_on_after_a_deletion": {SQL: _STARTS_OVER, MEMORY: _STARTS_OVER},
+        "test_empty_event_types_mean_all_types": {MEMORY: "in memory, no types are no types"},
+        "test_numbers_are_not_reused_after_a_deletion": {SQL: _STARTS_OVER, MEMORY: _STARTS_OVER},
     },
     "threads": {
-        "test_a_row_has_the_keys_of_the_sql_row": {MEMORY: "in memory, a thread has `values`, too"},
-        "test_times_tell_their_offset": {SQL: _NAIVE},
-        "test_a_thread_that_is_there_is_not_overwritten": {MEMORY: _OVERWRITES},
-        "test_a_user_may_be_named_by_a_uuid": {SQL: _NO_UUID, MEMORY: _NO_UUID},
-        "test_metadata_beyond_json_comes_back": {OURS: "our payloads are JSON, which has no infinity"},
-        "test_a_search_shows_the_last_updated_first": {MEMORY: "in memory, a search has no order"},
-        "test_a_search_finds_what_was_merged": {MEMORY: _NO_METADATA},
-        "test_a_search_by_metadata": {MEMORY: _NO_METADATA},
-        "test_a_search_tells_types_apart": {MEMORY: _NO_METADATA},
-        "test_a_search_for_null_finds_what_is_there_and_null": {MEMORY: _NO_METADATA},
-        "test_a_search_for_a_float_finds_the_integer": {
+        "test_row_has_the_keys_of_the_sql_row": {MEMORY: "in memory, a thread has `values`, too"},
+        "test_times_have_an_offset": {SQL: _NAIVE},
+        "test_existing_thread_is_not_overwritten": {MEMORY: _OVERWRITES},
+        "test_user_id_may_be_a_uuid": {SQL: _NO_UUID, MEMORY: _NO_UUID},
+        "test_metadata_with_infinity_comes_back_unchanged": {OURS: "our payloads are JSON, which has no infinity"},
+        "test_search_is_last_updated_first": {MEMORY: "in memory, a search has no order"},
+        "test_search_finds_merged_metadata": {MEMORY: _NO_METADATA},
+        "test_search_by_metadata": {MEMORY: _NO_METADATA},
+        "test_search_distinguishes_types": {MEMORY: _NO_METADATA},
+        "test_search_for_null_finds_null_and_not_missing": {MEMORY: _NO_METADATA},
+        "test_search_for_a_float_finds_the_integer": {
             OURS: "we find a value by its digest, which tells 2 from 2.0 as JSON's text does",
             MEMORY: _NO_METADATA,
         },
-        "test_what_is_unsafe_to_ask_for_is_left_out": {MEMORY: _NO_METADATA},
-        "test_a_search_for_unsafe_metadata_alone_is_refused": {MEMORY: _NO_METADATA},
+        "test_unsearchable_metadata_is_ignored_and_logged": {MEMORY: _NO_METADATA},
+        "test_search_by_unsearchable_metadata_alone_is_refused": {MEMORY: _NO_METADATA},
     },
     "feedback": {
-        "test_a_time_tells_its_offset": {SQL: _NAIVE},
-        "test_a_user_may_be_named_by_a_uuid": {SQL: _NO_UUID},
-        "test_a_rating_is_an_integer": {SQL: "DeerFlow takes whatever equals 1 or -1 for it"},
-        "test_a_vote_replaces_what_was_created_on_a_message": {
+        "test_time_has_an_offset": {SQL: _NAIVE},
+        "test_user_id_may_be_a_uuid": {SQL: _NO_UUID},
+        "test_rating_that_only_equals_one_is_refused": {SQL: "DeerFlow takes whatever equals 1 or -1 for it"},
+        "test_vote_replaces_a_row_created_on_a_message": {
             OURS: "what a user says of a message is a row of its own, beside the one vote on the run"
         },
-        "test_a_user_may_say_more_than_one_thing_of_a_run": {
+        "test_user_may_have_feedback_on_several_messages_of_a_run": {
             SQL: "DeerFlow has one row for a user and a run: a second one is an error of the database"
         },
     },
     "users": {
-        "test_an_update_to_a_taken_email_is_an_error_of_the_caller": {
+        "test_update_to_a_taken_email_is_a_value_error": {
             SQL: "DeerFlow lets SQLAlchemy's IntegrityError through, which is no ValueError"
         },
     },

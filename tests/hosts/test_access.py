@@ -39,7 +39,7 @@ async def _given_thread(alice: Browser) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("route", ["wait", "stream"])
-async def test_a_run_without_a_thread_in_its_path_starts_in_no_thread_of_another_user(
+async def test_runs_without_thread_in_path_are_refused_in_another_users_thread(
     users: tuple[Browser, Browser], route: str
 ) -> None:
     alice, bob = users
@@ -53,7 +53,7 @@ async def test_a_run_without_a_thread_in_its_path_starts_in_no_thread_of_another
     assert (await alice.send("POST", f"/api/runs/{route}", json=named)).status == 200
 
 
-async def test_what_a_deleted_thread_leaves_behind_is_nobody_elses(users: tuple[Browser, Browser]) -> None:
+async def test_remains_of_a_deleted_thread_are_hidden_from_other_users(users: tuple[Browser, Browser]) -> None:
     alice, bob = users
     thread_id, run_id = await _given_thread(alice)
     thread, run = f"/api/threads/{thread_id}", f"/api/threads/{thread_id}/runs/{run_id}"
@@ -69,7 +69,7 @@ async def test_what_a_deleted_thread_leaves_behind_is_nobody_elses(users: tuple[
     assert len(await alice.ask("GET", f"{thread}/runs")) == 1
 
 
-async def test_a_thread_that_takes_over_a_deleted_ones_id_shows_nothing_of_it(
+async def test_new_thread_with_a_deleted_threads_id_shows_nothing_of_it(
     users: tuple[Browser, Browser],
 ) -> None:
     alice, bob = users
@@ -84,7 +84,7 @@ async def test_a_thread_that_takes_over_a_deleted_ones_id_shows_nothing_of_it(
     assert (await alice.send("GET", f"/api/threads/{thread_id}/messages")).status == 404
 
 
-async def test_without_login_there_is_nothing(gateway: Gateway) -> None:
+async def test_every_route_needs_a_login(gateway: Gateway) -> None:
     async with httpx.AsyncClient(base_url=gateway.url) as client:
         for path in ("/api/threads/t", "/api/threads/t/runs", "/api/runs/r/messages", "/api/models"):
             assert (await client.get(path)).status_code == 401, path

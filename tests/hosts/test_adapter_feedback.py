@@ -73,7 +73,7 @@ def users(rows: list[dict[str, Any]]) -> list[str]:
 # -- the interface ---------------------------------------------------------------------------------
 
 
-def test_every_method_of_the_host_is_there_as_the_host_calls_it() -> None:
+def test_adapter_has_every_method_with_deerflows_signature() -> None:
     assert signature_faults(FEEDBACK) == []
     assert stale_differences(FEEDBACK, globals()) == []
 
@@ -81,14 +81,14 @@ def test_every_method_of_the_host_is_there_as_the_host_calls_it() -> None:
 # -- create and get --------------------------------------------------------------------------------
 
 
-async def test_create_keeps_every_field_and_returns_the_row(store: Any) -> None:
+async def test_create_stores_every_field_and_returns_the_row(store: Any) -> None:
     given = {**RUN, "rating": -1, "user_id": "alice", "message_id": "message", "comment": "Ünï"}
     row = await store.create(**given)
     assert {name: row[name] for name in given} == given
     assert await store.get(row["feedback_id"], user_id=None) == row
 
 
-async def test_a_row_has_the_keys_of_the_sql_row(store: Any) -> None:
+async def test_row_has_the_keys_of_the_sql_row(store: Any) -> None:
     row = await create(store)
     assert set(row) == set(await vote(store, "bob")) == KEYS
     assert set(await store.get(row["feedback_id"], user_id=None)) == KEYS
@@ -96,13 +96,13 @@ async def test_a_row_has_the_keys_of_the_sql_row(store: Any) -> None:
     assert set((await store.list_by_thread_grouped("thread", user_id="bob"))["run"]) == KEYS
 
 
-async def test_a_time_tells_its_offset(store: Any) -> None:
+async def test_time_has_an_offset(store: Any) -> None:
     row = await create(store)
     assert datetime.fromisoformat(row["created_at"]).tzinfo is not None
 
 
 @pytest.mark.parametrize("rating", [0, 2, -2, 5])
-async def test_a_rating_is_one_up_or_one_down(store: Any, rating: int) -> None:
+async def test_rating_other_than_one_and_minus_one_is_refused(store: Any, rating: int) -> None:
     with pytest.raises(ValueError, match="rating"):
         await create(store, rating=rating)
     with pytest.raises(ValueError, match="rating"):
@@ -111,18 +111,18 @@ async def test_a_rating_is_one_up_or_one_down(store: Any, rating: int) -> None:
 
 
 @pytest.mark.parametrize("rating", [True, 1.0])
-async def test_a_rating_is_an_integer(store: Any, rating: Any) -> None:
+async def test_rating_that_only_equals_one_is_refused(store: Any, rating: Any) -> None:
     with pytest.raises(ValueError, match="rating"):
         await create(store, rating=rating)
 
 
-async def test_a_comment_may_be_missing(store: Any) -> None:
+async def test_comment_and_message_id_are_optional(store: Any) -> None:
     assert (await create(store))["comment"] is None
     assert (await create(store, "bob"))["message_id"] is None
 
 
 @pytest.mark.parametrize("missing", ["missing", "", "x" * 5_000], ids=["missing", "empty", "long"])
-async def test_what_is_not_there_is_not_found(store: Any, missing: str) -> None:
+async def test_missing_ids_are_not_found(store: Any, missing: str) -> None:
     assert await store.get(missing, user_id=None) is None
     assert await store.delete(missing, user_id=None) is False
     assert await store.list_by_run("thread", missing, user_id=None) == []
@@ -135,7 +135,7 @@ async def test_what_is_not_there_is_not_found(store: Any, missing: str) -> None:
 # -- whose it is -----------------------------------------------------------------------------------
 
 
-async def test_a_user_sees_and_deletes_own_rows_only(store: Any) -> None:
+async def test_user_sees_and_deletes_own_rows_only(store: Any) -> None:
     hers = (await create(store, "alice"))["feedback_id"]
     his = (await create(store, "bob"))["feedback_id"]
     assert await store.get(his, user_id="alice") is None
@@ -148,7 +148,7 @@ async def test_a_user_sees_and_deletes_own_rows_only(store: Any) -> None:
     assert await all_of(store) == []
 
 
-async def test_the_bound_user_is_who_acts(store: Any) -> None:
+async def test_default_user_is_the_bound_user(store: Any) -> None:
     alice = UUID(int=1)
     with acting(alice):
         row = await store.create(**RUN, rating=1)
@@ -168,14 +168,14 @@ async def test_the_bound_user_is_who_acts(store: Any) -> None:
         assert await store.delete(row["feedback_id"]) is True
 
 
-async def test_a_user_may_be_named_by_a_uuid(store: Any) -> None:
+async def test_user_id_may_be_a_uuid(store: Any) -> None:
     alice: Any = UUID(int=1)
     row = await create(store, alice)
     assert row["user_id"] == str(alice)
     assert await store.list_by_thread("thread", user_id=alice) == [row]
 
 
-async def test_without_a_bound_user_nobody_acts(store: Any) -> None:
+async def test_default_user_without_a_bound_user_is_an_error(store: Any) -> None:
     for call in (
         lambda: store.create(**RUN, rating=1),
         lambda: store.upsert(**RUN, rating=1),
@@ -193,7 +193,7 @@ async def test_without_a_bound_user_nobody_acts(store: Any) -> None:
 # -- lists -----------------------------------------------------------------------------------------
 
 
-async def test_lists_show_the_oldest_first(store: Any) -> None:
+async def test_lists_are_oldest_first(store: Any) -> None:
     for user_id in ("c", "a", "b"):
         await create(store, user_id)
     await create(store, "d", run_id="other")
@@ -204,14 +204,14 @@ async def test_lists_show_the_oldest_first(store: Any) -> None:
     assert users(await store.list_by_thread("thread", limit=1, user_id=None)) == ["c"]
 
 
-async def test_lists_show_a_hundred_unless_told_otherwise(store: Any) -> None:
+async def test_default_limit_of_lists_is_100(store: Any) -> None:
     for number in range(101):
         await create(store, f"user{number}")
     assert len(await all_of(store)) == 100
     assert len(await store.list_by_thread("thread", user_id=None)) == 100
 
 
-async def test_a_users_rows_by_run(store: Any) -> None:
+async def test_users_newest_rows_by_run(store: Any) -> None:
     await vote(store, run_id="a")
     await vote(store, run_id="b", rating=-1)
     await vote(store, "bob", run_id="a", rating=-1)
@@ -220,7 +220,7 @@ async def test_a_users_rows_by_run(store: Any) -> None:
     assert users(list(grouped.values())) == ["alice", "alice"]
 
 
-async def test_everybodys_newest_rows_by_run(store: Any) -> None:
+async def test_newest_rows_of_all_users_by_run(store: Any) -> None:
     await vote(store, run_id="a")
     await vote(store, run_id="b")
     await vote(store, "bob", run_id="a", rating=-1)
@@ -247,7 +247,7 @@ async def test_votes_are_counted(store: Any) -> None:
 
 
 @pytest.mark.parametrize("user_id", ["alice", None])
-async def test_a_second_vote_replaces_the_first(store: Any, user_id: str | None) -> None:
+async def test_second_vote_replaces_the_first(store: Any, user_id: str | None) -> None:
     first = await vote(store, user_id, comment="good")
     second = await vote(store, user_id, rating=-1)
     assert second["feedback_id"] == first["feedback_id"]
@@ -256,17 +256,17 @@ async def test_a_second_vote_replaces_the_first(store: Any, user_id: str | None)
     assert await all_of(store) == [second]
 
 
-async def test_a_vote_replaces_what_was_created(store: Any) -> None:
+async def test_vote_replaces_a_created_row(store: Any) -> None:
     row = await create(store)
     assert (await vote(store, rating=-1))["feedback_id"] == row["feedback_id"]
 
 
-async def test_a_vote_replaces_what_was_created_on_a_message(store: Any) -> None:
+async def test_vote_replaces_a_row_created_on_a_message(store: Any) -> None:
     row = await create(store, message_id="message")
     assert (await vote(store, rating=-1))["feedback_id"] == row["feedback_id"]
 
 
-async def test_a_user_may_say_more_than_one_thing_of_a_run(store: Any) -> None:
+async def test_user_may_have_feedback_on_several_messages_of_a_run(store: Any) -> None:
     await create(store, message_id="one")
     await create(store, message_id="two")
     assert [row["message_id"] for row in await all_of(store)] == ["one", "two"]
@@ -274,7 +274,7 @@ async def test_a_user_may_say_more_than_one_thing_of_a_run(store: Any) -> None:
 
 @pytest.mark.parametrize("message_id", [None, "message"])
 @pytest.mark.parametrize("user_id", ["alice", None])
-async def test_a_vote_is_taken_back(store: Any, user_id: str | None, message_id: str | None) -> None:
+async def test_vote_is_deleted(store: Any, user_id: str | None, message_id: str | None) -> None:
     await create(store, user_id, message_id=message_id)
     await vote(store, "bob")
     assert await store.delete_by_run(**RUN, user_id=user_id) is True
@@ -282,7 +282,7 @@ async def test_a_vote_is_taken_back(store: Any, user_id: str | None, message_id:
     assert users(await all_of(store)) == ["bob"]
 
 
-async def test_nobodys_vote_is_taken_back(store: Any) -> None:
+async def test_anonymous_vote_is_deleted(store: Any) -> None:
     await vote(store)
     assert await store.delete_by_run(**RUN, user_id=None) is False
     await vote(store, None)
@@ -293,13 +293,13 @@ async def test_nobodys_vote_is_taken_back(store: Any) -> None:
 # -- ours alone ------------------------------------------------------------------------------------
 
 
-async def test_votes_at_once_leave_one(ours: Any) -> None:
+async def test_concurrent_votes_leave_one(ours: Any) -> None:
     rows = await asyncio.gather(*(vote(ours, rating=1 - 2 * (i % 2)) for i in range(20)))
     assert len({row["feedback_id"] for row in rows}) == 1
     assert len(await all_of(ours)) == 1
 
 
-async def test_the_vote_is_taken_back_before_what_is_said_of_messages(ours: Any) -> None:
+async def test_vote_is_deleted_before_feedback_on_messages(ours: Any) -> None:
     await vote(ours)
     await create(ours, message_id="message")
     assert await ours.delete_by_run(**RUN, user_id="alice") is True

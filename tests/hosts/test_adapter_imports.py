@@ -24,7 +24,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_without_deerflow_an_adapter_says_what_to_install(module: str) -> None:
+def test_adapter_without_deerflow_names_what_to_install(module: str) -> None:
     ended = python(f"{WITHOUT_DEERFLOW}import {module}")
     assert ended.returncode != 0
     last = ended.stderr.strip().splitlines()[-1]
@@ -32,12 +32,12 @@ def test_without_deerflow_an_adapter_says_what_to_install(module: str) -> None:
     assert "Install DeerFlow 2.x, such as its distribution deerflow-kernel" in last
 
 
-def test_without_deerflow_all_else_is_imported() -> None:
+def test_other_modules_import_without_deerflow() -> None:
     others = "deerflow_mongo, deerflow_mongo.hosts, deerflow_mongo.hosts.adapters, deerflow_mongo.testing"
     ended = python(f"{WITHOUT_DEERFLOW}import {others}")
     assert ended.returncode == 0, ended.stderr
 
 
-def test_every_adapter_is_held_to_the_hosts_promises() -> None:
+def test_every_adapter_has_tests() -> None:
     package = {f"{adapters.__name__}.{module.name}" for module in pkgutil.iter_modules(adapters.__path__)}
     assert package - set(MODULES) == {f"{adapters.__name__}.{name}" for name in ("actors", "truncation")}

@@ -91,12 +91,12 @@ def everybody(store: Any) -> dict[str, Any]:
 # -- the interface ---------------------------------------------------------------------------------
 
 
-def test_every_method_of_the_host_is_there_as_the_host_calls_it() -> None:
+def test_adapter_has_every_method_with_deerflows_signature() -> None:
     assert signature_faults(RUN_EVENTS) == []
     assert stale_differences(RUN_EVENTS, globals()) == []
 
 
-async def test_a_store_is_the_hosts(store: Any) -> None:
+async def test_store_is_an_instance_of_deerflows_base_class(store: Any) -> None:
     assert isinstance(store, named(str(RUN_EVENTS.base)))
 
 
@@ -111,7 +111,7 @@ async def test_put_returns_the_whole_event(store: Any) -> None:
     assert row["created_at"].startswith("2026-01-01T12:00:00")
 
 
-async def test_a_row_has_the_keys_of_the_sql_row(store: Any) -> None:
+async def test_row_has_the_keys_of_the_sql_row(store: Any) -> None:
     [row] = await store.put_batch([event()])
     assert set(row) == KEYS
     [row] = await all_of(store)
@@ -119,7 +119,7 @@ async def test_a_row_has_the_keys_of_the_sql_row(store: Any) -> None:
     assert row["user_id"] is None
 
 
-async def test_an_event_may_have_no_content(store: Any) -> None:
+async def test_content_defaults_to_empty_text(store: Any) -> None:
     row = await store.put(**event())
     assert (row["content"], row["metadata"]) == ("", {})
 
@@ -129,7 +129,7 @@ async def test_an_event_may_have_no_content(store: Any) -> None:
     ["", "text", "ünï\0code", '{"a": 1}', {}, {"a.b": {"$c": None}}, [], [1, 2.5, True, {"x": []}], 7, False],
     ids=str,
 )
-async def test_content_comes_back_as_it_was_given(store: Any, content: Any) -> None:
+async def test_content_comes_back_unchanged(store: Any, content: Any) -> None:
     row = await store.put(**event(content=content))
     assert row["content"] == content
     [row] = await all_of(store)
@@ -141,13 +141,13 @@ async def test_content_may_be_none(store: Any) -> None:
     assert (await store.put(**event(content=None)))["content"] is None
 
 
-async def test_metadata_comes_back_as_it_was_given(store: Any) -> None:
+async def test_metadata_comes_back_unchanged(store: Any) -> None:
     given: dict[str, Any] = {"a.b": 1, "$c": {"d": [None, True]}}
     await store.put(**event(content={"structured": True}, metadata=given))
     assert (await all_of(store))[0]["metadata"] == given
 
 
-async def test_a_threads_events_are_numbered_from_one(store: Any) -> None:
+async def test_events_are_numbered_from_one_in_each_thread(store: Any) -> None:
     first = await store.put_batch([event("a"), event("b", run_id="other")])
     last = await store.put(**event("c"))
     elsewhere = await store.put(**event("d", thread_id="elsewhere"))
@@ -155,23 +155,23 @@ async def test_a_threads_events_are_numbered_from_one(store: Any) -> None:
     assert types([*first, last]) == ["a", "b", "c"]
 
 
-async def test_an_empty_batch_is_nothing(store: Any) -> None:
+async def test_empty_batch_stores_nothing(store: Any) -> None:
     assert await store.put_batch([]) == []
 
 
-async def test_an_event_of_a_batch_is_a_trace_unless_it_says_otherwise(store: Any) -> None:
+async def test_default_category_of_a_batch_is_trace(store: Any) -> None:
     given = event()
     del given["category"]
     [row] = await store.put_batch([given])
     assert row["category"] == "trace"
 
 
-async def test_other_keys_of_an_event_are_left_out(store: Any) -> None:
+async def test_unknown_keys_of_an_event_are_ignored(store: Any) -> None:
     [row] = await store.put_batch([event(colour="red")])
     assert "colour" not in row
 
 
-async def test_what_is_no_json_is_written_down(store: Any) -> None:
+async def test_values_that_are_not_json_are_stored_as_text(store: Any) -> None:
     await store.put(**event(content={"id": UUID(int=7)}))
     [row] = await all_of(store)
     assert row["content"] == {"id": str(UUID(int=7))}
@@ -180,21 +180,21 @@ async def test_what_is_no_json_is_written_down(store: Any) -> None:
 # -- traces ----------------------------------------------------------------------------------------
 
 
-async def test_a_long_trace_is_cut_by_bytes(store: Any) -> None:
+async def test_long_trace_is_truncated_by_bytes(store: Any) -> None:
     text = "x" + "é" * 6_000
     row = await store.put(**event(content=text, category="trace", metadata={"own": 1}))
     assert row["content"] == "x" + "é" * 5_119  # 10,239 bytes: half of a letter is no letter
     assert row["metadata"] == {"own": 1, "content_truncated": True, "original_byte_length": 12_001}
 
 
-async def test_a_long_structured_trace_is_cut_as_json(store: Any) -> None:
+async def test_long_structured_trace_is_truncated_as_json(store: Any) -> None:
     [row] = await store.put_batch([event(content={"ä": "x" * 20_000}, category="trace")])
     assert row["content"] == '{"ä": "' + "x" * (10_240 - 8)
     assert row["metadata"]["content_truncated"] is True
     assert row["metadata"]["original_byte_length"] == 20_000 + 10
 
 
-async def test_what_is_short_or_no_trace_is_not_cut(store: Any) -> None:
+async def test_short_traces_and_messages_are_not_truncated(store: Any) -> None:
     rows = await store.put_batch(
         [event(content="x" * 10_240, category="trace"), event(content="x" * 50_000, category="message")]
     )
@@ -206,22 +206,22 @@ async def test_what_is_short_or_no_trace_is_not_cut(store: Any) -> None:
 
 
 @pytest.mark.parametrize("odd", ["x" * (17 * MIB), float("nan")], ids=["huge", "nan"])
-async def test_one_odd_event_does_not_lose_its_batch(store: Any, odd: Any) -> None:
+async def test_unstorable_event_does_not_lose_its_batch(store: Any, odd: Any) -> None:
     rows = await store.put_batch([event("a"), event("b", content=[odd]), event("c")])
     assert types(rows) == types(await all_of(store)) == ["a", "b", "c"]
 
 
-async def test_a_content_beyond_16_mib_comes_back_whole(store: Any) -> None:
+async def test_content_over_16_mib_comes_back_unchanged(store: Any) -> None:
     row = await store.put(**event(content="x" * (17 * MIB)))
     assert len(row["content"]) == 17 * MIB
 
 
-async def test_a_content_beyond_json_comes_back(store: Any) -> None:
+async def test_content_with_infinity_comes_back_unchanged(store: Any) -> None:
     row = await store.put(**event(content=[float("inf")]))
     assert row["content"] == [float("inf")]
 
 
-async def test_what_no_document_holds_is_cut_and_the_log_says_so(
+async def test_oversized_content_and_metadata_are_truncated_and_logged(
     ours: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     huge: dict[str, Any] = {"big": "y" * (17 * MIB), "small": 1, "odd": float("nan")}
@@ -235,19 +235,19 @@ async def test_what_no_document_holds_is_cut_and_the_log_says_so(
     assert all("'run'" in line for line in told)
 
 
-async def test_a_huge_content_tells_how_long_it_was(ours: Any) -> None:
+async def test_truncated_content_has_its_original_length(ours: Any) -> None:
     row = await ours.put(**event(content="é" * (9 * MIB), metadata={"own": 1}))
     assert row["content"] == "é" * (2 * MIB)
     assert row["metadata"] == {"own": 1, "content_truncated": True, "original_byte_length": 18 * MIB}
 
 
 @pytest.mark.parametrize("content", [{"\ud800": float("nan")}, [float("nan"), "\ud800" * 10]])
-async def test_content_that_is_neither_json_nor_text_is_stored(ours: Any, content: Any) -> None:
+async def test_content_with_nan_and_surrogates_is_stored_as_text(ours: Any, content: Any) -> None:
     row = await ours.put(**event(content=content))
     assert "NaN" in row["content"]
 
 
-async def test_content_that_holds_itself_is_stored(ours: Any) -> None:
+async def test_recursive_content_is_stored(ours: Any) -> None:
     content: list[Any] = []
     content.append(content)
     assert "list" in (await ours.put(**event(content=content)))["content"]
@@ -259,13 +259,13 @@ class Speechless:
 
 
 @pytest.mark.parametrize("category", ["message", "trace"])
-async def test_content_without_a_text_is_stored(ours: Any, category: str) -> None:
+async def test_content_whose_str_raises_is_stored(ours: Any, category: str) -> None:
     row = await ours.put(**event(content=[Speechless()], category=category, metadata={"a": Speechless()}))
     assert "without a text" in str(row["content"])
     assert row["metadata"] == {"metadata_truncated": True}
 
 
-async def test_a_wrong_event_is_refused(ours: Any) -> None:
+async def test_invalid_event_is_refused(ours: Any) -> None:
     with pytest.raises(ValueError, match="event_type"):
         await ours.put(**event("x" * 2_000))
     with pytest.raises(KeyError, match="run_id"):
@@ -275,7 +275,7 @@ async def test_a_wrong_event_is_refused(ours: Any) -> None:
 # -- whose it is -----------------------------------------------------------------------------------
 
 
-async def test_an_event_is_the_bound_users(store: Any) -> None:
+async def test_event_belongs_to_the_bound_user(store: Any) -> None:
     alice = UUID(int=1)
     with acting(alice):
         put = await store.put(**event())
@@ -283,13 +283,13 @@ async def test_an_event_is_the_bound_users(store: Any) -> None:
     assert put["user_id"] == batch["user_id"] == str(alice)
 
 
-async def test_an_events_own_user_is_kept(store: Any) -> None:
+async def test_explicit_user_of_an_event_wins_over_the_bound_user(store: Any) -> None:
     with acting("alice"):
         rows = await store.put_batch([event(user_id="bob"), event(user_id=None), event()])
     assert [row["user_id"] for row in rows] == ["bob", None, "alice"]
 
 
-async def test_a_user_sees_own_events_only(store: Any) -> None:
+async def test_user_sees_own_events_only(store: Any) -> None:
     await store.put_batch([event("hers", user_id="alice"), event("his", user_id="bob"), event("nobodys")])
     for user_id, seen in (("alice", ["hers"]), ("carol", []), (None, ["hers", "his", "nobodys"])):
         assert types(await store.list_messages("thread", user_id=user_id)) == seen
@@ -303,13 +303,13 @@ async def test_a_user_sees_own_events_only(store: Any) -> None:
         assert await store.count_messages("thread") == 1
 
 
-async def test_a_user_may_be_named_by_a_uuid(store: Any) -> None:
+async def test_user_id_may_be_a_uuid(store: Any) -> None:
     [row] = await store.put_batch([event(user_id=UUID(int=1))])
     assert row["user_id"] == str(UUID(int=1))
     assert await store.list_messages("thread", user_id=UUID(int=1)) == [row]
 
 
-async def test_without_a_bound_user_nobody_reads_or_deletes(store: Any) -> None:
+async def test_reads_and_deletions_without_a_bound_user_are_errors(store: Any) -> None:
     for call in (
         lambda: store.list_messages("thread"),
         lambda: store.list_messages_by_run("thread", "run"),
@@ -322,7 +322,7 @@ async def test_without_a_bound_user_nobody_reads_or_deletes(store: Any) -> None:
             await call()
 
 
-async def test_a_user_deletes_own_events_only(store: Any) -> None:
+async def test_user_deletes_own_events_only(store: Any) -> None:
     events = [event("hers", user_id="alice"), event("his", user_id="bob")]
     await store.put_batch([*events, event("other", run_id="other", user_id="alice")])
     assert await store.delete_by_run("thread", "run", user_id="alice") == 1
@@ -333,7 +333,7 @@ async def test_a_user_deletes_own_events_only(store: Any) -> None:
     assert types(await store.list_messages("thread", user_id=None)) == ["other"]
 
 
-async def test_another_users_thread_takes_and_shows_nothing(storage: MongoStorage, ours: Any) -> None:
+async def test_another_users_thread_is_empty_and_refuses_events(storage: MongoStorage, ours: Any) -> None:
     await storage.threads.create_thread_meta(ThreadMetaCreate(thread_id="thread", user_id="alice"))
     with acting("alice"):
         await ours.put(**event())
@@ -345,7 +345,7 @@ async def test_another_users_thread_takes_and_shows_nothing(storage: MongoStorag
     assert await ours.delete_by_thread("thread", user_id="bob") == 0
 
 
-async def test_who_is_bound_stays_bound_after_a_read_for_another(ours: Any) -> None:
+async def test_bound_user_stays_bound_after_a_read_for_another_user(ours: Any) -> None:
     with acting("alice"):
         for user_id in ("bob", None):
             await ours.list_messages("thread", user_id=user_id)
@@ -355,7 +355,7 @@ async def test_who_is_bound_stays_bound_after_a_read_for_another(ours: Any) -> N
             assert current_user_id() == "alice"
 
 
-async def test_everybody_sees_another_users_thread(storage: MongoStorage, ours: Any) -> None:
+async def test_user_none_sees_and_deletes_events_of_any_thread(storage: MongoStorage, ours: Any) -> None:
     await storage.threads.create_thread_meta(ThreadMetaCreate(thread_id="thread", user_id="alice"))
     await ours.put(**event())
     with acting("bob"):
@@ -375,7 +375,7 @@ async def fill(store: Any) -> dict[str, Any]:
     return everybody(store)
 
 
-async def test_messages_of_a_thread_are_the_latest_in_rising_order(store: Any) -> None:
+async def test_messages_are_the_latest_in_rising_order(store: Any) -> None:
     whose = await fill(store)
     rows = await store.list_messages("thread", **whose)
     assert types(rows) == list("abcdef")
@@ -384,14 +384,14 @@ async def test_messages_of_a_thread_are_the_latest_in_rising_order(store: Any) -
     assert await store.count_messages("thread", **whose) == 6
 
 
-async def test_a_limit_of_nothing_gives_nothing(store: Any) -> None:
+async def test_limit_zero_gives_nothing(store: Any) -> None:
     whose = await fill(store)
     assert await store.list_messages("thread", limit=0, **whose) == []
     assert await store.list_messages_by_run("thread", "run", limit=0, after_seq=0, **whose) == []
     assert await store.list_events("thread", "run", limit=0, **whose) == []
 
 
-async def test_a_negative_limit_is_refused(store: Any) -> None:
+async def test_negative_limit_is_refused(store: Any) -> None:
     whose = await fill(store)
     with pytest.raises(ValueError, match="limit"):
         await store.list_messages("thread", limit=-1, **whose)
@@ -432,19 +432,19 @@ async def test_events_of_a_run_are_the_first_in_rising_order(store: Any) -> None
     assert types(wanted) == ["trace", "c", "trace"]
 
 
-async def test_a_blank_type_is_no_events_type(store: Any) -> None:
+async def test_invalid_event_types_match_nothing(store: Any) -> None:
     whose = await fill(store)
     assert types(await store.list_events("thread", "run", event_types=["c", ""], **whose)) == ["c"]
     assert await store.list_events("thread", "run", event_types=["", "x" * 5_000], **whose) == []
 
 
-async def test_no_types_are_all_types(store: Any) -> None:
+async def test_empty_event_types_mean_all_types(store: Any) -> None:
     whose = await fill(store)
     assert len(await store.list_events("thread", "run", event_types=[], **whose)) == 6
 
 
 @pytest.mark.parametrize("thread_id", ["missing", "", "x" * 5_000], ids=["missing", "empty", "long"])
-async def test_what_is_not_there_is_not_found(store: Any, thread_id: str) -> None:
+async def test_missing_ids_are_not_found(store: Any, thread_id: str) -> None:
     whose = everybody(store)
     assert await store.list_messages(thread_id, **whose) == []
     assert await store.list_messages_by_run(thread_id, "run", **whose) == []
@@ -457,7 +457,7 @@ async def test_what_is_not_there_is_not_found(store: Any, thread_id: str) -> Non
 # -- deleting --------------------------------------------------------------------------------------
 
 
-async def test_a_deletion_tells_how_many(store: Any) -> None:
+async def test_deletions_return_their_number(store: Any) -> None:
     whose = await fill(store)
     assert await store.delete_by_run("thread", "other", **whose) == 2
     assert types(await store.list_messages("thread", **whose)) == ["a", "b", "c", "f"]
@@ -466,7 +466,7 @@ async def test_a_deletion_tells_how_many(store: Any) -> None:
     assert await store.list_events("thread", "run", **whose) == []
 
 
-async def test_numbers_go_on_after_a_deletion(store: Any) -> None:
+async def test_numbers_are_not_reused_after_a_deletion(store: Any) -> None:
     whose = await fill(store)
     await store.delete_by_thread("thread", **whose)
     assert (await store.put(**event()))["seq"] == 9
@@ -475,12 +475,12 @@ async def test_numbers_go_on_after_a_deletion(store: Any) -> None:
 # -- ours alone ------------------------------------------------------------------------------------
 
 
-async def test_writers_at_once_share_the_numbers(ours: Any) -> None:
+async def test_concurrent_writers_get_distinct_numbers(ours: Any) -> None:
     batches = await asyncio.gather(*(ours.put_batch([event(str(i))] * 5) for i in range(20)))
     assert sorted(row["seq"] for rows in batches for row in rows) == list(range(1, 101))
 
 
-async def test_the_adapter_keeps_what_it_is_told_of_a_trace(storage: MongoStorage) -> None:
+async def test_max_trace_content_is_configurable(storage: MongoStorage) -> None:
     short = named(RUN_EVENTS.ours)(storage.run_events, max_trace_content=3)
     row = await short.put(**event(content="abcdef", category="trace"))
     assert (row["content"], row["metadata"]["original_byte_length"]) == ("abc", 6)

@@ -92,19 +92,19 @@ def ids(rows: list[dict[str, Any]]) -> list[str]:
 # -- the interface ---------------------------------------------------------------------------------
 
 
-def test_every_method_of_the_host_is_there_as_the_host_calls_it() -> None:
+def test_adapter_has_every_method_with_deerflows_signature() -> None:
     assert signature_faults(RUNS) == []
     assert stale_differences(RUNS, globals()) == []
 
 
-async def test_a_store_is_the_hosts(store: Any) -> None:
+async def test_store_is_an_instance_of_deerflows_base_class(store: Any) -> None:
     assert isinstance(store, named(str(RUNS.base)))
 
 
 # -- put and get -----------------------------------------------------------------------------------
 
 
-async def test_put_keeps_every_field(store: Any) -> None:
+async def test_put_stores_every_field(store: Any) -> None:
     given = {
         "thread_id": "thread",
         "assistant_id": "lead_agent",
@@ -123,17 +123,17 @@ async def test_put_keeps_every_field(store: Any) -> None:
     assert when(row["created_at"]) == when(NOON)
 
 
-async def test_put_keeps_which_run_it_follows(store: Any) -> None:
+async def test_put_stores_the_followed_run(store: Any) -> None:
     await put(store, follow_up_to_run_id="earlier")
     assert (await get(store))["follow_up_to_run_id"] == "earlier"
 
 
-async def test_a_row_has_the_keys_of_the_sql_row(store: Any) -> None:
+async def test_row_has_the_keys_of_the_sql_row(store: Any) -> None:
     await put(store)
     assert set(await get(store)) - OUR_TIMES == SQL_KEYS
 
 
-async def test_a_new_run_is_pending_and_has_spent_nothing(store: Any) -> None:
+async def test_new_run_is_pending_with_empty_payloads(store: Any) -> None:
     await put(store)
     row = await get(store)
     assert (row["status"], row["multitask_strategy"]) == ("pending", "reject")
@@ -142,26 +142,26 @@ async def test_a_new_run_is_pending_and_has_spent_nothing(store: Any) -> None:
         assert row[name] is None
 
 
-async def test_a_new_runs_figures_are_zero_and_its_texts_none(store: Any) -> None:
+async def test_new_run_has_zero_counts_and_no_texts(store: Any) -> None:
     await put(store)
     row = await get(store)
     assert {row[name] for name in FIGURES} == {0}
     assert row["first_human_message"] is row["last_ai_message"] is None
 
 
-async def test_a_run_that_was_never_updated_has_its_creations_time(store: Any) -> None:
+async def test_updated_at_of_a_new_run_is_created_at(store: Any) -> None:
     await put(store)
     row = await get(store)
     assert row["created_at"] == row["updated_at"]
 
 
-async def test_times_tell_their_offset(store: Any) -> None:
+async def test_times_have_an_offset(store: Any) -> None:
     await put(store)
     row = await get(store)
     assert datetime.fromisoformat(row["created_at"]).tzinfo is not None
 
 
-async def test_a_run_that_is_there_is_not_overwritten(store: Any) -> None:
+async def test_existing_run_is_not_overwritten(store: Any) -> None:
     await put(store, metadata={"first": True})
     with pytest.raises(refusals()):
         await put(store, user_id="bob", metadata={"first": False})
@@ -173,7 +173,7 @@ class Command:
     resume: str
 
 
-async def test_what_is_no_json_is_written_down(store: Any) -> None:
+async def test_values_that_are_not_json_are_stored_as_text(store: Any) -> None:
     await put(store, kwargs={"command": Command("yes"), "at": {1, 2}})
     kwargs = (await get(store))["kwargs"]
     assert "yes" in str(kwargs["command"])
@@ -181,14 +181,14 @@ async def test_what_is_no_json_is_written_down(store: Any) -> None:
 
 
 @pytest.mark.parametrize("odd", ["x" * (17 * MIB), float("nan")], ids=["huge", "nan"])
-async def test_one_odd_argument_does_not_lose_the_run(store: Any, odd: Any) -> None:
+async def test_unstorable_argument_does_not_lose_the_run(store: Any, odd: Any) -> None:
     await put(store, metadata={"small": 1}, kwargs={"odd": odd, "small": 2})
     row = await get(store)
     assert (row["metadata"], row["kwargs"]["small"]) == ({"small": 1}, 2)
 
 
 @pytest.mark.parametrize("odd", ["x" * (17 * MIB), float("inf")], ids=["huge", "infinity"])
-async def test_an_odd_argument_comes_back(store: Any, odd: Any) -> None:
+async def test_oversized_or_infinite_argument_comes_back_unchanged(store: Any, odd: Any) -> None:
     await put(store, kwargs={"odd": odd})
     assert (await get(store))["kwargs"] == {"odd": odd}
 
@@ -196,7 +196,7 @@ async def test_an_odd_argument_comes_back(store: Any, odd: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "kept"), [("  m \n", "m"), ("m" * 200, "m" * 128), (4, "4")], ids=["blanks", "long", "number"]
 )
-async def test_a_models_name_is_stripped_and_cut(store: Any, given: Any, kept: str) -> None:
+async def test_model_name_is_stripped_and_truncated(store: Any, given: Any, kept: str) -> None:
     await put(store, model_name=given)
     assert (await get(store))["model_name"] == kept
     await put(store, "other")
@@ -205,7 +205,7 @@ async def test_a_models_name_is_stripped_and_cut(store: Any, given: Any, kept: s
 
 
 @pytest.mark.parametrize("model_name", ["", None])
-async def test_a_models_name_may_be_blank_or_unknown(store: Any, model_name: str | None) -> None:
+async def test_model_name_may_be_empty_or_none(store: Any, model_name: str | None) -> None:
     await put(store, model_name=model_name)
     await put(store, "other", model_name="m")
     await store.update_model_name("other", model_name)
@@ -213,7 +213,7 @@ async def test_a_models_name_may_be_blank_or_unknown(store: Any, model_name: str
 
 
 @pytest.mark.parametrize("run_id", ["missing", *IMPOSSIBLE], ids=["missing", "empty", "long"])
-async def test_what_is_not_there_is_not_found(store: Any, run_id: str) -> None:
+async def test_missing_ids_are_not_found(store: Any, run_id: str) -> None:
     assert await store.get(run_id, user_id=None) is None
     assert await store.list_by_thread(run_id, user_id=None) == []
 
@@ -221,7 +221,7 @@ async def test_what_is_not_there_is_not_found(store: Any, run_id: str) -> None:
 # -- whose it is -----------------------------------------------------------------------------------
 
 
-async def test_a_user_sees_own_runs_only(store: Any) -> None:
+async def test_user_sees_own_runs_only(store: Any) -> None:
     await put(store, "hers")
     await put(store, "his", user_id="bob")
     assert await store.get("hers", user_id="bob") is None
@@ -230,7 +230,7 @@ async def test_a_user_sees_own_runs_only(store: Any) -> None:
     assert len(await store.list_by_thread("thread", user_id=None)) == 2
 
 
-async def test_the_bound_user_is_who_acts(store: Any) -> None:
+async def test_default_user_is_the_bound_user(store: Any) -> None:
     alice = UUID(int=1)
     with acting(alice):
         await store.put("run", thread_id="thread")
@@ -245,7 +245,7 @@ async def test_the_bound_user_is_who_acts(store: Any) -> None:
     assert await get(store) is None
 
 
-async def test_without_a_bound_user_nobody_acts(store: Any) -> None:
+async def test_default_user_without_a_bound_user_is_an_error(store: Any) -> None:
     for call in (
         lambda: store.put("run", thread_id="thread"),
         lambda: store.get("run"),
@@ -256,13 +256,13 @@ async def test_without_a_bound_user_nobody_acts(store: Any) -> None:
             await call()
 
 
-async def test_a_user_may_be_named_by_a_uuid(store: Any) -> None:
+async def test_user_id_may_be_a_uuid(store: Any) -> None:
     await put(store, user_id=UUID(int=1))
     assert (await get(store))["user_id"] == str(UUID(int=1))
     assert ids(await store.list_by_thread("thread", user_id=UUID(int=1))) == ["run"]
 
 
-async def test_a_run_may_be_nobodys(store: Any) -> None:
+async def test_run_may_have_no_owner(store: Any) -> None:
     await put(store, user_id=None)
     assert (await get(store))["user_id"] is None
     assert await store.get("run", user_id="alice") is None
@@ -271,7 +271,7 @@ async def test_a_run_may_be_nobodys(store: Any) -> None:
 # -- lists -----------------------------------------------------------------------------------------
 
 
-async def test_a_threads_runs_come_newest_first(store: Any) -> None:
+async def test_runs_of_a_thread_are_newest_first(store: Any) -> None:
     for run_id, created_at in (("b", NOON), ("c", LATE), ("a", EARLY)):
         await put(store, run_id, created_at=created_at)
     await put(store, "elsewhere", thread_id="other")
@@ -280,7 +280,7 @@ async def test_a_threads_runs_come_newest_first(store: Any) -> None:
     assert await store.list_by_thread("thread", user_id=None, limit=0) == []
 
 
-async def test_what_is_pending_comes_oldest_first_whoevers_it_is(store: Any) -> None:
+async def test_pending_runs_of_all_users_are_oldest_first(store: Any) -> None:
     for run_id, created_at, user_id in (("b", NOON, "alice"), ("c", LATE, "bob"), ("a", EARLY, None)):
         await put(store, run_id, created_at=created_at, user_id=user_id)
     await put(store, "on its way", created_at=EARLY, status="running")
@@ -299,7 +299,7 @@ async def test_pending_before_a_datetime(store: Any) -> None:
 # -- updates ---------------------------------------------------------------------------------------
 
 
-async def test_a_status_is_set_with_its_error(store: Any) -> None:
+async def test_status_is_set_with_its_error(store: Any) -> None:
     await put(store)
     await store.update_status("run", "running")
     assert (await get(store))["status"] == "running"
@@ -309,13 +309,13 @@ async def test_a_status_is_set_with_its_error(store: Any) -> None:
     assert when(row["updated_at"]) > when(row["created_at"])
 
 
-async def test_a_status_without_an_error_keeps_the_error(store: Any) -> None:
+async def test_status_without_error_leaves_the_error(store: Any) -> None:
     await put(store, error="first")
     await store.update_status("run", "interrupted")
     assert (await get(store))["error"] == "first"
 
 
-async def test_a_status_tells_when_a_run_began_and_ended(store: Any) -> None:
+async def test_status_sets_started_at_and_ended_at(store: Any) -> None:
     await put(store)
     assert (await get(store))["started_at"] is None
     await store.update_status("run", "running")
@@ -328,7 +328,7 @@ async def test_a_status_tells_when_a_run_began_and_ended(store: Any) -> None:
     assert when(ended["ended_at"]) >= when(row["started_at"])
 
 
-async def test_an_ended_run_is_not_put_back(store: Any) -> None:
+async def test_ended_run_never_becomes_active_again(store: Any) -> None:
     await put(store)
     await store.update_status("run", "success")
     await store.update_status("run", "running")
@@ -343,7 +343,7 @@ async def test_updates_of_a_missing_run_change_nothing(store: Any, run_id: str) 
     assert await get(store, run_id) is None
 
 
-async def test_a_completion_sets_every_figure_and_text(store: Any) -> None:
+async def test_completion_sets_every_count_and_text(store: Any) -> None:
     await put(store)
     texts = {"first_human_message": "hello", "last_ai_message": "done", "error": "late"}
     await store.update_run_completion("run", status="success", **FIGURES, **texts)
@@ -352,14 +352,14 @@ async def test_a_completion_sets_every_figure_and_text(store: Any) -> None:
     assert row["status"] == "success"
 
 
-async def test_a_completions_absent_figure_is_zero(store: Any) -> None:
+async def test_absent_count_of_a_completion_becomes_zero(store: Any) -> None:
     await put(store)
     await store.update_run_completion("run", status="success", total_tokens=5)
     await store.update_run_completion("run", status="success")
     assert (await get(store))["total_tokens"] == 0
 
 
-async def test_a_completions_absent_text_stays(store: Any) -> None:
+async def test_absent_text_of_a_completion_stays(store: Any) -> None:
     await put(store)
     await store.update_run_completion("run", status="running", first_human_message="hello")
     await store.update_status("run", "error", error="boom")
@@ -368,7 +368,7 @@ async def test_a_completions_absent_text_stays(store: Any) -> None:
     assert (row["first_human_message"], row["error"], row["total_tokens"]) == ("hello", "boom", 5)
 
 
-async def test_a_completions_messages_are_cut(store: Any) -> None:
+async def test_messages_of_a_completion_are_truncated(store: Any) -> None:
     await put(store)
     long = "é" * 3_000
     await store.update_run_completion(
@@ -380,7 +380,7 @@ async def test_a_completions_messages_are_cut(store: Any) -> None:
 
 
 @pytest.mark.parametrize("stored", [0, 16 * MIB - 8_000], ids=["small", "full"])
-async def test_a_run_ends_however_long_its_error_is(store: Any, stored: int) -> None:
+async def test_run_ends_however_long_its_error_is(store: Any, stored: int) -> None:
     huge = "boom " * (4 * MIB)
     for run_id in ("status", "completion"):
         await put(store, run_id, kwargs={"input": "x" * stored})
@@ -395,12 +395,12 @@ async def test_a_run_ends_however_long_its_error_is(store: Any, stored: int) -> 
     assert row["total_tokens"] == 5
 
 
-async def test_a_huge_error_comes_back_whole(store: Any) -> None:
+async def test_huge_error_comes_back_unchanged(store: Any) -> None:
     await put(store, error="x" * (17 * MIB))
     assert len((await get(store))["error"]) == 17 * MIB
 
 
-async def test_a_run_is_deleted_by_its_user(store: Any) -> None:
+async def test_run_is_deleted_by_its_owner_only(store: Any) -> None:
     await put(store)
     await store.delete("run", user_id="bob")
     assert await get(store) is not None
@@ -413,7 +413,7 @@ async def test_a_run_is_deleted_by_its_user(store: Any) -> None:
 # -- tokens ----------------------------------------------------------------------------------------
 
 
-async def test_a_threads_tokens_are_those_of_its_ended_runs(store: Any) -> None:
+async def test_token_sums_cover_the_threads_ended_runs(store: Any) -> None:
     figures = {**FIGURES, "total_tokens": 10}
     for run_id, status, model, user_id in (
         ("a", "success", "m", "alice"),
@@ -436,7 +436,7 @@ async def test_a_threads_tokens_are_those_of_its_ended_runs(store: Any) -> None:
     }
 
 
-async def test_a_bound_user_is_told_of_own_tokens_only(store: Any) -> None:
+async def test_token_sums_cover_the_bound_users_runs_only(store: Any) -> None:
     for run_id, user_id, tokens in (("hers", "alice", 1), ("his", "bob", 2), ("nobodys", None, 4)):
         await put(store, run_id, user_id=user_id)
         await store.update_run_completion(run_id, status="success", total_tokens=tokens)
@@ -445,7 +445,7 @@ async def test_a_bound_user_is_told_of_own_tokens_only(store: Any) -> None:
     assert (usage["total_runs"], usage["total_tokens"]) == (1, 1)
 
 
-async def test_a_run_that_spent_nothing_counts(store: Any) -> None:
+async def test_run_without_tokens_is_counted(store: Any) -> None:
     await put(store, model_name="m")
     await store.update_run_completion("run", status="success")
     usage = await store.aggregate_tokens_by_thread("thread")
@@ -453,7 +453,7 @@ async def test_a_run_that_spent_nothing_counts(store: Any) -> None:
 
 
 @pytest.mark.parametrize("thread_id", ["thread", *IMPOSSIBLE], ids=["missing", "empty", "long"])
-async def test_a_thread_without_runs_has_spent_nothing(store: Any, thread_id: str) -> None:
+async def test_token_sums_without_runs_are_zero(store: Any, thread_id: str) -> None:
     assert await store.aggregate_tokens_by_thread(thread_id) == {
         "total_tokens": 0,
         "total_input_tokens": 0,
@@ -467,7 +467,7 @@ async def test_a_thread_without_runs_has_spent_nothing(store: Any, thread_id: st
 # -- ours alone ------------------------------------------------------------------------------------
 
 
-async def test_a_run_without_room_for_a_word_ends(
+async def test_run_in_a_full_document_ends_without_its_error_text(
     tmp_path: Path, mongodb_url: str, database_name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     opened = open_store(RUNS, OURS, folder=tmp_path, url=mongodb_url, database=database_name)
@@ -481,7 +481,7 @@ async def test_a_run_without_room_for_a_word_ends(
 
 
 @pytest.mark.parametrize("status", ["success", "error", "timeout", "interrupted"])
-async def test_every_ending_ends(tmp_path: Path, mongodb_url: str, database_name: str, status: str) -> None:
+async def test_every_ending_sets_ended_at(tmp_path: Path, mongodb_url: str, database_name: str, status: str) -> None:
     opened = open_store(RUNS, OURS, folder=tmp_path, url=mongodb_url, database=database_name)
     async with opened as store:
         await put(store)

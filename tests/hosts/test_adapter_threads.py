@@ -81,19 +81,19 @@ def when(text: str) -> datetime:
 # -- the interface ---------------------------------------------------------------------------------
 
 
-def test_every_method_of_the_host_is_there_as_the_host_calls_it() -> None:
+def test_adapter_has_every_method_with_deerflows_signature() -> None:
     assert signature_faults(THREADS) == []
     assert stale_differences(THREADS, globals()) == []
 
 
-async def test_a_store_is_the_hosts(store: Any) -> None:
+async def test_store_is_an_instance_of_deerflows_base_class(store: Any) -> None:
     assert isinstance(store, named(str(THREADS.base)))
 
 
 # -- create and get --------------------------------------------------------------------------------
 
 
-async def test_create_keeps_every_field_and_returns_the_row(store: Any) -> None:
+async def test_create_stores_every_field_and_returns_the_row(store: Any) -> None:
     given = {
         "assistant_id": "lead_agent",
         "user_id": "alice",
@@ -108,27 +108,27 @@ async def test_create_keeps_every_field_and_returns_the_row(store: Any) -> None:
     assert await get(store) == row
 
 
-async def test_a_row_has_the_keys_of_the_sql_row(store: Any) -> None:
+async def test_row_has_the_keys_of_the_sql_row(store: Any) -> None:
     assert set(await create(store)) == KEYS
     assert set(await get(store)) == KEYS
     [row] = await store.search(user_id=None)
     assert set(row) == KEYS
 
 
-async def test_times_tell_their_offset(store: Any) -> None:
+async def test_times_have_an_offset(store: Any) -> None:
     await create(store)
     row = await get(store)
     assert datetime.fromisoformat(row["created_at"]).tzinfo is not None
     assert datetime.fromisoformat(row["updated_at"]).tzinfo is not None
 
 
-async def test_a_new_thread_may_have_nothing(store: Any) -> None:
+async def test_fields_of_a_new_thread_are_optional(store: Any) -> None:
     row = await create(store)
     assert row["assistant_id"] is row["display_name"] is None
     assert row["metadata"] == {}
 
 
-async def test_a_thread_that_is_there_is_not_overwritten(store: Any) -> None:
+async def test_existing_thread_is_not_overwritten(store: Any) -> None:
     await create(store, metadata={"first": True})
     with pytest.raises(refusals()):
         await create(store, user_id="bob", metadata={"first": False})
@@ -137,7 +137,7 @@ async def test_a_thread_that_is_there_is_not_overwritten(store: Any) -> None:
 
 
 @NOT_THERE
-async def test_what_is_not_there_is_not_found(store: Any, thread_id: str) -> None:
+async def test_missing_ids_are_not_found(store: Any, thread_id: str) -> None:
     assert await get(store, thread_id) is None
     await store.delete(thread_id, user_id=None)
 
@@ -145,7 +145,7 @@ async def test_what_is_not_there_is_not_found(store: Any, thread_id: str) -> Non
 # -- whose it is -----------------------------------------------------------------------------------
 
 
-async def test_a_user_sees_own_threads_only(store: Any) -> None:
+async def test_user_sees_own_threads_only(store: Any) -> None:
     await create(store, "hers")
     await create(store, "his", user_id="bob")
     await create(store, "nobodys", user_id=None)
@@ -156,7 +156,7 @@ async def test_a_user_sees_own_threads_only(store: Any) -> None:
     assert set(await found(store)) == {"hers", "his", "nobodys"}
 
 
-async def test_the_bound_user_is_who_acts(store: Any) -> None:
+async def test_default_user_is_the_bound_user(store: Any) -> None:
     alice = UUID(int=1)
     with acting(alice):
         assert (await store.create("thread"))["user_id"] == str(alice)
@@ -179,13 +179,13 @@ async def test_the_bound_user_is_who_acts(store: Any) -> None:
     assert await get(store) is None
 
 
-async def test_a_user_may_be_named_by_a_uuid(store: Any) -> None:
+async def test_user_id_may_be_a_uuid(store: Any) -> None:
     assert (await create(store, user_id=UUID(int=1)))["user_id"] == str(UUID(int=1))
     assert await found(store, user_id=UUID(int=1)) == ["thread"]
     assert await store.check_access("thread", UUID(int=1)) is True
 
 
-async def test_without_a_bound_user_nobody_acts(store: Any) -> None:
+async def test_default_user_without_a_bound_user_is_an_error(store: Any) -> None:
     for call in (
         lambda: store.create("thread"),
         lambda: store.get("thread"),
@@ -203,7 +203,7 @@ async def test_without_a_bound_user_nobody_acts(store: Any) -> None:
     ("owner", "user_id", "allowed"), [("alice", "alice", True), ("alice", "bob", False), (None, "bob", True)]
 )
 @pytest.mark.parametrize("require_existing", [False, True])
-async def test_access_is_the_owners_and_everybodys_to_nobodys_thread(
+async def test_owner_has_access_and_everybody_to_a_thread_without_owner(
     store: Any, owner: str | None, user_id: str, allowed: bool, require_existing: bool
 ) -> None:
     await create(store, user_id=owner)
@@ -211,7 +211,7 @@ async def test_access_is_the_owners_and_everybodys_to_nobodys_thread(
 
 
 @NOT_THERE
-async def test_access_to_a_missing_thread_is_as_the_caller_says(store: Any, thread_id: str) -> None:
+async def test_access_to_a_missing_thread_depends_on_require_existing(store: Any, thread_id: str) -> None:
     assert await store.check_access(thread_id, "alice") is True
     assert await store.check_access(thread_id, "alice", require_existing=True) is False
 
@@ -228,7 +228,7 @@ async def test_access_to_a_missing_thread_is_as_the_caller_says(store: Any, thre
     ],
 )
 @pytest.mark.parametrize("user_id", ["alice", None])
-async def test_an_update_changes_one_field_and_the_time(
+async def test_update_changes_one_field_and_updated_at(
     store: Any, method: str, value: Any, field: str, kept: Any, user_id: str | None
 ) -> None:
     before = await create(store, metadata={"a": 1}, display_name="Old", assistant_id="lead_agent")
@@ -239,7 +239,7 @@ async def test_an_update_changes_one_field_and_the_time(
     assert {**after, field: None, "updated_at": None} == {**before, field: None, "updated_at": None}
 
 
-async def test_updates_of_a_missing_or_anothers_thread_change_nothing(store: Any) -> None:
+async def test_updates_of_a_missing_or_another_users_thread_change_nothing(store: Any) -> None:
     before = await create(store)
     missing = [(thread_id, user) for thread_id in ("missing", "", "x" * 5_000) for user in (None, "alice")]
     for thread_id, user_id in (*missing, ("thread", "bob")):
@@ -256,13 +256,13 @@ async def test_metadata_is_merged_by_top_level_keys(store: Any) -> None:
     assert (await get(store))["metadata"] == {"a": {"y": 2}, "b": 1, "c.d": None, "$e": 3}
 
 
-async def test_metadata_beyond_json_comes_back(store: Any) -> None:
+async def test_metadata_with_infinity_comes_back_unchanged(store: Any) -> None:
     await create(store, metadata={"a": float("inf")})
     await store.update_metadata("thread", {"b": float("-inf")}, user_id=None)
     assert (await get(store))["metadata"] == {"a": float("inf"), "b": float("-inf")}
 
 
-async def test_a_search_finds_what_was_merged(store: Any) -> None:
+async def test_search_finds_merged_metadata(store: Any) -> None:
     await create(store, metadata={"a": 1, "b": 1})
     await store.update_metadata("thread", {"a": 2}, user_id="alice")
     assert await found(store, metadata={"a": 2}) == ["thread"]
@@ -270,7 +270,7 @@ async def test_a_search_finds_what_was_merged(store: Any) -> None:
     assert await found(store, metadata={"a": 2, "b": 1}) == ["thread"]
 
 
-async def test_a_thread_is_deleted_by_its_owner(store: Any) -> None:
+async def test_thread_is_deleted_by_its_owner_only(store: Any) -> None:
     await create(store)
     await store.delete("thread", user_id="bob")
     assert await get(store) is not None
@@ -281,14 +281,14 @@ async def test_a_thread_is_deleted_by_its_owner(store: Any) -> None:
 # -- search ----------------------------------------------------------------------------------------
 
 
-async def test_a_search_shows_the_last_updated_first(store: Any) -> None:
+async def test_search_is_last_updated_first(store: Any) -> None:
     for thread_id in "abcd":
         await create(store, thread_id)
     await store.update_status("b", "busy", user_id=None)
     assert await found(store) == ["b", "d", "c", "a"]
 
 
-async def test_a_search_is_paged(store: Any) -> None:
+async def test_search_is_paged(store: Any) -> None:
     for thread_id in "abcd":
         await create(store, thread_id)
     pages = [await found(store, limit=2, offset=offset) for offset in (0, 2, 4)]
@@ -296,7 +296,7 @@ async def test_a_search_is_paged(store: Any) -> None:
     assert sorted(pages[0] + pages[1]) == list("abcd")
 
 
-async def test_a_search_by_status(store: Any) -> None:
+async def test_search_by_status(store: Any) -> None:
     for thread_id in "ab":
         await create(store, thread_id)
     await store.update_status("b", "running", user_id=None)
@@ -307,7 +307,7 @@ async def test_a_search_by_status(store: Any) -> None:
     assert await found(store, status="x" * 5_000) == []
 
 
-async def test_a_search_by_metadata(store: Any) -> None:
+async def test_search_by_metadata(store: Any) -> None:
     await create(store, "a", metadata={"kind": "agent", "n": 1})
     await create(store, "b", metadata={"kind": "agent", "n": 2}, user_id="bob")
     assert set(await found(store, metadata={"kind": "agent"})) == {"a", "b"}
@@ -330,20 +330,20 @@ async def test_a_search_by_metadata(store: Any) -> None:
     ],
     ids=repr,
 )
-async def test_a_search_tells_types_apart(store: Any, value: Any, others: list[Any]) -> None:
+async def test_search_distinguishes_types(store: Any, value: Any, others: list[Any]) -> None:
     await create(store, "it", metadata={"k": value})
     for position, other in enumerate(others):
         await create(store, str(position), metadata={"k": other})
     assert await found(store, metadata={"k": value}) == ["it"]
 
 
-async def test_a_search_for_null_finds_what_is_there_and_null(store: Any) -> None:
+async def test_search_for_null_finds_null_and_not_missing(store: Any) -> None:
     await create(store, "null", metadata={"k": None})
     await create(store, "missing", metadata={"other": 1})
     assert await found(store, metadata={"k": None}) == ["null"]
 
 
-async def test_a_search_for_a_float_finds_the_integer(store: Any) -> None:
+async def test_search_for_a_float_finds_the_integer(store: Any) -> None:
     await create(store, metadata={"k": 2})
     assert await found(store, metadata={"k": 2.0}) == ["thread"]
 
@@ -352,7 +352,7 @@ UNSAFE: dict[Any, Any] = {"a.b": 1, "$or": 1, "": 1, "list": [1], "map": {"a": 1
 
 
 @pytest.mark.parametrize("key", UNSAFE)
-async def test_what_is_unsafe_to_ask_for_is_left_out(
+async def test_unsearchable_metadata_is_ignored_and_logged(
     store: Any, key: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await create(store, "a", metadata={"safe": 1})
@@ -362,7 +362,7 @@ async def test_what_is_unsafe_to_ask_for_is_left_out(
     assert [record for record in caplog.records if repr(key).strip("'") in record.message]
 
 
-async def test_a_search_for_unsafe_metadata_alone_is_refused(store: Any) -> None:
+async def test_search_by_unsearchable_metadata_alone_is_refused(store: Any) -> None:
     error = named("deerflow.persistence.thread_meta.base:InvalidMetadataFilterError")
     with pytest.raises(error, match=r"a\.b, list, map"):
         await store.search(metadata={"map": {}, "list": [], "a.b": 1}, user_id=None)
@@ -372,13 +372,13 @@ async def test_a_search_for_unsafe_metadata_alone_is_refused(store: Any) -> None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-async def test_no_number_of_json_is_unsafe_to_ask_for(ours: Any, value: float) -> None:
+async def test_search_for_nan_or_infinity_is_refused(ours: Any, value: float) -> None:
     error = named("deerflow.persistence.thread_meta.base:InvalidMetadataFilterError")
     with pytest.raises(error, match="k"):
         await ours.search(metadata={"k": value}, user_id=None)
 
 
-async def test_who_merges_at_once_loses_nothing(ours: Any) -> None:
+async def test_concurrent_merges_lose_nothing(ours: Any) -> None:
     await create(ours)
     merges = (ours.update_metadata("thread", {f"k{i}": i}, user_id="alice") for i in range(20))
     await asyncio.gather(*merges)
@@ -386,7 +386,7 @@ async def test_who_merges_at_once_loses_nothing(ours: Any) -> None:
     assert await found(ours, metadata={"k7": 7, "k19": 19}) == ["thread"]
 
 
-async def test_a_deleted_thread_with_runs_stays_their_owners(mongodb_url: str, database_name: str) -> None:
+async def test_deleted_thread_is_open_only_to_the_owner_of_its_runs(mongodb_url: str, database_name: str) -> None:
     async with open_storage(mongodb_url, database_name) as storage:
         threads = named(THREADS.ours)(storage.threads, storage.runs)
         await storage.runs.create("run", "thread", user_id="alice")
@@ -402,7 +402,7 @@ async def test_a_deleted_thread_with_runs_stays_their_owners(mongodb_url: str, d
             assert await threads.check_access(thread_id, user_id, require_existing=True) is False
 
 
-async def test_one_of_many_creates_at_once_prevails(ours: Any) -> None:
+async def test_one_of_many_concurrent_creates_succeeds(ours: Any) -> None:
     users = [f"user{i}" for i in range(10)]
     made = await asyncio.gather(*(create(ours, user_id=user) for user in users), return_exceptions=True)
     [row] = [row for row in made if isinstance(row, dict)]

@@ -56,19 +56,19 @@ def github(oauth_id: str, email: str = "bob@example.com") -> Any:
 # -- the interface ---------------------------------------------------------------------------------
 
 
-def test_every_method_of_the_host_is_there_as_the_host_calls_it() -> None:
+def test_adapter_has_every_method_with_deerflows_signature() -> None:
     assert signature_faults(USERS) == []
     assert stale_differences(USERS, globals()) == []
 
 
-async def test_a_repository_is_the_hosts(store: Any) -> None:
+async def test_repository_is_an_instance_of_deerflows_base_class(store: Any) -> None:
     assert isinstance(store, named(str(USERS.base)))
 
 
 # -- create and get --------------------------------------------------------------------------------
 
 
-async def test_an_account_keeps_every_field(store: Any) -> None:
+async def test_account_has_every_field(store: Any) -> None:
     given = user(
         id=UUID(int=7),
         password_hash=HASH,
@@ -85,7 +85,7 @@ async def test_an_account_keeps_every_field(store: Any) -> None:
     assert await store.get_user_by_oauth("github", "1") == given
 
 
-async def test_a_new_account_needs_an_email_only(store: Any) -> None:
+async def test_new_account_needs_only_an_email(store: Any) -> None:
     given = await store.create_user(user())
     found = await store.get_user_by_id(str(given.id))
     assert found == given
@@ -94,7 +94,7 @@ async def test_a_new_account_needs_an_email_only(store: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["missing", *IMPOSSIBLE], ids=["missing", "empty", "long"])
-async def test_who_is_not_there_is_not_found(store: Any, text: str) -> None:
+async def test_missing_accounts_are_not_found(store: Any, text: str) -> None:
     assert await store.get_user_by_id(text) is None
     assert await store.get_user_by_email(text) is None
     assert await store.get_user_by_oauth("github", text) is None
@@ -111,7 +111,7 @@ async def test_accounts_are_counted(store: Any) -> None:
 # -- what no two accounts share --------------------------------------------------------------------
 
 
-async def test_an_email_is_one_accounts(store: Any) -> None:
+async def test_email_is_unique(store: Any) -> None:
     first = await store.create_user(user())
     with pytest.raises(ValueError, match="alice@example"):
         await store.create_user(user(password_hash=HASH))
@@ -119,7 +119,7 @@ async def test_an_email_is_one_accounts(store: Any) -> None:
     assert await store.count_users() == 1
 
 
-async def test_an_oauth_identity_is_one_accounts(store: Any) -> None:
+async def test_oauth_identity_is_unique(store: Any) -> None:
     await store.create_user(github("1"))
     with pytest.raises(ValueError, match="carol"):
         await store.create_user(github("1", "carol@example.com"))
@@ -129,7 +129,7 @@ async def test_an_oauth_identity_is_one_accounts(store: Any) -> None:
     assert await store.count_users() == 4
 
 
-async def test_an_id_is_one_accounts(store: Any) -> None:
+async def test_id_is_unique(store: Any) -> None:
     await store.create_user(user(id=UUID(int=1)))
     with pytest.raises(ValueError, match="bob"):
         await store.create_user(user("bob@example.com", id=UUID(int=1)))
@@ -138,7 +138,7 @@ async def test_an_id_is_one_accounts(store: Any) -> None:
 # -- update ----------------------------------------------------------------------------------------
 
 
-async def test_an_update_sets_all_that_may_change(store: Any) -> None:
+async def test_update_sets_every_field_that_may_change(store: Any) -> None:
     given = await store.create_user(user(password_hash=HASH, needs_setup=True))
     changed = given.model_copy(
         update={
@@ -157,26 +157,26 @@ async def test_an_update_sets_all_that_may_change(store: Any) -> None:
     assert await store.count_admin_users() == 1
 
 
-async def test_an_update_takes_back_what_is_none(store: Any) -> None:
+async def test_update_clears_fields_that_are_none(store: Any) -> None:
     given = await store.create_user(github("1"))
     await store.update_user(given.model_copy(update={"oauth_provider": None, "oauth_id": None}))
     assert await store.get_user_by_oauth("github", "1") is None
 
 
-async def test_an_update_leaves_an_accounts_age(store: Any) -> None:
+async def test_update_leaves_created_at(store: Any) -> None:
     given = await store.create_user(user())
     await store.update_user(given.model_copy(update={"created_at": datetime(2000, 1, 1, tzinfo=UTC)}))
     assert await store.get_user_by_id(str(given.id)) == given
 
 
-async def test_an_update_of_a_missing_account_is_an_error(store: Any) -> None:
+async def test_update_of_a_missing_account_is_an_error(store: Any) -> None:
     stranger = user()
     with pytest.raises(named("app.gateway.auth.repositories.base:UserNotFoundError"), match=str(stranger.id)):
         await store.update_user(stranger)
     assert await store.count_users() == 0
 
 
-async def test_an_update_to_a_taken_email_is_an_error_of_the_caller(store: Any) -> None:
+async def test_update_to_a_taken_email_is_a_value_error(store: Any) -> None:
     await store.create_user(user())
     bob = await store.create_user(user("bob@example.com"))
     with pytest.raises(ValueError, match="alice"):
@@ -187,13 +187,13 @@ async def test_an_update_to_a_taken_email_is_an_error_of_the_caller(store: Any) 
 # -- ours alone ------------------------------------------------------------------------------------
 
 
-async def test_one_of_many_registrations_at_once_prevails(ours: Any) -> None:
+async def test_one_of_many_concurrent_registrations_succeeds(ours: Any) -> None:
     made = await asyncio.gather(*(ours.create_user(user()) for _ in range(10)), return_exceptions=True)
     [account] = [item for item in made if not isinstance(item, ValueError)]
     assert await ours.get_user_by_email("alice@example.com") == account
 
 
-async def test_an_error_never_shows_the_hash(ours: Any) -> None:
+async def test_errors_never_show_the_password_hash(ours: Any) -> None:
     await ours.create_user(user())
     with pytest.raises(ValueError, match="email") as caught:
         await ours.create_user(user(password_hash=HASH))

@@ -277,7 +277,7 @@ async def both(
     ids=[kind.part for kind in (THREADS, RUNS, FEEDBACK, RUN_EVENTS)],
 )
 @pytest.mark.parametrize("seed", range(3))
-async def test_every_answer_is_the_sql_stores(
+async def test_random_calls_get_the_answers_of_the_sql_store(
     both: tuple[Side, Side], call: Callable[[Caller], Call], seed: int
 ) -> None:
     draw = Caller(f"{call.__name__} {seed}")

@@ -177,7 +177,7 @@ async def _is_closed(storage: MongoStorage) -> bool:
 # -- the state -----------------------------------------------------------------------------------------
 
 
-async def test_the_state_has_every_key_of_the_registrar(state: Any) -> None:
+async def test_state_has_every_key_of_the_registrar(state: Any) -> None:
     parts: dict[str, Any] = state.__dict__
     assert set(parts) == KEYS
     assert parts["store"] is parts["session_factory"] is None
@@ -187,14 +187,14 @@ async def test_the_state_has_every_key_of_the_registrar(state: Any) -> None:
     assert all(bool(part) for name, part in parts.items() if name not in ("store", "session_factory"))
 
 
-async def test_the_lifespan_assigns_nothing_and_yields_a_plain_dict(config: dict[str, Any]) -> None:
+async def test_lifespan_yields_a_plain_dict_and_assigns_nothing(config: dict[str, Any]) -> None:
     app = _new_app()
     async with storage_lifespan(config, checkpointer=CHECKPOINTER)(app) as yielded:
         assert type(yielded) is dict
         assert vars(app.state) == {}
 
 
-async def test_persistence_is_what_the_hosts_routes_look_into(state: Any) -> None:
+async def test_persistence_has_what_the_hosts_routes_read(state: Any) -> None:
     persistence = state.persistence
     assert persistence.checkpointer is state.checkpointer is CHECKPOINTER
     assert persistence.session_factory is persistence.engine is None
@@ -206,7 +206,7 @@ async def test_persistence_is_what_the_hosts_routes_look_into(state: Any) -> Non
 
 
 @needs_saver
-async def test_the_checkpointer_is_the_storages_own(config: dict[str, Any]) -> None:
+async def test_default_checkpointer_is_the_storages(config: dict[str, Any]) -> None:
     base: Any = importlib.import_module("langgraph.checkpoint.base")
     in_thread: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
     async with _running(storage_lifespan(config)) as state:
@@ -221,7 +221,7 @@ async def test_the_checkpointer_is_the_storages_own(config: dict[str, Any]) -> N
         assert await saver.aget_tuple(in_thread) is None
 
 
-async def test_a_storage_without_a_checkpointer_needs_a_given_one() -> None:
+async def test_storage_without_checkpointer_needs_a_given_one() -> None:
     bare: Any = SimpleNamespace(
         runs=object(), feedback=object(), threads=object(), run_events=object(), setup=None, aclose=None
     )
@@ -232,7 +232,7 @@ async def test_a_storage_without_a_checkpointer_needs_a_given_one() -> None:
     assert (await app_state(bare, checkpointer=CHECKPOINTER))["checkpointer"] is CHECKPOINTER
 
 
-async def test_the_mock_needs_a_given_checkpointer() -> None:
+async def test_mongomock_needs_a_given_checkpointer() -> None:
     pytest.importorskip("mongomock_motor")
     mock = {"backend": "mongodb", "driver": "mongomock"}
     with pytest.raises(StorageConfigError, match="needs a MongoDB server"):
@@ -266,7 +266,7 @@ async def _create_run(state: Any, run_id: str, thread_id: str, **fields: Any) ->
     return await state.thread_meta_storage.get_thread(thread_id)
 
 
-async def test_runs_are_made_read_and_deleted_by_their_three_repositories(state: Any) -> None:
+async def test_runs_are_created_read_and_deleted_by_the_three_repositories(state: Any) -> None:
     with acting_as(ALICE):
         await state.thread_meta_storage.ensure_thread(thread_id="t", metadata={"a": 1})
         thread = await _create_run(state, "r", "t")
@@ -285,7 +285,7 @@ async def test_runs_are_made_read_and_deleted_by_their_three_repositories(state:
         assert await state.run_store.list_by_thread("t", limit=1) == []
 
 
-async def test_the_observer_of_these_repositories_writes_a_runs_life(state: Any) -> None:
+async def test_observer_of_these_repositories_stores_a_runs_lifecycle(state: Any) -> None:
     observer = StorageRunObserver(
         run_write_repo=state.run_write_repo, thread_meta_storage=state.thread_meta_storage
     )
@@ -311,7 +311,7 @@ async def test_the_observer_of_these_repositories_writes_a_runs_life(state: Any)
     assert (thread.status, thread.display_name) == ("idle", "A title")
 
 
-async def test_the_repositorys_half_takes_the_hosts_own_models(state: Any) -> None:
+async def test_thread_repository_takes_the_hosts_own_models(state: Any) -> None:
     new: Any = HostThread(thread_id="t", user_id=ALICE, metadata={"a": 1})
     made = await state.thread_meta_repo.create_thread_meta(new)
     assert made == await state.thread_meta_repo.get_thread_meta("t")
@@ -329,7 +329,7 @@ async def test_the_repositorys_half_takes_the_hosts_own_models(state: Any) -> No
     assert await state.thread_meta_storage.get_thread("t", user_id=None) is None
 
 
-async def test_a_thread_of_another_user_is_neither_given_nor_told_about(state: Any) -> None:
+async def test_another_users_thread_is_hidden_and_errors_reveal_nothing(state: Any) -> None:
     threads = state.thread_meta_storage
     with acting_as(ALICE):
         await threads.ensure_thread(thread_id="t", metadata={"secret": "deer"})
@@ -342,7 +342,7 @@ async def test_a_thread_of_another_user_is_neither_given_nor_told_about(state: A
     assert ALICE not in str(refused.value)
 
 
-async def test_events_of_unawaited_batches_keep_the_order_of_the_calls(state: Any) -> None:
+async def test_unawaited_batches_are_numbered_in_the_order_of_the_calls(state: Any) -> None:
     store = state.run_event_store
     with acting_as(ALICE):
         await _create_run(state, "r", "t")
@@ -371,7 +371,7 @@ def _event(thread_id: str, run_id: str) -> dict[str, Any]:
     return {"thread_id": thread_id, "run_id": run_id, "event_type": "ai_message", "category": "message"}
 
 
-async def test_votes_are_rows_with_the_keys_of_the_hosts_answers(state: Any) -> None:
+async def test_feedback_rows_have_the_keys_of_the_hosts_answers(state: Any) -> None:
     feedback = state.feedback_repo
     first = await feedback.upsert(run_id="r", thread_id="t", rating=1, user_id=ALICE, comment="good")
     again = await feedback.upsert(run_id="r", thread_id="t", rating=-1, user_id=ALICE, comment=None)
@@ -396,7 +396,7 @@ async def test_votes_are_rows_with_the_keys_of_the_hosts_answers(state: Any) -> 
 # -- starting and stopping -----------------------------------------------------------------------------
 
 
-async def test_the_storage_is_closed_when_the_app_ends(
+async def test_storage_is_closed_when_the_app_ends(
     config: dict[str, Any], opened: list[MongoStorage]
 ) -> None:
     async with _running(storage_lifespan(config, checkpointer=CHECKPOINTER)) as state:
@@ -405,7 +405,7 @@ async def test_the_storage_is_closed_when_the_app_ends(
     assert await _is_closed(storage)
 
 
-async def test_an_app_that_starts_again_has_a_new_storage_and_the_same_data(
+async def test_restarted_app_has_a_new_storage_and_the_same_data(
     config: dict[str, Any], opened: list[MongoStorage]
 ) -> None:
     lifespan = storage_lifespan(config, checkpointer=CHECKPOINTER)
@@ -416,7 +416,7 @@ async def test_an_app_that_starts_again_has_a_new_storage_and_the_same_data(
     assert len(opened) == 2
 
 
-async def test_two_apps_on_one_database_see_each_others_writes_at_once(config: dict[str, Any]) -> None:
+async def test_two_apps_on_one_database_see_each_others_writes_immediately(config: dict[str, Any]) -> None:
     lifespans = (storage_lifespan(config, checkpointer=CHECKPOINTER) for _ in range(2))
     async with AsyncExitStack() as stack:
         one, two = await asyncio.gather(
@@ -436,7 +436,7 @@ async def test_two_apps_on_one_database_see_each_others_writes_at_once(config: d
             assert len(await two.run_store.list_by_thread("t")) == 20
 
 
-async def test_a_server_that_is_not_there_ends_the_start_and_leaves_nothing_open(
+async def test_missing_server_fails_the_start_and_leaves_nothing_open(
     closed_port: int, opened: list[MongoStorage]
 ) -> None:
     config = {"backend": "mongodb", "url": f"mongodb://127.0.0.1:{closed_port}", "timeout_ms": 300}
@@ -447,7 +447,7 @@ async def test_a_server_that_is_not_there_ends_the_start_and_leaves_nothing_open
     assert await _is_closed(storage)
 
 
-def test_a_wrong_configuration_is_told_at_the_start_and_not_before() -> None:
+def test_invalid_configuration_is_reported_at_the_start_and_not_before() -> None:
     lifespan = storage_lifespan({"backend": "mongodb", "url": "$NO_SUCH_VARIABLE_HERE"})
 
     async def start() -> None:
@@ -458,7 +458,7 @@ def test_a_wrong_configuration_is_told_at_the_start_and_not_before() -> None:
         asyncio.run(start())
 
 
-async def test_a_checkpointer_that_does_not_open_leaves_no_server(
+async def test_failing_checkpointer_leaves_no_server_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: list[MongoStorage]
 ) -> None:
     async def refuse(self: MongoStorage) -> Any:
@@ -475,7 +475,7 @@ async def test_a_checkpointer_that_does_not_open_leaves_no_server(
     assert await _is_closed(opened[0])
 
 
-async def test_what_is_started_later_and_fails_closes_the_storage(
+async def test_later_lifespan_that_fails_closes_the_storage(
     config: dict[str, Any], opened: list[MongoStorage]
 ) -> None:
     @asynccontextmanager
@@ -489,7 +489,7 @@ async def test_what_is_started_later_and_fails_closes_the_storage(
     assert await _is_closed(opened[0])
 
 
-async def test_a_start_that_is_cancelled_leaves_nothing_open(
+async def test_cancelled_start_leaves_nothing_open(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, opened: list[MongoStorage]
 ) -> None:
     reached = asyncio.Event()

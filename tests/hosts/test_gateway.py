@@ -79,7 +79,7 @@ def on_sql(tmp_path_factory: pytest.TempPathFactory) -> Day:
 # -- the same answers ------------------------------------------------------------------------------
 
 
-def test_every_field_of_every_answer_is_that_of_sql_or_differs_for_a_reason(
+def test_every_answer_equals_sql_except_for_documented_differences(
     on_mongodb: Day, on_sql: Day
 ) -> None:
     result = compare(on_mongodb.transcript, on_sql.transcript, (on_mongodb.folder, on_sql.folder))
@@ -87,7 +87,7 @@ def test_every_field_of_every_answer_is_that_of_sql_or_differs_for_a_reason(
     assert result.equal_fields > 2_000
 
 
-def test_in_process_the_application_answers_as_under_uvicorn(
+def test_application_in_process_answers_as_under_uvicorn(
     on_mongodb: Day, gateway_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def day() -> Transcript:
@@ -125,7 +125,7 @@ async def _application(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGe
 # -- what is stored --------------------------------------------------------------------------------
 
 
-def test_what_the_requests_stored_is_in_mongodb(on_mongodb: Day, raw_client: Raw) -> None:
+def test_everything_that_requests_stored_is_in_mongodb(on_mongodb: Day, raw_client: Raw) -> None:
     stored, answer = raw_client[DATABASE], on_mongodb.transcript.answer
     alice = answer("register")["id"]
     [account] = stored.users.find({"email": ALICE})
@@ -154,20 +154,20 @@ def test_what_the_requests_stored_is_in_mongodb(on_mongodb: Day, raw_client: Raw
     assert stored.checkpoints.count_documents({"thread_id": _first_thread(on_mongodb)}) == 0
 
 
-def test_a_failed_run_keeps_its_error_and_every_ended_run_its_times(on_mongodb: Day, raw_client: Raw) -> None:
+def test_failed_run_has_its_error_and_every_ended_run_its_times(on_mongodb: Day, raw_client: Raw) -> None:
     runs = list(raw_client[DATABASE].runs.find({"thread_id": _first_thread(on_mongodb)}))
     [failed] = [run for run in runs if run["status"] == "error"]
     assert "no-such-agent" in failed["error"]
     assert all(run["created_at"] <= run["started_at"] <= run["ended_at"] for run in runs)
 
 
-def test_nothing_is_kept_in_sql(on_mongodb: Day, on_sql: Day) -> None:
+def test_nothing_is_stored_in_sql(on_mongodb: Day, on_sql: Day) -> None:
     assert [file.name for file in on_sql.folder.rglob("*.db")] == ["deerflow.db"]
     assert list(on_mongodb.folder.rglob("*.db*")) == []
     assert "Persistence engine initialized" not in on_mongodb.log
 
 
-def test_the_start_tells_where_things_are_kept_and_what_still_needs_sql(on_mongodb: Day) -> None:
+def test_startup_logs_the_storage_and_what_works_on_sql_only(on_mongodb: Day) -> None:
     assert f"database='{DATABASE}'" in on_mongodb.log
     assert "python -m deerflow_mongo.hosts.reset_admin" in on_mongodb.log
     assert "there is no admin account yet" in on_mongodb.log
@@ -180,7 +180,7 @@ def _first_thread(day: Day) -> str:
 # -- a restart in the middle -----------------------------------------------------------------------
 
 
-async def test_after_a_restart_a_conversation_goes_on(gateway_folder: Path) -> None:
+async def test_conversation_continues_after_a_restart(gateway_folder: Path) -> None:
     with running_gateway(gateway_folder) as gateway:
         async with client_of(gateway) as client:
             alice = Browser(client)

@@ -33,42 +33,42 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configured:
 
 
 @needs_deerflow
-def test_the_section_of_the_file_is_taken(options: Configured) -> None:
+def test_options_come_from_the_section_of_the_file(options: Configured) -> None:
     section = {"backend": "mongodb", "url": "$MONGODB_URL", "database": "d"}
     assert options(section) == section
 
 
 @needs_deerflow
-def test_the_environment_alone_is_enough(options: Configured) -> None:
+def test_options_may_come_from_the_environment_alone(options: Configured) -> None:
     assert options(None, DEER_FLOW_STORAGE_URL=URL) == {"backend": "mongodb", "url": URL}
 
 
 @needs_deerflow
-def test_the_environment_wins_over_the_file(options: Configured) -> None:
+def test_environment_wins_over_the_file(options: Configured) -> None:
     found = options({"url": "mongodb://file", "database": "d"}, DEER_FLOW_STORAGE_URL=URL)
     assert found == {"backend": "mongodb", "url": URL, "database": "d"}
 
 
 @needs_deerflow
-def test_an_embedded_server_keeps_its_data_in_deerflows_home(options: Configured, tmp_path: Path) -> None:
+def test_embedded_server_has_its_data_in_deerflows_home(options: Configured, tmp_path: Path) -> None:
     assert options({"url": "embedded"})["data_dir"] == str(tmp_path / "home/data/mongodb")
     assert options({"url": "embedded", "data_dir": "elsewhere"})["data_dir"] == "elsewhere"
 
 
 @needs_deerflow
-def test_without_any_configuration_the_error_says_what_to_write(options: Configured) -> None:
+def test_error_without_configuration_shows_what_to_write(options: Configured) -> None:
     with pytest.raises(StorageConfigError, match=r"(?s)storage:\n  backend: mongodb.*DEER_FLOW_STORAGE_URL"):
         options(None)
 
 
 @needs_deerflow
-def test_a_wrong_key_is_named(options: Configured) -> None:
+def test_unknown_key_is_named(options: Configured) -> None:
     with pytest.raises(StorageConfigError, match="unknown key `pool`"):
         gateway.open_storage(options({"url": URL, "pool": 5}))
 
 
 @needs_deerflow
-def test_a_gateway_without_configuration_does_not_start_and_says_why(tmp_path: Path) -> None:
+def test_gateway_without_configuration_does_not_start(tmp_path: Path) -> None:
     write_config(tmp_path)
     ended = subprocess.run(
         [sys.executable, "-m", "uvicorn", "deerflow_mongo.hosts.gateway:app", "--port", "0"],
@@ -85,12 +85,12 @@ def test_a_gateway_without_configuration_does_not_start_and_says_why(tmp_path: P
 
 
 @pytest.mark.skipif(missing_deerflow() is None, reason="DeerFlow is installed")
-def test_without_deerflow_the_error_says_what_to_install() -> None:
+def test_error_without_deerflow_names_what_to_install() -> None:
     with pytest.raises(StorageConfigError, match=r"deerflow-kernel, on Python 3\.12 or newer"):
         gateway.create_app()
 
 
-def test_a_package_that_deerflow_does_not_require_is_named_with_our_extra(
+def test_missing_dependency_of_deerflow_is_reported_with_our_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(name: str, *rest: Any, **more: Any) -> Any:
@@ -101,6 +101,6 @@ def test_a_package_that_deerflow_does_not_require_is_named_with_our_extra(
         gateway.create_app()
 
 
-def test_importing_the_module_needs_no_deerflow() -> None:
+def test_gateway_module_imports_without_deerflow() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'other'"):
         _ = gateway.other  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType, reportUnknownMemberType]

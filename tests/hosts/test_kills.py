@@ -256,7 +256,7 @@ async def _conversation_goes_on(person: Person) -> None:
 # -- the kills -------------------------------------------------------------------------------------
 
 
-async def test_a_killed_worker_takes_nothing_that_was_acknowledged(gateway_folder: Path) -> None:
+async def test_killed_worker_loses_no_acknowledged_write(gateway_folder: Path) -> None:
     with (
         running_gateway(gateway_folder, name="one") as one,
         running_gateway(gateway_folder, name="two") as two,
@@ -277,7 +277,7 @@ async def test_a_killed_worker_takes_nothing_that_was_acknowledged(gateway_folde
             await _conversation_goes_on(people[0])
 
 
-async def test_a_killed_server_stops_a_run_for_as_long_as_it_is_away(
+async def test_run_continues_after_the_server_was_killed_and_restarted(
     tmp_path: Path,
 ) -> None:
     server = start_embedded(tmp_path / "data")
@@ -303,7 +303,7 @@ async def test_a_killed_server_stops_a_run_for_as_long_as_it_is_away(
         server.release()
 
 
-async def test_after_everything_was_killed_what_was_acknowledged_is_there(tmp_path: Path) -> None:
+async def test_killed_worker_and_server_lose_no_acknowledged_write(tmp_path: Path) -> None:
     server = start_embedded(tmp_path / "data")
     try:
         write_config(tmp_path, {"backend": "mongodb", "url": server.url, "database": "test"})

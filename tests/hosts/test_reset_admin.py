@@ -34,7 +34,7 @@ def _given_password(folder: Path) -> str:
     return line.removeprefix("password: ")
 
 
-async def test_the_admin_gets_a_new_password_and_every_session_ends(
+async def test_admin_gets_a_new_password_and_every_session_ends(
     gateway: Gateway, gateway_folder: Path
 ) -> None:
     async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as client:
@@ -54,7 +54,7 @@ async def test_the_admin_gets_a_new_password_and_every_session_ends(
         assert (await admin.ask("GET", "/api/v1/auth/me"))["needs_setup"] is False
 
 
-async def test_another_account_is_named_by_its_email(gateway: Gateway, gateway_folder: Path) -> None:
+async def test_account_is_selected_by_its_email(gateway: Gateway, gateway_folder: Path) -> None:
     async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as client:
         alice = Browser(client)
         await alice.register(ALICE)
@@ -63,7 +63,7 @@ async def test_another_account_is_named_by_its_email(gateway: Gateway, gateway_f
         assert (await alice.login(ALICE, _given_password(gateway_folder))).status == 200
 
 
-def test_what_is_not_there_is_said_in_one_line(gateway: Gateway, gateway_folder: Path) -> None:
+def test_missing_account_is_reported_in_one_line(gateway: Gateway, gateway_folder: Path) -> None:
     for arguments, message in (
         ((), "error: there is no admin account"),
         (("--email", "nobody@example.com"), "error: there is no account 'nobody@example.com'"),

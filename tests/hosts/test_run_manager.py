@@ -45,7 +45,7 @@ async def manager(mongodb_url: str, database_name: str) -> AsyncGenerator[Any]:
         yield manager_class(storage.runs, threads.ThreadMetaStoreAdapter(storage.threads, storage.runs))
 
 
-async def test_a_run_that_could_not_be_stored_is_refused_and_not_kept(
+async def test_run_that_could_not_be_stored_is_refused_with_503(
     manager: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def unavailable(*_: Any, **__: Any) -> None:
@@ -61,7 +61,7 @@ async def test_a_run_that_could_not_be_stored_is_refused_and_not_kept(
     assert (await manager.get(run.run_id)).thread_id == THREAD
 
 
-async def test_a_run_that_no_document_can_be_made_of_is_refused_for_good(manager: Any) -> None:
+async def test_run_that_can_never_be_stored_is_refused_with_422(manager: Any) -> None:
     with pytest.raises(_http_error(), match="assistant_id is 3,000 bytes long") as refused:
         await manager.create_or_reject(THREAD, "x" * 3_000)
     assert refused.value.status_code == 422

@@ -342,22 +342,22 @@ def crowd(workers: Sequence[Gateway]) -> Crowd:
     return crowd
 
 
-def test_what_one_worker_writes_the_other_reads_at_once(crowd: Crowd) -> None:
+def test_one_workers_writes_are_visible_to_the_other_immediately(crowd: Crowd) -> None:
     assert [difference for user in crowd.users for difference in user.differences] == []
 
 
-def test_no_answer_holds_anything_of_another_user(crowd: Crowd) -> None:
+def test_no_answer_contains_anything_of_another_user(crowd: Crowd) -> None:
     assert crowd.seen_by_several == {}
     for user in crowd.users:
         own = {user.mark, user.user_id, user.vote_id, *user.runs}
         assert own <= set[str]().union(*(answer.signs for answer in user.heard))
 
 
-def test_asking_for_what_is_anothers_finds_nothing(crowd: Crowd) -> None:
+def test_requests_for_another_users_ids_find_nothing(crowd: Crowd) -> None:
     assert [found for user in crowd.users for found in user.found] == []
 
 
-def test_everything_is_stored_once_and_under_its_owner(crowd: Crowd, raw_client: Raw) -> None:
+def test_everything_is_stored_once_with_its_owner(crowd: Crowd, raw_client: Raw) -> None:
     stored = raw_client[DATABASE]
     for user in crowd.users:
         own = {"user_id": user.user_id}
@@ -376,7 +376,7 @@ def test_everything_is_stored_once_and_under_its_owner(crowd: Crowd, raw_client:
 # -- a thread that is not there any more -----------------------------------------------------------
 
 
-async def test_a_deleted_thread_is_nobodys_to_read(workers: Sequence[Gateway]) -> None:
+async def test_deleted_thread_cannot_be_read_by_others(workers: Sequence[Gateway]) -> None:
     """Its id may still be known to somebody."""
     async with _users(workers, 2) as [owner, other]:
         await asyncio.gather(_register(owner), _register(other))
