@@ -1,8 +1,8 @@
-"""Two transcripts of one script, held against each other field by field.
+"""Compares two transcripts of one script, field by field.
 
-What no two runs have in common is named by its kind first: an identifier by the place where its transcript
-has it first, a time by whether it has an offset, a folder, a latency. Everything else must be equal, or be
-one of `DIFFERENCES`, each with its reason; a reason that is not needed any more is reported as well.
+Values that differ in every run are replaced first: an identifier by the place of its first appearance, a time
+by whether it has an offset, a folder, a latency. All other values must be equal, or be one of `DIFFERENCES`,
+each with its reason; a reason that is not needed any more is reported as well.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from .http_script import Exchange, Transcript
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)?")
-MISSING = "<not there>"
+MISSING = "<missing>"
 ANY = ".*"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One field that differs; `path` has no positions in lists."""
+    """One field that differs; `path` is without positions in lists."""
 
     step: str
     path: str
@@ -37,7 +37,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a field may differ: expressions for the whole step, path and values, and the reason in words."""
+    """Why a field may differ: the reason, and expressions that match the whole step, path and values."""
 
     why: str
     path: str
@@ -57,33 +57,33 @@ _INSIDE_CONTENT = r"answer\[\]\.content(\.messages)?\[\].*"
 
 DIFFERENCES: Sequence[Reason] = (
     Reason(
-        "times read from SQLite have no offset; ours say that they are UTC",
+        "times read from SQLite have no offset; ours have UTC's",
         r"answer.*\.(created|updated)_at",
         "<time>",
         "<time without offset>",
     ),
     Reason(
-        "SQL marks in an event's metadata that it has turned the content into text; ours stays as it came",
+        "SQL marks in an event's metadata that it stores the content as text; ours comes back unchanged",
         r"answer.*\.metadata\.content_is_(dict|json)",
         MISSING,
         "True",
     ),
     Reason(
-        "messages and commands inside an event's content are JSON here; SQL keeps their Python repr",
+        "messages and commands inside an event's content are JSON here; SQL stores their Python repr",
         _INSIDE_CONTENT,
         ANY,
         MISSING,
         "events of .*",
     ),
     Reason(
-        "the same, seen from SQL: the repr as text",
+        "the same fields on SQL: the repr as text",
         _INSIDE_CONTENT,
         MISSING,
         r"(content=|Command\().*",
         "events of .*",
     ),
     Reason(
-        'an event without content has "", as the contract says; SQL gives None back',
+        'an event without content has "", as in the contract; SQL returns None',
         r"answer\[\]\.content",
         "",
         "None",
@@ -95,35 +95,35 @@ DIFFERENCES: Sequence[Reason] = (
         step="feedback on a message beside the vote",
     ),
 )
-"""All that is different on MongoDB."""
+"""Everything that differs on MongoDB."""
 
 
 @dataclass
 class Comparison:
-    """What came of it."""
+    """The result of a comparison."""
 
     reasons: Sequence[Reason]
     requests: int = 0
     equal_fields: int = 0
     explained: Counter[Reason] = field(default_factory=lambda: Counter[Reason]())
-    """How many fields each reason is needed for."""
+    """The number of fields that each reason explains."""
     unexplained: list[Difference] = field(default_factory=lambda: list[Difference]())
 
     @property
     def unneeded(self) -> list[str]:
-        """Reasons that nothing needed."""
+        """Reasons that explain no field."""
         return [reason.why for reason in self.reasons if reason not in self.explained]
 
     def lines(self) -> list[str]:
-        """The result in words."""
+        """The result as text."""
         different = sum(self.explained.values())
-        told = [
+        lines = [
             f"{self.requests} requests: {self.equal_fields} fields equal, {different} differ for a reason"
         ]
-        told += [f"{count} fields: {reason.why}" for reason, count in self.explained.most_common()]
-        told += [f"UNEXPLAINED {difference}" for difference in self.unexplained]
-        told += [f"NOT NEEDED {why}" for why in self.unneeded]
-        return told
+        lines += [f"{count} fields: {reason.why}" for reason, count in self.explained.most_common()]
+        lines += [f"UNEXPLAINED {difference}" for difference in self.unexplained]
+        lines += [f"NOT NEEDED {why}" for why in self.unneeded]
+        return lines
 
 
 def compare(
@@ -132,14 +132,14 @@ def compare(
     folders: tuple[Path, Path],
     reasons: Sequence[Reason] = DIFFERENCES,
 ) -> Comparison:
-    """Every field of every answer, the status among them; `folders` are the gateways' own."""
+    """Compare every field of every answer, with its status; `folders` are the gateways' own."""
     result = Comparison(reasons, requests=len(ours.exchanges))
     mine, other = (
         _Plain(folder).exchanges(transcript)
         for folder, transcript in zip(folders, (ours, theirs), strict=True)
     )
     for (step, left), (other_step, right) in zip(mine, other, strict=True):
-        assert step == other_step, f"the scripts went different ways: {step}, {other_step}"
+        assert step == other_step, f"the scripts took different steps: {step}, {other_step}"
         _compare_fields(result, step, left, right)
     return result
 
@@ -161,7 +161,7 @@ def _compare_fields(
 
 
 class _Plain:
-    """A transcript as fields, without what is different in every run."""
+    """A transcript as fields, without the values that differ in every run."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder)

@@ -1,4 +1,4 @@
-"""The gateways of these tests: DeerFlow's on our storage and on its own, each with its folder."""
+"""A gateway on our storage, with its folder and an empty database."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def gateway_folder(tmp_path: Path, mongodb_url: str, database_name: str) -> Path
 
 @pytest.fixture
 def gateway(gateway_folder: Path) -> Generator[Gateway]:
-    """Ours under uvicorn, in that folder."""
+    """Our gateway under uvicorn, in that folder."""
     with running_gateway(gateway_folder) as started:
         yield started

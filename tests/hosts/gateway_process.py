@@ -1,7 +1,7 @@
 """DeerFlow's gateway under uvicorn as a process of its own, on our storage or on its own SQL.
 
-Both get the same `config.yaml`, whose section `database:` says SQLite. For ours there is one more section,
-`storage:`. The child takes a free port by itself and dies with the test.
+Both get the same `config.yaml`, whose section `database:` names SQLite; ours gets one more section,
+`storage:`. The child picks a free port itself and ends with the test.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ ROOT = Path(__file__).parents[2]
 ON_MONGODB = "deerflow_mongo.hosts.gateway"
 ON_SQL = "app.gateway.app"
 JWT_SECRET = "the same for all workers of a test, " * 2
-START_S = 60.0
+START_TIMEOUT_S = 240.0
+"""Importing DeerFlow takes about 8 s of CPU time: on a machine with other work, several times as much."""
+
+STOP_TIMEOUT_S = 60.0
 _PR_SET_PDEATHSIG = 1
 
 CONFIG: dict[str, Any] = {
@@ -59,14 +62,14 @@ needs_deerflow = pytest.mark.skipif(missing_deerflow() is not None, reason=str(m
 
 
 def write_config(folder: Path, storage: Mapping[str, Any] | None = None) -> Path:
-    """The host's configuration; JSON is YAML, too."""
+    """DeerFlow's configuration; JSON is YAML too."""
     file = folder / "config.yaml"
     file.write_text(json.dumps(CONFIG if storage is None else {**CONFIG, "storage": dict(storage)}))
     return file
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What a gateway in `folder` is started with."""
+    """The environment variables of a gateway in `folder`."""
     return {
         "DEER_FLOW_PROJECT_ROOT": str(folder),
         "DEER_FLOW_HOME": str(folder / "home"),
@@ -78,20 +81,20 @@ def environment(folder: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Gateway:
-    """A gateway that answers."""
+    """A gateway that answers requests."""
 
     url: str
     process: subprocess.Popen[str]
     log: Path
 
     def kill(self) -> None:
-        """`kill -9`: nothing is tidied up."""
+        """`kill -9`: nothing is cleaned up."""
         self.process.kill()
         self.process.wait()
 
 
 def start_gateway(folder: Path, module: str = ON_MONGODB, *, name: str = "gateway") -> Gateway:
-    """The gateway of `module` in `folder`, where its configuration is; it answers when this returns."""
+    """Start the gateway of `module` in the folder of its configuration; returns when it answers."""
     log = folder / f"{name}.log"
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("DEER_FLOW_")}
     paths = [str(ROOT), *filter(None, [inherited.get("PYTHONPATH")])]
@@ -107,16 +110,16 @@ def start_gateway(folder: Path, module: str = ON_MONGODB, *, name: str = "gatewa
     assert process.stdout is not None
     with process.stdout:
         url = process.stdout.readline().strip()
-    _wait_until_it_answers(url, process, log)
+    _wait_until_ready(url, process, log)
     return Gateway(url, process, log)
 
 
 def stop_gateway(gateway: Gateway) -> None:
-    """As an operator stops it; killed if it does not stop."""
+    """Stop it with SIGTERM, as an operator does; kill it if it does not stop in time."""
     if gateway.process.poll() is None:
         gateway.process.send_signal(signal.SIGTERM)
         try:
-            gateway.process.wait(20)
+            gateway.process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             gateway.kill()
 
@@ -131,8 +134,8 @@ def running_gateway(folder: Path, module: str = ON_MONGODB, *, name: str = "gate
         stop_gateway(gateway)
 
 
-def _wait_until_it_answers(url: str, process: subprocess.Popen[str], log: Path) -> None:
-    until = time.monotonic() + START_S
+def _wait_until_ready(url: str, process: subprocess.Popen[str], log: Path) -> None:
+    until = time.monotonic() + START_TIMEOUT_S
     while process.poll() is None and time.monotonic() < until:
         try:
             if httpx.get(f"{url}/health", timeout=5).status_code == 200:
@@ -145,21 +148,21 @@ def _wait_until_it_answers(url: str, process: subprocess.Popen[str], log: Path) 
 
 
 def _die_with(parent: int) -> None:
-    """Also when the test is killed: the kernel ends this process with its parent."""
+    """Let the kernel end this process with its parent, also when the test is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        sys.exit("the test is gone")
+        sys.exit("the test has ended")
 
 
 def main(module: str, parent: str) -> None:
-    """The child: tells its address on standard output, then serves."""
+    """The child: writes its address to standard output, then serves."""
     _die_with(int(parent))
     uvicorn = cast("Any", importlib.import_module("uvicorn"))
     listening = socket.create_server(("127.0.0.1", 0))
     sys.stdout.write(f"http://127.0.0.1:{listening.getsockname()[1]}\n")
     sys.stdout.flush()
-    sys.stdout = sys.stderr  # nobody reads the pipe from here on
+    sys.stdout = sys.stderr  # the test reads one line and no more
     server = uvicorn.Server(uvicorn.Config(f"{module}:app", log_level="info"))
     server.run(sockets=[listening])
     sys.exit(0 if server.started else 3)

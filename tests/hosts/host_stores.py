@@ -1,7 +1,7 @@
 """DeerFlow's stores three times: our adapters on a real server, its own on SQLite, its own in memory.
 
-The tests beside this make the same promises of all of them. Where one does not keep a promise, that stands in
-`DIFFERENCES` with the reason, and the test must then fail there.
+The tests in this folder check the same promises on all of them. A promise that one does not make is listed in
+`DIFFERENCES` with the reason, and its test must then fail there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ADAPTERS = "deerflow_mongo.hosts.adapters"
 
 @dataclass(frozen=True)
 class Kind:
-    """One of DeerFlow's interfaces, and what there is of it; classes as `module:name`."""
+    """One of DeerFlow's interfaces and its implementations, as `module:name`."""
 
     part: str
     ours: str
@@ -73,21 +73,19 @@ USERS = Kind(
     base="app.gateway.auth.repositories.base:UserRepository",
 )
 
-_NO_USERS = "DeerFlow's store in memory knows no users"
-_NO_COLUMNS = "DeerFlow's store in memory keeps what it was given and no more"
+_NO_USERS = "DeerFlow's store in memory has no users"
+_NO_COLUMNS = "DeerFlow's store in memory stores what it is given, without columns or conversions"
 _NO_TIMES = "DeerFlow has no such column"
-_OVERWRITES = "DeerFlow's store in memory is a dict: the later of two wins"
-_LAST_WORD = "DeerFlow takes the last status for the true one, in whatever order two workers say theirs"
-_AS_ARGUMENTS = "DeerFlow's store in memory takes an event's keys as the arguments of a function"
-_STARTS_OVER = (
-    "DeerFlow gives the number behind the highest one that is left, so that a deleted one comes again"
-)
+_OVERWRITES = "DeerFlow's store in memory is a dict: the last write wins"
+_LAST_STATUS = "DeerFlow stores the last status it gets, in whatever order two workers send theirs"
+_AS_ARGUMENTS = "DeerFlow's store in memory passes an event's keys as the arguments of a function"
+_REUSES_NUMBERS = "DeerFlow's next number follows the highest remaining one: deleted numbers are given again"
 _NO_METADATA = "DeerFlow's store in memory looks for metadata among the thread's own fields"
-_ALL_RUNS = "DeerFlow sums up the runs of a thread whosever they are, also those that no list shows"
+_ALL_RUNS = "DeerFlow sums the thread's runs of all users, also those that no list shows"
 _NAIVE = "SQLite drops the offset of a time"
-_NO_UUID = "DeerFlow makes text of the bound user's id, and not of one that is given"
-_NO_LIMITS = "SQLite takes a negative limit for none at all (PostgreSQL refuses it)"
-_16_MIB = "a document of MongoDB ends at 16 MiB"
+_NO_UUID = "DeerFlow converts the bound user's id to text, and not one that is passed"
+_NO_LIMITS = "for SQLite a negative limit is no limit (PostgreSQL refuses it)"
+_16_MIB = "a document of MongoDB holds at most 16 MiB"
 
 DIFFERENCES: dict[str, dict[str, dict[str, str]]] = {
     "runs": {
@@ -105,7 +103,7 @@ DIFFERENCES: dict[str, dict[str, dict[str, str]]] = {
         "test_default_user_without_a_bound_user_is_an_error": {MEMORY: _NO_USERS},
         "test_pending_before_a_datetime": {MEMORY: "DeerFlow's store in memory compares the texts of times"},
         "test_status_sets_started_at_and_ended_at": {SQL: _NO_TIMES, MEMORY: _NO_TIMES},
-        "test_ended_run_never_becomes_active_again": {SQL: _LAST_WORD, MEMORY: _LAST_WORD},
+        "test_ended_run_never_becomes_active_again": {SQL: _LAST_STATUS, MEMORY: _LAST_STATUS},
         "test_user_id_may_be_a_uuid": {SQL: _NO_UUID, MEMORY: _NO_UUID},
         "test_huge_error_comes_back_unchanged": {OURS: _16_MIB},
         "test_absent_count_of_a_completion_becomes_zero": {MEMORY: _NO_COLUMNS},
@@ -115,9 +113,11 @@ DIFFERENCES: dict[str, dict[str, dict[str, str]]] = {
     },
     "run_events": {
         "test_row_has_the_keys_of_the_sql_row": {MEMORY: _NO_USERS},
-        "test_content_may_be_none": {OURS: "our events have no content that is None: it is the empty text"},
+        "test_content_may_be_none": {
+            OURS: "our events have no content that is None: it becomes the empty text"
+        },
         "test_metadata_comes_back_unchanged": {
-            SQL: "DeerFlow keeps content as text, and in the metadata whether it was JSON"
+            SQL: "DeerFlow stores content as text, and in the metadata whether it was JSON"
         },
         "test_default_category_of_a_batch_is_trace": {MEMORY: _AS_ARGUMENTS},
         "test_unknown_keys_of_an_event_are_ignored": {MEMORY: _AS_ARGUMENTS},
@@ -126,7 +126,7 @@ DIFFERENCES: dict[str, dict[str, dict[str, str]]] = {
         "test_long_structured_trace_is_truncated_as_json": {MEMORY: _NO_COLUMNS},
         "test_content_over_16_mib_comes_back_unchanged": {OURS: _16_MIB},
         "test_content_with_infinity_comes_back_unchanged": {
-            OURS: "our payloads are JSON, which has no NaN and no infinity: such content is kept as text"
+            OURS: "our payloads are JSON, which has no NaN and no infinity: such content is stored as text"
         },
         "test_event_belongs_to_the_bound_user": {MEMORY: _NO_USERS},
         "test_explicit_user_of_an_event_wins_over_the_bound_user": {MEMORY: _NO_USERS},
@@ -136,23 +136,25 @@ DIFFERENCES: dict[str, dict[str, dict[str, str]]] = {
         "test_user_deletes_own_events_only": {MEMORY: _NO_USERS},
         "test_limit_zero_gives_nothing": {MEMORY: "in memory, the last 0 messages are all of them"},
         "test_negative_limit_is_refused": {SQL: _NO_LIMITS, MEMORY: "in memory, a limit is a slice"},
-        "test_messages_between_two_numbers": {MEMORY: "in memory, `before_seq` hides `after_seq`"},
-        "test_empty_event_types_mean_all_types": {MEMORY: "in memory, no types are no types"},
-        "test_numbers_are_not_reused_after_a_deletion": {SQL: _STARTS_OVER, MEMORY: _STARTS_OVER},
+        "test_messages_between_two_numbers": {MEMORY: "in memory, `before_seq` overrides `after_seq`"},
+        "test_empty_event_types_mean_all_types": {MEMORY: "in memory, empty types match nothing"},
+        "test_numbers_are_not_reused_after_a_deletion": {SQL: _REUSES_NUMBERS, MEMORY: _REUSES_NUMBERS},
     },
     "threads": {
         "test_row_has_the_keys_of_the_sql_row": {MEMORY: "in memory, a thread has `values`, too"},
         "test_times_have_an_offset": {SQL: _NAIVE},
         "test_existing_thread_is_not_overwritten": {MEMORY: _OVERWRITES},
         "test_user_id_may_be_a_uuid": {SQL: _NO_UUID, MEMORY: _NO_UUID},
-        "test_metadata_with_infinity_comes_back_unchanged": {OURS: "our payloads are JSON, which has no infinity"},
+        "test_metadata_with_infinity_comes_back_unchanged": {
+            OURS: "our payloads are JSON, which has no infinity"
+        },
         "test_search_is_last_updated_first": {MEMORY: "in memory, a search has no order"},
         "test_search_finds_merged_metadata": {MEMORY: _NO_METADATA},
         "test_search_by_metadata": {MEMORY: _NO_METADATA},
         "test_search_distinguishes_types": {MEMORY: _NO_METADATA},
         "test_search_for_null_finds_null_and_not_missing": {MEMORY: _NO_METADATA},
         "test_search_for_a_float_finds_the_integer": {
-            OURS: "we find a value by its digest, which tells 2 from 2.0 as JSON's text does",
+            OURS: "we find a value by its digest, which differs for 2 and 2.0 as their JSON text does",
             MEMORY: _NO_METADATA,
         },
         "test_unsearchable_metadata_is_ignored_and_logged": {MEMORY: _NO_METADATA},
@@ -161,37 +163,37 @@ DIFFERENCES: dict[str, dict[str, dict[str, str]]] = {
     "feedback": {
         "test_time_has_an_offset": {SQL: _NAIVE},
         "test_user_id_may_be_a_uuid": {SQL: _NO_UUID},
-        "test_rating_that_only_equals_one_is_refused": {SQL: "DeerFlow takes whatever equals 1 or -1 for it"},
+        "test_rating_that_only_equals_one_is_refused": {SQL: "DeerFlow accepts whatever equals 1 or -1"},
         "test_vote_replaces_a_row_created_on_a_message": {
-            OURS: "what a user says of a message is a row of its own, beside the one vote on the run"
+            OURS: "feedback on a message is a row of its own, beside the one vote on the run"
         },
         "test_user_may_have_feedback_on_several_messages_of_a_run": {
-            SQL: "DeerFlow has one row for a user and a run: a second one is an error of the database"
+            SQL: "DeerFlow has one row per user and run: a second one is an error of the database"
         },
     },
     "users": {
         "test_update_to_a_taken_email_is_a_value_error": {
-            SQL: "DeerFlow lets SQLAlchemy's IntegrityError through, which is no ValueError"
+            SQL: "DeerFlow raises SQLAlchemy's IntegrityError, which is not a ValueError"
         },
     },
 }
-"""Part -> test -> backend -> why it does not keep that promise."""
+"""Part -> test -> backend -> why it does not make that promise."""
 
 
 def named(path: str) -> Any:
-    """What stands at `module:name`."""
+    """The object that `module:name` names."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 def refusals() -> tuple[type[Exception], ...]:
-    """How the stores say that a row is there already."""
+    """The errors of the stores for a row that exists already."""
     errors: Any = importlib.import_module("deerflow_mongo.contract.errors")
     return (errors.RunExistsError, errors.ThreadExistsError, named("sqlalchemy.exc:IntegrityError"))
 
 
 def expect_differences(request: pytest.FixtureRequest, kind: Kind) -> None:
-    """Let the test fail where `DIFFERENCES` says so, and only there."""
+    """Require the test to fail on the backends that `DIFFERENCES` lists, and only there."""
     backends = DIFFERENCES[kind.part].get(request.node.originalname, {})
     if request.param in backends:
         request.node.add_marker(pytest.mark.xfail(strict=True, reason=backends[request.param]))
@@ -222,7 +224,7 @@ async def open_store(
 
 @asynccontextmanager
 async def open_storage(url: str, database: str) -> AsyncGenerator[MongoStorage]:
-    """Our storage, for what is promised of our adapters alone."""
+    """Our storage, for promises of our adapters alone."""
     async with create_storage({"backend": "mongodb", "url": url, "database": database}) as storage:
         assert isinstance(storage, MongoStorage)
         yield storage
@@ -242,20 +244,20 @@ def acting(user_id: Any) -> Generator[None]:
 
 
 def public_methods(owner: Any) -> list[str]:
-    """What of a class others may call, the abstract ones too."""
+    """The public methods of a class, with the abstract ones."""
     return [name for name, _ in inspect.getmembers(owner, callable) if not name.startswith("_")]
 
 
 def signature_faults(kind: Kind) -> list[str]:
-    """What DeerFlow could call on its own classes and not, or not in the same way, on our adapter.
+    """The methods of DeerFlow's classes that our adapter lacks or takes other arguments for.
 
-    A default is SQL's where SQL and the interface differ: it is SQL that the gateway's routes expect.
+    A default is SQL's where SQL and the interface differ: the gateway's routes expect SQL.
     """
     ours, sql = named(kind.ours), named(kind.sql)
     base = sql if kind.base is None else named(kind.base)
     abstract: frozenset[str] = getattr(base, "__abstractmethods__", frozenset())
-    faults = [f"{name} is abstract still" for name in getattr(ours, "__abstractmethods__", ())]
-    faults += [f"{name} is the interface's own" for name in abstract if name not in vars(ours)]
+    faults = [f"{name} is still abstract" for name in getattr(ours, "__abstractmethods__", ())]
+    faults += [f"{name} is not implemented" for name in abstract if name not in vars(ours)]
     for name in sorted({*public_methods(base), *public_methods(sql)}):
         if name not in vars(ours):
             faults.append(f"{name} is missing")
@@ -294,5 +296,5 @@ def _parameter_faults(name: str, ours: Any, host_class: Any, *, defaults_of: Any
 
 
 def stale_differences(kind: Kind, module: dict[str, Any]) -> list[str]:
-    """Differences of tests that there are none of any more."""
+    """Differences of tests that do not exist any more."""
     return [test for test in DIFFERENCES[kind.part] if test not in module]

@@ -1,7 +1,7 @@
-"""One user's and another's day at a DeerFlow gateway, as HTTP: the same requests whatever stores them.
+"""A script of HTTP requests of three users to a DeerFlow gateway, the same ones whatever stores the data.
 
-`run_script` sends them and gives the transcript: every request with what it was answered. How two transcripts
-are held against each other is told in `comparison.py`.
+`run_script` sends them and returns the transcript: every request with its answer. `comparison.py` compares
+two transcripts.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import httpx
 
 PASSWORD, NEW_PASSWORD = "correct horse battery", "staple battery horse"
 ALICE, BOB, ADMIN = "alice@example.com", "bob@example.com", "admin@example.com"
-OVER = ("success", "error", "interrupted", "timeout")
-PATIENCE_S = 30.0
+ENDED = ("success", "error", "interrupted", "timeout")
+RUN_TIMEOUT_S = 120.0
 
 ClientFactory = Callable[[], httpx.AsyncClient]
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """One request and its answer; of a stream the frames, in order."""
+    """One request and its answer; for a stream, its frames in order."""
 
     step: str
     method: str
@@ -40,12 +40,12 @@ class Transcript:
     exchanges: list[Exchange] = field(default_factory=lambda: list[Exchange]())
 
     def answer(self, step: str) -> Any:
-        """What the step of this name was answered."""
+        """The answer to the step of this name."""
         [found] = [exchange for exchange in self.exchanges if exchange.step == step]
         return found.answer
 
     def lines(self) -> list[str]:
-        """One line per request, its answer cut."""
+        """One line per request, with the beginning of its answer."""
         return [
             f"{e.status} {e.method} {e.path}  [{e.step}]  {json.dumps(e.answer, ensure_ascii=False)[:300]}"
             for e in self.exchanges
@@ -53,14 +53,14 @@ class Transcript:
 
 
 class Browser:
-    """A user's cookies, and the token that DeerFlow wants back from them with every write."""
+    """A user's cookies, and the CSRF token that DeerFlow requires with every write."""
 
     def __init__(self, client: httpx.AsyncClient, transcript: Transcript | None = None) -> None:
         self.client = client
         self._transcript = transcript
 
     async def send(self, method: str, path: str, *, step: str = "", **request: Any) -> Exchange:
-        """One request; recorded where it has a step."""
+        """Send one request; it is recorded if it has a step."""
         token = self.client.cookies.get("csrf_token")
         headers = {} if token is None else {"X-CSRF-Token": token}
         response = await self.client.request(method, path, headers=headers, **request)
@@ -85,15 +85,14 @@ class Browser:
         form = {"username": email, "password": password}
         return await self.send("POST", "/api/v1/auth/login/local", step=step, data=form)
 
-    async def run_until_over(self, thread_id: str, run_id: str) -> None:
-        """Wait for a run that goes on in the background."""
-        until = time.monotonic() + PATIENCE_S
-        while (await self.ask("GET", f"/api/threads/{thread_id}/runs/{run_id}"))["status"] not in OVER:
-            assert time.monotonic() < until, f"run {run_id} is not over"
+    async def wait_for_run(self, thread_id: str, run_id: str) -> None:
+        """Wait for a run in the background to end."""
+        until = time.monotonic() + RUN_TIMEOUT_S
+        while (await self.ask("GET", f"/api/threads/{thread_id}/runs/{run_id}"))["status"] not in ENDED:
+            assert time.monotonic() < until, f"run {run_id} has not ended"
             await asyncio.sleep(0.05)
-        await asyncio.sleep(
-            0.3
-        )  # the worker's last writes, of figures and of the thread, come after the status
+        # The worker's last writes, of counts and of the thread, follow the status; then the stream ends.
+        await self.ask("GET", f"/api/threads/{thread_id}/runs/{run_id}/join")
 
 
 def _content(response: httpx.Response) -> Any:
@@ -106,7 +105,7 @@ def _content(response: httpx.Response) -> Any:
 
 
 def frames(stream: str) -> list[dict[str, Any]]:
-    """The frames of an event stream: event, data and the number that is the end of its id."""
+    """The frames of an event stream: event, data and the number at the end of its id."""
     found: list[dict[str, Any]] = []
     for block in stream.strip().split("\n\n"):
         lines = [line.partition(": ") for line in block.split("\n")]
@@ -120,7 +119,7 @@ def frames(stream: str) -> list[dict[str, Any]]:
     return found
 
 
-def said(text: str, **more: Any) -> dict[str, Any]:
+def run_body(text: str, **more: Any) -> dict[str, Any]:
     """A run's request body: what the user says to the scripted model."""
     return {
         "assistant_id": "lead_agent",
@@ -184,7 +183,7 @@ async def _threads(alice: Browser, bob: Browser) -> str:
 
 async def _first_run(alice: Browser, thread_id: str) -> str:
     runs = f"/api/threads/{thread_id}/runs"
-    await alice.send("POST", f"{runs}/stream", step="stream a run", json=said("hello there"))
+    await alice.send("POST", f"{runs}/stream", step="stream a run", json=run_body("hello there"))
     [run] = await alice.ask("GET", runs, step="list runs")
     return run["run_id"]
 
@@ -231,12 +230,12 @@ async def _votes(alice: Browser, thread_id: str, run_id: str) -> None:
 
 async def _more_runs(alice: Browser, thread_id: str) -> None:
     runs = f"/api/threads/{thread_id}/runs"
-    await alice.send("POST", f"{runs}/wait", step="a run with a tool", json=said("clarify: which deer?"))
-    failing = said("hello", assistant_id="no-such-agent")
+    await alice.send("POST", f"{runs}/wait", step="a run with a tool", json=run_body("clarify: which deer?"))
+    failing = run_body("hello", assistant_id="no-such-agent")
     await alice.send("POST", f"{runs}/stream", step="a run that fails", json=failing)
-    unknown = said("hello", context={"model_name": "none"})
+    unknown = run_body("hello", context={"model_name": "none"})
     await alice.send("POST", f"{runs}/stream", step="a run of an unknown model", json=unknown)
-    marked = said("third time", metadata={"source": "script"}, stream_mode=["updates"])
+    marked = run_body("third time", metadata={"source": "script"}, stream_mode=["updates"])
     await alice.send("POST", f"{runs}/stream", step="a run with metadata", json=marked)
     await alice.send("GET", runs, step="list all runs")
     await alice.send("GET", f"/api/threads/{thread_id}/messages", step="messages of all runs")
@@ -247,18 +246,18 @@ async def _more_runs(alice: Browser, thread_id: str) -> None:
 async def _cancelling(alice: Browser) -> None:
     thread_id = (await alice.ask("POST", "/api/threads", step="a thread to cancel in", json={}))["thread_id"]
     runs = f"/api/threads/{thread_id}/runs"
-    run = await alice.ask("POST", runs, step="a run in the background", json=said("slowly 100: wait"))
-    await alice.send("POST", runs, step="a second run meanwhile", json=said("me too"))
+    run = await alice.ask("POST", runs, step="a run in the background", json=run_body("slowly 100: wait"))
+    await alice.send("POST", runs, step="a second run meanwhile", json=run_body("me too"))
     await asyncio.sleep(0.5)
     cancel = f"{runs}/{run['run_id']}/cancel"
     await alice.send("POST", cancel, step="cancel", params={"wait": "true"})
-    await alice.run_until_over(thread_id, run["run_id"])
+    await alice.wait_for_run(thread_id, run["run_id"])
     await alice.send("GET", f"{runs}/{run['run_id']}", step="the cancelled run")
     await alice.send("POST", cancel, step="cancel again")
     await alice.send("POST", f"{runs}/none/cancel", step="cancel no run")
     await alice.send("GET", f"/api/threads/{thread_id}", step="the thread with the cancelled run")
-    background = await alice.ask("POST", runs, step="another in the background", json=said("quick one"))
-    await alice.run_until_over(thread_id, background["run_id"])
+    background = await alice.ask("POST", runs, step="another in the background", json=run_body("quick one"))
+    await alice.wait_for_run(thread_id, background["run_id"])
     done = f"{runs}/{background['run_id']}"
     await alice.send("POST", f"{done}/cancel", step="cancel one that is over")
     await alice.send("GET", runs, step="runs of the second thread")
@@ -307,7 +306,7 @@ async def _state(alice: Browser, thread_id: str) -> None:
 
 
 async def _without_thread(alice: Browser) -> None:
-    await alice.send("POST", "/api/runs/wait", step="a run without a thread", json=said("no thread"))
+    await alice.send("POST", "/api/runs/wait", step="a run without a thread", json=run_body("no thread"))
     await alice.send("POST", "/api/threads/search", step="search its thread", json={"limit": 1})
 
 
@@ -328,7 +327,7 @@ async def _probing(bob: Browser, thread_id: str, run_id: str) -> None:
     await bob.send("DELETE", thread, step="another user deletes")
     vote = {"rating": -1}
     await bob.send("PUT", f"{thread}/runs/{run_id}/feedback", step="another user votes", json=vote)
-    await bob.send("POST", f"{thread}/runs/wait", step="another user runs", json=said("mine now"))
+    await bob.send("POST", f"{thread}/runs/wait", step="another user runs", json=run_body("mine now"))
     await bob.send("POST", "/api/threads", step="another user takes the id", json={"thread_id": thread_id})
     await bob.send("POST", "/api/threads/search", step="another user searches", json={})
 

@@ -1,4 +1,4 @@
-"""The model of the agents under test: LangChain's fake chat model, told by the message what to do.
+"""The model of the agents under test: LangChain's fake chat model, controlled by the newest message.
 
 A gateway names it in its configuration, `use: tests.hosts.scripted_model:ScriptedChatModel`. It answers
 `echo: <text>`; a message `slowly 20: <text>` is answered in 20 pieces, one in 100 ms; `clarify: <text>` calls
@@ -27,7 +27,7 @@ _SLOWLY = re.compile(r"slowly (\d+): (.*)", re.DOTALL)
 
 
 class ScriptedChatModel(GenericFakeChatModel):
-    """Says what the newest human message tells it to say; every call costs 7 + 3 tokens."""
+    """Answers as the newest human message asks for; every call costs 7 + 3 tokens."""
 
     messages: Iterator[Any] = Field(default_factory=lambda: iter(()))
     model: str = ""
@@ -67,7 +67,7 @@ def _newest_human_text(messages: Any) -> str:
 
 
 def _script(text: str) -> tuple[str, list[str]]:
-    """The text itself, and the pieces of the answer to it."""
+    """The text, and the pieces of its answer."""
     slowly = _SLOWLY.fullmatch(text)
     if slowly is None:
         return text, [f"echo: {text}"]

@@ -1,37 +1,58 @@
-"""What DeerFlow's own routes leave open, and a gateway on MongoDB does not: nobody reads another's thread."""
+"""Access that DeerFlow's own routes leave open and our gateway closes: nobody reads another user's thread."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import uuid
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
 
 import httpx
+import pymongo
 import pytest
 import pytest_asyncio
 
-from .gateway_process import Gateway, needs_deerflow
-from .http_script import ALICE, BOB, Browser, said
+from deerflow_mongo.mongodb.embedded import EmbeddedServer
+
+from .gateway_process import Gateway, needs_deerflow, running_gateway, write_config
+from .http_script import Browser, run_body
 
 pytestmark = needs_deerflow
 
+Raw = pymongo.MongoClient[dict[str, Any]]
+DATABASE = "test_access"
 SECRET = "what only alice knows"  # noqa: S105 - a message
+
+
+@pytest.fixture(scope="module")
+def gateway(
+    tmp_path_factory: pytest.TempPathFactory, server: EmbeddedServer, raw_client: Raw
+) -> Iterator[Gateway]:
+    """One gateway for all tests here; each has users of its own."""
+    folder = tmp_path_factory.mktemp("access")
+    write_config(folder, {"url": server.url, "database": DATABASE})
+    with running_gateway(folder) as started:
+        yield started
+    raw_client.drop_database(DATABASE)
 
 
 @pytest_asyncio.fixture
 async def users(gateway: Gateway) -> AsyncGenerator[tuple[Browser, Browser]]:
+    """Alice and bob, new in each test."""
     async with (
         httpx.AsyncClient(base_url=gateway.url, timeout=60) as first,
         httpx.AsyncClient(base_url=gateway.url, timeout=60) as second,
     ):
         alice, bob = Browser(first), Browser(second)
-        await alice.register(ALICE)
-        await bob.register(BOB)
+        for browser in (alice, bob):
+            registered = await browser.register(f"{uuid.uuid4().hex}@example.com")
+            assert registered.status == 201, registered
         yield alice, bob
 
 
-async def _given_thread(alice: Browser) -> tuple[str, str]:
-    """A thread of alice's with one run, which she has voted on."""
+async def _new_thread(alice: Browser) -> tuple[str, str]:
+    """A thread of alice with one run and her vote on it."""
     thread_id: str = (await alice.ask("POST", "/api/threads", json={}))["thread_id"]
-    await alice.ask("POST", f"/api/threads/{thread_id}/runs/wait", json=said(SECRET))
+    await alice.ask("POST", f"/api/threads/{thread_id}/runs/wait", json=run_body(SECRET))
     [run] = await alice.ask("GET", f"/api/threads/{thread_id}/runs")
     vote = f"/api/threads/{thread_id}/runs/{run['run_id']}/feedback"
     await alice.ask("PUT", vote, json={"rating": 1, "comment": SECRET})
@@ -43,19 +64,21 @@ async def test_runs_without_thread_in_path_are_refused_in_another_users_thread(
     users: tuple[Browser, Browser], route: str
 ) -> None:
     alice, bob = users
-    thread_id, _ = await _given_thread(alice)
+    thread_id, _ = await _new_thread(alice)
     before = await alice.ask("GET", f"/api/threads/{thread_id}/state")
-    named = said("tell me everything", config={"configurable": {"thread_id": thread_id}})
-    refused = await bob.send("POST", f"/api/runs/{route}", json=named)
+    body = run_body("tell me everything", config={"configurable": {"thread_id": thread_id}})
+    refused = await bob.send("POST", f"/api/runs/{route}", json=body)
     assert (refused.status, refused.answer) == (404, {"detail": f"Thread {thread_id} not found"})
     assert await alice.ask("GET", f"/api/threads/{thread_id}/state") == before
     assert len(await alice.ask("GET", f"/api/threads/{thread_id}/runs")) == 1
-    assert (await alice.send("POST", f"/api/runs/{route}", json=named)).status == 200
+    assert (await alice.send("POST", f"/api/runs/{route}", json=body)).status == 200
 
 
-async def test_remains_of_a_deleted_thread_are_hidden_from_other_users(users: tuple[Browser, Browser]) -> None:
+async def test_remains_of_a_deleted_thread_are_hidden_from_other_users(
+    users: tuple[Browser, Browser],
+) -> None:
     alice, bob = users
-    thread_id, run_id = await _given_thread(alice)
+    thread_id, run_id = await _new_thread(alice)
     thread, run = f"/api/threads/{thread_id}", f"/api/threads/{thread_id}/runs/{run_id}"
     await alice.ask("DELETE", thread)
     for path in ("", "/state", "/messages", "/runs", "/token-usage"):
@@ -64,8 +87,8 @@ async def test_remains_of_a_deleted_thread_are_hidden_from_other_users(users: tu
         assert (await bob.send("GET", run + path)).status == 404, path
     for path in ("messages", "feedback"):
         assert (await bob.send("GET", f"/api/runs/{run_id}/{path}")).status == 404, path
-    named = said("go on", config={"configurable": {"thread_id": thread_id}})
-    assert (await bob.send("POST", "/api/runs/wait", json=named)).status == 404
+    body = run_body("go on", config={"configurable": {"thread_id": thread_id}})
+    assert (await bob.send("POST", "/api/runs/wait", json=body)).status == 404
     assert len(await alice.ask("GET", f"{thread}/runs")) == 1
 
 
@@ -73,10 +96,10 @@ async def test_new_thread_with_a_deleted_threads_id_shows_nothing_of_it(
     users: tuple[Browser, Browser],
 ) -> None:
     alice, bob = users
-    thread_id, _ = await _given_thread(alice)
+    thread_id, _ = await _new_thread(alice)
     await alice.ask("DELETE", f"/api/threads/{thread_id}")
     await bob.ask("POST", "/api/threads", json={"thread_id": thread_id})
-    state = await bob.ask("POST", f"/api/threads/{thread_id}/runs/wait", json=said("hello"))
+    state = await bob.ask("POST", f"/api/threads/{thread_id}/runs/wait", json=run_body("hello"))
     messages = await bob.ask("GET", f"/api/threads/{thread_id}/messages")
     assert SECRET not in str([state, messages])
     assert [row["run_id"] for row in messages] == [messages[0]["run_id"]] * len(messages)

@@ -1,4 +1,4 @@
-"""What DeerFlow may rely on of its `FeedbackRepository`, whichever storage it is on."""
+"""What DeerFlow may rely on of its `FeedbackRepository`, on every storage."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ async def test_missing_ids_are_not_found(store: Any, missing: str) -> None:
     assert await store.delete_by_run(thread_id="thread", run_id=missing, user_id="alice") is False
 
 
-# -- whose it is -----------------------------------------------------------------------------------
+# -- users -----------------------------------------------------------------------------------
 
 
 async def test_user_sees_and_deletes_own_rows_only(store: Any) -> None:

@@ -1,4 +1,4 @@
-"""What DeerFlow may rely on of its `RunEventStore`, whichever storage it is on."""
+"""What DeerFlow may rely on of its `RunEventStore`, on every storage."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from uuid import UUID
 import pytest
 
 from deerflow_mongo.contract.actor import current_user_id
+from deerflow_mongo.contract.errors import PayloadTooLargeError
 from deerflow_mongo.contract.rows import ThreadMetaCreate
 from deerflow_mongo.mongodb.storage import MongoStorage
 
@@ -84,7 +85,7 @@ async def all_of(store: Any, run_id: str = "run") -> list[dict[str, Any]]:
 
 
 def everybody(store: Any) -> dict[str, Any]:
-    """The arguments of a read that sees all; DeerFlow's store in memory takes none and sees all."""
+    """The arguments of a read of all events; DeerFlow's store in memory takes none and reads all."""
     return {} if isinstance(store, named(str(RUN_EVENTS.memory))) else {"user_id": None}
 
 
@@ -202,7 +203,7 @@ async def test_short_traces_and_messages_are_not_truncated(store: Any) -> None:
     assert [row["metadata"] for row in rows] == [{}, {}]
 
 
-# -- what stops no batch ---------------------------------------------------------------------------
+# -- what cannot be stored ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("odd", ["x" * (17 * MIB), float("nan")], ids=["huge", "nan"])
@@ -230,9 +231,34 @@ async def test_oversized_content_and_metadata_are_truncated_and_logged(
     assert len(rows[1]["content"]) == 4 * MIB
     marks = {"metadata_truncated": True, "content_truncated": True, "original_byte_length": 20 * MIB}
     assert rows[1]["metadata"] == {"small": 1, **marks}
-    told = [record.message for record in caplog.records if "as far as it can be" in record.message]
-    assert len(told) == 2
-    assert all("'run'" in line for line in told)
+    records = [record for record in caplog.records if "is stored truncated" in record.message]
+    assert len(records) == 2
+    assert all("'run'" in record.message for record in records)
+    assert {(vars(record)["run_id"], vars(record)["event_type"]) for record in records} == {("run", "e")}
+
+
+class SmallStore:
+    """A store whose events hold at most 100 KiB of metadata and of content each."""
+
+    async def put_batch(self, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for position, stored in enumerate(events):
+            for field in ("metadata", "content"):
+                if len(str(stored[field])) > 100 * 1024:
+                    raise PayloadTooLargeError(f"events[{position}].{field}", None, 100 * 1024)
+        return events
+
+
+async def test_event_is_truncated_further_until_the_backend_stores_it() -> None:
+    small = named(RUN_EVENTS.ours)(SmallStore())
+    metadata = {"half": "y" * (MIB // 2), "small": 1}
+    rows = await small.put_batch([event(), event(content={"a": "x" * 100}, metadata=metadata)])
+    assert rows[1]["metadata"] == {"small": 1, "metadata_truncated": True}
+    assert rows[1]["content"] == {"a": "x" * 100}
+
+
+async def test_event_that_no_truncation_makes_storable_is_refused() -> None:
+    with pytest.raises(PayloadTooLargeError, match="content"):
+        await named(RUN_EVENTS.ours)(SmallStore()).put(**event(content="x" * MIB))
 
 
 async def test_truncated_content_has_its_original_length(ours: Any) -> None:
@@ -253,14 +279,14 @@ async def test_recursive_content_is_stored(ours: Any) -> None:
     assert "list" in (await ours.put(**event(content=content)))["content"]
 
 
-class Speechless:
+class Unprintable:
     def __str__(self) -> str:
         raise RuntimeError("no text")
 
 
 @pytest.mark.parametrize("category", ["message", "trace"])
 async def test_content_whose_str_raises_is_stored(ours: Any, category: str) -> None:
-    row = await ours.put(**event(content=[Speechless()], category=category, metadata={"a": Speechless()}))
+    row = await ours.put(**event(content=[Unprintable()], category=category, metadata={"a": Unprintable()}))
     assert "without a text" in str(row["content"])
     assert row["metadata"] == {"metadata_truncated": True}
 
@@ -272,7 +298,7 @@ async def test_invalid_event_is_refused(ours: Any) -> None:
         await ours.put_batch([{"thread_id": "thread", "event_type": "e"}])
 
 
-# -- whose it is -----------------------------------------------------------------------------------
+# -- users -----------------------------------------------------------------------------------
 
 
 async def test_event_belongs_to_the_bound_user(store: Any) -> None:
@@ -376,45 +402,45 @@ async def fill(store: Any) -> dict[str, Any]:
 
 
 async def test_messages_are_the_latest_in_rising_order(store: Any) -> None:
-    whose = await fill(store)
-    rows = await store.list_messages("thread", **whose)
+    everyone = await fill(store)
+    rows = await store.list_messages("thread", **everyone)
     assert types(rows) == list("abcdef")
     assert [row["seq"] for row in rows] == [1, 3, 4, 5, 6, 7]
-    assert types(await store.list_messages("thread", limit=2, **whose)) == ["e", "f"]
-    assert await store.count_messages("thread", **whose) == 6
+    assert types(await store.list_messages("thread", limit=2, **everyone)) == ["e", "f"]
+    assert await store.count_messages("thread", **everyone) == 6
 
 
 async def test_limit_zero_gives_nothing(store: Any) -> None:
-    whose = await fill(store)
-    assert await store.list_messages("thread", limit=0, **whose) == []
-    assert await store.list_messages_by_run("thread", "run", limit=0, after_seq=0, **whose) == []
-    assert await store.list_events("thread", "run", limit=0, **whose) == []
+    everyone = await fill(store)
+    assert await store.list_messages("thread", limit=0, **everyone) == []
+    assert await store.list_messages_by_run("thread", "run", limit=0, after_seq=0, **everyone) == []
+    assert await store.list_events("thread", "run", limit=0, **everyone) == []
 
 
 async def test_negative_limit_is_refused(store: Any) -> None:
-    whose = await fill(store)
+    everyone = await fill(store)
     with pytest.raises(ValueError, match="limit"):
-        await store.list_messages("thread", limit=-1, **whose)
+        await store.list_messages("thread", limit=-1, **everyone)
 
 
 async def test_messages_are_paged_both_ways(store: Any) -> None:
-    whose = await fill(store)
-    assert types(await store.list_messages("thread", before_seq=5, limit=2, **whose)) == ["b", "c"]
-    assert types(await store.list_messages("thread", after_seq=1, limit=2, **whose)) == ["b", "c"]
-    assert types(await store.list_messages("thread", after_seq=7, **whose)) == []
-    assert types(await store.list_messages("thread", before_seq=1, **whose)) == []
+    everyone = await fill(store)
+    assert types(await store.list_messages("thread", before_seq=5, limit=2, **everyone)) == ["b", "c"]
+    assert types(await store.list_messages("thread", after_seq=1, limit=2, **everyone)) == ["b", "c"]
+    assert types(await store.list_messages("thread", after_seq=7, **everyone)) == []
+    assert types(await store.list_messages("thread", before_seq=1, **everyone)) == []
 
 
 async def test_messages_between_two_numbers(store: Any) -> None:
-    whose = await fill(store)
-    assert types(await store.list_messages("thread", after_seq=1, before_seq=5, **whose)) == ["b", "c"]
+    everyone = await fill(store)
+    assert types(await store.list_messages("thread", after_seq=1, before_seq=5, **everyone)) == ["b", "c"]
 
 
 async def test_messages_of_a_run_are_paged_both_ways(store: Any) -> None:
-    whose = await fill(store)
+    everyone = await fill(store)
 
     async def page(**page: Any) -> list[str]:
-        return types(await store.list_messages_by_run("thread", "run", **page, **whose))
+        return types(await store.list_messages_by_run("thread", "run", **page, **everyone))
 
     assert await page() == ["a", "b", "c", "f"]
     assert await page(limit=2) == ["c", "f"]
@@ -424,51 +450,51 @@ async def test_messages_of_a_run_are_paged_both_ways(store: Any) -> None:
 
 
 async def test_events_of_a_run_are_the_first_in_rising_order(store: Any) -> None:
-    whose = await fill(store)
-    rows = await store.list_events("thread", "run", **whose)
+    everyone = await fill(store)
+    rows = await store.list_events("thread", "run", **everyone)
     assert types(rows) == ["a", "trace", "b", "c", "f", "trace"]
-    assert types(await store.list_events("thread", "run", limit=3, **whose)) == ["a", "trace", "b"]
-    wanted = await store.list_events("thread", "run", event_types=["trace", "c"], **whose)
+    assert types(await store.list_events("thread", "run", limit=3, **everyone)) == ["a", "trace", "b"]
+    wanted = await store.list_events("thread", "run", event_types=["trace", "c"], **everyone)
     assert types(wanted) == ["trace", "c", "trace"]
 
 
 async def test_invalid_event_types_match_nothing(store: Any) -> None:
-    whose = await fill(store)
-    assert types(await store.list_events("thread", "run", event_types=["c", ""], **whose)) == ["c"]
-    assert await store.list_events("thread", "run", event_types=["", "x" * 5_000], **whose) == []
+    everyone = await fill(store)
+    assert types(await store.list_events("thread", "run", event_types=["c", ""], **everyone)) == ["c"]
+    assert await store.list_events("thread", "run", event_types=["", "x" * 5_000], **everyone) == []
 
 
 async def test_empty_event_types_mean_all_types(store: Any) -> None:
-    whose = await fill(store)
-    assert len(await store.list_events("thread", "run", event_types=[], **whose)) == 6
+    everyone = await fill(store)
+    assert len(await store.list_events("thread", "run", event_types=[], **everyone)) == 6
 
 
 @pytest.mark.parametrize("thread_id", ["missing", "", "x" * 5_000], ids=["missing", "empty", "long"])
 async def test_missing_ids_are_not_found(store: Any, thread_id: str) -> None:
-    whose = everybody(store)
-    assert await store.list_messages(thread_id, **whose) == []
-    assert await store.list_messages_by_run(thread_id, "run", **whose) == []
-    assert await store.list_events("thread", thread_id, **whose) == []
-    assert await store.count_messages(thread_id, **whose) == 0
-    assert await store.delete_by_thread(thread_id, **whose) == 0
-    assert await store.delete_by_run("thread", thread_id, **whose) == 0
+    everyone = everybody(store)
+    assert await store.list_messages(thread_id, **everyone) == []
+    assert await store.list_messages_by_run(thread_id, "run", **everyone) == []
+    assert await store.list_events("thread", thread_id, **everyone) == []
+    assert await store.count_messages(thread_id, **everyone) == 0
+    assert await store.delete_by_thread(thread_id, **everyone) == 0
+    assert await store.delete_by_run("thread", thread_id, **everyone) == 0
 
 
 # -- deleting --------------------------------------------------------------------------------------
 
 
 async def test_deletions_return_their_number(store: Any) -> None:
-    whose = await fill(store)
-    assert await store.delete_by_run("thread", "other", **whose) == 2
-    assert types(await store.list_messages("thread", **whose)) == ["a", "b", "c", "f"]
-    assert await store.delete_by_thread("thread", **whose) == 6
-    assert await store.count_messages("thread", **whose) == 0
-    assert await store.list_events("thread", "run", **whose) == []
+    everyone = await fill(store)
+    assert await store.delete_by_run("thread", "other", **everyone) == 2
+    assert types(await store.list_messages("thread", **everyone)) == ["a", "b", "c", "f"]
+    assert await store.delete_by_thread("thread", **everyone) == 6
+    assert await store.count_messages("thread", **everyone) == 0
+    assert await store.list_events("thread", "run", **everyone) == []
 
 
 async def test_numbers_are_not_reused_after_a_deletion(store: Any) -> None:
-    whose = await fill(store)
-    await store.delete_by_thread("thread", **whose)
+    everyone = await fill(store)
+    await store.delete_by_thread("thread", **everyone)
     assert (await store.put(**event()))["seq"] == 9
 
 

@@ -1,4 +1,4 @@
-"""What DeerFlow may rely on of its `RunStore`, whichever storage it is on."""
+"""What DeerFlow may rely on of its `RunStore`, on every storage."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from .host_stores import (
 
 pytestmark = needs_deerflow
 
-IMPOSSIBLE = ("", "x" * 5_000)
+INVALID_IDS = ("", "x" * 5_000)
 MIB = 1024 * 1024
 EARLY, NOON, LATE = (f"2026-01-01T{hour}:00:00+00:00" for hour in ("08", "12", "20"))
-FIGURES = {
+COUNTS = {
     "total_input_tokens": 1,
     "total_output_tokens": 2,
     "total_tokens": 3,
@@ -56,7 +56,7 @@ SQL_KEYS = {
     "follow_up_to_run_id",
     "created_at",
     "updated_at",
-    *FIGURES,
+    *COUNTS,
 }
 OUR_TIMES = {"started_at", "ended_at"}
 
@@ -145,7 +145,7 @@ async def test_new_run_is_pending_with_empty_payloads(store: Any) -> None:
 async def test_new_run_has_zero_counts_and_no_texts(store: Any) -> None:
     await put(store)
     row = await get(store)
-    assert {row[name] for name in FIGURES} == {0}
+    assert {row[name] for name in COUNTS} == {0}
     assert row["first_human_message"] is row["last_ai_message"] is None
 
 
@@ -194,14 +194,14 @@ async def test_oversized_or_infinite_argument_comes_back_unchanged(store: Any, o
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"), [("  m \n", "m"), ("m" * 200, "m" * 128), (4, "4")], ids=["blanks", "long", "number"]
+    ("given", "stored"), [("  m \n", "m"), ("m" * 200, "m" * 128), (4, "4")], ids=["blanks", "long", "number"]
 )
-async def test_model_name_is_stripped_and_truncated(store: Any, given: Any, kept: str) -> None:
+async def test_model_name_is_stripped_and_truncated(store: Any, given: Any, stored: str) -> None:
     await put(store, model_name=given)
-    assert (await get(store))["model_name"] == kept
+    assert (await get(store))["model_name"] == stored
     await put(store, "other")
     await store.update_model_name("other", given)
-    assert (await get(store, "other"))["model_name"] == kept
+    assert (await get(store, "other"))["model_name"] == stored
 
 
 @pytest.mark.parametrize("model_name", ["", None])
@@ -212,13 +212,13 @@ async def test_model_name_may_be_empty_or_none(store: Any, model_name: str | Non
     assert (await get(store))["model_name"] == (await get(store, "other"))["model_name"] == model_name
 
 
-@pytest.mark.parametrize("run_id", ["missing", *IMPOSSIBLE], ids=["missing", "empty", "long"])
+@pytest.mark.parametrize("run_id", ["missing", *INVALID_IDS], ids=["missing", "empty", "long"])
 async def test_missing_ids_are_not_found(store: Any, run_id: str) -> None:
     assert await store.get(run_id, user_id=None) is None
     assert await store.list_by_thread(run_id, user_id=None) == []
 
 
-# -- whose it is -----------------------------------------------------------------------------------
+# -- users -----------------------------------------------------------------------------------
 
 
 async def test_user_sees_own_runs_only(store: Any) -> None:
@@ -335,7 +335,7 @@ async def test_ended_run_never_becomes_active_again(store: Any) -> None:
     assert (await get(store))["status"] == "success"
 
 
-@pytest.mark.parametrize("run_id", ["run", *IMPOSSIBLE], ids=["missing", "empty", "long"])
+@pytest.mark.parametrize("run_id", ["run", *INVALID_IDS], ids=["missing", "empty", "long"])
 async def test_updates_of_a_missing_run_change_nothing(store: Any, run_id: str) -> None:
     await store.update_status(run_id, "error", error="boom")
     await store.update_model_name(run_id, "m")
@@ -346,9 +346,9 @@ async def test_updates_of_a_missing_run_change_nothing(store: Any, run_id: str) 
 async def test_completion_sets_every_count_and_text(store: Any) -> None:
     await put(store)
     texts = {"first_human_message": "hello", "last_ai_message": "done", "error": "late"}
-    await store.update_run_completion("run", status="success", **FIGURES, **texts)
+    await store.update_run_completion("run", status="success", **COUNTS, **texts)
     row = await get(store)
-    assert {name: row[name] for name in (*FIGURES, *texts)} == {**FIGURES, **texts}
+    assert {name: row[name] for name in (*COUNTS, *texts)} == {**COUNTS, **texts}
     assert row["status"] == "success"
 
 
@@ -406,7 +406,7 @@ async def test_run_is_deleted_by_its_owner_only(store: Any) -> None:
     assert await get(store) is not None
     await store.delete("run", user_id="alice")
     assert await get(store) is None
-    for missing in ("run", *IMPOSSIBLE):
+    for missing in ("run", *INVALID_IDS):
         await store.delete(missing, user_id="alice")
 
 
@@ -414,7 +414,7 @@ async def test_run_is_deleted_by_its_owner_only(store: Any) -> None:
 
 
 async def test_token_sums_cover_the_threads_ended_runs(store: Any) -> None:
-    figures = {**FIGURES, "total_tokens": 10}
+    counts = {**COUNTS, "total_tokens": 10}
     for run_id, status, model, user_id in (
         ("a", "success", "m", "alice"),
         ("b", "error", "m", "bob"),
@@ -423,9 +423,9 @@ async def test_token_sums_cover_the_threads_ended_runs(store: Any) -> None:
         ("e", "running", "m", "alice"),
     ):
         await put(store, run_id, model_name=model, user_id=user_id)
-        await store.update_run_completion(run_id, status=status, **figures)
+        await store.update_run_completion(run_id, status=status, **counts)
     await put(store, "elsewhere", thread_id="other")
-    await store.update_run_completion("elsewhere", status="success", **figures)
+    await store.update_run_completion("elsewhere", status="success", **counts)
     assert await store.aggregate_tokens_by_thread("thread") == {
         "total_tokens": 30,
         "total_input_tokens": 3,
@@ -452,7 +452,7 @@ async def test_run_without_tokens_is_counted(store: Any) -> None:
     assert (usage["total_runs"], usage["by_model"]) == (1, {"m": {"tokens": 0, "runs": 1}})
 
 
-@pytest.mark.parametrize("thread_id", ["thread", *IMPOSSIBLE], ids=["missing", "empty", "long"])
+@pytest.mark.parametrize("thread_id", ["thread", *INVALID_IDS], ids=["missing", "empty", "long"])
 async def test_token_sums_without_runs_are_zero(store: Any, thread_id: str) -> None:
     assert await store.aggregate_tokens_by_thread(thread_id) == {
         "total_tokens": 0,
@@ -477,13 +477,27 @@ async def test_run_in_a_full_document_ends_without_its_error_text(
             await store.update_status("run", "error", error="boom" * 1_000)
         row = await get(store)
     assert (row["status"], row["error"]) == ("error", "")
-    assert len([record for record in caplog.records if "'run' are cut" in record.message]) == 2
+    assert len([record for record in caplog.records if "'run' are truncated" in record.message]) == 2
 
 
 @pytest.mark.parametrize("status", ["success", "error", "timeout", "interrupted"])
-async def test_every_ending_sets_ended_at(tmp_path: Path, mongodb_url: str, database_name: str, status: str) -> None:
+async def test_every_ending_sets_ended_at(
+    tmp_path: Path, mongodb_url: str, database_name: str, status: str
+) -> None:
     opened = open_store(RUNS, OURS, folder=tmp_path, url=mongodb_url, database=database_name)
     async with opened as store:
         await put(store)
         await store.update_status("run", status)
         assert (await get(store))["ended_at"] is not None
+
+
+async def test_run_whose_payload_is_larger_in_the_database_than_as_json_is_stored(
+    tmp_path: Path, mongodb_url: str, database_name: str
+) -> None:
+    """As JSON each list has less than 4 MiB, as BSON both exceed 16 MiB: a second attempt fails too."""
+    opened = open_store(RUNS, OURS, folder=tmp_path, url=mongodb_url, database=database_name)
+    async with opened as store:
+        numbers = [1] * 1_300_000
+        await put(store, kwargs={"many": numbers, "small": 2}, metadata={"many": numbers, "small": 1})
+        row = await get(store)
+    assert (row["kwargs"], row["metadata"]) == ({"small": 2}, {"small": 1})

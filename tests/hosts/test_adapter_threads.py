@@ -1,4 +1,4 @@
-"""What DeerFlow may rely on of its `ThreadMetaStore`, whichever storage it is on."""
+"""What DeerFlow may rely on of its `ThreadMetaStore`, on every storage."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KEYS = {
     "created_at",
     "updated_at",
 }
-NOT_THERE = pytest.mark.parametrize(
+MISSING_IDS = pytest.mark.parametrize(
     "thread_id", ["missing", "", "x" * 5_000], ids=["missing", "empty", "long"]
 )
 
@@ -136,13 +136,13 @@ async def test_existing_thread_is_not_overwritten(store: Any) -> None:
     assert (row["user_id"], row["metadata"]) == ("alice", {"first": True})
 
 
-@NOT_THERE
+@MISSING_IDS
 async def test_missing_ids_are_not_found(store: Any, thread_id: str) -> None:
     assert await get(store, thread_id) is None
     await store.delete(thread_id, user_id=None)
 
 
-# -- whose it is -----------------------------------------------------------------------------------
+# -- users -----------------------------------------------------------------------------------
 
 
 async def test_user_sees_own_threads_only(store: Any) -> None:
@@ -210,7 +210,7 @@ async def test_owner_has_access_and_everybody_to_a_thread_without_owner(
     assert await store.check_access("thread", user_id, require_existing=require_existing) is allowed
 
 
-@NOT_THERE
+@MISSING_IDS
 async def test_access_to_a_missing_thread_depends_on_require_existing(store: Any, thread_id: str) -> None:
     assert await store.check_access(thread_id, "alice") is True
     assert await store.check_access(thread_id, "alice", require_existing=True) is False
@@ -220,7 +220,7 @@ async def test_access_to_a_missing_thread_depends_on_require_existing(store: Any
 
 
 @pytest.mark.parametrize(
-    ("method", "value", "field", "kept"),
+    ("method", "value", "field", "stored"),
     [
         ("update_display_name", "Title", "display_name", "Title"),
         ("update_status", "running", "status", "running"),
@@ -229,12 +229,12 @@ async def test_access_to_a_missing_thread_depends_on_require_existing(store: Any
 )
 @pytest.mark.parametrize("user_id", ["alice", None])
 async def test_update_changes_one_field_and_updated_at(
-    store: Any, method: str, value: Any, field: str, kept: Any, user_id: str | None
+    store: Any, method: str, value: Any, field: str, stored: Any, user_id: str | None
 ) -> None:
     before = await create(store, metadata={"a": 1}, display_name="Old", assistant_id="lead_agent")
     await getattr(store, method)("thread", value, user_id=user_id)
     after = await get(store)
-    assert after[field] == kept
+    assert after[field] == stored
     assert when(after["updated_at"]) > when(before["updated_at"])
     assert {**after, field: None, "updated_at": None} == {**before, field: None, "updated_at": None}
 
@@ -348,17 +348,25 @@ async def test_search_for_a_float_finds_the_integer(store: Any) -> None:
     assert await found(store, metadata={"k": 2.0}) == ["thread"]
 
 
-UNSAFE: dict[Any, Any] = {"a.b": 1, "$or": 1, "": 1, "list": [1], "map": {"a": 1}, "large": 2**63, 'q"': "x"}
+UNSEARCHABLE: dict[Any, Any] = {
+    "a.b": 1,
+    "$or": 1,
+    "": 1,
+    "list": [1],
+    "map": {"a": 1},
+    "large": 2**63,
+    'q"': "x",
+}
 
 
-@pytest.mark.parametrize("key", UNSAFE)
+@pytest.mark.parametrize("key", UNSEARCHABLE)
 async def test_unsearchable_metadata_is_ignored_and_logged(
     store: Any, key: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await create(store, "a", metadata={"safe": 1})
     await create(store, "b", metadata={"safe": 2})
     with caplog.at_level(logging.WARNING):
-        assert await found(store, metadata={"safe": 1, key: UNSAFE[key]}) == ["a"]
+        assert await found(store, metadata={"safe": 1, key: UNSEARCHABLE[key]}) == ["a"]
     assert [record for record in caplog.records if repr(key).strip("'") in record.message]
 
 
@@ -386,7 +394,9 @@ async def test_concurrent_merges_lose_nothing(ours: Any) -> None:
     assert await found(ours, metadata={"k7": 7, "k19": 19}) == ["thread"]
 
 
-async def test_deleted_thread_is_open_only_to_the_owner_of_its_runs(mongodb_url: str, database_name: str) -> None:
+async def test_deleted_thread_is_open_only_to_the_owner_of_its_runs(
+    mongodb_url: str, database_name: str
+) -> None:
     async with open_storage(mongodb_url, database_name) as storage:
         threads = named(THREADS.ours)(storage.threads, storage.runs)
         await storage.runs.create("run", "thread", user_id="alice")
@@ -404,6 +414,6 @@ async def test_deleted_thread_is_open_only_to_the_owner_of_its_runs(mongodb_url:
 
 async def test_one_of_many_concurrent_creates_succeeds(ours: Any) -> None:
     users = [f"user{i}" for i in range(10)]
-    made = await asyncio.gather(*(create(ours, user_id=user) for user in users), return_exceptions=True)
-    [row] = [row for row in made if isinstance(row, dict)]
+    results = await asyncio.gather(*(create(ours, user_id=user) for user in users), return_exceptions=True)
+    [row] = [row for row in results if isinstance(row, dict)]
     assert await get(ours) == row

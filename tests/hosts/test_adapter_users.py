@@ -1,4 +1,4 @@
-"""What DeerFlow may rely on of its `UserRepository`, whichever storage it is on."""
+"""What DeerFlow may rely on of its `UserRepository`, on every storage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .host_stores import (
 
 pytestmark = needs_deerflow
 
-IMPOSSIBLE = ("", "x" * 5_000)
+INVALID_IDS = ("", "x" * 5_000)
 HASH = "$dfv2$" + "h" * 60
 
 
@@ -93,7 +93,7 @@ async def test_new_account_needs_only_an_email(store: Any) -> None:
     assert found.password_hash is found.oauth_provider is found.oauth_id is None
 
 
-@pytest.mark.parametrize("text", ["missing", *IMPOSSIBLE], ids=["missing", "empty", "long"])
+@pytest.mark.parametrize("text", ["missing", *INVALID_IDS], ids=["missing", "empty", "long"])
 async def test_missing_accounts_are_not_found(store: Any, text: str) -> None:
     assert await store.get_user_by_id(text) is None
     assert await store.get_user_by_email(text) is None
@@ -108,7 +108,7 @@ async def test_accounts_are_counted(store: Any) -> None:
     assert (await store.count_users(), await store.count_admin_users()) == (2, 1)
 
 
-# -- what no two accounts share --------------------------------------------------------------------
+# -- what is unique --------------------------------------------------------------------
 
 
 async def test_email_is_unique(store: Any) -> None:
@@ -170,9 +170,9 @@ async def test_update_leaves_created_at(store: Any) -> None:
 
 
 async def test_update_of_a_missing_account_is_an_error(store: Any) -> None:
-    stranger = user()
-    with pytest.raises(named("app.gateway.auth.repositories.base:UserNotFoundError"), match=str(stranger.id)):
-        await store.update_user(stranger)
+    unknown = user()
+    with pytest.raises(named("app.gateway.auth.repositories.base:UserNotFoundError"), match=str(unknown.id)):
+        await store.update_user(unknown)
     assert await store.count_users() == 0
 
 
@@ -188,8 +188,8 @@ async def test_update_to_a_taken_email_is_a_value_error(store: Any) -> None:
 
 
 async def test_one_of_many_concurrent_registrations_succeeds(ours: Any) -> None:
-    made = await asyncio.gather(*(ours.create_user(user()) for _ in range(10)), return_exceptions=True)
-    [account] = [item for item in made if not isinstance(item, ValueError)]
+    results = await asyncio.gather(*(ours.create_user(user()) for _ in range(10)), return_exceptions=True)
+    [account] = [item for item in results if not isinstance(item, ValueError)]
     assert await ours.get_user_by_email("alice@example.com") == account
 
 

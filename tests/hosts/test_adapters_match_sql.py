@@ -1,7 +1,7 @@
-"""Hundreds of random calls to our adapters and to DeerFlow's SQL: every answer is the same.
+"""Hundreds of random calls to our adapters and to DeerFlow's SQL stores: every answer is the same.
 
-The calls keep clear of what `host_stores.DIFFERENCES` names. Times are compared where a call gave them, the
-ids of votes by the order in which they were made.
+The calls avoid what `host_stores.DIFFERENCES` lists. Times are compared if the call passed them, the ids of
+votes by the order of their creation.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Caller:
     """Draws calls."""
 
     def __init__(self, seed: str) -> None:
-        self.random = random.Random(seed)  # noqa: S311 - no secret is made of it
+        self.random = random.Random(seed)  # noqa: S311 - not used for a secret
         self._hours = 0
 
     def one_of(self, *choices: Any) -> Any:
@@ -130,12 +130,12 @@ def run_call(draw: Caller) -> Call:
         case "update_model_name":
             return method, (run, model), {}
         case "update_run_completion":
-            figures = {"total_tokens": draw.up_to(9), "subagent_tokens": draw.up_to(9)}
+            counts = {"total_tokens": draw.up_to(9), "subagent_tokens": draw.up_to(9)}
             texts = {
                 "last_ai_message": draw.one_of(None, "", "x" * 3_000),
                 "error": draw.one_of(None, "late"),
             }
-            return method, (run,), {"status": ending, **figures, **texts}
+            return method, (run,), {"status": ending, **counts, **texts}
         case _:
             return method, (run,), user
 
@@ -149,7 +149,7 @@ def feedback_call(draw: Caller) -> Call:
     user, limit = {"user_id": draw.user()}, {"limit": draw.limit()}
     someone = {"user_id": draw.one_of("alice", "bob", "carol", None, "")}
     match method:
-        case "create":  # of a run of its own: DeerFlow's SQL has one row for a user and a run
+        case "create":  # of a run of its own: DeerFlow's SQL has one row per user and run
             of_message = {"run_id": f"r{draw.random.random()}", "message_id": draw.one_of(None, "m")}
             return method, (), {**run, **of_message, **someone, "rating": draw.one_of(1, -1, 0)}
         case "upsert":
@@ -163,7 +163,7 @@ def feedback_call(draw: Caller) -> Call:
             return method, (run["thread_id"], run["run_id"]), {**user, **limit}
         case "list_by_thread":
             return method, (run["thread_id"],), {**user, **limit}
-        case "list_by_thread_grouped":  # of everybody, SQL gives any one row
+        case "list_by_thread_grouped":  # for all users SQL returns any one row
             return method, (run["thread_id"],), {"user_id": draw.one_of("alice", "bob", "carol")}
         case _:
             return method, (run["thread_id"], run["run_id"]), {}
@@ -214,20 +214,20 @@ def _event(draw: Caller, thread: str) -> dict[str, Any]:
 
 
 class Side:
-    """One of the two stores, with the ids of the votes that it made."""
+    """One of the two stores, with the ids of the votes that it created."""
 
     def __init__(self, store: Any) -> None:
         self._store = store
         self._votes: list[str] = []
 
-    async def answer(self, user: Any, method: str, arguments: tuple[Any, ...], named_ones: Any) -> Any:
+    async def answer(self, user: Any, method: str, arguments: tuple[Any, ...], options: Any) -> Any:
         if arguments and isinstance(arguments[0], int):
             arguments = (self._votes[arguments[0]] if arguments[0] < len(self._votes) else "no id",)
         try:
             with acting(user) if user else nullcontext():
-                return self._plain(await getattr(self._store, method)(*arguments, **named_ones))
+                return self._plain(await getattr(self._store, method)(*arguments, **options))
         except refusals():
-            return "is there"
+            return "exists"
         except RuntimeError:
             return "no user is bound"
         except ValueError:
@@ -287,7 +287,7 @@ async def test_random_calls_get_the_answers_of_the_sql_store(
         method, arguments, options = call(draw)
         user = draw.one_of("alice", "bob", None, UUID(int=5))
         if method == "aggregate_tokens_by_thread":
-            user = None  # a bound user is told of own runs only
+            user = None  # with a bound user ours sums that user's runs only
         expected = await sql.answer(user, method, arguments, options)
         answer = await ours.answer(user, method, arguments, options)
         assert answer == expected, (number, user, method, arguments, options)

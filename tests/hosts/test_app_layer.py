@@ -1,4 +1,4 @@
-"""The app layer of DeerFlow: its registrar's `app.state` on a real server, used as its routes use it."""
+"""DeerFlow's app layer: its registrar's `app.state` on a real server, used as its routes use it."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ KEYS = {
     "run_event_store",
 }
 CHECKPOINTER = object()
-"""For tests that are not about checkpoints."""
+"""A placeholder for tests that are not about checkpoints."""
 
 LifespanFunc = Callable[[Any], AbstractAsyncContextManager[dict[str, Any] | None]]
 
 
 class LifespanManager:
-    """A host's: enters what is registered, one after the other, and puts what it yields on `app.state`."""
+    """As a host's: enters the registered lifespans in order and puts what they yield on `app.state`."""
 
     def __init__(self) -> None:
         self._registered: list[LifespanFunc] = []
@@ -80,13 +80,13 @@ class LifespanManager:
 
 
 class RunStatus(StrEnum):
-    """As a host's, whose members are text."""
+    """As a host's: an enum whose members are text."""
 
     PENDING = "pending"
 
 
 class HostThread(BaseModel):
-    """A host's own model of a thread to be made."""
+    """A host's own model of a new thread."""
 
     thread_id: str
     assistant_id: str | None = None
@@ -98,14 +98,14 @@ class HostThread(BaseModel):
 
 @dataclass
 class EventBuffer:
-    """A run's callback in the host: events go out in batches, by tasks that nobody waits for at once."""
+    """A run's callback in the host: stores events in batches, by tasks that are not awaited immediately."""
 
     store: Any
     thread_id: str
     run_id: str
     tasks: list[asyncio.Task[Any]] = field(default_factory=lambda: list[asyncio.Task[Any]]())
 
-    def say(self, *texts: str) -> None:
+    def add(self, *texts: str) -> None:
         batch = [
             {
                 "thread_id": self.thread_id,
@@ -127,7 +127,7 @@ def _new_app() -> Any:
 
 @asynccontextmanager
 async def _running(*lifespans: LifespanFunc) -> AsyncGenerator[Any]:
-    """An app whose lifespan manager has these registered; what it has on `app.state`."""
+    """The `app.state` of an app whose lifespan manager has these registered."""
     manager, app = LifespanManager(), _new_app()
     for lifespan in lifespans:
         manager.register(lifespan)
@@ -142,14 +142,14 @@ def config(mongodb_url: str, database_name: str) -> dict[str, Any]:
 
 @pytest.fixture
 async def state(config: dict[str, Any]) -> AsyncIterator[Any]:
-    """`app.state` of a running app whose checkpoints do not matter."""
+    """The `app.state` of a running app, without real checkpoints."""
     async with _running(storage_lifespan(config, checkpointer=CHECKPOINTER)) as running:
         yield running
 
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[MongoStorage]:
-    """The storages that lifespans open."""
+    """The storages that lifespans have opened."""
     storages: list[MongoStorage] = []
 
     def counted(config: Any) -> Any:
@@ -183,7 +183,7 @@ async def test_state_has_every_key_of_the_registrar(state: Any) -> None:
     assert parts["store"] is parts["session_factory"] is None
     assert parts["run_store"] is parts["run_read_repo"] is parts["run_write_repo"] is parts["run_delete_repo"]
     assert parts["thread_meta_repo"] is parts["thread_meta_storage"]
-    # A host asks `if run_write_repo or thread_meta_storage`: no part may count as empty.
+    # A host tests `if run_write_repo or thread_meta_storage`: every part must be true.
     assert all(bool(part) for name, part in parts.items() if name not in ("store", "session_factory"))
 
 
@@ -226,7 +226,7 @@ async def test_storage_without_checkpointer_needs_a_given_one() -> None:
         runs=object(), feedback=object(), threads=object(), run_events=object(), setup=None, aclose=None
     )
     with pytest.raises(
-        StorageConfigError, match=r"SimpleNamespace has no checkpointer.*checkpointer=InMemory"
+        StorageConfigError, match=r"without a `checkpointer=`.* needs checkpoints .*SimpleNamespace does not"
     ):
         await app_state(bare)
     assert (await app_state(bare, checkpointer=CHECKPOINTER))["checkpointer"] is CHECKPOINTER
@@ -247,7 +247,7 @@ async def test_mongomock_needs_a_given_checkpointer() -> None:
 
 
 async def _create_run(state: Any, run_id: str, thread_id: str, **fields: Any) -> Any:
-    """The host's order: the run, then its thread, whose assistant is made to agree."""
+    """As the host does: the run, then its thread, then the thread's assistant if it differs."""
     await state.run_write_repo.create(
         run_id=run_id,
         thread_id=thread_id,
@@ -301,8 +301,8 @@ async def test_observer_of_these_repositories_stores_a_runs_lifecycle(state: Any
     await happens("thread_status_updated", status="running")
     assert (await state.run_store.get("r", user_id=ALICE))["status"] == "running"
     assert (await state.thread_meta_storage.get_thread("t", user_id=ALICE)).status == "running"
-    figures = {"total_tokens": 3, "llm_call_count": 1, "last_ai_message": "hello"}
-    await happens("run_completed", completion_data=figures, title="A title")
+    counts = {"total_tokens": 3, "llm_call_count": 1, "last_ai_message": "hello"}
+    await happens("run_completed", completion_data=counts, title="A title")
     await happens("thread_status_updated")
     row = await state.run_store.get("r", user_id=ALICE)
     assert (row["status"], row["total_tokens"], row["last_ai_message"]) == ("success", 3, "hello")
@@ -348,7 +348,7 @@ async def test_unawaited_batches_are_numbered_in_the_order_of_the_calls(state: A
         await _create_run(state, "r", "t")
         buffer = EventBuffer(store, "t", "r")
         for number in range(20):
-            buffer.say(f"{number}a", f"{number}b")
+            buffer.add(f"{number}a", f"{number}b")
         await asyncio.gather(*buffer.tasks)
         rows = await store.list_messages_by_run("t", "r", limit=51, before_seq=None, after_seq=None)
         assert [row["seq"] for row in rows] == list(range(1, 41))

@@ -1,4 +1,4 @@
-"""DeerFlow's own gateway on MongoDB: the HTTP answers of its SQL storage, and nothing kept anywhere else."""
+"""DeerFlow's own gateway on MongoDB: the HTTP answers of its SQL storage, and nothing stored in SQL."""
 
 # pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUnknownMemberType=false
 
@@ -28,7 +28,7 @@ from .gateway_process import (
     running_gateway,
     write_config,
 )
-from .http_script import ALICE, Browser, Transcript, run_script, said
+from .http_script import ALICE, Browser, Transcript, run_body, run_script
 
 pytestmark = needs_deerflow
 
@@ -37,8 +37,8 @@ DATABASE = "test_gateway"
 
 
 @dataclass(frozen=True)
-class Day:
-    """What the script came to at one gateway, and the gateway's folder."""
+class Session:
+    """The script's transcript at one gateway, with the gateway's folder and log."""
 
     transcript: Transcript
     folder: Path
@@ -46,41 +46,41 @@ class Day:
 
 
 def client_of(gateway: Gateway) -> httpx.AsyncClient:
-    """A client that opens a connection for each request: after an error of its own the gateway closes it."""
+    """A client that opens a connection for each request: after an internal error the gateway closes it."""
     limits = httpx.Limits(max_keepalive_connections=0)
     return httpx.AsyncClient(base_url=gateway.url, timeout=60, limits=limits)
 
 
-def _day(folder: Path, module: str) -> Day:
+def _run_session(folder: Path, module: str) -> Session:
     with running_gateway(folder, module) as gateway:
         transcript = asyncio.run(run_script(lambda: client_of(gateway)))
-    return Day(transcript, folder, gateway.log.read_text())
+    return Session(transcript, folder, gateway.log.read_text())
 
 
 @pytest.fixture(scope="module")
 def on_mongodb(
     tmp_path_factory: pytest.TempPathFactory, server: EmbeddedServer, raw_client: Raw
-) -> Iterator[Day]:
-    """The script at our gateway under uvicorn; its database is there to be looked at."""
+) -> Iterator[Session]:
+    """The script at our gateway under uvicorn; its database remains for the tests."""
     folder = tmp_path_factory.mktemp("mongodb")
     write_config(folder, {"backend": "mongodb", "url": server.url, "database": DATABASE})
-    yield _day(folder, ON_MONGODB)
+    yield _run_session(folder, ON_MONGODB)
     raw_client.drop_database(DATABASE)
 
 
 @pytest.fixture(scope="module")
-def on_sql(tmp_path_factory: pytest.TempPathFactory) -> Day:
+def on_sql(tmp_path_factory: pytest.TempPathFactory) -> Session:
     """The script at DeerFlow's own gateway, on SQLite."""
     folder = tmp_path_factory.mktemp("sql")
     write_config(folder)
-    return _day(folder, ON_SQL)
+    return _run_session(folder, ON_SQL)
 
 
 # -- the same answers ------------------------------------------------------------------------------
 
 
 def test_every_answer_equals_sql_except_for_documented_differences(
-    on_mongodb: Day, on_sql: Day
+    on_mongodb: Session, on_sql: Session
 ) -> None:
     result = compare(on_mongodb.transcript, on_sql.transcript, (on_mongodb.folder, on_sql.folder))
     assert (result.unexplained, result.unneeded) == ([], []), "\n".join(result.lines())
@@ -88,9 +88,9 @@ def test_every_answer_equals_sql_except_for_documented_differences(
 
 
 def test_application_in_process_answers_as_under_uvicorn(
-    on_mongodb: Day, gateway_folder: Path, monkeypatch: pytest.MonkeyPatch
+    on_mongodb: Session, gateway_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def day() -> Transcript:
+    async def session() -> Transcript:
         async with _application(gateway_folder, monkeypatch) as app:
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             return await run_script(
@@ -98,13 +98,13 @@ def test_application_in_process_answers_as_under_uvicorn(
             )
 
     folders = (gateway_folder, on_mongodb.folder)
-    result = compare(asyncio.run(day()), on_mongodb.transcript, folders, reasons=())
+    result = compare(asyncio.run(session()), on_mongodb.transcript, folders, reasons=())
     assert result.unexplained == [], "\n".join(result.lines())
 
 
 @asynccontextmanager
 async def _application(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Any]:
-    """The application in this process, started; DeerFlow's singletons are those of a new process."""
+    """The application started in this process, with DeerFlow's singletons as in a new process."""
     for name, value in environment(folder).items():
         monkeypatch.setenv(name, value)
     singletons: list[tuple[str, str, Any]] = [
@@ -125,7 +125,7 @@ async def _application(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGe
 # -- what is stored --------------------------------------------------------------------------------
 
 
-def test_everything_that_requests_stored_is_in_mongodb(on_mongodb: Day, raw_client: Raw) -> None:
+def test_everything_that_requests_stored_is_in_mongodb(on_mongodb: Session, raw_client: Raw) -> None:
     stored, answer = raw_client[DATABASE], on_mongodb.transcript.answer
     alice = answer("register")["id"]
     [account] = stored.users.find({"email": ALICE})
@@ -154,27 +154,27 @@ def test_everything_that_requests_stored_is_in_mongodb(on_mongodb: Day, raw_clie
     assert stored.checkpoints.count_documents({"thread_id": _first_thread(on_mongodb)}) == 0
 
 
-def test_failed_run_has_its_error_and_every_ended_run_its_times(on_mongodb: Day, raw_client: Raw) -> None:
+def test_failed_run_has_its_error_and_every_ended_run_its_times(on_mongodb: Session, raw_client: Raw) -> None:
     runs = list(raw_client[DATABASE].runs.find({"thread_id": _first_thread(on_mongodb)}))
     [failed] = [run for run in runs if run["status"] == "error"]
     assert "no-such-agent" in failed["error"]
     assert all(run["created_at"] <= run["started_at"] <= run["ended_at"] for run in runs)
 
 
-def test_nothing_is_stored_in_sql(on_mongodb: Day, on_sql: Day) -> None:
+def test_nothing_is_stored_in_sql(on_mongodb: Session, on_sql: Session) -> None:
     assert [file.name for file in on_sql.folder.rglob("*.db")] == ["deerflow.db"]
     assert list(on_mongodb.folder.rglob("*.db*")) == []
     assert "Persistence engine initialized" not in on_mongodb.log
 
 
-def test_startup_logs_the_storage_and_what_works_on_sql_only(on_mongodb: Day) -> None:
+def test_startup_logs_the_storage_and_what_works_on_sql_only(on_mongodb: Session) -> None:
     assert f"database='{DATABASE}'" in on_mongodb.log
     assert "python -m deerflow_mongo.hosts.reset_admin" in on_mongodb.log
     assert "there is no admin account yet" in on_mongodb.log
 
 
-def _first_thread(day: Day) -> str:
-    return day.transcript.answer("create a thread")["thread_id"]
+def _first_thread(session: Session) -> str:
+    return session.transcript.answer("create a thread")["thread_id"]
 
 
 # -- a restart in the middle -----------------------------------------------------------------------
@@ -187,15 +187,15 @@ async def test_conversation_continues_after_a_restart(gateway_folder: Path) -> N
             await alice.register(ALICE)
             thread_id = (await alice.ask("POST", "/api/threads", json={}))["thread_id"]
             runs = f"/api/threads/{thread_id}/runs"
-            await alice.ask("POST", f"{runs}/wait", json=said("before"))
-            before = await _everything(alice, thread_id)
+            await alice.ask("POST", f"{runs}/wait", json=run_body("before"))
+            before = await _all_answers(alice, thread_id)
             cookies = dict(client.cookies)
     with running_gateway(gateway_folder) as gateway:
         async with client_of(gateway) as client:
             client.cookies.update(cookies)
             alice = Browser(client)
-            assert await _everything(alice, thread_id) == before
-            state = await alice.ask("POST", f"{runs}/wait", json=said("after"))
+            assert await _all_answers(alice, thread_id) == before
+            state = await alice.ask("POST", f"{runs}/wait", json=run_body("after"))
             texts = [message["content"] for message in state["messages"]]
             assert [text for text in texts if text in ("before", "echo: before", "after", "echo: after")] == [
                 "before",
@@ -206,10 +206,10 @@ async def test_conversation_continues_after_a_restart(gateway_folder: Path) -> N
             assert len(await alice.ask("GET", runs)) == 2
 
 
-async def _everything(browser: Browser, thread_id: str) -> list[Any]:
+async def _all_answers(browser: Browser, thread_id: str) -> list[Any]:
     thread = f"/api/threads/{thread_id}"
     paths = ("", "/runs", "/messages", "/token-usage", "/state")
     answers = [await browser.ask("GET", thread + path) for path in paths]
     for run in answers[1]:
-        del run["updated_at"]  # of a run that it has had, a worker tells its own time
+        del run["updated_at"]  # the worker that ran it has its own clock's time
     return [*answers, await browser.ask("POST", "/api/threads/search", json={})]

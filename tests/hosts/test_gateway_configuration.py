@@ -1,4 +1,4 @@
-"""How an operator turns the gateway to our storage: a section, the environment, and the errors of both."""
+"""How an operator configures the gateway's storage: a section, the environment, and the errors of both."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ from typing import Any
 import pytest
 
 from deerflow_mongo import MissingDependencyError, StorageConfigError
-from deerflow_mongo.hosts import gateway
+from deerflow_mongo.hosts import deerflow, gateway
 
-from .gateway_process import ROOT, environment, missing_deerflow, needs_deerflow, write_config
+from .gateway_process import (
+    ROOT,
+    START_TIMEOUT_S,
+    environment,
+    missing_deerflow,
+    needs_deerflow,
+    write_config,
+)
 
 URL = "mongodb://somewhere:1234"
 Configured = Callable[..., dict[str, Any]]
@@ -21,7 +28,7 @@ Configured = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configured:
-    """The options that a section and variables of the environment come to."""
+    """The options from a section and from variables of the environment."""
 
     def configured(section: dict[str, Any] | None, **variables: str) -> dict[str, Any]:
         write_config(tmp_path, section)
@@ -76,17 +83,17 @@ def test_gateway_without_configuration_does_not_start(tmp_path: Path) -> None:
         env={"PATH": "", "PYTHONPATH": str(ROOT), **environment(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=START_TIMEOUT_S,
         check=False,
     )
     assert ended.returncode != 0
-    assert "the gateway does not know where to store" in ended.stderr
+    assert "the gateway has no storage configured" in ended.stderr
     assert list(tmp_path.rglob("*.db")) == []
 
 
 @pytest.mark.skipif(missing_deerflow() is None, reason="DeerFlow is installed")
 def test_error_without_deerflow_names_what_to_install() -> None:
-    with pytest.raises(StorageConfigError, match=r"deerflow-kernel, on Python 3\.12 or newer"):
+    with pytest.raises(StorageConfigError, match=r"deerflow-kernel .* on Python 3\.12 or newer"):
         gateway.create_app()
 
 
@@ -96,7 +103,7 @@ def test_missing_dependency_of_deerflow_is_reported_with_our_extra(
     def refuse(name: str, *rest: Any, **more: Any) -> Any:
         raise ModuleNotFoundError(f"No module named {name!r}", name="bcrypt")
 
-    monkeypatch.setattr(gateway.importlib, "import_module", refuse)
+    monkeypatch.setattr(deerflow.importlib, "import_module", refuse)
     with pytest.raises(MissingDependencyError, match=r"bcrypt.*pip install 'deerflow-mongo\[gateway\]'"):
         gateway.create_app()
 

@@ -1,8 +1,8 @@
 """`kill -9` in the middle of a streamed run: of the worker, of the server, of both.
 
-Everything that was acknowledged before must be there after the restart, for the sessions that were open: an
-account, a thread, a run that had ended, feedback, a message that a read had shown. What became of the run
-that was cut off is written down in `Remains`.
+Every write that was acknowledged before must be there after the restart, for the sessions that were open: an
+account, a thread, a run that had ended, feedback, a message that a read had returned. `Remains` records what
+is left of the interrupted run.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ import pytest
 from deerflow_mongo.mongodb.embedded import EmbeddedServer, start_embedded
 
 from .gateway_process import needs_deerflow, running_gateway, write_config
-from .http_script import Browser, said
+from .http_script import Browser, run_body
 
 pytestmark = needs_deerflow
 
 PEOPLE = 3
 PIECES_BEFORE = 10
-"""So many pieces of the answer have been streamed when something is killed."""
+"""The number of streamed pieces of the answer when something is killed."""
 DOWN_S = 3.0
+TIMEOUT_S = 180.0
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Acknowledged:
-    """What one person was told is done, or was shown."""
+    """Everything that one person got a successful answer for."""
 
     threads: dict[str, dict[str, Any]] = field(default_factory=lambda: dict[str, dict[str, Any]]())
     runs: list[str] = field(default_factory=lambda: list[str]())
@@ -48,13 +49,13 @@ class Acknowledged:
     messages: dict[int, dict[str, Any]] = field(default_factory=lambda: dict[int, dict[str, Any]]())
 
     @property
-    def figures(self) -> dict[str, int]:
+    def counts(self) -> dict[str, int]:
         return {name: len(getattr(self, name)) for name in ("threads", "runs", "comments", "messages")}
 
 
 @dataclass
 class Stream:
-    """A run as its stream tells it, up to the end or to where it is cut off."""
+    """A run as its stream shows it, up to its end or its interruption."""
 
     run_id: str = ""
     text: str = ""
@@ -63,7 +64,7 @@ class Stream:
 
 
 class Person:
-    """Somebody at a gateway, who writes down what was acknowledged."""
+    """A user of a gateway, who records what was acknowledged."""
 
     def __init__(self, url: str, client: httpx.AsyncClient) -> None:
         self.url = url
@@ -79,7 +80,7 @@ class Person:
         return await self.browser.ask(method, self.url + path, **request)
 
     async def begin(self) -> None:
-        """An account, a thread, a run that ends and feedback on it."""
+        """Create an account, a thread, a run that ends and feedback on it."""
         account = {"email": self.email, "password": "correct horse"}
         self.user_id = (await self.ask("POST", "/api/v1/auth/register", json=account))["id"]
         await self.new_thread(self.thread_id)
@@ -93,7 +94,7 @@ class Person:
         self.acknowledged.threads[thread_id] = metadata
 
     async def run(self, text: str) -> str:
-        """A run from its start to its end, in the first thread."""
+        """Run from start to end, in the first thread."""
         stream = Stream()
         await self.stream(text, stream)
         assert stream.ended
@@ -101,7 +102,7 @@ class Person:
         return stream.run_id
 
     async def comment(self) -> None:
-        """Feedback on the first run."""
+        """Leave feedback on the first run."""
         comment = uuid.uuid4().hex
         path = f"/api/threads/{self.thread_id}/runs/{self.acknowledged.runs[0]}/feedback"
         await self.ask("POST", path, json={"rating": 1, "comment": comment, "message_id": comment})
@@ -112,10 +113,10 @@ class Person:
         self.acknowledged.messages |= {message["seq"]: message for message in shown}
 
     async def stream(self, text: str, stream: Stream) -> None:
-        """Follow a run; an error where the connection is cut off."""
+        """Start and follow a run; raises an error if the connection is lost."""
         headers = {"X-CSRF-Token": str(self.client.cookies.get("csrf_token"))}
         url = f"{self.url}/api/threads/{self.thread_id}/runs/stream"
-        body = said(text, stream_mode=["messages-tuple"])
+        body = run_body(text, stream_mode=["messages-tuple"])
         pieces = 0
         async with self.client.stream("POST", url, json=body, headers=headers) as response:
             assert response.status_code == 200
@@ -140,7 +141,7 @@ class Person:
 
 
 def _piece(line: str) -> str:
-    """The part of the answer that a line of the stream holds."""
+    """The part of the answer in a line of the stream."""
     if not line.startswith("data: ["):
         return ""
     message = json.loads(line.removeprefix("data: "))[0]
@@ -148,27 +149,29 @@ def _piece(line: str) -> str:
 
 
 async def _missing(person: Person) -> list[str]:
-    """What was acknowledged and is not there, asked in the session that was open then."""
-    told, missing = person.acknowledged, list[str]()
+    """What was acknowledged and is missing, read in the session that was open then."""
+    acknowledged, missing = person.acknowledged, list[str]()
     if (await person.ask("GET", "/api/v1/auth/me"))["id"] != person.user_id:
         missing.append("account")
     found = await person.ask("POST", "/api/threads/search", json={"limit": 1000})
     threads = {thread["thread_id"]: thread["metadata"] for thread in found}
-    missing += [f"thread {key}" for key, value in told.threads.items() if threads.get(key) != value]
+    missing += [f"thread {key}" for key, value in acknowledged.threads.items() if threads.get(key) != value]
     thread = f"/api/threads/{person.thread_id}"
     runs = {run["run_id"]: run["status"] for run in await person.ask("GET", f"{thread}/runs")}
-    missing += [f"run {run_id}" for run_id in told.runs if runs.get(run_id) != "success"]
-    rows = await person.ask("GET", f"{thread}/runs/{told.runs[0]}/feedback")
-    missing += [f"comment {text}" for text in {*told.comments} - {row["comment"] for row in rows}]
+    missing += [f"run {run_id}" for run_id in acknowledged.runs if runs.get(run_id) != "success"]
+    rows = await person.ask("GET", f"{thread}/runs/{acknowledged.runs[0]}/feedback")
+    missing += [f"comment {text}" for text in {*acknowledged.comments} - {row["comment"] for row in rows}]
     messages = await person.ask("GET", f"{thread}/messages", params={"limit": 200})
     shown = {message["seq"]: message for message in messages}
-    missing += [f"message {seq}" for seq, message in told.messages.items() if shown.get(seq) != message]
+    missing += [
+        f"message {seq}" for seq, message in acknowledged.messages.items() if shown.get(seq) != message
+    ]
     return missing
 
 
 @dataclass(frozen=True)
 class Remains:
-    """What is there of a run that was cut off."""
+    """What is stored of an interrupted run."""
 
     status: str
     events: int
@@ -195,13 +198,13 @@ class Remains:
         )
 
 
-# -- the scene -------------------------------------------------------------------------------------
+# -- the scenario -------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
 async def _people(url: str) -> AsyncGenerator[list[Person]]:
-    """People who have begun, at the gateway of this address."""
-    clients = [httpx.AsyncClient(timeout=60) for _ in range(PEOPLE)]
+    """People with an account, a thread and a run, at the gateway of this address."""
+    clients = [httpx.AsyncClient(timeout=TIMEOUT_S) for _ in range(PEOPLE)]
     people = [Person(url, client) for client in clients]
     try:
         await asyncio.gather(*(person.begin() for person in people))
@@ -212,7 +215,7 @@ async def _people(url: str) -> AsyncGenerator[list[Person]]:
 
 
 @dataclass
-class Scene:
+class Scenario:
     """The first person streams a run, the others write."""
 
     stream: Stream
@@ -221,13 +224,13 @@ class Scene:
     writing: list[asyncio.Task[None]]
 
     @classmethod
-    async def set(cls, people: Sequence[Person], text: str) -> Scene:
-        """Until everyone has written and the stream is in its middle."""
+    async def start(cls, people: Sequence[Person], text: str) -> Scenario:
+        """Returns when everyone has written and the stream is in its middle."""
         stream, stop = Stream(), asyncio.Event()
         writing = [asyncio.create_task(person.keep_writing(stop)) for person in people[1:]]
-        await asyncio.wait_for(asyncio.gather(*(person.written.wait() for person in people[1:])), 60)
+        await asyncio.wait_for(asyncio.gather(*(person.written.wait() for person in people[1:])), TIMEOUT_S)
         streaming = asyncio.create_task(people[0].stream(text, stream))
-        await asyncio.wait_for(stream.far_enough.wait(), 60)
+        await asyncio.wait_for(stream.far_enough.wait(), TIMEOUT_S)
         assert not streaming.done()
         return cls(stream, streaming, stop, writing)
 
@@ -237,17 +240,17 @@ class Scene:
 
 
 def _log(title: str, people: Iterable[Person], remains: object) -> None:
-    logger.info("%s: acknowledged %s; the run: %s", title, [p.acknowledged.figures for p in people], remains)
+    logger.info("%s: acknowledged %s; the run: %s", title, [p.acknowledged.counts for p in people], remains)
 
 
-async def _all_there(people: Sequence[Person]) -> None:
+async def _check_acknowledged(people: Sequence[Person]) -> None:
     assert [await _missing(person) for person in people] == [[]] * len(people)
     for writer in people[1:]:
-        assert min(writer.acknowledged.figures.values()) > 1
+        assert min(writer.acknowledged.counts.values()) > 1
 
 
-async def _conversation_goes_on(person: Person) -> None:
-    """The next run in the thread of the one that was cut off."""
+async def _check_next_run(person: Person) -> None:
+    """The next run in the thread of the interrupted one works."""
     run_id = await person.run("and now")
     messages = (await person.ask("GET", f"/api/runs/{run_id}/messages"))["data"]
     assert [message["content"]["content"] for message in messages][:2] == ["and now", "echo: and now"]
@@ -262,19 +265,19 @@ async def test_killed_worker_loses_no_acknowledged_write(gateway_folder: Path) -
         running_gateway(gateway_folder, name="two") as two,
     ):
         async with _people(one.url) as people:
-            scene = await Scene.set(people, "slowly 100: cut off")
+            scenario = await Scenario.start(people, "slowly 100: interrupted")
             one.kill()
             with pytest.raises(httpx.TransportError):
-                await scene.streaming
-            await scene.end()
+                await scenario.streaming
+            await scenario.end()
             for person in people:
                 person.url = two.url
-            await _all_there(people)
-            remains = await Remains.of(people[0], scene.stream.run_id)
+            await _check_acknowledged(people)
+            remains = await Remains.of(people[0], scenario.stream.run_id)
             _log("worker killed", people, remains)
-            assert not scene.stream.ended
+            assert not scenario.stream.ended
             assert remains.status == "running"
-            await _conversation_goes_on(people[0])
+            await _check_next_run(people[0])
 
 
 async def test_run_continues_after_the_server_was_killed_and_restarted(
@@ -285,20 +288,20 @@ async def test_run_continues_after_the_server_was_killed_and_restarted(
         write_config(tmp_path, {"backend": "mongodb", "url": server.url, "database": "test"})
         with running_gateway(tmp_path) as gateway:
             async with _people(gateway.url) as people:
-                scene = await Scene.set(people, f"slowly {PIECES_BEFORE + 10}: goes on")
+                scenario = await Scenario.start(people, f"slowly {PIECES_BEFORE + 10}: continues")
                 killed_at = time.monotonic()
                 server = await _killed_and_restarted(server, DOWN_S)
-                await asyncio.wait_for(scene.streaming, 60)
+                await asyncio.wait_for(scenario.streaming, TIMEOUT_S)
                 assert time.monotonic() - killed_at >= DOWN_S  # the run could not end meanwhile
-                people[0].acknowledged.runs.append(scene.stream.run_id)
-                await scene.end()
-                await _all_there(people)
-                remains = await Remains.of(people[0], scene.stream.run_id)
+                people[0].acknowledged.runs.append(scenario.stream.run_id)
+                await scenario.end()
+                await _check_acknowledged(people)
+                remains = await Remains.of(people[0], scenario.stream.run_id)
                 _log("server killed", people, remains)
-                assert scene.stream.ended
+                assert scenario.stream.ended
                 assert (remains.status, remains.thread_status) == ("success", "idle")
-                assert remains.state_messages[-1] == scene.stream.text
-                await _conversation_goes_on(people[0])
+                assert remains.state_messages[-1] == scenario.stream.text
+                await _check_next_run(people[0])
     finally:
         server.release()
 
@@ -309,28 +312,28 @@ async def test_killed_worker_and_server_lose_no_acknowledged_write(tmp_path: Pat
         write_config(tmp_path, {"backend": "mongodb", "url": server.url, "database": "test"})
         with running_gateway(tmp_path, name="before") as gateway:
             async with _people(gateway.url) as people:
-                scene = await Scene.set(people, "slowly 100: cut off")
+                scenario = await Scenario.start(people, "slowly 100: interrupted")
                 gateway.kill()
                 server = await _killed_and_restarted(server, 0)
                 with pytest.raises(httpx.TransportError):
-                    await scene.streaming
-                await scene.end()
+                    await scenario.streaming
+                await scenario.end()
                 with running_gateway(tmp_path, name="after") as after:
                     for person in people:
                         person.url = after.url
-                    await _all_there(people)
-                    remains = await Remains.of(people[0], scene.stream.run_id)
+                    await _check_acknowledged(people)
+                    remains = await Remains.of(people[0], scenario.stream.run_id)
                     _log("both killed", people, remains)
                     assert remains.status == "running"
-                    await _conversation_goes_on(people[0])
+                    await _check_next_run(people[0])
     finally:
         server.release()
 
 
 async def _killed_and_restarted(server: EmbeddedServer, down_s: float) -> EmbeddedServer:
-    """mongod and the keeper that would start it again; then a new one on the same data and address."""
-    mongod, keeper = _server_and_keeper(server.data_dir)
-    for pid in (keeper, mongod):
+    """Kill mongod and the supervisor that would restart it; start a server on the same data and address."""
+    mongod, supervisor = _server_and_supervisor(server.data_dir)
+    for pid in (supervisor, mongod):
         os.kill(pid, signal.SIGKILL)
     await asyncio.sleep(down_s)
     server.release()
@@ -340,7 +343,7 @@ async def _killed_and_restarted(server: EmbeddedServer, down_s: float) -> Embedd
     return restarted
 
 
-def _server_and_keeper(folder: Path) -> tuple[int, int]:
+def _server_and_supervisor(folder: Path) -> tuple[int, int]:
     mongod: int = json.loads((folder / "server.json").read_text(encoding="utf-8"))["pid"]
-    keeper = Path(f"/proc/{mongod}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1]
-    return mongod, int(keeper)
+    supervisor = Path(f"/proc/{mongod}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1]
+    return mongod, int(supervisor)

@@ -1,4 +1,4 @@
-"""`python -m deerflow_mongo.hosts.reset_admin`, beside a gateway that goes on."""
+"""`python -m deerflow_mongo.hosts.reset_admin`, beside a running gateway."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from .gateway_process import ROOT, Gateway, environment, needs_deerflow
+from .gateway_process import ROOT, START_TIMEOUT_S, Gateway, environment, needs_deerflow
 from .http_script import ADMIN, ALICE, NEW_PASSWORD, PASSWORD, Browser
 
 pytestmark = needs_deerflow
@@ -22,12 +22,12 @@ def reset(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment(folder)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=START_TIMEOUT_S,
         check=False,
     )
 
 
-def _given_password(folder: Path) -> str:
+def _new_password(folder: Path) -> str:
     file = folder / "home/admin_initial_credentials.txt"
     assert file.stat().st_mode & 0o777 == 0o600
     [line] = [line for line in file.read_text().splitlines() if line.startswith("password: ")]
@@ -42,7 +42,7 @@ async def test_admin_gets_a_new_password_and_every_session_ends(
         await admin.ask("POST", "/api/v1/auth/initialize", json={"email": ADMIN, "password": PASSWORD})
         done = reset(gateway_folder)
         assert (done.returncode, done.stderr) == (0, ""), done
-        password = _given_password(gateway_folder)
+        password = _new_password(gateway_folder)
         assert ADMIN in done.stdout
         assert password not in done.stdout
         assert (await admin.send("GET", "/api/v1/auth/me")).status == 401
@@ -60,10 +60,10 @@ async def test_account_is_selected_by_its_email(gateway: Gateway, gateway_folder
         await alice.register(ALICE)
         assert reset(gateway_folder, "--email", ALICE).returncode == 0
         client.cookies.clear()
-        assert (await alice.login(ALICE, _given_password(gateway_folder))).status == 200
+        assert (await alice.login(ALICE, _new_password(gateway_folder))).status == 200
 
 
-def test_missing_account_is_reported_in_one_line(gateway: Gateway, gateway_folder: Path) -> None:
+def test_missing_account_is_reported_in_one_line(gateway_folder: Path) -> None:
     for arguments, message in (
         ((), "error: there is no admin account"),
         (("--email", "nobody@example.com"), "error: there is no account 'nobody@example.com'"),

@@ -1,4 +1,4 @@
-"""A run that is not stored is not acknowledged."""
+"""Our run manager: a run that is not stored is not acknowledged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ THREAD = "thread-1"
 
 @pytest.fixture(autouse=True)
 def bound_user() -> Generator[None]:
-    """Somebody is logged in."""
+    """A user is logged in."""
     token = bind_actor_context(ActorContext(user_id="alice"))
     yield
     reset_actor_context(token)
@@ -35,9 +35,9 @@ def bound_user() -> Generator[None]:
 
 @pytest_asyncio.fixture
 async def manager(mongodb_url: str, database_name: str) -> AsyncGenerator[Any]:
-    """DeerFlow's run manager as our gateway makes it."""
+    """DeerFlow's run manager as our gateway builds it."""
     threads = importlib.import_module("deerflow_mongo.hosts.adapters.threads")
-    manager_class = importlib.import_module("deerflow_mongo.hosts.run_manager").OwnRunsManager
+    manager_class = importlib.import_module("deerflow_mongo.hosts.run_manager").OwnerCheckingRunManager
     async with create_storage(
         {"backend": "mongodb", "url": mongodb_url, "database": database_name}
     ) as storage:
@@ -56,7 +56,7 @@ async def test_run_that_could_not_be_stored_is_refused_with_503(
         with pytest.raises(_http_error(), match="could not be stored, try again") as refused:
             await manager.create_or_reject(THREAD)
     assert refused.value.status_code == 503
-    await _assert_nothing_kept(manager)
+    await _assert_no_runs(manager)
     run = await manager.create_or_reject(THREAD)
     assert (await manager.get(run.run_id)).thread_id == THREAD
 
@@ -65,13 +65,13 @@ async def test_run_that_can_never_be_stored_is_refused_with_422(manager: Any) ->
     with pytest.raises(_http_error(), match="assistant_id is 3,000 bytes long") as refused:
         await manager.create_or_reject(THREAD, "x" * 3_000)
     assert refused.value.status_code == 422
-    await _assert_nothing_kept(manager)
+    await _assert_no_runs(manager)
 
 
 def _http_error() -> Any:
     return importlib.import_module("fastapi").HTTPException
 
 
-async def _assert_nothing_kept(manager: Any) -> None:
+async def _assert_no_runs(manager: Any) -> None:
     assert not await manager.has_inflight(THREAD)
     assert await manager.list_by_thread(THREAD) == []

@@ -1,7 +1,8 @@
-"""Two gateway workers behind one database, and fifty users at once who can be told apart in all they send.
+"""Two gateway workers on one database, and fifty users at once whose data can be told apart.
 
-Every text and every thread's id that a user sends carries the user's mark, and every answer is kept: what
-belongs to one user must stand in no answer to another. What one worker was told, the other is asked first.
+Every text and every thread's id that a user sends contains the user's mark, and every answer is recorded:
+nothing that belongs to one user may appear in an answer to another. After a write to one worker, the other
+one is read first.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import pytest
 from deerflow_mongo.mongodb.embedded import EmbeddedServer
 
 from .gateway_process import Gateway, needs_deerflow, running_gateway, write_config
-from .http_script import Browser, said
+from .http_script import Browser, run_body
 
 pytestmark = needs_deerflow
 
@@ -41,16 +42,16 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Heard:
-    """One answer: headers and body, without what the request had said in it of another user."""
+class Answer:
+    """One answer: headers and body, without what the request itself named of another user."""
 
     request: str
     status: int
     text: str
 
     @property
-    def signs(self) -> set[str]:
-        """By what an owner is known: marks, and identifiers that are given once."""
+    def owner_marks(self) -> set[str]:
+        """What identifies an owner: marks, and identifiers that are given once."""
         return {*_MARK.findall(self.text), *_UUID.findall(self.text)}
 
 
@@ -64,31 +65,31 @@ class User:
         self.user_id = ""
         self.runs: list[str] = []
         self.vote_id = ""
-        self.heard: list[Heard] = []
+        self.answers: list[Answer] = []
         self.differences: list[str] = []
-        """Where one worker told something else than the other."""
+        """The requests that the workers answered differently."""
         self.found: list[str] = []
-        """What was found of another's by asking for it."""
+        """What requests for another user's ids returned."""
         first = number % len(workers)
         self._urls = [gateway.url for gateway in (*workers[first:], *workers[:first])]
         self._browser = Browser(client)
         self._response: httpx.Response | None = None
-        client.event_hooks = {"response": [self._keep]}
+        client.event_hooks = {"response": [self._record]}
 
-    async def _keep(self, response: httpx.Response) -> None:
+    async def _record(self, response: httpx.Response) -> None:
         await response.aread()
         self._response = response
 
     async def send(
         self, worker: int, method: str, path: str, *, hidden: Sequence[str] = (), **request: Any
     ) -> tuple[int, Any]:
-        """The answer of this user's n-th worker; `hidden` is what it may repeat of the request."""
+        """The answer of this user's n-th worker; `hidden` is what the answer may repeat of the request."""
         exchange = await self._browser.send(method, self._urls[worker] + path, **request)
         assert self._response is not None
         text = f"{self._response.headers.multi_items()}\n{self._response.text}"
         for sent in hidden:
             text = text.replace(sent, "")
-        self.heard.append(Heard(f"{method} {path}", exchange.status, text))
+        self.answers.append(Answer(f"{method} {path}", exchange.status, text))
         return exchange.status, exchange.answer
 
     async def ask(self, worker: int, method: str, path: str, **request: Any) -> Any:
@@ -98,7 +99,7 @@ class User:
         return answer
 
     async def ask_all(self, done_by: int, method: str, path: str, **request: Any) -> Any:
-        """The answer of all workers, whoever did not do the work first; where they differ is kept."""
+        """The answer of all workers, the one that did the work last; differences are recorded."""
         others = [worker for worker in range(len(self._urls)) if worker != done_by]
         answers = [await self.ask(worker, method, path, **request) for worker in (*others, done_by)]
         for answer in answers[1:]:
@@ -108,7 +109,7 @@ class User:
 
 
 def _durable(answer: Any) -> Any:
-    """Without a run's `updated_at`: the worker that made the run tells its own clock's time."""
+    """Without a run's `updated_at`: the worker that made the run has its own clock's time."""
     if isinstance(answer, list):
         return [_durable(item) for item in cast("list[Any]", answer)]
     if isinstance(answer, dict):
@@ -116,17 +117,17 @@ def _durable(answer: Any) -> Any:
     return answer
 
 
-# -- a user's day ----------------------------------------------------------------------------------
+# -- a user's session ----------------------------------------------------------------------------------
 
 
-async def _day(user: User, neighbour: User) -> None:
-    """What is done at one worker is then asked of the other, by turns."""
+async def _session(user: User, neighbour: User) -> None:
+    """Write at one worker and read at the other, in turns."""
     await _register(user)
     await _new_thread(user, 0, user.thread)
     for worker in range(RUNS_EACH):
         await _run(user, worker)
-        await _look_at_neighbour(user, worker, neighbour)
-        await _give_vote(user, worker, 1 - 2 * worker)
+        await _probe_neighbour(user, worker, neighbour)
+        await _vote(user, worker, 1 - 2 * worker)
     await user.ask_all(1, "GET", f"/api/threads/{user.thread}/messages")
     await _second_thread(user)
 
@@ -146,7 +147,7 @@ async def _new_thread(user: User, worker: int, thread_id: str) -> None:
 async def _run(user: User, worker: int) -> None:
     thread = f"/api/threads/{user.thread}"
     text = f"{user.mark} says {len(user.runs)}"
-    frames = await user.ask(worker, "POST", f"{thread}/runs/stream", json=said(text))
+    frames = await user.ask(worker, "POST", f"{thread}/runs/stream", json=run_body(text))
     assert frames[-1]["event"] == "end"
     runs = await user.ask_all(worker, "GET", f"{thread}/runs")
     assert [run["status"] for run in runs] == ["success"] * (len(user.runs) + 1)
@@ -159,12 +160,12 @@ async def _run(user: User, worker: int) -> None:
     assert {message["run_id"] for message in messages} == set(user.runs)
     assert [message["seq"] for message in messages] == sorted(message["seq"] for message in messages)
     of_run = await user.ask_all(worker, "GET", f"/api/runs/{run_id}/messages")
-    said_and_answered = [message["content"]["content"] for message in of_run["data"]]
-    assert said_and_answered[:2] == [text, f"echo: {text}"]  # the thread's title is asked for after that
+    texts = [message["content"]["content"] for message in of_run["data"]]
+    assert texts[:2] == [text, f"echo: {text}"]  # the model is asked for the thread's title after that
 
 
-async def _give_vote(user: User, worker: int, rating: int) -> None:
-    """The user's one vote on the first run, or another one in its place."""
+async def _vote(user: User, worker: int, rating: int) -> None:
+    """Create or replace the user's one vote on the first run."""
     votes = f"/api/threads/{user.thread}/runs/{user.runs[0]}/feedback"
     row = await user.ask(worker, "PUT", votes, json={"rating": rating, "comment": user.mark})
     assert user.vote_id in ("", row["feedback_id"])
@@ -190,21 +191,21 @@ async def _second_thread(user: User) -> None:
         assert (await user.send(worker, "GET", thread))[0] == 404
 
 
-async def _look_at_neighbour(user: User, worker: int, neighbour: User) -> None:
-    """What the neighbour, who is busy, has by now."""
+async def _probe_neighbour(user: User, worker: int, neighbour: User) -> None:
+    """Request what the neighbour, who is active too, has by now."""
     await _probe(user, worker, neighbour, "GET", f"/api/threads/{neighbour.thread}/messages")
     body = {"metadata": {"mark": neighbour.mark}}
     await _probe(user, worker, neighbour, "POST", "/api/threads/search", json=body)
 
 
-# -- asking for what is another's ------------------------------------------------------------------
+# -- requests for another user's ids ------------------------------------------------------------------
 
 _READS = ("", "/state", "/messages", "/runs", "/token-usage", "/uploads/list", "/artifacts/mnt/user-data/x")
 _RUN_READS = ("", "/messages", "/events", "/join", "/stream", "/feedback", "/feedback/stats")
 
 
 def _probes(user: User, other: User) -> Iterator[tuple[str, str, Any]]:
-    """Requests for the other's thread, run and vote, by every route that takes one of their ids."""
+    """Requests for the other user's thread, run and vote, on every route that takes one of their ids."""
     thread, own = f"/api/threads/{other.thread}", f"/api/threads/{user.thread}"
     run_id, vote = other.runs[0], {"rating": 1, "comment": user.mark}
     for path in _READS:
@@ -213,9 +214,9 @@ def _probes(user: User, other: User) -> Iterator[tuple[str, str, Any]]:
     yield "POST", f"{thread}/state", {"values": {"title": user.mark}}
     yield "PATCH", thread, {"metadata": {"mark": user.mark}}
     yield "DELETE", thread, None
-    yield "POST", f"{thread}/runs/wait", said(user.mark)
-    yield "POST", "/api/runs/wait", said(user.mark, config={"configurable": {"thread_id": other.thread}})
-    # By the other's thread, and by one's own, which is no way to a run that is elsewhere.
+    yield "POST", f"{thread}/runs/wait", run_body(user.mark)
+    yield "POST", "/api/runs/wait", run_body(user.mark, config={"configurable": {"thread_id": other.thread}})
+    # Under the other's thread, and under the own one, which must not reach a run of another thread.
     for run in (f"{thread}/runs/{run_id}", f"{own}/runs/{run_id}"):
         for path in _RUN_READS:
             yield "GET", run + path, None
@@ -233,20 +234,20 @@ async def _probe(user: User, worker: int, other: User, method: str, path: str, j
     request: dict[str, Any] = {} if json is None else {"json": json}
     sent = [other.thread, other.mark, *other.runs[:1], *filter(None, [other.vote_id])]
     status, answer = await user.send(worker, method, path, hidden=sent, **request)
-    if status != 404 and not (status == 200 and _is_nothing(answer)):
+    if status != 404 and not (status == 200 and _is_empty(answer)):
         user.found.append(f"{method} {path}: {status} {answer}")
 
 
-def _is_nothing(answer: Any) -> bool:
+def _is_empty(answer: Any) -> bool:
     """An empty list, page or total."""
     if not isinstance(answer, dict):
         return answer == []
-    told = cast("dict[str, Any]", answer)
-    return told.get("data") == [] or any(told.get(name) == 0 for name in ("total", "total_runs", "count"))
+    body = cast("dict[str, Any]", answer)
+    return body.get("data") == [] or any(body.get(name) == 0 for name in ("total", "total_runs", "count"))
 
 
 async def _taken_id(user: User, other: User) -> None:
-    """The other's thread id, for a thread of one's own: DeerFlow's answer to it is that it failed."""
+    """Create a thread with the other's thread id: DeerFlow answers that it failed."""
     body = {"thread_id": other.thread, "metadata": {"mark": user.mark}}
     status, answer = await user.send(0, "POST", "/api/threads", hidden=[other.thread], json=body)
     if status != 500:
@@ -259,28 +260,28 @@ async def _probe_everything(user: User, other: User) -> None:
     await _taken_id(user, other)
 
 
-# -- fifty of them ---------------------------------------------------------------------------------
+# -- fifty users ---------------------------------------------------------------------------------
 
 
 @dataclass
 class Crowd:
-    """What came of it."""
+    """All users, after their sessions and probes."""
 
     users: list[User]
     seconds: float
     probing_from: list[int] = field(default_factory=lambda: list[int]())
 
     @property
-    def figures(self) -> Mapping[str, Any]:
-        heard = [answer for user in self.users for answer in user.heard]
+    def counts(self) -> Mapping[str, Any]:
+        answers = [answer for user in self.users for answer in user.answers]
         return {
             "users": len(self.users),
-            "requests": len(heard),
+            "requests": len(answers),
             "runs": sum(len(user.runs) for user in self.users),
             "probes": sum(
-                len(user.heard) - start for user, start in zip(self.users, self.probing_from, strict=True)
+                len(user.answers) - start for user, start in zip(self.users, self.probing_from, strict=True)
             ),
-            "signs seen": sum(len(answer.signs) for answer in heard),
+            "owner_marks seen": sum(len(answer.owner_marks) for answer in answers),
             "seen by two": len(self.seen_by_several),
             "found by probing": sum(len(user.found) for user in self.users),
             "workers disagreed": sum(len(user.differences) for user in self.users),
@@ -289,11 +290,11 @@ class Crowd:
 
     @property
     def seen_by_several(self) -> dict[str, list[str]]:
-        """Marks and identifiers that stand in answers to more than one user, with the requests."""
+        """Marks and identifiers that appear in answers to more than one user, with the requests."""
         seen: dict[str, dict[str, str]] = defaultdict(dict)
         for user in self.users:
-            for answer in user.heard:
-                for sign in answer.signs:
+            for answer in user.answers:
+                for sign in answer.owner_marks:
                     seen[sign].setdefault(user.mark, f"{user.mark}: {answer.request}")
         return {sign: list(by_user.values()) for sign, by_user in seen.items() if len(by_user) > 1}
 
@@ -309,15 +310,15 @@ async def _users(workers: Sequence[Gateway], how_many: int) -> AsyncGenerator[li
 
 
 _LIMITS = httpx.Limits(max_keepalive_connections=0)
-"""After an error of its own the gateway closes the connection."""
+"""After an internal error the gateway closes the connection."""
 
 
-async def _live(workers: Sequence[Gateway]) -> Crowd:
+async def _run_sessions(workers: Sequence[Gateway]) -> Crowd:
     started = time.monotonic()
     async with _users(workers, USERS) as users:
         neighbours = users[1:] + users[:1]
-        await asyncio.gather(*map(_day, users, neighbours))
-        probing_from = [len(user.heard) for user in users]
+        await asyncio.gather(*map(_session, users, neighbours))
+        probing_from = [len(user.answers) for user in users]
         await asyncio.gather(*map(_probe_everything, users, neighbours))
     return Crowd(users, time.monotonic() - started, probing_from)
 
@@ -326,7 +327,7 @@ async def _live(workers: Sequence[Gateway]) -> Crowd:
 def workers(
     tmp_path_factory: pytest.TempPathFactory, server: EmbeddedServer, raw_client: Raw
 ) -> Iterator[Sequence[Gateway]]:
-    """Two workers on one database, which is there to be looked at."""
+    """Two workers on one database, which remains for the tests."""
     folder = tmp_path_factory.mktemp("workers")
     write_config(folder, {"backend": "mongodb", "url": server.url, "database": DATABASE})
     with running_gateway(folder, name="one") as one, running_gateway(folder, name="two") as two:
@@ -336,9 +337,9 @@ def workers(
 
 @pytest.fixture(scope="module")
 def crowd(workers: Sequence[Gateway]) -> Crowd:
-    """The users' day at the workers."""
-    crowd = asyncio.run(_live(workers))
-    logger.info("%s", crowd.figures)
+    """The users' sessions at the workers."""
+    crowd = asyncio.run(_run_sessions(workers))
+    logger.info("%s", crowd.counts)
     return crowd
 
 
@@ -350,7 +351,7 @@ def test_no_answer_contains_anything_of_another_user(crowd: Crowd) -> None:
     assert crowd.seen_by_several == {}
     for user in crowd.users:
         own = {user.mark, user.user_id, user.vote_id, *user.runs}
-        assert own <= set[str]().union(*(answer.signs for answer in user.heard))
+        assert own <= set[str]().union(*(answer.owner_marks for answer in user.answers))
 
 
 def test_requests_for_another_users_ids_find_nothing(crowd: Crowd) -> None:
@@ -373,16 +374,16 @@ def test_everything_is_stored_once_with_its_owner(crowd: Crowd, raw_client: Raw)
     assert [stored[name].count_documents(foreign) for name in ("threads", "runs", "feedback")] == [0, 0, 0]
 
 
-# -- a thread that is not there any more -----------------------------------------------------------
+# -- a deleted thread -----------------------------------------------------------
 
 
 async def test_deleted_thread_cannot_be_read_by_others(workers: Sequence[Gateway]) -> None:
-    """Its id may still be known to somebody."""
+    """Other users may still know its id."""
     async with _users(workers, 2) as [owner, other]:
         await asyncio.gather(_register(owner), _register(other))
         await _new_thread(owner, 0, owner.thread)
         await _run(owner, 0)
-        await _give_vote(owner, 0, 1)
+        await _vote(owner, 0, 1)
         await owner.ask(0, "DELETE", f"/api/threads/{owner.thread}")
         reads = [path for method, path, _ in _probes(other, owner) if method == "GET"]
         for worker, path in itertools.product(range(len(workers)), reads):

@@ -30,7 +30,7 @@ MAX_BYTES: Final[Mapping[str, tuple[int, ...]]] = {
 """The limits of content and of metadata that was refused: one for each further attempt."""
 
 TRACE: Final = "trace"
-"""The default category of an event, and the one whose content is kept short."""
+"""The default category of an event, and the one whose content is truncated at `max_trace_content`."""
 
 _PLACE = re.compile(r"(?:events\[(\d+)\]\.)?(content|metadata)\b")
 """The place that an error names: the event's position in the batch, and which part of it."""
