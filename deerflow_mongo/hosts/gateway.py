@@ -83,7 +83,7 @@ def __getattr__(name: str) -> Any:
 
 def storage_options() -> dict[str, Any]:
     """The storage's options from DeerFlow's configuration file and the environment."""
-    file: Path = import_deerflow("deerflow.config.app_config").AppConfig.resolve_config_path()
+    file = _config_file()
     environment = {
         name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
         for name, value in os.environ.items()
@@ -104,6 +104,17 @@ def storage_options() -> dict[str, Any]:
     return options
 
 
+def _config_file() -> Path:
+    """DeerFlow's `config.yaml`."""
+    try:
+        return import_deerflow("deerflow.config.app_config").AppConfig.resolve_config_path()
+    except FileNotFoundError as error:
+        raise StorageConfigError(
+            f"DeerFlow has no configuration ({error}): start in the folder of config.yaml, or set "
+            "DEER_FLOW_CONFIG_PATH"
+        ) from error
+
+
 def open_storage(config: Mapping[str, Any] | None = None) -> GatewayStorage:
     """The storage of the gateway, not connected yet.
 
@@ -122,6 +133,7 @@ def _on_storage(inner: Lifespan, config: Mapping[str, Any] | None) -> Lifespan:
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncGenerator[Any]:
+        _config_file()  # its error names what to do; DeerFlow's does not
         settings: Any = import_deerflow("deerflow.config.app_config").get_app_config()
         async with AsyncExitStack() as stack:
             storage = await stack.enter_async_context(open_storage(config))

@@ -69,6 +69,16 @@ def test_error_without_configuration_shows_what_to_write(options: Configured) ->
 
 
 @needs_deerflow
+def test_error_without_config_yaml_names_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DEER_FLOW_CONFIG_PATH", raising=False)
+    monkeypatch.setenv("DEER_FLOW_PROJECT_ROOT", str(tmp_path))
+    with pytest.raises(
+        StorageConfigError, match=r"start in the folder of config\.yaml, or set DEER_FLOW_CONFIG"
+    ):
+        gateway.storage_options()
+
+
+@needs_deerflow
 def test_unknown_key_is_named(options: Configured) -> None:
     with pytest.raises(StorageConfigError, match="unknown key `pool`"):
         gateway.open_storage(options({"url": URL, "pool": 5}))
