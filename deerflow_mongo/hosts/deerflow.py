@@ -68,8 +68,8 @@ def import_deerflow(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        missing = str(error.name or "").partition(".")[0]
-        if missing not in ("", *PACKAGES):
+        missing = error.name or ""
+        if missing and "." not in missing and missing not in PACKAGES:
             raise MissingDependencyError("DeerFlow's gateway", missing, EXTRA) from error
         raise StorageConfigError(
             f"DeerFlow's gateway needs {module}, which cannot be imported ({error}). "

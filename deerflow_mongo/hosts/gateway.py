@@ -218,13 +218,15 @@ def _set_attributes(owner: Any, values: Mapping[str, Any]) -> None:
 
 
 async def _log_startup(storage: GatewayStorage, state: Any) -> None:
-    ids = {"backend": type(storage).__name__}
-    logger.info("runs, events, feedback, threads, checkpoints, accounts are stored in %r", storage, extra=ids)
+    extra = {"backend": type(storage).__name__}
+    logger.info(
+        "runs, events, feedback, threads, checkpoints, accounts are stored in %r", storage, extra=extra
+    )
     parts = cast("Mapping[str, Any]", vars(state)["_state"])
     absent = sorted(name for name, value in parts.items() if value is None)
     if absent:
-        logger.warning("not available, DeerFlow has it on SQL only: %s", ", ".join(absent), extra=ids)
+        logger.warning("not available, DeerFlow has it on SQL only: %s", ", ".join(absent), extra=extra)
     for note in _SQL_ONLY:
-        logger.info(note, extra=ids)
+        logger.info(note, extra=extra)
     if not await storage.users.count(system_role="admin"):
-        logger.info("there is no admin account yet: create the first one at /setup", extra=ids)
+        logger.info("there is no admin account yet: create the first one at /setup", extra=extra)

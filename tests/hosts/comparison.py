@@ -24,7 +24,7 @@ ANY = ".*"
 
 @dataclass(frozen=True)
 class Difference:
-    """One field that differs; `path` is without positions in lists."""
+    """One field that differs; `path` has no positions in lists."""
 
     step: str
     path: str

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 ON_MONGODB = "deerflow_mongo.hosts.gateway"
 ON_SQL = "app.gateway.app"
 JWT_SECRET = "the same for all workers of a test, " * 2
-START_TIMEOUT_S = 240.0
+START_TIMEOUT_S = 180.0
 """Importing DeerFlow takes about 8 s of CPU time: on a machine with other work, several times as much."""
 
 STOP_TIMEOUT_S = 60.0
@@ -57,6 +57,9 @@ def missing_deerflow() -> str | None:
         found = None
     return None if found else "DeerFlow is not installed: install deerflow-kernel and deerflow-mongo[gateway]"
 
+
+SLOW = pytest.mark.timeout(900)
+"""For tests with several gateways: each takes its time to start on a machine with other work."""
 
 needs_deerflow = pytest.mark.skipif(missing_deerflow() is not None, reason=str(missing_deerflow()))
 

@@ -13,10 +13,10 @@ import pytest_asyncio
 
 from deerflow_mongo.mongodb.embedded import EmbeddedServer
 
-from .gateway_process import Gateway, needs_deerflow, running_gateway, write_config
+from .gateway_process import SLOW, Gateway, needs_deerflow, running_gateway, write_config
 from .http_script import Browser, run_body
 
-pytestmark = needs_deerflow
+pytestmark = [needs_deerflow, SLOW]
 
 Raw = pymongo.MongoClient[dict[str, Any]]
 DATABASE = "test_access"
@@ -39,8 +39,8 @@ def gateway(
 async def users(gateway: Gateway) -> AsyncGenerator[tuple[Browser, Browser]]:
     """Alice and bob, new in each test."""
     async with (
-        httpx.AsyncClient(base_url=gateway.url, timeout=60) as first,
-        httpx.AsyncClient(base_url=gateway.url, timeout=60) as second,
+        httpx.AsyncClient(base_url=gateway.url, timeout=180) as first,
+        httpx.AsyncClient(base_url=gateway.url, timeout=180) as second,
     ):
         alice, bob = Browser(first), Browser(second)
         for browser in (alice, bob):

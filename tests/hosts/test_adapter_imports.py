@@ -10,7 +10,7 @@ import pytest
 
 from deerflow_mongo.hosts import adapters
 
-from .gateway_process import ROOT
+from .gateway_process import ROOT, START_TIMEOUT_S
 from .host_stores import FEEDBACK, RUN_EVENTS, RUNS, THREADS, USERS
 
 MODULES = [kind.ours.partition(":")[0] for kind in (RUNS, RUN_EVENTS, THREADS, FEEDBACK, USERS)]
@@ -19,7 +19,12 @@ WITHOUT_DEERFLOW = "import sys; sys.modules.update(deerflow=None, app=None)\n"
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(  # noqa: S603 - our own code
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=START_TIMEOUT_S,
+        check=False,
     )
 
 

@@ -22,6 +22,7 @@ from .comparison import compare
 from .gateway_process import (
     ON_MONGODB,
     ON_SQL,
+    SLOW,
     Gateway,
     environment,
     needs_deerflow,
@@ -30,7 +31,7 @@ from .gateway_process import (
 )
 from .http_script import ALICE, Browser, Transcript, run_body, run_script
 
-pytestmark = needs_deerflow
+pytestmark = [needs_deerflow, SLOW]
 
 Raw = pymongo.MongoClient[dict[str, Any]]
 DATABASE = "test_gateway"
@@ -48,7 +49,7 @@ class Session:
 def client_of(gateway: Gateway) -> httpx.AsyncClient:
     """A client that opens a connection for each request: after an internal error the gateway closes it."""
     limits = httpx.Limits(max_keepalive_connections=0)
-    return httpx.AsyncClient(base_url=gateway.url, timeout=60, limits=limits)
+    return httpx.AsyncClient(base_url=gateway.url, timeout=180, limits=limits)
 
 
 def _run_session(folder: Path, module: str) -> Session:
@@ -94,7 +95,7 @@ def test_application_in_process_answers_as_under_uvicorn(
         async with _application(gateway_folder, monkeypatch) as app:
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             return await run_script(
-                lambda: httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=60)
+                lambda: httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=180)
             )
 
     folders = (gateway_folder, on_mongodb.folder)

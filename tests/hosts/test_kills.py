@@ -25,10 +25,10 @@ import pytest
 
 from deerflow_mongo.mongodb.embedded import EmbeddedServer, start_embedded
 
-from .gateway_process import needs_deerflow, running_gateway, write_config
+from .gateway_process import SLOW, needs_deerflow, running_gateway, write_config
 from .http_script import Browser, run_body
 
-pytestmark = needs_deerflow
+pytestmark = [needs_deerflow, SLOW]
 
 PEOPLE = 3
 PIECES_BEFORE = 10

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import httpx
 
-from .gateway_process import ROOT, START_TIMEOUT_S, Gateway, environment, needs_deerflow
+from .gateway_process import ROOT, SLOW, START_TIMEOUT_S, Gateway, environment, needs_deerflow
 from .http_script import ADMIN, ALICE, NEW_PASSWORD, PASSWORD, Browser
 
-pytestmark = needs_deerflow
+pytestmark = [needs_deerflow, SLOW]
 
 
 def reset(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -37,7 +37,7 @@ def _new_password(folder: Path) -> str:
 async def test_admin_gets_a_new_password_and_every_session_ends(
     gateway: Gateway, gateway_folder: Path
 ) -> None:
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=180) as client:
         admin = Browser(client)
         await admin.ask("POST", "/api/v1/auth/initialize", json={"email": ADMIN, "password": PASSWORD})
         done = reset(gateway_folder)
@@ -55,7 +55,7 @@ async def test_admin_gets_a_new_password_and_every_session_ends(
 
 
 async def test_account_is_selected_by_its_email(gateway: Gateway, gateway_folder: Path) -> None:
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=180) as client:
         alice = Browser(client)
         await alice.register(ALICE)
         assert reset(gateway_folder, "--email", ALICE).returncode == 0

@@ -25,10 +25,10 @@ import pytest
 
 from deerflow_mongo.mongodb.embedded import EmbeddedServer
 
-from .gateway_process import Gateway, needs_deerflow, running_gateway, write_config
+from .gateway_process import SLOW, Gateway, needs_deerflow, running_gateway, write_config
 from .http_script import Browser, run_body
 
-pytestmark = needs_deerflow
+pytestmark = [needs_deerflow, SLOW]
 
 Raw = pymongo.MongoClient[dict[str, Any]]
 DATABASE = "test_workers"
@@ -303,7 +303,7 @@ class Crowd:
 async def _users(workers: Sequence[Gateway], how_many: int) -> AsyncGenerator[list[User]]:
     async with AsyncExitStack() as stack:
         clients = [
-            await stack.enter_async_context(httpx.AsyncClient(timeout=120, limits=_LIMITS))
+            await stack.enter_async_context(httpx.AsyncClient(timeout=300, limits=_LIMITS))
             for _ in range(how_many)
         ]
         yield [User(number, workers, client) for number, client in enumerate(clients)]

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from ...contract.arguments import is_valid_id
 from ...contract.capabilities import UserStore
-from ...contract.errors import UserExistsError
+from ...contract.errors import ArgumentValueError, UserExistsError
 from ...contract.rows import UserRow
 from ..deerflow import import_deerflow
 
@@ -41,9 +41,9 @@ def _fields(user: Any) -> dict[str, Any]:
     return {name: getattr(user, name) for name in _CHANGEABLE}
 
 
-def _taken_error(user: Any, error: UserExistsError) -> ValueError:
-    """What DeerFlow's routes catch: a plain `ValueError`."""
-    return ValueError(f"{user.email} cannot be stored: {error}")
+def _taken_error(user: Any, error: UserExistsError) -> ArgumentValueError:
+    """The error as a `ValueError`, which DeerFlow's routes catch."""
+    return ArgumentValueError(f"{user.email} cannot be stored: {error}")
 
 
 class UserRepositoryAdapter(_base.UserRepository):
