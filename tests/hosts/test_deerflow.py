@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import abc
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from deerflow_mongo import Storage, StorageConfigError
+from deerflow_mongo import Storage, StorageConfigError, hosts
 from deerflow_mongo.hosts import deerflow, gateway
 
 from .gateway_process import needs_deerflow
@@ -42,6 +44,22 @@ class StorageWithBoth(StorageWithAccounts):
 def test_supported_release_has_every_interface() -> None:
     deerflow.check_interfaces()
     assert deerflow.installed_release() == deerflow.SUPPORTED
+
+
+SOURCES = [file.read_text(encoding="utf-8") for file in Path(hosts.__file__).parent.rglob("*.py")]
+
+
+def test_every_imported_module_of_deerflow_is_checked() -> None:
+    imported = {name for source in SOURCES for name in re.findall(r'import_deerflow\("([\w.]+)"\)', source)}
+    assert imported == set(deerflow.INTERFACES)
+
+
+def test_hosts_import_no_backend() -> None:
+    imports = [
+        line for source in SOURCES for line in re.findall(r"^\s*(?:from|import) .*", source, re.MULTILINE)
+    ]
+    assert len(imports) > 50
+    assert [line for line in imports if re.search(r"\b(mongodb|pymongo|bson)\b", line)] == []
 
 
 @needs_deerflow
