@@ -106,7 +106,7 @@ _BACKEND_OF_A_STRANGER = """
         pass
 
     class TestFeedback(Mock, FeedbackStoreContract):
-        expected_failures = {"test_unknown_feedback_is_none": "it passes, which must be told"}
+        expected_failures = {"test_get_of_unknown_feedback_returns_none": "it passes, which must be told"}
 """
 
 

@@ -63,7 +63,9 @@ def _all_of(*owners: str | None) -> set[str]:
 
 
 class ActorContract(Contract):
-    async def test_auto_without_an_actor_is_an_error_that_names_the_method(self, storage: Storage) -> None:
+    async def test_auto_without_an_actor_raises_an_error_that_names_the_method(
+        self, storage: Storage
+    ) -> None:
         """`RuntimeError`, and nothing is read or written."""
         await given_run(storage)
         await storage.feedback.upsert(run_id=RUN, thread_id=THREAD, rating=1, user_id=ALICE)
@@ -79,7 +81,7 @@ class ActorContract(Contract):
                     assert _says_what_is_missing(no_id.value, method)
         assert await everything(storage) == before
 
-    async def test_auto_without_an_actor_makes_no_connection(self, storage_config: Mapping[str, Any]) -> None:
+    async def test_auto_without_an_actor_opens_no_connection(self, storage_config: Mapping[str, Any]) -> None:
         """Before anything is read or written."""
         storage = create_storage(storage_config)
         with no_connections():
@@ -89,20 +91,20 @@ class ActorContract(Contract):
                         await method.exactly(storage, arguments)
         await storage.aclose()
 
-    async def test_a_named_user_sees_their_own_rows_only(self, storage: Storage) -> None:
+    async def test_named_user_sees_only_own_rows(self, storage: Storage) -> None:
         """A row that belongs to someone else, or to nobody, does not exist for a named caller."""
         await _given_three_owners(storage)
         assert await _seen(storage, ALICE) == _all_of(ALICE)
         assert await _seen(storage, BOB) == _all_of(BOB)
         assert await _seen(storage, "carol") == set()
 
-    async def test_none_is_no_filter(self, storage: Storage) -> None:
+    async def test_user_id_none_is_no_filter(self, storage: Storage) -> None:
         await _given_three_owners(storage)
         assert await _seen(storage, None) == _all_of(ALICE, BOB, None)
         with acting_as(ALICE):
             assert await _seen(storage, None) == _all_of(ALICE, BOB, None)
 
-    async def test_auto_is_the_current_actor(self, storage: Storage) -> None:
+    async def test_auto_means_the_current_actor(self, storage: Storage) -> None:
         await _given_three_owners(storage)
         for owner in (ALICE, BOB):
             with acting_as(owner):
@@ -110,7 +112,7 @@ class ActorContract(Contract):
         with acting_as("carol"):
             assert await _seen(storage, AUTO) == set()
 
-    async def test_auto_is_the_default_where_the_contract_says_so(self, storage: Storage) -> None:
+    async def test_auto_is_the_default_of_the_documented_methods(self, storage: Storage) -> None:
         await _given_three_owners(storage)
         with acting_as(BOB):
             assert (await storage.runs.get("run-of-bob") or {}).get("user_id") == BOB
@@ -124,7 +126,7 @@ class ActorContract(Contract):
             assert await storage.runs.delete("run-of-alice") is False
             assert await storage.runs.delete("new") is True
 
-    async def test_a_named_user_beats_the_actor(self, storage: Storage) -> None:
+    async def test_explicit_user_id_overrides_the_actor(self, storage: Storage) -> None:
         with acting_as(ALICE):
             await storage.runs.create(RUN, THREAD, user_id=BOB)
             assert await storage.runs.get(RUN) is None
@@ -132,7 +134,7 @@ class ActorContract(Contract):
             assert await storage.runs.delete(RUN) is False
             assert await storage.runs.delete(RUN, user_id=BOB) is True
 
-    async def test_the_empty_user_is_a_user_of_its_own(self, storage: Storage) -> None:
+    async def test_empty_user_id_is_a_distinct_user(self, storage: Storage) -> None:
         """An empty `user_id` is a user of its own, not "no filter"."""
         await _given_three_owners(storage)
         assert await _seen(storage, "") == set()
@@ -144,7 +146,7 @@ class ActorContract(Contract):
         with acting_as(""):
             assert await _seen(storage, AUTO) == _all_of("")
 
-    async def test_tasks_with_different_actors_do_not_meet(self, storage: Storage) -> None:
+    async def test_concurrent_tasks_have_separate_actors(self, storage: Storage) -> None:
         """The actor is held in a context variable, one for each task."""
 
         async def work(user_id: str) -> None:
@@ -158,7 +160,9 @@ class ActorContract(Contract):
 
         await asyncio.gather(*(work(f"user-{number}") for number in range(20)))
 
-    async def test_delete_of_anothers_run_gives_false_and_deletes_nothing(self, storage: Storage) -> None:
+    async def test_deleting_another_users_run_returns_false_and_deletes_nothing(
+        self, storage: Storage
+    ) -> None:
         await _given_three_owners(storage)
         for owner in (BOB, None):
             with case(owner):

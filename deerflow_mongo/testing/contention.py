@@ -49,7 +49,7 @@ class ContentionContract(Contract):
         assert answers == [[vote["feedback_id"]]] * _PROCESSES
 
     @needs("processes")
-    async def test_upserts_from_four_processes_make_one_created_row_the_vote(
+    async def test_upserts_from_four_processes_reuse_one_created_row(
         self, storage: Storage, storage_config: Mapping[str, Any]
     ) -> None:
         """Of the anonymous user, whom a unique index may not see."""
@@ -87,7 +87,7 @@ class ContentionContract(Contract):
             }
 
     @needs("processes")
-    async def test_a_thousand_ensure_threads_from_four_processes_make_one_thread(
+    async def test_a_thousand_ensure_thread_calls_from_four_processes_create_one_thread(
         self, storage: Storage, storage_config: Mapping[str, Any]
     ) -> None:
         names: dict[str, Any] = {"thread_id": THREAD, "user_id": ALICE}
@@ -97,7 +97,7 @@ class ContentionContract(Contract):
         assert answers == [[f"{thread.created_time.isoformat()} {thread.metadata}"]] * _PROCESSES
 
     @needs("processes")
-    async def test_of_creates_from_four_processes_each_run_has_one_winner(
+    async def test_creates_from_four_processes_create_each_run_once(
         self, storage: Storage, storage_config: Mapping[str, Any]
     ) -> None:
         answers = await run_in_processes(storage_config, "create_runs", thread_id=THREAD, rounds=4)
@@ -107,7 +107,7 @@ class ContentionContract(Contract):
         assert winners == Counter(row["run_id"] for row in rows)
 
     @needs("processes")
-    async def test_updates_from_four_processes_lose_no_key_and_no_ending(
+    async def test_updates_from_four_processes_lose_no_key_and_no_completion(
         self, storage: Storage, storage_config: Mapping[str, Any]
     ) -> None:
         await given_run(storage)
@@ -117,7 +117,7 @@ class ContentionContract(Contract):
         assert Counter(row["metadata"].values()) == Counter(dict.fromkeys(range(TASKS), _PROCESSES))
 
     @needs("processes")
-    async def test_events_from_four_processes_are_numbered_without_gap_and_no_reader_misses_one(
+    async def test_events_from_four_processes_have_no_gaps_and_no_reader_misses_one(
         self, storage: Storage, storage_config: Mapping[str, Any]
     ) -> None:
         """Three readers page by `after_seq` while 100 tasks write; each batch is dense."""
@@ -134,7 +134,7 @@ class ContentionContract(Contract):
             assert reader.result() == list(range(1, total + 1))
 
     @needs("processes")
-    async def test_of_put_if_absents_from_four_processes_each_run_has_one_event(
+    async def test_put_if_absent_from_four_processes_stores_one_event_per_run(
         self, storage: Storage, storage_config: Mapping[str, Any]
     ) -> None:
         rounds = 4
@@ -145,7 +145,7 @@ class ContentionContract(Contract):
 
     @needs("processes")
     @from_nothing
-    async def test_setup_raced_by_six_processes_works(self, storage_config: Mapping[str, Any]) -> None:
+    async def test_concurrent_setup_from_six_processes_works(self, storage_config: Mapping[str, Any]) -> None:
         """On an empty database."""
         await run_in_processes(storage_config, "set_up", processes=6)
         async with create_storage(storage_config) as storage:

@@ -47,7 +47,7 @@ async def _seen(storage: Storage, thread_id: str) -> set[int]:
 
 
 class EventAccessContract(Contract):
-    async def test_a_thread_of_another_user_is_empty(self, storage: Storage) -> None:
+    async def test_events_of_another_users_thread_are_hidden(self, storage: Storage) -> None:
         await _given(storage)
         with acting_as(BOB):
             assert await _seen(storage, THREAD) == {0}
@@ -55,7 +55,7 @@ class EventAccessContract(Contract):
             assert await storage.run_events.delete_by_thread(THREAD) == 0
         assert await _seen(storage, THREAD) == {2}
 
-    async def test_writing_to_a_thread_of_another_user_is_refused(self, storage: Storage) -> None:
+    async def test_writing_to_another_users_thread_is_rejected(self, storage: Storage) -> None:
         """`PermissionError`, and none of the batch is written."""
         await _given(storage)
         for name, write in _writes(storage, THREAD).items():
@@ -64,7 +64,7 @@ class EventAccessContract(Contract):
         assert await _seen(storage, THREAD) == {2}
         assert await story(storage, "new") == []
 
-    async def test_ones_own_thread_and_nobodys_are_open(self, storage: Storage) -> None:
+    async def test_own_and_unowned_threads_are_open(self, storage: Storage) -> None:
         await _given(storage)
         for user, thread_id in ((ALICE, THREAD), (BOB, _OPEN), (BOB, _UNKNOWN), ("", _OPEN)):
             with case(user, thread_id), acting_as(user):
@@ -77,7 +77,7 @@ class EventAccessContract(Contract):
             assert await storage.run_events.delete_by_run(THREAD, RUN) == 5
             assert await storage.run_events.delete_by_thread(_UNKNOWN) == 5
 
-    async def test_without_an_actor_every_thread_is_open(self, storage: Storage) -> None:
+    async def test_every_thread_is_open_without_an_actor(self, storage: Storage) -> None:
         """So is it for an actor without an id."""
         await _given(storage)
         await storage.run_events.put(**event())
@@ -85,7 +85,7 @@ class EventAccessContract(Contract):
             assert await _seen(storage, THREAD) == {3}
             assert await storage.run_events.delete_by_thread(THREAD) == 3
 
-    async def test_a_thread_that_changes_hands_takes_its_events_along(self, storage: Storage) -> None:
+    async def test_change_of_owner_applies_to_events_immediately(self, storage: Storage) -> None:
         """At once: no permission is kept, however often it was asked for."""
         await _given(storage)
         for owner, other in ((BOB, ALICE), (ALICE, BOB), (BOB, ALICE)):
@@ -99,7 +99,7 @@ class EventAccessContract(Contract):
                 await storage.run_events.put(**event())
                 assert await _seen(storage, THREAD) != {0}
 
-    async def test_of_callers_that_write_together_each_is_asked_for_itself(self, storage: Storage) -> None:
+    async def test_concurrent_writers_are_authorized_individually(self, storage: Storage) -> None:
         await _given(storage)
 
         async def write(user: str) -> list[int]:
@@ -114,7 +114,7 @@ class EventAccessContract(Contract):
         assert numbers(rows) == list(range(1, 2 + 40 + 1))
         assert BOB not in [row["content"] for row in rows]
 
-    async def test_a_named_user_sees_the_events_kept_for_them_and_no_others(self, storage: Storage) -> None:
+    async def test_named_user_sees_only_own_events(self, storage: Storage) -> None:
         """Also in a thread that is not known, where everything else is open to all."""
         events = storage.run_events
         await events.put_batch([event(user_id=ALICE), event(user_id=BOB), event()])
@@ -130,7 +130,7 @@ class EventAccessContract(Contract):
                 assert await events.count_messages(THREAD, user_id=user_id) == len(numbers_seen)
         assert "user_id" not in (await events.list_messages(THREAD))[2]
 
-    async def test_a_deletion_for_a_user_takes_the_events_kept_for_them(self, storage: Storage) -> None:
+    async def test_delete_with_a_user_id_removes_only_that_users_events(self, storage: Storage) -> None:
         events = storage.run_events
         await events.put_batch([event(user_id=ALICE), event(user_id=BOB), event(), event(user_id=ALICE)])
         assert await events.delete_by_run(THREAD, RUN, user_id=BOB) == 1

@@ -63,7 +63,7 @@ async def _given(storage: Storage) -> None:
 
 
 class EventPageContract(Contract):
-    async def test_messages_of_a_thread_come_in_pages(self, storage: Storage) -> None:
+    async def test_messages_of_a_thread_are_paged_by_seq(self, storage: Storage) -> None:
         await _given(storage)
         for limit, before, after in _PAGES:
             with case(limit, before, after):
@@ -74,7 +74,7 @@ class EventPageContract(Contract):
                 assert all(row["content"] == f"{row['seq']}" for row in rows)
                 assert {row["category"] for row in rows} <= {"message"}
 
-    async def test_messages_of_a_run_come_in_pages(self, storage: Storage) -> None:
+    async def test_messages_of_a_run_are_paged_by_seq(self, storage: Storage) -> None:
         await _given(storage)
         for run_id in _RUNS:
             own = [seq for seq in _MESSAGES if _run_of(seq) == run_id]
@@ -85,12 +85,12 @@ class EventPageContract(Contract):
                     )
                     assert numbers(rows) == _page(own, limit, before, after)
 
-    async def test_the_default_page_is_the_last_50_messages(self, storage: Storage) -> None:
+    async def test_default_page_is_the_last_50_messages(self, storage: Storage) -> None:
         await storage.run_events.put_batch([event()] * 120)
         assert numbers(await storage.run_events.list_messages(THREAD)) == list(range(71, 121))
         assert numbers(await storage.run_events.list_messages_by_run(THREAD, RUN)) == list(range(71, 121))
 
-    async def test_pages_forwards_and_backwards_show_everything_once(self, storage: Storage) -> None:
+    async def test_paging_in_both_directions_covers_every_message_once(self, storage: Storage) -> None:
         await _given(storage)
         seen: list[int] = []
         while rows := await storage.run_events.list_messages(
@@ -105,7 +105,7 @@ class EventPageContract(Contract):
             seen = numbers(rows) + seen
         assert seen == _MESSAGES
 
-    async def test_events_of_a_run_are_the_first_of_every_category(self, storage: Storage) -> None:
+    async def test_list_events_returns_the_first_events_of_every_category(self, storage: Storage) -> None:
         await _given(storage)
         own = [seq for seq in _ALL if _run_of(seq) == "run-b"]
         list_events = storage.run_events.list_events
@@ -115,11 +115,11 @@ class EventPageContract(Contract):
         assert await list_events(THREAD, "no such run") == []
         assert await list_events("no such thread", "run-b") == []
 
-    async def test_the_default_list_is_the_first_500_events(self, storage: Storage) -> None:
+    async def test_list_events_has_a_default_limit_of_500(self, storage: Storage) -> None:
         await storage.run_events.put_batch([event()] * 510)
         assert numbers(await storage.run_events.list_events(THREAD, RUN)) == list(range(1, 501))
 
-    async def test_events_are_filtered_by_type_before_the_limit(self, storage: Storage) -> None:
+    async def test_event_type_filter_applies_before_the_limit(self, storage: Storage) -> None:
         await _given(storage)
         own = [seq for seq in _ALL if _run_of(seq) == "run-a"]
         wanted: list[tuple[Any, set[int]]] = [
@@ -138,13 +138,13 @@ class EventPageContract(Contract):
                     )
                     assert numbers(rows) == [seq for seq in own if seq % 4 in remainders][:limit]
 
-    async def test_messages_are_counted(self, storage: Storage) -> None:
+    async def test_count_messages_counts_only_messages(self, storage: Storage) -> None:
         assert await storage.run_events.count_messages(THREAD) == 0
         await _given(storage)
         assert await storage.run_events.count_messages(THREAD) == len(_MESSAGES)
         assert await storage.run_events.count_messages("thread-2") == 1
 
-    async def test_what_is_no_number_to_page_from_is_refused(self, storage: Storage) -> None:
+    async def test_invalid_seq_bound_raises(self, storage: Storage) -> None:
         for wrong in ("1", 1.0, True, {"$gt": 0}, [1]):
             for name in ("before_seq", "after_seq"):
                 arguments: dict[str, Any] = {name: wrong}
@@ -154,13 +154,13 @@ class EventPageContract(Contract):
                     with pytest.raises((TypeError, ValueError), match=name):
                         await storage.run_events.list_messages_by_run(THREAD, RUN, **arguments)
 
-    async def test_what_is_no_list_of_types_is_refused(self, storage: Storage) -> None:
+    async def test_invalid_event_types_raise(self, storage: Storage) -> None:
         for wrong in ("said", 5, [5], [{"$ne": None}], [None], [""]):
             types: Any = wrong
             with case(wrong), pytest.raises((TypeError, ValueError), match="event_types"):
                 await storage.run_events.list_events(THREAD, RUN, event_types=types)
 
-    async def test_lists_of_events_may_be_larger_than_one_document(self, storage: Storage) -> None:
+    async def test_event_lists_can_be_larger_than_one_document(self, storage: Storage) -> None:
         """Four events of 5 MiB each, in one batch."""
         large = "x" * (5 * 1024 * 1024)
         rows = await storage.run_events.put_batch([event(content={"k": large}) for _ in range(4)])

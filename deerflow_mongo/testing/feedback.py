@@ -43,7 +43,7 @@ async def _given(storage: Storage, count: int, **fields: Any) -> list[dict[str, 
 
 
 class FeedbackStoreContract(Contract):
-    async def test_a_created_row_is_returned_and_stored(self, storage: Storage) -> None:
+    async def test_created_feedback_is_returned_and_stored(self, storage: Storage) -> None:
         since = now()
         row = await storage.feedback.create(
             **_ON_RUN, rating=-1, user_id=ALICE, message_id="m-1", comment="no"
@@ -62,12 +62,12 @@ class FeedbackStoreContract(Contract):
         assert_is_now(assert_row_time(row["created_at"]), since=since)
         assert await storage.feedback.get(row["feedback_id"]) == row
 
-    async def test_what_is_not_given_is_none(self, storage: Storage) -> None:
+    async def test_absent_feedback_fields_are_none(self, storage: Storage) -> None:
         row = await storage.feedback.create(**_ON_RUN, rating=1)
         assert [row[name] for name in ("user_id", "owner_id", "message_id", "comment")] == [None] * 4
         assert await storage.feedback.get(row["feedback_id"]) == row
 
-    async def test_the_feedback_id_is_a_uuid4_string(self, storage: Storage) -> None:
+    async def test_feedback_id_is_a_uuid4_string(self, storage: Storage) -> None:
         rows = await _given(storage, 3)
         rows.append(dict(await storage.feedback.upsert(**_ON_RUN, rating=1, user_id=ALICE)))
         for row in rows:
@@ -77,7 +77,7 @@ class FeedbackStoreContract(Contract):
             )
         assert len({row["feedback_id"] for row in rows}) == 4
 
-    async def test_user_id_wins_over_owner_id(self, storage: Storage) -> None:
+    async def test_user_id_takes_precedence_over_owner_id(self, storage: Storage) -> None:
         """And `owner_id` in a row is the same as `user_id`."""
         table = ((ALICE, BOB, ALICE), (None, BOB, BOB), (ALICE, None, ALICE), ("", BOB, ""), (None, "", ""))
         for user_id, owner_id, expected in table:
@@ -86,12 +86,12 @@ class FeedbackStoreContract(Contract):
                 assert (row["user_id"], row["owner_id"]) == (expected, expected)
                 assert await storage.feedback.get(row["feedback_id"]) == row
 
-    async def test_a_user_may_have_several_rows(self, storage: Storage) -> None:
+    async def test_user_may_have_several_feedback_rows(self, storage: Storage) -> None:
         rows = await _given(storage, 3, user_id=ALICE, message_id="m-1")
         rows = await _given(storage, 3, user_id=ALICE) + rows
         assert await storage.feedback.list_by_run(THREAD, RUN, user_id=ALICE) == rows
 
-    async def test_a_rating_that_is_no_vote_is_refused_and_nothing_is_written(self, storage: Storage) -> None:
+    async def test_invalid_rating_raises_and_writes_nothing(self, storage: Storage) -> None:
         """Anything but the integers 1 and -1: `ValueError` naming the value."""
         vote = await storage.feedback.upsert(**_ON_RUN, rating=1, user_id=ALICE, comment="first")
         for rating in _NO_RATINGS:
@@ -102,7 +102,7 @@ class FeedbackStoreContract(Contract):
                     assert repr(rating) in str(refused.value)
         assert await storage.feedback.list_by_thread(THREAD) == [vote]
 
-    async def test_unknown_feedback_is_none(self, storage: Storage) -> None:
+    async def test_get_of_unknown_feedback_returns_none(self, storage: Storage) -> None:
         await _given(storage, 1)
         for feedback_id in ("0b6ad8a6-3c0a-4b0e-9a37-0a8b0f6f2f11", "no uuid at all", RUN):
             with case(feedback_id):
@@ -110,19 +110,21 @@ class FeedbackStoreContract(Contract):
                 assert await storage.feedback.delete(feedback_id) is False
         assert len(await storage.feedback.list_by_thread(THREAD)) == 1
 
-    async def test_delete_removes_exactly_the_row(self, storage: Storage) -> None:
+    async def test_delete_removes_only_the_named_feedback(self, storage: Storage) -> None:
         rows = await _given(storage, 3, user_id=ALICE)
         assert await storage.feedback.delete(rows[1]["feedback_id"]) is True
         assert await storage.feedback.get(rows[1]["feedback_id"]) is None
         assert await storage.feedback.list_by_run(THREAD, RUN) == [rows[0], rows[2]]
         assert await storage.feedback.delete(rows[1]["feedback_id"]) is False
 
-    async def test_of_a_hundred_deletes_of_feedback_exactly_one_succeeds(self, storage: Storage) -> None:
+    async def test_exactly_one_of_a_hundred_concurrent_feedback_deletes_succeeds(
+        self, storage: Storage
+    ) -> None:
         feedback_id = (await storage.feedback.create(**_ON_RUN, rating=1))["feedback_id"]
         results = await asyncio.gather(*(storage.feedback.delete(feedback_id) for _ in range(100)))
         assert sorted(results) == [False] * 99 + [True]
 
-    async def test_rows_of_a_run_are_listed_newest_first(self, storage: Storage) -> None:
+    async def test_feedback_of_a_run_is_listed_newest_first(self, storage: Storage) -> None:
         """Only those of this run in this thread; never tied or swapped, the same order at every call."""
         rows = await _given(storage, 60, user_id=ALICE)
         await _given(storage, 2, run_id="run-2")
@@ -134,7 +136,7 @@ class FeedbackStoreContract(Contract):
         assert await storage.feedback.list_by_run(THREAD, "unknown") == []
         assert await storage.feedback.list_by_run("thread-2", "run-2") == []
 
-    async def test_rows_of_a_thread_are_listed_newest_first(self, storage: Storage) -> None:
+    async def test_feedback_of_a_thread_is_listed_newest_first(self, storage: Storage) -> None:
         rows: list[dict[str, Any]] = []
         for number in range(20):
             rows = await _given(storage, 1, run_id=f"run-{number % 3}", user_id=f"user-{number % 2}") + rows
@@ -143,13 +145,13 @@ class FeedbackStoreContract(Contract):
         assert await storage.feedback.list_by_thread(THREAD, limit=7) == rows[:7]
         assert await storage.feedback.list_by_thread("unknown") == []
 
-    async def test_a_hundred_rows_are_listed_by_default(self, storage: Storage) -> None:
+    async def test_feedback_lists_have_a_default_limit_of_100(self, storage: Storage) -> None:
         rows = await _given(storage, 105, user_id=ALICE)
         assert await storage.feedback.list_by_run(THREAD, RUN) == rows[:100]
         assert await storage.feedback.list_by_run(THREAD, RUN, user_id=ALICE) == rows[:100]
         assert await storage.feedback.list_by_thread(THREAD) == rows[:100]
 
-    async def test_the_limit_counts_the_users_feedback_only(self, storage: Storage) -> None:
+    async def test_run_feedback_limit_counts_only_the_users_rows(self, storage: Storage) -> None:
         rows = await _given(storage, 5, user_id=ALICE)
         for number in range(25):
             await _given(storage, 1, user_id=BOB if number % 2 else None)
@@ -158,7 +160,7 @@ class FeedbackStoreContract(Contract):
         assert len(await storage.feedback.list_by_run(THREAD, RUN, user_id=None)) == 30
         assert await storage.feedback.list_by_run(THREAD, RUN, user_id="") == []
 
-    async def test_the_limit_counts_the_users_feedback_of_a_thread_only(self, storage: Storage) -> None:
+    async def test_thread_feedback_limit_counts_only_the_users_rows(self, storage: Storage) -> None:
         rows: list[dict[str, Any]] = []
         for number in range(5):
             rows = await _given(storage, 1, run_id=f"run-{number % 2}", user_id=ALICE) + rows
@@ -172,7 +174,7 @@ class FeedbackStoreContract(Contract):
         assert len(await list_by_thread(THREAD, user_id=None)) == 30
         assert await list_by_thread(THREAD, user_id="carol") == []
 
-    async def test_rows_may_be_listed_oldest_first(self, storage: Storage) -> None:
+    async def test_feedback_can_be_listed_oldest_first(self, storage: Storage) -> None:
         """The oldest then, and not the newest turned round; the limit counts the user's only."""
         rows: list[dict[str, Any]] = []
         for number in range(30):
@@ -189,7 +191,7 @@ class FeedbackStoreContract(Contract):
         last = (await storage.feedback.list_by_thread(THREAD, order="oldest_first"))[-1]
         assert last == vote
 
-    async def test_feedback_of_another_is_none_for_a_named_caller(self, storage: Storage) -> None:
+    async def test_named_user_cannot_get_another_users_feedback(self, storage: Storage) -> None:
         for owner in (BOB, None, ""):
             with case(owner):
                 row = await storage.feedback.create(**_ON_RUN, rating=1, user_id=owner)
@@ -197,7 +199,9 @@ class FeedbackStoreContract(Contract):
                 assert await storage.feedback.get(row["feedback_id"], user_id=owner) == row
                 assert await storage.feedback.get(row["feedback_id"], user_id=None) == row
 
-    async def test_deleting_anothers_feedback_gives_false_and_deletes_nothing(self, storage: Storage) -> None:
+    async def test_deleting_another_users_feedback_returns_false_and_deletes_nothing(
+        self, storage: Storage
+    ) -> None:
         for owner in (BOB, None, ""):
             with case(owner):
                 row = await storage.feedback.create(**_ON_RUN, rating=1, user_id=owner)
@@ -206,7 +210,7 @@ class FeedbackStoreContract(Contract):
                 assert await storage.feedback.delete(row["feedback_id"], user_id=owner) is True
                 assert await storage.feedback.get(row["feedback_id"]) is None
 
-    async def test_feedback_of_the_actor_may_be_asked_for(self, storage: Storage) -> None:
+    async def test_auto_selects_the_actors_feedback(self, storage: Storage) -> None:
         own = await storage.feedback.create(**_ON_RUN, rating=1, user_id=ALICE)
         other = await storage.feedback.create(**_ON_RUN, rating=1, user_id=BOB)
         with acting_as(ALICE):
@@ -216,7 +220,7 @@ class FeedbackStoreContract(Contract):
             assert await storage.feedback.delete(other["feedback_id"], user_id=AUTO) is False
             assert await storage.feedback.get(other["feedback_id"]) == other
 
-    async def test_totals_count_every_row(self, storage: Storage) -> None:
+    async def test_feedback_totals_count_every_row(self, storage: Storage) -> None:
         """Over all rows: 150 votes are 150."""
         for number in range(150):
             await storage.feedback.upsert(**_ON_RUN, rating=1 if number % 3 else -1, user_id=f"user-{number}")
@@ -225,7 +229,7 @@ class FeedbackStoreContract(Contract):
         expected = {"run_id": RUN, "total": 150, "positive": 100, "negative": 50}
         assert exactly(dict(await storage.feedback.aggregate_by_run(THREAD, RUN))) == exactly(expected)
 
-    async def test_totals_of_one_kind_of_vote_or_of_none(self, storage: Storage) -> None:
+    async def test_feedback_totals_of_one_rating_or_no_rows(self, storage: Storage) -> None:
         async def totals(run_id: str) -> tuple[object, ...]:
             found = await storage.feedback.aggregate_by_run(THREAD, run_id)
             assert found["run_id"] == run_id
@@ -239,7 +243,9 @@ class FeedbackStoreContract(Contract):
             (0, 0, 0),
         ]
 
-    async def test_grouped_gives_the_newest_row_of_every_run_of_the_user(self, storage: Storage) -> None:
+    async def test_grouped_feedback_has_the_newest_row_of_each_of_the_users_runs(
+        self, storage: Storage
+    ) -> None:
         """All of the user's runs in the thread, however many rows there are."""
         expected: dict[str, Any] = {}
         for number in range(130):
@@ -256,7 +262,7 @@ class FeedbackStoreContract(Contract):
         assert [(run_id, row["user_id"]) for run_id, row in anonymous.items()] == [("of nobody", None)]
         assert await storage.feedback.list_by_thread_grouped(THREAD, user_id="") == {}
 
-    async def test_texts_in_a_comment_are_data(self, storage: Storage) -> None:
+    async def test_any_comment_text_round_trips(self, storage: Storage) -> None:
         for comment in ("", " ", "a\0b", "$rating", "%s", "'; --", "💬 x", "x" * 100_000, '{"_json":"1"}'):
             with case(comment[:20]):
                 created = await storage.feedback.create(**_ON_RUN, rating=1, user_id=ALICE, comment=comment)
@@ -265,7 +271,7 @@ class FeedbackStoreContract(Contract):
                     assert row["comment"] == comment
                     assert await storage.feedback.get(row["feedback_id"]) == row
 
-    async def test_feedback_asks_for_no_actor_unless_told_so(self, storage: Storage) -> None:
+    async def test_feedback_methods_need_no_actor_by_default(self, storage: Storage) -> None:
         """`user_id` of every method but `upsert` is None by default."""
         with acting_as(ALICE):
             row = await storage.feedback.create(**_ON_RUN, rating=1)

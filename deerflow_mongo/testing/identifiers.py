@@ -77,7 +77,7 @@ async def _given(storage: Storage) -> list[object]:
 
 
 class IdentifierContract(Contract):
-    async def test_what_is_no_identifier_is_refused_and_changes_nothing(self, storage: Storage) -> None:
+    async def test_invalid_identifier_raises_and_changes_nothing(self, storage: Storage) -> None:
         """A `TypeError` or `ValueError`; a dict such as `{"$ne": None}` above all."""
         before = await _given(storage)
         for method, name, value in _wrong_calls():
@@ -85,7 +85,7 @@ class IdentifierContract(Contract):
                 await method(storage, **{name: value})
         assert await everything(storage, THREAD, "thread-2") == before
 
-    async def test_what_is_no_identifier_is_refused_before_any_query(
+    async def test_invalid_identifier_raises_before_any_query(
         self, storage_config: Mapping[str, Any]
     ) -> None:
         """Also by a storage that has not even connected yet."""
@@ -96,14 +96,14 @@ class IdentifierContract(Contract):
                     await method(storage, **{name: value})
         await storage.aclose()
 
-    async def test_the_refusal_names_the_argument(self, storage: Storage) -> None:
+    async def test_identifier_error_names_the_argument(self, storage: Storage) -> None:
         for method, name, value in _wrong_calls():
             with case(method.path, name, repr(value)[:60]):
                 with pytest.raises((TypeError, ValueError)) as refused:
                     await method(storage, **{name: value})
                 assert name in str(refused.value)
 
-    async def test_lone_surrogates_in_identifiers_are_refused_or_kept(self, storage: Storage) -> None:
+    async def test_lone_surrogate_in_an_identifier_raises(self, storage: Storage) -> None:
         """They are no characters, and have no size in bytes."""
         before = await everything(storage)
         for method in METHODS:
@@ -113,7 +113,7 @@ class IdentifierContract(Contract):
                 assert not isinstance(refused.value, UnicodeError), (method.path, name)
         assert await everything(storage) == before
 
-    async def test_identifiers_of_1024_bytes_work_in_every_method(self, storage: Storage) -> None:
+    async def test_every_method_accepts_identifiers_of_1024_bytes(self, storage: Storage) -> None:
         for number, longest in enumerate(_LONGEST):
             for method in METHODS:
                 for name in method.named(REQUIRED | OPTIONAL):
@@ -124,7 +124,7 @@ class IdentifierContract(Contract):
                         await storage.runs.delete(longest, user_id=None)
                         await method(storage, **{**own, name: longest})
 
-    async def test_identifiers_of_1024_bytes_come_back(self, storage: Storage) -> None:
+    async def test_identifiers_of_1024_bytes_round_trip(self, storage: Storage) -> None:
         for longest in _LONGEST:
             with case(longest[:2]):
                 names = dict.fromkeys(("assistant_id", "user_id", "follow_up_to_run_id"), longest)
@@ -158,7 +158,7 @@ class IdentifierContract(Contract):
         thread = await stored_thread(storage)
         assert (thread.user_id, thread.assistant_id) == ("", "")
 
-    async def test_no_operator_reaches_a_query_by_way_of_a_status(self, storage: Storage) -> None:
+    async def test_operator_document_as_a_status_raises(self, storage: Storage) -> None:
         before = await _given(storage)
         for status in ({"$ne": None}, {"$gt": ""}, ["idle"], 5, True):
             value: Any = status
@@ -171,7 +171,7 @@ class IdentifierContract(Contract):
                     await storage.runs.update_status(RUN, value)
         assert await everything(storage, THREAD, "thread-2") == before
 
-    async def test_a_limit_of_zero_gives_nothing(self, storage: Storage) -> None:
+    async def test_limit_of_zero_returns_nothing(self, storage: Storage) -> None:
         await _given(storage)
         for method, name in LIMITED:
             with case(method.path, name):
@@ -179,7 +179,7 @@ class IdentifierContract(Contract):
                 assert (found == []) == (name == "limit")
                 assert await method(storage) != []
 
-    async def test_a_limit_that_is_no_count_is_refused(self, storage: Storage) -> None:
+    async def test_invalid_limit_raises(self, storage: Storage) -> None:
         """A negative one is a `ValueError`."""
         await _given(storage)
         for method, name in LIMITED:
@@ -190,7 +190,7 @@ class IdentifierContract(Contract):
                 with case(method.path, name, value), pytest.raises((TypeError, ValueError)):
                     await method(storage, **{name: value})
 
-    async def test_a_limit_is_refused_before_any_query(self, storage_config: Mapping[str, Any]) -> None:
+    async def test_invalid_limit_raises_before_any_query(self, storage_config: Mapping[str, Any]) -> None:
         storage = create_storage(storage_config)
         with no_connections():
             for method, name in LIMITED:
@@ -199,7 +199,7 @@ class IdentifierContract(Contract):
                         await method(storage, **{name: value})
         await storage.aclose()
 
-    async def test_a_limit_may_be_larger_than_any_table(self, storage: Storage) -> None:
+    async def test_limit_may_exceed_32_bits(self, storage: Storage) -> None:
         await _given(storage)
         for method, name in LIMITED:
             for value in (2**31 - 1, 2**31, 10**12):
@@ -207,7 +207,7 @@ class IdentifierContract(Contract):
                     found = await method(storage, **{name: value})
                     assert (found == await method(storage)) == (name == "limit")
 
-    async def test_the_actors_id_is_an_identifier_too(self, storage: Storage) -> None:
+    async def test_invalid_actor_id_raises(self, storage: Storage) -> None:
         before = await given_run(storage)
         with acting_as("x" * (_MAX_BYTES + 1)):
             for method in METHODS:

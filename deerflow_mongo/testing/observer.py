@@ -90,11 +90,11 @@ async def _after(storage: Storage, kind: object, payload: Any, **fields: Any) ->
 
 
 class ObserverContract(Contract):
-    async def test_a_started_run_is_running_since_the_event(self, storage: Storage) -> None:
+    async def test_started_event_sets_running_and_started_at(self, storage: Storage) -> None:
         row = await _after(storage, "run_started", {"anything": 1}, status="pending")
         assert (row["status"], row["started_at"], row["ended_at"]) == ("running", _AT_TEXT, None)
 
-    async def test_an_ending_without_figures_sets_status_and_end(self, storage: Storage) -> None:
+    async def test_ending_event_without_counts_sets_status_and_ended_at(self, storage: Storage) -> None:
         """`ended_at` is kept in every ending."""
         for kind, status in _ENDINGS.items():
             for payload in _NO_FIGURES:
@@ -103,20 +103,20 @@ class ObserverContract(Contract):
                     assert (row["status"], row["ended_at"]) == (status, _AT_TEXT)
                     assert (row["total_tokens"], row["last_ai_message"]) == (0, None)
 
-    async def test_an_ending_with_figures_stores_them_and_the_end(self, storage: Storage) -> None:
+    async def test_ending_event_with_counts_stores_them_and_ended_at(self, storage: Storage) -> None:
         for kind, status in _ENDINGS.items():
             with case(kind):
                 row = await _after(storage, kind, {"completion_data": FIGURES})
                 assert (row["status"], row["ended_at"]) == (status, _AT_TEXT)
                 assert {name: row[name] for name in FIGURES} == FIGURES
 
-    async def test_an_ending_with_empty_figures_is_an_ending(self, storage: Storage) -> None:
+    async def test_ending_event_with_empty_completion_data_ends_the_run(self, storage: Storage) -> None:
         for kind, status in _ENDINGS.items():
             with case(kind):
                 row = await _after(storage, kind, {"completion_data": {}})
                 assert (row["status"], row["ended_at"], row["total_tokens"]) == (status, _AT_TEXT, 0)
 
-    async def test_status_or_error_among_the_figures_breaks_nothing(self, storage: Storage) -> None:
+    async def test_completion_data_may_contain_status_or_error(self, storage: Storage) -> None:
         """A payload's own `error` or `status` inside `completion_data` never breaks the call."""
         own = {
             **FIGURES,
@@ -132,7 +132,7 @@ class ObserverContract(Contract):
                 assert (row["status"], row["ended_at"]) == (status, _AT_TEXT)
                 assert {name: row[name] for name in FIGURES} == FIGURES
 
-    async def test_the_payloads_error_wins(self, storage: Storage) -> None:
+    async def test_payload_error_takes_precedence_over_completion_data(self, storage: Storage) -> None:
         inner = {"completion_data": {"error": "inner"}}
         table: tuple[tuple[dict[str, Any], str], ...] = (
             ({"error": "outer"}, "outer"),
@@ -145,7 +145,7 @@ class ObserverContract(Contract):
             with case(payload):
                 assert (await _after(storage, "run_failed", payload))["error"] == expected
 
-    async def test_a_failed_run_has_an_error_text_even_if_none_was_given(self, storage: Storage) -> None:
+    async def test_failed_run_always_has_an_error_text(self, storage: Storage) -> None:
         payloads: tuple[Any, ...] = (None, {}, {"completion_data": {}}, {"completion_data": {"error": None}})
         for payload in payloads:
             with case(payload):
@@ -153,7 +153,7 @@ class ObserverContract(Contract):
                 assert row["status"] == "error"
                 assert row["error"]
 
-    async def test_a_completed_run_titles_its_thread(self, storage: Storage) -> None:
+    async def test_completed_event_sets_the_thread_title(self, storage: Storage) -> None:
         """The thread's title if the payload has `title`."""
         await storage.threads.ensure_thread(thread_id=THREAD, user_id=ALICE)
         for payload in ({"title": "First"}, {"title": "Second", "completion_data": FIGURES}):
@@ -164,7 +164,7 @@ class ObserverContract(Contract):
         await _after(storage, "run_failed", {"title": "Third"})
         assert (await stored_thread(storage)).display_name == "Second"
 
-    async def test_a_threads_status_is_updated_and_idle_by_default(self, storage: Storage) -> None:
+    async def test_thread_status_event_sets_the_status_or_idle(self, storage: Storage) -> None:
         await storage.threads.ensure_thread(thread_id=THREAD, user_id=ALICE)
         for payload, status in (
             ({"status": "busy"}, "busy"),
@@ -176,7 +176,7 @@ class ObserverContract(Contract):
                 await storage.observer().on_event(_event("thread_status_updated", payload))
                 assert (await stored_thread(storage)).status == status
 
-    async def test_events_are_matched_by_the_value_of_their_type(self) -> None:
+    async def test_observer_matches_events_by_the_value_of_their_type(self) -> None:
         """So a host's own enum works, and plain text."""
         for given in (*_STORED, *LifecycleEventType, *(kind.value for kind in LifecycleEventType)):
             with case(given):
@@ -184,7 +184,7 @@ class ObserverContract(Contract):
                 await _observing(recorder, recorder).on_event(_event(given, {"title": "T"}))
                 assert recorder.calls
 
-    async def test_other_events_are_ignored(self, storage: Storage) -> None:
+    async def test_observer_ignores_other_events(self, storage: Storage) -> None:
         await given_run(storage)
         before = await everything(storage)
         for kind in (
@@ -200,7 +200,7 @@ class ObserverContract(Contract):
                 await storage.observer().on_event(_event(kind, {"title": "T", "status": "busy"}))
         assert await everything(storage) == before
 
-    async def test_the_packages_own_event_is_one(self, storage: Storage) -> None:
+    async def test_observer_accepts_the_packages_lifecycle_event(self, storage: Storage) -> None:
         await given_run(storage)
         await storage.observer().on_event(
             LifecycleEvent(
@@ -210,7 +210,7 @@ class ObserverContract(Contract):
         row = await stored_run(storage)
         assert (row["status"], row["ended_at"]) == ("success", _AT_TEXT)
 
-    async def test_a_run_that_is_over_is_not_started_again(self, storage: Storage) -> None:
+    async def test_late_started_event_does_not_reactivate_a_run(self, storage: Storage) -> None:
         """A late event does not bring a run back."""
         for kind, status in _ENDINGS.items():
             with case(kind):
@@ -219,7 +219,7 @@ class ObserverContract(Contract):
                 await storage.observer().on_event(_event("run_started", run_id=kind))
                 assert (await stored_run(storage, kind))["status"] == status
 
-    async def test_an_event_that_cannot_be_stored_is_logged_and_raises_nothing(
+    async def test_observer_logs_an_event_that_cannot_be_stored(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Logged with its type and run id: the agent's run goes on."""
@@ -238,7 +238,7 @@ class ObserverContract(Contract):
                     assert told
                     assert all(kind.value in text and "run-on-fire" in text for text in told)
 
-    async def test_an_event_after_the_storage_was_closed_raises_nothing(
+    async def test_observer_raises_nothing_after_the_storage_is_closed(
         self, storage: Storage, caplog: pytest.LogCaptureFixture
     ) -> None:
         observer = storage.observer()
@@ -248,7 +248,7 @@ class ObserverContract(Contract):
             "run_started" in record.getMessage() and RUN in record.getMessage() for record in caplog.records
         )
 
-    async def test_either_store_may_be_missing(self) -> None:
+    async def test_observer_works_with_either_store_missing(self) -> None:
         """Both are optional."""
         payload = {"title": "T", "status": "busy", "completion_data": {"total_tokens": 1}}
         for kind in HostEventType:
@@ -260,7 +260,7 @@ class ObserverContract(Contract):
                 assert not [name for name in runs.names if "thread" in name]
                 assert [name for name in threads.names if "thread" in name] == threads.names
 
-    async def test_any_run_write_repository_gets_only_fields_it_knows(self) -> None:
+    async def test_observer_drops_unknown_completion_fields(self) -> None:
         """Unknown keys of `completion_data` are left out."""
         known = {*FIGURES, "error", "ended_at", "run_id", "status"}
         for kind, status in _ENDINGS.items():
@@ -283,7 +283,7 @@ class ObserverContract(Contract):
                 assert {name: arguments[name] for name in FIGURES} == FIGURES
                 assert datetime.fromisoformat(str(arguments["ended_at"])) == _AT
 
-    async def test_the_payload_is_left_as_it_was(self) -> None:
+    async def test_observer_does_not_modify_the_payload(self) -> None:
         for kind in HostEventType:
             with case(kind.value):
                 payload: dict[str, Any] = {

@@ -130,7 +130,7 @@ async def _equal_or_refused(storage: Storage, name: str, payload: Any) -> None:
 
 
 class PayloadContract(Contract):
-    async def test_a_runs_payloads_come_back_as_they_went_in(self, storage: Storage) -> None:
+    async def test_run_payloads_round_trip(self, storage: Storage) -> None:
         """Every key and value."""
         for name, value in ROUND_TRIPS.items():
             with case(name):
@@ -139,7 +139,7 @@ class PayloadContract(Contract):
                 assert exactly(row["metadata"]) == exactly(payload)
                 assert exactly(row["kwargs"]) == exactly(payload)
 
-    async def test_every_payload_written_comes_back_as_it_went_in(self, storage: Storage) -> None:
+    async def test_payloads_of_every_write_method_round_trip(self, storage: Storage) -> None:
         await _given(storage)
         for value_name, value in ROUND_TRIPS.items():
             payload = with_own_keys(value)
@@ -150,14 +150,14 @@ class PayloadContract(Contract):
                     stored = await _stored_payload(storage, name)
                     assert exactly({key: stored[key] for key in payload}) == exactly(payload)
 
-    async def test_all_values_at_once_come_back_as_they_went_in(self, storage: Storage) -> None:
+    async def test_all_payload_values_round_trip_together(self, storage: Storage) -> None:
         row = await given_run(storage, metadata=ROUND_TRIPS, kwargs={"all": ROUND_TRIPS})
         assert exactly(row["metadata"]) == exactly(ROUND_TRIPS)
         assert exactly(row["kwargs"]) == exactly({"all": ROUND_TRIPS})
         await storage.runs.update_status(RUN, "running", metadata={"$more": 1})
         assert exactly((await stored_run(storage))["metadata"]) == exactly({**ROUND_TRIPS, "$more": 1})
 
-    async def test_every_character_comes_back(self, storage: Storage) -> None:
+    async def test_every_character_round_trips(self, storage: Storage) -> None:
         text = (
             _CONTROL + "".join(chr(code) for code in range(32, 0x3000)) + "\ufffe\uffff\U0001f600\U0010ffff"
         )
@@ -165,7 +165,7 @@ class PayloadContract(Contract):
         assert row["metadata"] == {"text": text}
         assert row["kwargs"] == {text.replace("\0", ""): 1}
 
-    async def test_random_payloads_come_back_as_they_went_in(self, storage: Storage) -> None:
+    async def test_random_payloads_round_trip(self, storage: Storage) -> None:
         source = random.Random(20260422)  # noqa: S311 - a table that is the same every time
         for number in range(300):
             payload = {random_text(source): random_json(source) for _ in range(source.randrange(6))}
@@ -180,7 +180,7 @@ class PayloadContract(Contract):
                     {**payload, **more}
                 )
 
-    async def test_objects_are_made_json_first(self, storage: Storage) -> None:
+    async def test_objects_are_converted_to_json(self, storage: Storage) -> None:
         """Messages, models, datetimes, UUIDs, bytes, dataclasses, unknown objects."""
         for name, given, expected in CONVERSIONS:
             with case(name):
@@ -188,7 +188,7 @@ class PayloadContract(Contract):
                 assert exactly(row["metadata"]) == exactly({"k": expected})
                 assert exactly(row["kwargs"]) == exactly({"k": [expected]})
 
-    async def test_objects_are_made_json_wherever_they_are_written(self, storage: Storage) -> None:
+    async def test_every_write_method_converts_objects_to_json(self, storage: Storage) -> None:
         await _given(storage)
         given = {name: value for name, value, _ in CONVERSIONS}
         expected = {name: value for name, _, value in CONVERSIONS}
@@ -198,7 +198,7 @@ class PayloadContract(Contract):
                 await write(given)
                 assert exactly(await _stored_payload(storage, name)) == exactly(expected)
 
-    async def test_sets_become_lists(self, storage: Storage) -> None:
+    async def test_sets_are_stored_as_lists(self, storage: Storage) -> None:
         sets: list[tuple[Any, list[Any]]] = [
             ({3, 1, 2}, [1, 2, 3]),
             (frozenset({"b", "a"}), ["a", "b"]),
@@ -213,7 +213,7 @@ class PayloadContract(Contract):
                 assert_plain(stored)
                 assert sorted(map(repr, stored)) == sorted(map(repr, expected))
 
-    async def test_whole_objects_may_be_payloads(self, storage: Storage) -> None:
+    async def test_models_and_dataclasses_can_be_payloads(self, storage: Storage) -> None:
         """A model or a dataclass whose fields are the payload."""
         for name, given, expected in CONVERSIONS:
             if name in WHOLE:
@@ -221,7 +221,7 @@ class PayloadContract(Contract):
                     row = await given_run(storage, name, metadata=given)
                     assert exactly(row["metadata"]) == exactly(expected)
 
-    async def test_what_is_doubtful_comes_back_equal_or_is_refused(self, storage: Storage) -> None:
+    async def test_borderline_payload_round_trips_or_raises(self, storage: Storage) -> None:
         """`InvalidPayloadError` or `PayloadTooLargeError` naming the field, and nothing is written."""
         await _given(storage)
         for value_name, value in DOUBTFUL.items():
@@ -231,7 +231,7 @@ class PayloadContract(Contract):
                     await _forget_new(storage)
                     await _equal_or_refused(storage, name, payload)
 
-    async def test_what_is_no_number_comes_back_or_is_refused(self, storage: Storage) -> None:
+    async def test_non_finite_number_round_trips_or_raises(self, storage: Storage) -> None:
         await _given(storage)
         for value in (math.nan, math.inf, -math.inf):
             for name in payload_writes(storage):
@@ -239,14 +239,14 @@ class PayloadContract(Contract):
                     await _forget_new(storage)
                     await _equal_or_refused(storage, name, {"k": [value]})
 
-    async def test_what_holds_itself_is_refused(self, storage: Storage) -> None:
+    async def test_self_referencing_payload_raises(self, storage: Storage) -> None:
         await _given(storage)
         for value_name, value in REFUSED.items():
             for name in payload_writes(storage):
                 with case(name, value_name):
                     await _refused(storage, name, {"k": value})
 
-    async def test_what_is_very_deep_comes_back_or_is_refused(self, storage: Storage) -> None:
+    async def test_very_deep_payload_round_trips_or_raises(self, storage: Storage) -> None:
         await _given(storage)
         for depth, kind in ((2_000, dict), (2_000, list), (100_000, dict), (100_000, list)):
             with case(depth, kind.__name__):
@@ -261,14 +261,14 @@ class PayloadContract(Contract):
                     assert await storage.runs.get("new", user_id=None) is None
                 await _forget_new(storage)
 
-    async def test_a_payload_that_is_no_mapping_is_refused(self, storage: Storage) -> None:
+    async def test_payload_that_is_not_a_mapping_raises(self, storage: Storage) -> None:
         await _given(storage)
         for value in ("text", 5, ["a"], [("a", 1)], b"bytes", True):
             for name in payload_writes(storage):
                 with case(name, value):
                     await _refused(storage, name, value)
 
-    async def test_the_refusal_says_where(self, storage: Storage) -> None:
+    async def test_payload_error_names_the_field_and_path(self, storage: Storage) -> None:
         """Naming the field and the place."""
         payload = {"steps": [{"ok": 1}, {"broken": holding_itself(list)}]}
         for field in ("metadata", "kwargs"):
@@ -278,6 +278,6 @@ class PayloadContract(Contract):
             assert "steps" in str(refused.value)
             assert isinstance(refused.value, ValueError)
 
-    async def test_json_text_of_a_row_says_the_same(self, storage: Storage) -> None:
+    async def test_row_survives_a_json_round_trip(self, storage: Storage) -> None:
         row = await given_run(storage, metadata=ROUND_TRIPS)
         assert exactly(json.loads(json.dumps(row))) == exactly(dict(row))

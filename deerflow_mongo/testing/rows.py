@@ -72,7 +72,7 @@ class _Status(enum.StrEnum):
 
 
 class RowContract(Contract):
-    async def test_a_run_row_has_all_its_keys_and_no_others(self, storage: Storage) -> None:
+    async def test_run_row_has_exactly_the_documented_keys(self, storage: Storage) -> None:
         """`RunRow` keys, always all present."""
         row = await given_run(storage)
         assert set(row) == set(RunRow.__annotations__)
@@ -80,7 +80,7 @@ class RowContract(Contract):
         [listed] = await storage.runs.list_by_thread(THREAD, user_id=None)
         assert set(listed) == set(RunRow.__annotations__)
 
-    async def test_a_feedback_row_has_all_its_keys_and_no_others(self, storage: Storage) -> None:
+    async def test_feedback_row_has_exactly_the_documented_keys(self, storage: Storage) -> None:
         names: dict[str, Any] = {"run_id": RUN, "thread_id": THREAD, "rating": 1}
         rows = [
             await storage.feedback.create(**names, user_id=ALICE, message_id="m", comment="good"),
@@ -93,7 +93,7 @@ class RowContract(Contract):
         for row in rows:
             assert set(row) == set(FeedbackRow.__annotations__)
 
-    async def test_rows_hold_only_plain_json_types(self, storage: Storage) -> None:
+    async def test_run_rows_contain_only_plain_json_types(self, storage: Storage) -> None:
         """Nothing of the driver leaks into a row, and no subclass of a plain type."""
         odd: dict[str, Any] = {
             "text": _Text("text"),
@@ -119,7 +119,7 @@ class RowContract(Contract):
         }.items():
             assert_plain(value, place)
 
-    async def test_feedback_and_threads_hold_only_plain_json_types(self, storage: Storage) -> None:
+    async def test_feedback_and_threads_contain_only_plain_json_types(self, storage: Storage) -> None:
         vote: dict[str, Any] = {
             "run_id": _Text(RUN),
             "thread_id": _Text(THREAD),
@@ -143,14 +143,14 @@ class RowContract(Contract):
             assert_plain(value, place)
             assert json.loads(json.dumps(value)) == value
 
-    async def test_times_come_back_equal_to_the_microsecond(self, storage: Storage) -> None:
+    async def test_run_times_round_trip_to_the_microsecond(self, storage: Storage) -> None:
         """Any offset, `Z` too, or a datetime; a naive one means UTC; no fraction where it is zero."""
         for number, (given, expected) in enumerate(_TIMES):
             with case("create", given):
                 row = await given_run(storage, f"run-{number}", **dict.fromkeys(_RUN_TIMES, given))
                 assert {name: row[name] for name in _RUN_TIMES} == dict.fromkeys(_RUN_TIMES, expected)
 
-    async def test_times_of_updates_come_back_equal_to_the_microsecond(self, storage: Storage) -> None:
+    async def test_updated_times_round_trip_to_the_microsecond(self, storage: Storage) -> None:
         for number, (given, expected) in enumerate(_TIMES):
             with case("update_status", given):
                 await given_run(storage, f"updated-{number}")
@@ -166,7 +166,7 @@ class RowContract(Contract):
                 )
                 assert (await stored_run(storage, f"completed-{number}"))["ended_at"] == expected
 
-    async def test_what_is_no_time_is_refused_and_nothing_is_written(self, storage: Storage) -> None:
+    async def test_invalid_time_raises_and_writes_nothing(self, storage: Storage) -> None:
         """Anything else is a `ValueError`."""
         before = await given_run(storage)
         writes: dict[str, Callable[[Any], Awaitable[object]]] = {
@@ -191,7 +191,7 @@ class RowContract(Contract):
                     await write(value)
         assert await storage.runs.list_by_thread(THREAD, user_id=None) == [before]
 
-    async def test_every_time_in_a_row_has_the_one_form(self, storage: Storage) -> None:
+    async def test_every_time_in_a_row_is_iso_8601_in_utc(self, storage: Storage) -> None:
         since = now()
         with acting_as(ALICE):
             await storage.runs.create(RUN, THREAD)
@@ -204,7 +204,7 @@ class RowContract(Contract):
         vote = await storage.feedback.upsert(run_id=RUN, thread_id=THREAD, rating=1, user_id=ALICE)
         assert_row_time(vote["created_at"])
 
-    async def test_threads_are_immutable_with_aware_times(self, storage: Storage) -> None:
+    async def test_threads_are_immutable_and_have_aware_times(self, storage: Storage) -> None:
         """Rows here are immutable objects with attributes, the times aware datetimes."""
         thread = await storage.threads.ensure_thread(thread_id=THREAD, user_id=ALICE)
         for name in ThreadMeta.__annotations__:
@@ -214,7 +214,7 @@ class RowContract(Contract):
         assert thread.updated_time.utcoffset() == timedelta(0)
         assert thread == await stored_thread(storage)
 
-    async def test_what_callers_do_to_their_objects_changes_nothing_stored(self, storage: Storage) -> None:
+    async def test_mutating_passed_or_returned_objects_changes_nothing_stored(self, storage: Storage) -> None:
         given: dict[str, Any] = {"steps": [{"n": 1}]}
         row = await given_run(storage, metadata=given, kwargs=given)
         thread = await storage.threads.ensure_thread(thread_id=THREAD, metadata=given, user_id=ALICE)

@@ -50,7 +50,7 @@ class RunEventContract(Contract):
         assert numbers(await storage.run_events.put_batch([event(), event()])) == [4, 5]
         assert (await storage.run_events.put(**event()))["seq"] == 6
 
-    async def test_put_batch_gives_the_rows_that_lists_give(self, storage: Storage) -> None:
+    async def test_put_batch_returns_the_same_rows_as_the_lists(self, storage: Storage) -> None:
         rows = await storage.run_events.put_batch(
             [event(content={"a": 1}, metadata={"b": [2]}), event(event_type="called", content="text")]
         )
@@ -60,14 +60,14 @@ class RunEventContract(Contract):
             assert set(row) == _KEYS
             assert_plain(row)
 
-    async def test_what_an_event_leaves_out_has_its_default(self, storage: Storage) -> None:
+    async def test_event_fields_have_the_documented_defaults(self, storage: Storage) -> None:
         since = now()
         for fields in ({}, {"content": None, "metadata": None, "created_at": None}):
             row = await storage.run_events.put(**event(**fields))
             assert (row["content"], row["metadata"]) == ("", {})
             assert_is_now(assert_row_time(row["created_at"]), since=since)
 
-    async def test_a_time_of_an_event_is_kept(self, storage: Storage) -> None:
+    async def test_event_time_is_stored_in_utc(self, storage: Storage) -> None:
         """To the microsecond, in UTC."""
         moment = datetime(2026, 4, 22, 3, 26, 38, 123456, tzinfo=UTC)
         elsewhere = moment.astimezone(timezone(timedelta(hours=8)))
@@ -78,16 +78,16 @@ class RunEventContract(Contract):
             with case(wrong), pytest.raises(ValueError, match="created_at"):
                 await storage.run_events.put(**event(created_at=wrong))
 
-    async def test_an_enum_of_the_host_is_its_value(self, storage: Storage) -> None:
+    async def test_enum_event_type_is_stored_as_its_value(self, storage: Storage) -> None:
         row = await storage.run_events.put(**event(event_type=_Kind.SAID))
         assert row["event_type"] == "said"
         assert await storage.run_events.list_events(THREAD, RUN, event_types=[_Kind.SAID]) == [row]  # pyright: ignore[reportArgumentType]
 
-    async def test_an_empty_batch_is_no_event(self, storage: Storage) -> None:
+    async def test_empty_batch_stores_nothing(self, storage: Storage) -> None:
         assert await storage.run_events.put_batch([]) == []
         assert await story(storage) == []
 
-    async def test_a_batch_may_mix_threads_and_runs(self, storage: Storage) -> None:
+    async def test_batch_may_mix_threads_and_runs(self, storage: Storage) -> None:
         """Rows come in the order of the input; each thread counts by itself."""
         places = [("a", "r1"), ("b", "r1"), ("a", "r2"), ("a", "r1"), ("c", "r3"), ("b", "r1")]
         rows = await storage.run_events.put_batch([event(thread_id=t, run_id=r) for t, r in places])
@@ -95,7 +95,7 @@ class RunEventContract(Contract):
         assert numbers(rows) == [1, 1, 2, 3, 1, 2]
         assert numbers(await story(storage, "a", "r1", "r2")) == [1, 2, 3]
 
-    async def test_numbers_rise_in_the_order_of_the_calls(self, storage: Storage) -> None:
+    async def test_seq_rises_in_the_order_of_the_calls(self, storage: Storage) -> None:
         """Of one process, also when calls do not wait for each other; each batch is dense."""
         calls = [
             storage.run_events.put_batch([event(content=f"{n}") for _ in range(n % 7)]) for n in range(60)
@@ -107,7 +107,7 @@ class RunEventContract(Contract):
             f"{n}" for n in range(60) for _ in range(n % 7)
         ]
 
-    async def test_large_batches_among_small_ones_stay_whole(self, storage: Storage) -> None:
+    async def test_concurrent_batches_of_any_size_have_consecutive_seqs(self, storage: Storage) -> None:
         """More events, and more bytes, than a database may store as one unit."""
         sizes = [1, 300, 2, 70, 5, 3]
         texts = ["x", "x", "x" * 100_000, "x" * 3_000, "x", "x" * 200_000]
@@ -120,7 +120,7 @@ class RunEventContract(Contract):
             assert numbers(rows) == list(range(rows[0]["seq"], rows[0]["seq"] + size))
         assert numbers(await story(storage)) == list(range(1, sum(sizes) + 1))
 
-    async def test_many_threads_at_once_do_not_meet(self, storage: Storage) -> None:
+    async def test_concurrent_writes_to_many_threads_are_numbered_separately(self, storage: Storage) -> None:
         calls = [storage.run_events.put_batch([event(thread_id=f"thread-{n % 20}")] * 2) for n in range(100)]
         await asyncio.gather(*calls)
         for n in range(20):
@@ -128,7 +128,7 @@ class RunEventContract(Contract):
 
     # What goes in comes back, or is refused.
 
-    async def test_content_comes_back_as_it_went_in(self, storage: Storage) -> None:
+    async def test_event_content_round_trips(self, storage: Storage) -> None:
         """Content that was a dict comes back a dict, text as text, lists too."""
         for name, value in ROUND_TRIPS.items():
             contents = [with_own_keys(value), [value], {"content": value, "_json": value}]
@@ -143,14 +143,14 @@ class RunEventContract(Contract):
             with case(text[:20]):
                 assert (await storage.run_events.put(**event(content=text)))["content"] == text
 
-    async def test_objects_in_content_are_made_json_first(self, storage: Storage) -> None:
+    async def test_objects_in_event_content_are_converted_to_json(self, storage: Storage) -> None:
         for name, given, expected in CONVERSIONS:
             with case(name):
                 row = await storage.run_events.put(**event(content={"k": given}))
                 assert exactly(row["content"]) == exactly({"k": expected})
                 assert exactly((await story(storage))[-1]) == exactly(row)
 
-    async def test_rows_are_the_callers_own(self, storage: Storage) -> None:
+    async def test_mutating_event_input_or_rows_changes_nothing_stored(self, storage: Storage) -> None:
         """Changing what went in, or what came out, changes nothing that is stored."""
         content: dict[str, Any] = {"k": [1]}
         row: Any = await storage.run_events.put(**event(content=content, metadata=content))
@@ -159,7 +159,7 @@ class RunEventContract(Contract):
         [stored] = await story(storage)
         assert (stored["content"], stored["metadata"]) == ({"k": [1]}, {"k": [1]})
 
-    async def test_what_is_no_event_is_refused_and_nothing_is_written(self, storage: Storage) -> None:
+    async def test_invalid_event_raises_and_writes_nothing(self, storage: Storage) -> None:
         wrong: list[tuple[Any, str]] = [
             ({name: value for name, value in event().items() if name != gone}, gone)
             for gone in ("thread_id", "run_id", "event_type", "category")
@@ -179,7 +179,7 @@ class RunEventContract(Contract):
         assert await story(storage) == []
         assert (await storage.run_events.put(**event()))["seq"] == 1
 
-    async def test_an_unstorable_event_fails_its_own_caller_and_nobody_else(self, storage: Storage) -> None:
+    async def test_invalid_event_content_fails_only_its_own_caller(self, storage: Storage) -> None:
         """Written together or not."""
         unstorable = [holding_itself(dict), {"k": holding_itself(list)}, "x" * (17 * 1024 * 1024)]
         calls = [storage.run_events.put_batch([event(content="good")] * 3) for _ in range(30)]
@@ -195,7 +195,7 @@ class RunEventContract(Contract):
                 assert isinstance(answer, list)
         assert numbers(await story(storage)) == list(range(1, 27 * 3 + 1))
 
-    async def test_a_cancelled_caller_neither_blocks_nor_fails_the_others(self, storage: Storage) -> None:
+    async def test_cancelled_put_does_not_affect_other_callers(self, storage: Storage) -> None:
         calls = [asyncio.create_task(storage.run_events.put_batch([event()] * 2)) for _ in range(40)]
         await asyncio.sleep(0)
         for call in calls[::3]:
@@ -220,12 +220,12 @@ class RunEventContract(Contract):
             with case(other):
                 assert (await storage.run_events.put_if_absent(**event(**other)))[1] is True
 
-    async def test_put_if_absent_sees_what_put_has_stored(self, storage: Storage) -> None:
+    async def test_put_if_absent_finds_an_event_stored_by_put(self, storage: Storage) -> None:
         stored = await storage.run_events.put(**event())
         await storage.run_events.put(**event())
         assert await storage.run_events.put_if_absent(**event()) == (stored, False)
 
-    async def test_of_concurrent_put_if_absent_one_is_stored(self, storage: Storage) -> None:
+    async def test_concurrent_put_if_absent_calls_store_one_event(self, storage: Storage) -> None:
         calls = [storage.run_events.put_if_absent(**event(content=f"{n}")) for n in range(30)]
         others = [storage.run_events.put(**event(event_type="other")) for _ in range(30)]
         answers = await asyncio.gather(*calls)
@@ -235,7 +235,7 @@ class RunEventContract(Contract):
         assert all(row == stored for row, _ in answers)
         assert numbers(await story(storage)) == list(range(1, 32))
 
-    async def test_a_deleted_event_is_absent_again(self, storage: Storage) -> None:
+    async def test_put_if_absent_stores_again_after_a_delete(self, storage: Storage) -> None:
         await storage.run_events.put_if_absent(**event())
         assert await storage.run_events.delete_by_run(THREAD, RUN) == 1
         row, is_new = await storage.run_events.put_if_absent(**event())
@@ -243,7 +243,7 @@ class RunEventContract(Contract):
 
     # Deletions.
 
-    async def test_deleting_a_run_leaves_the_others(self, storage: Storage) -> None:
+    async def test_deleting_the_events_of_a_run_leaves_other_runs(self, storage: Storage) -> None:
         places = [(THREAD, RUN), (THREAD, "run-2"), ("thread-2", RUN)]
         for _ in range(3):
             await storage.run_events.put_batch([event(thread_id=t, run_id=r) for t, r in places])
@@ -255,7 +255,7 @@ class RunEventContract(Contract):
         assert len(await story(storage, "thread-2")) == 3
         assert await storage.run_events.delete_by_run(THREAD, RUN) == 0
 
-    async def test_deleting_a_thread_leaves_the_others(self, storage: Storage) -> None:
+    async def test_deleting_the_events_of_a_thread_leaves_other_threads(self, storage: Storage) -> None:
         for thread_id in (THREAD, "thread-2"):
             await storage.run_events.put_batch([event(thread_id=thread_id), event(thread_id=thread_id)])
         assert await storage.run_events.delete_by_thread(THREAD) == 2
@@ -266,7 +266,7 @@ class RunEventContract(Contract):
         assert await storage.run_events.delete_by_thread("no such thread") == 0
         assert await storage.run_events.delete_by_run("no such thread", RUN) == 0
 
-    async def test_a_number_is_never_given_twice_after_a_deletion(self, storage: Storage) -> None:
+    async def test_seq_is_never_reused_after_a_delete(self, storage: Storage) -> None:
         put = storage.run_events.put_batch
         await put([event(), event(run_id="run-2"), event()])
         assert await storage.run_events.delete_by_run(THREAD, RUN) == 2
@@ -276,7 +276,7 @@ class RunEventContract(Contract):
         assert numbers(await storage.run_events.list_messages(THREAD, after_seq=4)) == [5, 6]
 
     @needs("durability")
-    async def test_a_number_is_never_given_twice_by_another_storage(
+    async def test_seq_is_never_reused_by_another_storage(
         self, storage: Storage, storage_config: Mapping[str, Any]
     ) -> None:
         """Of one that is new, and of one that knew the thread before others wrote to it and deleted."""
@@ -292,7 +292,7 @@ class RunEventContract(Contract):
             assert numbers(await new.run_events.put_batch([event()])) == [9]
 
     @needs("durability")
-    async def test_events_of_two_storages_share_the_numbers(
+    async def test_two_storages_share_one_seq_per_thread(
         self, storage: Storage, storage_config: Mapping[str, Any]
     ) -> None:
         async with create_storage(storage_config) as other:

@@ -53,7 +53,7 @@ def _other_texts_unset(**texts: Any) -> dict[str, Any]:
 
 
 class RunUpdateContract(Contract):
-    async def test_update_status_goes_every_way_but_back_to_life(self, storage: Storage) -> None:
+    async def test_update_status_never_reactivates_an_ended_run(self, storage: Storage) -> None:
         """Such an update still merges its metadata and fills times that are not set."""
         for old in _STATUSES:
             for new in _STATUSES:
@@ -68,7 +68,7 @@ class RunUpdateContract(Contract):
                     assert row["metadata"] == {"a": 1, "b": 2}
                     assert (row["started_at"], row["ended_at"]) == (_EARLY, _LATE)
 
-    async def test_a_completion_goes_every_way_but_back_to_life(self, storage: Storage) -> None:
+    async def test_completion_never_reactivates_an_ended_run(self, storage: Storage) -> None:
         for old in _STATUSES:
             for new in _STATUSES:
                 with case(old, new):
@@ -79,9 +79,7 @@ class RunUpdateContract(Contract):
                     assert row["status"] == _expected_status(old, new)
                     assert row["ended_at"] == _LATE
 
-    async def test_an_update_that_would_revive_a_run_changes_no_time_that_is_set(
-        self, storage: Storage
-    ) -> None:
+    async def test_active_status_on_an_ended_run_leaves_set_times_unchanged(self, storage: Storage) -> None:
         for old in ENDED_STATUSES:
             for new in ACTIVE_STATUSES:
                 with case(old, new):
@@ -92,7 +90,7 @@ class RunUpdateContract(Contract):
                     row = await stored_run(storage, run_id)
                     assert (row["status"], row["started_at"], row["ended_at"]) == (old, _EARLY, _EARLY)
 
-    async def test_a_completion_that_would_revive_a_run_leaves_its_figures(self, storage: Storage) -> None:
+    async def test_active_completion_of_an_ended_run_leaves_counts_unchanged(self, storage: Storage) -> None:
         await given_run(storage)
         await storage.runs.update_run_completion(RUN, status="error", **_COMPLETION)
         await storage.runs.update_run_completion(RUN, status="running", total_tokens=1, error="late")
@@ -100,7 +98,7 @@ class RunUpdateContract(Contract):
         assert row["status"] == "error"
         assert _of(row, _COMPLETION) == _COMPLETION
 
-    async def test_times_of_a_run_that_is_going_are_kept(self, storage: Storage) -> None:
+    async def test_status_update_of_an_active_run_stores_given_times(self, storage: Storage) -> None:
         """Given times are stored, absent ones leave what is there."""
         await given_run(storage)
         await storage.runs.update_status(RUN, "running", started_at=_EARLY)
@@ -112,7 +110,7 @@ class RunUpdateContract(Contract):
         row = await stored_run(storage)
         assert (row["started_at"], row["ended_at"]) == (_LATE, _LATE)
 
-    async def test_an_update_leaves_everything_else(self, storage: Storage) -> None:
+    async def test_status_update_changes_nothing_else(self, storage: Storage) -> None:
         before = await given_run(
             storage, metadata={"a": 1}, kwargs={"k": 1}, model_name="m", assistant_id="x"
         )
@@ -121,9 +119,7 @@ class RunUpdateContract(Contract):
         changed = {"status": "running", "started_at": _EARLY, "metadata": {"a": 1, "b": 2}}
         assert after == {**before, **changed, "updated_at": after["updated_at"]}
 
-    async def test_updated_at_is_empty_until_the_first_update_and_then_its_time(
-        self, storage: Storage
-    ) -> None:
+    async def test_updated_at_is_empty_until_the_first_update(self, storage: Storage) -> None:
         updates: dict[str, Callable[[str], Awaitable[None]]] = {
             "update_status": lambda run_id: storage.runs.update_status(run_id, "running"),
             "set_error": lambda run_id: storage.runs.set_error(run_id, "broken"),
@@ -140,7 +136,7 @@ class RunUpdateContract(Contract):
                 await update(name)
                 assert_is_now(assert_row_time((await stored_run(storage, name))["updated_at"]), since=since)
 
-    async def test_status_metadata_is_merged_key_by_key_at_the_top(self, storage: Storage) -> None:
+    async def test_status_metadata_is_merged_by_top_level_key(self, storage: Storage) -> None:
         await given_run(storage, metadata={"a": {"x": 1}, "b": [1], "c": 1})
         await storage.runs.update_status(RUN, "running", metadata={"a": {"y": 2}, "d": None})
         await storage.runs.update_status(RUN, "running", metadata={"c": None, "e": {}})
@@ -149,7 +145,7 @@ class RunUpdateContract(Contract):
         row = await stored_run(storage)
         assert exactly(row["metadata"]) == exactly({"a": {"y": 2}, "b": [1], "c": None, "d": None, "e": {}})
 
-    async def test_status_metadata_is_merged_whatever_the_keys(self, storage: Storage) -> None:
+    async def test_status_metadata_merge_accepts_any_key(self, storage: Storage) -> None:
         """Dots, dollars and empty keys are data."""
         await given_run(storage, "empty")
         await storage.runs.update_status("empty", "running", metadata=_KEYS)
@@ -164,7 +160,7 @@ class RunUpdateContract(Contract):
                 assert exactly(row["metadata"]) == exactly(merged)
                 assert row["status"] == "running"
 
-    async def test_a_hundred_merges_at_once_lose_no_key(self, storage: Storage) -> None:
+    async def test_a_hundred_concurrent_status_merges_lose_no_key(self, storage: Storage) -> None:
         await given_run(storage, metadata={"first": True})
         merges = (
             storage.runs.update_status(RUN, "running", metadata={f"key-{number}": number})
@@ -174,7 +170,7 @@ class RunUpdateContract(Contract):
         expected = {"first": True} | {f"key-{number}": number for number in range(100)}
         assert (await stored_run(storage))["metadata"] == expected
 
-    async def test_an_ending_among_a_hundred_updates_at_once_stays(self, storage: Storage) -> None:
+    async def test_completion_survives_a_hundred_concurrent_status_updates(self, storage: Storage) -> None:
         await given_run(storage)
         updates = [storage.runs.update_status(RUN, "running", started_at=_EARLY) for _ in range(99)]
         updates.insert(50, storage.runs.update_run_completion(RUN, status="success", total_tokens=5))
@@ -182,7 +178,7 @@ class RunUpdateContract(Contract):
         row = await stored_run(storage)
         assert (row["status"], row["total_tokens"]) == ("success", 5)
 
-    async def test_set_error_sets_status_and_text(self, storage: Storage) -> None:
+    async def test_set_error_sets_status_and_error_text(self, storage: Storage) -> None:
         for old in _STATUSES:
             with case(old):
                 before = await given_run(storage, old, status=old, metadata={"a": 1}, started_at=_EARLY)
@@ -192,7 +188,7 @@ class RunUpdateContract(Contract):
                 assert (after["status"], after["error"]) == ("error", "broken $a.b")
                 assert (after["metadata"], after["started_at"]) == (before["metadata"], _EARLY)
 
-    async def test_an_error_is_stored_with_the_status(self, storage: Storage) -> None:
+    async def test_update_status_stores_the_error_with_the_status(self, storage: Storage) -> None:
         """In one update, with metadata or without; an absent one leaves what is there."""
         for old in ACTIVE_STATUSES:
             for new in _STATUSES:
@@ -207,7 +203,7 @@ class RunUpdateContract(Contract):
                         await storage.runs.update_status(run_id, new, ended_at=_LATE, metadata={"b": 2})
                         assert (await stored_run(storage, run_id))["error"] == "$a"
 
-    async def test_of_two_endings_the_later_ones_error_stays(self, storage: Storage) -> None:
+    async def test_later_ending_replaces_the_error_only_if_it_has_one(self, storage: Storage) -> None:
         for old in ENDED_STATUSES:
             for new in ENDED_STATUSES:
                 with case(old, new):
@@ -219,7 +215,7 @@ class RunUpdateContract(Contract):
                     row = await stored_run(storage, run_id)
                     assert (row["status"], row["error"]) == (new, "")
 
-    async def test_an_update_that_would_revive_a_run_leaves_its_error(self, storage: Storage) -> None:
+    async def test_active_status_on_an_ended_run_leaves_its_error_unchanged(self, storage: Storage) -> None:
         """Whether it has one or not."""
         for old in ENDED_STATUSES:
             for new in ACTIVE_STATUSES:
@@ -232,7 +228,7 @@ class RunUpdateContract(Contract):
                         assert (row["status"], row["error"]) == (old, error)
                         assert row["metadata"] == {"a": 1}
 
-    async def test_nobody_sees_a_status_without_its_error(self, storage: Storage) -> None:
+    async def test_status_and_error_are_updated_atomically(self, storage: Storage) -> None:
         await given_run(storage)
 
         async def write() -> None:
@@ -250,7 +246,7 @@ class RunUpdateContract(Contract):
         writing = asyncio.create_task(write())
         await asyncio.gather(writing, read(), read())
 
-    async def test_what_is_no_error_or_model_is_refused_and_changes_nothing(self, storage: Storage) -> None:
+    async def test_invalid_error_or_model_name_raises_and_changes_nothing(self, storage: Storage) -> None:
         before = await given_run(storage, error="first", model_name="m")
         others: tuple[Any, ...] = (5, 0, True, b"x", ["x"], {"$ne": None}, {"_json": "1"}, object())
         for value in others:
@@ -267,7 +263,7 @@ class RunUpdateContract(Contract):
                     await storage.runs.update_model_name(RUN, value)
         assert await storage.runs.list_by_thread(THREAD, user_id=None) == [before]
 
-    async def test_a_model_name_is_set_alone(self, storage: Storage) -> None:
+    async def test_update_model_name_changes_only_the_model_name(self, storage: Storage) -> None:
         """Also to None, and of a run that is over."""
         before = await given_run(storage, status="success", metadata={"a": 1}, error="e", model_name="m")
         for name in ("gpt-4.1", "$model", "a.b", "", None, "модель", "x" * 1_000):
@@ -276,14 +272,14 @@ class RunUpdateContract(Contract):
                 after = await stored_run(storage)
                 assert after == {**before, "model_name": name, "updated_at": after["updated_at"]}
 
-    async def test_a_completion_stores_every_figure_and_text(self, storage: Storage) -> None:
+    async def test_completion_stores_every_count_and_text(self, storage: Storage) -> None:
         before = await given_run(storage, metadata={"a": 1}, kwargs={"b": 2})
         await storage.runs.update_run_completion(RUN, status="success", ended_at=_LATE, **_COMPLETION)
         after = await stored_run(storage)
         changed = {**_COMPLETION, "status": "success", "ended_at": _LATE, "updated_at": after["updated_at"]}
         assert exactly(dict(after)) == exactly({**before, **changed})
 
-    async def test_what_a_completion_leaves_out_becomes_zero_or_none(self, storage: Storage) -> None:
+    async def test_completion_resets_absent_counts_and_texts(self, storage: Storage) -> None:
         """Absent figures become 0, absent texts None."""
         await given_run(storage)
         await storage.runs.update_run_completion(RUN, status="error", **_COMPLETION)
@@ -313,7 +309,7 @@ class RunUpdateContract(Contract):
         await storage.runs.update_run_completion(RUN, status="success")
         assert _of(await stored_run(storage), _COMPLETION) == _NO_COMPLETION
 
-    async def test_completion_with_unset_texts_of_an_active_run(self, storage: Storage) -> None:
+    async def test_completion_with_unset_texts_stores_the_given_texts(self, storage: Storage) -> None:
         """It stores what it has while the run is active, and nothing where the run has ended."""
         await given_run(storage, status="running", error="first")
         await storage.runs.update_run_completion(
@@ -327,7 +323,7 @@ class RunUpdateContract(Contract):
         texts = (row["first_human_message"], row["last_ai_message"], row["error"])
         assert (row["status"], *texts) == ("success", "hi", "bye", "first")
 
-    async def test_figures_are_not_limited_to_32_bits(self, storage: Storage) -> None:
+    async def test_counts_are_not_limited_to_32_bits(self, storage: Storage) -> None:
         """Integers beyond a column's width are not limits here."""
         figures: dict[str, Any] = {
             name: 2**40 + number
@@ -338,7 +334,7 @@ class RunUpdateContract(Contract):
         await storage.runs.update_run_completion(RUN, status="success", **figures)
         assert exactly(_of(await stored_run(storage), figures)) == exactly(figures)
 
-    async def test_a_completion_ends_the_run_now_unless_it_has_an_end(self, storage: Storage) -> None:
+    async def test_completion_sets_ended_at_to_now_unless_set(self, storage: Storage) -> None:
         """`ended_at`: given, or now when not yet set."""
         for status in ENDED_STATUSES:
             with case(status):
@@ -355,7 +351,7 @@ class RunUpdateContract(Contract):
                 await storage.runs.update_run_completion(f"kept {status}", status=status)
                 assert (await stored_run(storage, f"kept {status}"))["ended_at"] == _EARLY
 
-    async def test_nobody_sees_half_an_update(self, storage: Storage) -> None:
+    async def test_completion_is_one_atomic_update(self, storage: Storage) -> None:
         """One atomic update: a reader sees the whole of one completion, never parts of two."""
         await given_run(storage)
 
@@ -380,7 +376,7 @@ class RunUpdateContract(Contract):
         writing = asyncio.create_task(write())
         await asyncio.gather(writing, read(), read(), read())
 
-    async def test_updating_a_run_that_is_not_there_is_a_warning_and_nothing_else(
+    async def test_update_of_a_missing_run_only_logs_a_warning(
         self, storage: Storage, caplog: pytest.LogCaptureFixture
     ) -> None:
         """It is logged at WARNING with the run's id."""

@@ -76,7 +76,7 @@ async def _listed(storage: Storage, **arguments: Any) -> list[str]:
 
 
 class RunStoreContract(Contract):
-    async def test_a_run_is_created_with_the_defaults(self, storage: Storage) -> None:
+    async def test_new_run_has_the_documented_defaults(self, storage: Storage) -> None:
         """`status` "pending", `multitask_strategy` "reject", `created_at` now, `user_id` the actor."""
         since = now()
         with acting_as(ALICE):
@@ -86,24 +86,22 @@ class RunStoreContract(Contract):
         assert_is_now(assert_row_time(row["created_at"]), since=since)
         assert exactly(dict(row)) == exactly({**_AT_FIRST, "created_at": row["created_at"]})
 
-    async def test_every_field_of_create_is_kept(self, storage: Storage) -> None:
+    async def test_create_stores_every_field(self, storage: Storage) -> None:
         await storage.runs.create(RUN, THREAD, **_EVERY_FIELD)
         assert exactly(dict(await stored_run(storage))) == exactly({**_AT_FIRST, **_EVERY_FIELD})
 
-    async def test_absent_fields_may_be_given_as_none(self, storage: Storage) -> None:
+    async def test_optional_run_fields_accept_none(self, storage: Storage) -> None:
         names = ("created_at", "started_at", "ended_at", "assistant_id", "follow_up_to_run_id")
         nothing: dict[str, Any] = dict.fromkeys((*names, "metadata", "kwargs", "model_name", "error"))
         row = await given_run(storage, **nothing)
         assert exactly(dict(row)) == exactly({**_AT_FIRST, "created_at": row["created_at"]})
 
-    async def test_a_run_of_nobody_is_stored_with_no_owner(self, storage: Storage) -> None:
+    async def test_run_created_for_none_has_no_owner(self, storage: Storage) -> None:
         with acting_as(ALICE):
             await storage.runs.create(RUN, THREAD, user_id=None)
         assert (await stored_run(storage))["user_id"] is None
 
-    async def test_a_second_create_is_an_error_and_leaves_the_first_run_untouched(
-        self, storage: Storage
-    ) -> None:
+    async def test_second_create_raises_and_leaves_the_first_run_unchanged(self, storage: Storage) -> None:
         """A second create of the same `run_id`: `RunExistsError`."""
         first = await given_run(storage, metadata={"first": True})
         for user_id, thread_id in ((ALICE, THREAD), (BOB, THREAD), (None, "thread-2")):
@@ -115,7 +113,7 @@ class RunStoreContract(Contract):
                 assert await stored_run(storage) == first
         assert await storage.runs.list_by_thread("thread-2", user_id=None) == []
 
-    async def test_of_fifty_creates_of_one_id_exactly_one_succeeds(self, storage: Storage) -> None:
+    async def test_exactly_one_of_fifty_concurrent_run_creates_succeeds(self, storage: Storage) -> None:
         creates = (
             storage.runs.create(RUN, THREAD, user_id=f"user-{number}", metadata={"number": number})
             for number in range(50)
@@ -127,13 +125,13 @@ class RunStoreContract(Contract):
         row = await stored_run(storage)
         assert (row["user_id"], row["metadata"]) == (f"user-{winners[0]}", {"number": winners[0]})
 
-    async def test_an_unknown_run_is_none(self, storage: Storage) -> None:
+    async def test_get_of_unknown_run_returns_none(self, storage: Storage) -> None:
         assert await storage.runs.get("unknown", user_id=None) is None
         assert await storage.runs.get("unknown", user_id=ALICE) is None
         assert await storage.runs.delete("unknown", user_id=None) is False
         assert await storage.runs.list_by_thread("unknown", user_id=None) == []
 
-    async def test_runs_are_listed_newest_first_within_their_thread(self, storage: Storage) -> None:
+    async def test_runs_of_a_thread_are_listed_newest_first(self, storage: Storage) -> None:
         """Newest `created_at` first, whatever the order and the offset they were given in."""
         given = {
             "second": "2026-04-22T12:00:00.000001Z",
@@ -149,18 +147,18 @@ class RunStoreContract(Contract):
         assert await _listed(storage, limit=2) == ["first", "second"]
         assert await _listed(storage, user_id=ALICE, limit=1) == ["first"]
 
-    async def test_a_listed_row_is_the_row_that_get_gives(self, storage: Storage) -> None:
+    async def test_listed_run_equals_the_row_from_get(self, storage: Storage) -> None:
         await storage.runs.create(RUN, THREAD, **_EVERY_FIELD)
         assert await storage.runs.list_by_thread(THREAD, user_id=None) == [await stored_run(storage)]
 
-    async def test_a_hundred_runs_are_listed_by_default(self, storage: Storage) -> None:
+    async def test_run_list_has_a_default_limit_of_100(self, storage: Storage) -> None:
         for number in range(105):
             await storage.runs.create(f"run-{number}", THREAD, user_id=ALICE)
         newest = [f"run-{number}" for number in range(104, 4, -1)]
         assert await _listed(storage) == newest
         assert await _listed(storage, user_id=ALICE) == newest
 
-    async def test_runs_made_in_a_loop_are_never_tied_or_swapped(self, storage: Storage) -> None:
+    async def test_runs_created_in_sequence_are_never_tied_or_swapped(self, storage: Storage) -> None:
         for number in range(200):
             await storage.runs.create(f"run-{number}", THREAD, user_id=ALICE)
         rows = await storage.runs.list_by_thread(THREAD, user_id=None, limit=1_000)
@@ -168,7 +166,7 @@ class RunStoreContract(Contract):
         assert len({row["created_at"] for row in rows}) == 200
         assert await storage.runs.list_by_thread(THREAD, user_id=ALICE, limit=200) == rows
 
-    async def test_runs_made_at_once_are_listed_in_one_order(self, storage: Storage) -> None:
+    async def test_runs_created_concurrently_are_listed_in_a_stable_order(self, storage: Storage) -> None:
         """The same order at every call, and by `created_at`."""
         creates = (storage.runs.create(f"run-{number}", THREAD, user_id=ALICE) for number in range(200))
         await asyncio.gather(*creates)
@@ -181,7 +179,7 @@ class RunStoreContract(Contract):
                 assert await _listed(storage, limit=limit) == _ids(rows)[:limit]
                 assert await _listed(storage, limit=limit, user_id=ALICE) == _ids(rows)[:limit]
 
-    async def test_runs_of_one_created_at_keep_the_order_they_were_made_in(self, storage: Storage) -> None:
+    async def test_runs_with_equal_created_at_are_listed_in_creation_order(self, storage: Storage) -> None:
         """Never tied or swapped, also where the host gives the time."""
         expected = [f"run-{number * 7919 % 60}" for number in reversed(range(60))]
         for run_id in reversed(expected):
@@ -189,7 +187,7 @@ class RunStoreContract(Contract):
         assert await _listed(storage) == expected
         assert [(await _listed(storage, limit=limit))[-1] for limit in range(1, 61)] == expected
 
-    async def test_an_update_does_not_move_a_run_in_the_list(self, storage: Storage) -> None:
+    async def test_update_does_not_change_the_order_of_runs(self, storage: Storage) -> None:
         for number in range(10):
             await given_run(storage, f"run-{number}", created_at=_DAY + timedelta(seconds=number // 2))
         before = await _listed(storage)
@@ -198,7 +196,7 @@ class RunStoreContract(Contract):
             await storage.runs.record_token_usage(f"run-{number}", caller="subagent", model_name="m")
         assert await _listed(storage) == before
 
-    async def test_the_limit_counts_the_users_runs_only(self, storage: Storage) -> None:
+    async def test_run_limit_counts_only_the_users_runs(self, storage: Storage) -> None:
         """A user's 5 runs behind 25 of others: all of them listed at limit 20."""
         for number in range(5):
             await given_run(storage, f"alice-{number}", user_id=ALICE)
@@ -210,7 +208,7 @@ class RunStoreContract(Contract):
         with acting_as(ALICE):
             assert _ids(await storage.runs.list_by_thread(THREAD, limit=20)) == expected
 
-    async def test_delete_removes_exactly_the_run(self, storage: Storage) -> None:
+    async def test_delete_removes_only_the_named_run(self, storage: Storage) -> None:
         for run_id in ("run-1", "run-11", "RUN-1"):
             await given_run(storage, run_id)
         assert await storage.runs.delete("run-1", user_id=ALICE) is True
@@ -218,12 +216,12 @@ class RunStoreContract(Contract):
         assert sorted(await _listed(storage)) == ["RUN-1", "run-11"]
         assert await storage.runs.delete("run-1", user_id=ALICE) is False
 
-    async def test_of_a_hundred_deletes_of_a_run_exactly_one_succeeds(self, storage: Storage) -> None:
+    async def test_exactly_one_of_a_hundred_concurrent_run_deletes_succeeds(self, storage: Storage) -> None:
         await given_run(storage)
         results = await asyncio.gather(*(storage.runs.delete(RUN, user_id=ALICE) for _ in range(100)))
         assert sorted(results) == [False] * 99 + [True]
 
-    async def test_ids_are_compared_letter_by_letter(self, storage: Storage) -> None:
+    async def test_ids_are_compared_exactly(self, storage: Storage) -> None:
         """No case folding, no trimming, no pattern: ids are plain text."""
         ids = ["a", "A", "a ", " a", "á", "a\u0301", "a%", "a_", "a*", ".", "$a", "a\0", "a\0b", "NULL", "0"]
         for run_id in ids:
@@ -250,7 +248,7 @@ class RunStoreContract(Contract):
         with acting_as(ALICE):
             assert await storage.runs.list_pending() == rows
 
-    async def test_a_run_is_pending_until_its_status_says_otherwise(self, storage: Storage) -> None:
+    async def test_pending_list_follows_the_status(self, storage: Storage) -> None:
         for run_id in ("starts", "stays", "ends", "fails", "goes"):
             await given_run(storage, run_id)
         await storage.runs.update_status("starts", "running")
@@ -262,7 +260,7 @@ class RunStoreContract(Contract):
         await storage.runs.update_status("returns", PENDING)
         assert await _pending(storage) == ["stays", "returns"]
 
-    async def test_pending_runs_are_those_created_at_or_before(self, storage: Storage) -> None:
+    async def test_pending_runs_are_filtered_by_created_at(self, storage: Storage) -> None:
         """Of one `created_at`: in the order they were made in. `before` is now if it is not given."""
         moments = {"later": 2, "one": 1, "another": 1, "first": 0}
         for run_id, seconds in moments.items():
@@ -279,7 +277,7 @@ class RunStoreContract(Contract):
         assert await _pending(storage, before="2026-04-22T09:00:01+09:00") == expected[:3]
         assert await _pending(storage, before="2999-01-01T00:00:00Z") == [*expected, "not yet"]
 
-    async def test_what_is_no_time_is_refused_to_list_pending_runs_by(self, storage: Storage) -> None:
+    async def test_list_pending_rejects_an_invalid_time(self, storage: Storage) -> None:
         others: tuple[Any, ...] = ("yesterday", "", 5, 1.5, True, {"$gt": ""}, ["2026-04-22"])
         for before in others:
             with case(before), pytest.raises(ValueError):  # noqa: PT011 - the promise is the type

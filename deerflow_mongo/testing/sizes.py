@@ -85,21 +85,21 @@ def _texts(found: object) -> list[str]:
 
 
 class SizeContract(Contract):
-    async def test_a_payload_beyond_the_limit_comes_back_or_is_refused(self, storage: Storage) -> None:
+    async def test_oversized_payload_is_stored_or_raises(self, storage: Storage) -> None:
         """`PayloadTooLargeError` naming the field and the size, and nothing is written."""
         before = await _given(storage)
         for name, write in payload_writes(storage).items():
             with case(name):
                 await _stored_or_refused(storage, name, write({"k": _TOO_LARGE}), _TOO_LARGE, before)
 
-    async def test_a_text_beyond_the_limit_comes_back_or_is_refused(self, storage: Storage) -> None:
+    async def test_oversized_text_is_stored_or_raises(self, storage: Storage) -> None:
         """In a run's texts, a comment, a title."""
         before = await _given(storage)
         for name, write in _text_writes(storage).items():
             with case(name):
                 await _stored_or_refused(storage, name, write(_TOO_LARGE), _TOO_LARGE, before)
 
-    async def test_a_merge_that_grows_beyond_the_limit_is_stored_or_refused(self, storage: Storage) -> None:
+    async def test_run_merge_beyond_the_size_limit_is_stored_or_raises(self, storage: Storage) -> None:
         """Each payload fits, both together may not."""
         half = "x" * (9 * _MEBIBYTE)
         await given_run(storage, metadata={"first": half})
@@ -111,9 +111,7 @@ class SizeContract(Contract):
             assert "metadata" in str(refusal)
             assert await stored_run(storage) == before
 
-    async def test_thread_metadata_merged_beyond_the_limit_is_stored_or_refused(
-        self, storage: Storage
-    ) -> None:
+    async def test_thread_merge_beyond_the_size_limit_is_stored_or_raises(self, storage: Storage) -> None:
         half = "x" * (9 * _MEBIBYTE)
         await storage.threads.ensure_thread(thread_id=THREAD, metadata={"first": half}, user_id=ALICE)
         before = await stored_thread(storage)
@@ -124,7 +122,7 @@ class SizeContract(Contract):
             assert "metadata" in str(refusal)
             assert await stored_thread(storage) == before
 
-    async def test_fields_that_are_too_large_together_are_stored_or_refused(self, storage: Storage) -> None:
+    async def test_fields_too_large_together_are_stored_or_raise(self, storage: Storage) -> None:
         half = "x" * (9 * _MEBIBYTE)
         payloads: dict[str, Any] = {"metadata": {"k": half}, "kwargs": {"k": half}}
         refusal = await refusal_of(storage.runs.create(RUN, THREAD, user_id=None, **payloads))
@@ -141,7 +139,7 @@ class SizeContract(Contract):
         thread = await storage.threads.ensure_thread(thread_id=THREAD, metadata=large, user_id=ALICE)
         assert thread.metadata == large
 
-    async def test_lists_may_be_larger_than_one_document(self, storage: Storage) -> None:
+    async def test_lists_can_be_larger_than_one_document(self, storage: Storage) -> None:
         """Four rows of 5 MiB each."""
         large = "x" * (5 * _MEBIBYTE)
         for number in range(4):
@@ -157,14 +155,14 @@ class SizeContract(Contract):
         assert set(await storage.feedback.list_by_thread_grouped(THREAD, user_id=ALICE)) == set(newest)
         assert len(await storage.threads.search_threads(metadata={"k": large}, user_id=ALICE)) == 4
 
-    async def test_a_lone_surrogate_in_a_text_comes_back_or_is_refused(self, storage: Storage) -> None:
+    async def test_lone_surrogate_in_a_text_round_trips_or_raises(self, storage: Storage) -> None:
         before = await _given(storage)
         for name, write in _text_writes(storage).items():
             with case(name):
                 await _stored_or_refused(storage, name, write(_SURROGATE), _SURROGATE, before)
                 before = await everything(storage)
 
-    async def test_texts_of_a_run_come_back_as_they_went_in(self, storage: Storage) -> None:
+    async def test_run_texts_round_trip(self, storage: Storage) -> None:
         """Text with NUL, long text, the empty text, text that looks like something else."""
         await given_run(storage)
         for text in (

@@ -24,7 +24,7 @@ class _MadeUpError(Exception):
 
 
 class StorageContract(Contract):
-    async def test_building_connects_to_nothing(self, storage_config: Mapping[str, Any]) -> None:
+    async def test_building_a_storage_opens_no_connection(self, storage_config: Mapping[str, Any]) -> None:
         """And needs no event loop."""
         with no_connections():
             storage = await asyncio.to_thread(create_storage, storage_config)
@@ -37,21 +37,19 @@ class StorageContract(Contract):
             repr(storage)
         await storage.aclose()
 
-    async def test_a_storage_built_outside_the_loop_works_inside(
+    async def test_storage_built_outside_the_event_loop_works_inside(
         self, storage_config: Mapping[str, Any]
     ) -> None:
         async with await asyncio.to_thread(create_storage, storage_config) as storage:
             await given_run(storage)
 
-    async def test_a_storage_that_was_never_used_can_be_closed(
-        self, storage_config: Mapping[str, Any]
-    ) -> None:
+    async def test_unused_storage_can_be_closed(self, storage_config: Mapping[str, Any]) -> None:
         storage = create_storage(storage_config)
         with no_connections():
             await storage.aclose()
             await storage.aclose()
 
-    async def test_the_context_manager_sets_up_and_closes(self, storage_config: Mapping[str, Any]) -> None:
+    async def test_context_manager_sets_up_and_closes(self, storage_config: Mapping[str, Any]) -> None:
         storage = create_storage(storage_config)
         async with storage as entered:
             assert entered is storage
@@ -60,7 +58,7 @@ class StorageContract(Contract):
         with pytest.raises(StorageError):
             await storage.runs.get(RUN, user_id=None)
 
-    async def test_the_context_manager_closes_after_an_error(self, storage_config: Mapping[str, Any]) -> None:
+    async def test_context_manager_closes_after_an_error(self, storage_config: Mapping[str, Any]) -> None:
         storage = create_storage(storage_config)
         with pytest.raises(_MadeUpError):
             async with storage:
@@ -68,9 +66,7 @@ class StorageContract(Contract):
         with pytest.raises(StorageError):
             await storage.runs.get(RUN, user_id=None)
 
-    async def test_a_storage_works_without_the_context_manager(
-        self, storage_config: Mapping[str, Any]
-    ) -> None:
+    async def test_storage_works_without_the_context_manager(self, storage_config: Mapping[str, Any]) -> None:
         storage = create_storage(storage_config)
         try:
             await storage.setup()
@@ -84,14 +80,14 @@ class StorageContract(Contract):
         await storage.aclose()
         await asyncio.gather(storage.aclose(), storage.aclose())
 
-    async def test_a_closed_storage_says_so_with_an_error_of_the_package(self, storage: Storage) -> None:
+    async def test_every_method_of_a_closed_storage_raises_a_storage_error(self, storage: Storage) -> None:
         await given_run(storage)
         await storage.aclose()
         for method in METHODS:
             with pytest.raises(StorageError):
                 await method(storage)
 
-    async def test_setup_is_idempotent_and_keeps_what_is_stored(self, storage: Storage) -> None:
+    async def test_setup_is_idempotent_and_preserves_stored_data(self, storage: Storage) -> None:
         for method in METHODS[:12]:
             if "delete" not in method.name:
                 await method(storage)
@@ -104,7 +100,7 @@ class StorageContract(Contract):
         assert await everything(storage) == before
 
     @from_nothing
-    async def test_setup_raced_by_many_storages_works(self, storage_config: Mapping[str, Any]) -> None:
+    async def test_concurrent_setup_of_many_storages_works(self, storage_config: Mapping[str, Any]) -> None:
         """On an empty database, from one process; each of them works afterwards."""
 
         async def open_and_write(number: int) -> None:
@@ -115,18 +111,18 @@ class StorageContract(Contract):
         await asyncio.gather(*(open_and_write(number) for number in range(10)))
 
     @from_nothing
-    async def test_setup_alone_makes_every_method_work(self, storage_config: Mapping[str, Any]) -> None:
+    async def test_every_method_works_after_setup(self, storage_config: Mapping[str, Any]) -> None:
         async with create_storage(storage_config) as storage:
             for method in METHODS:
                 await method(storage)
 
     @from_nothing
-    async def test_a_new_database_is_empty(self, storage_config: Mapping[str, Any]) -> None:
+    async def test_new_database_is_empty(self, storage_config: Mapping[str, Any]) -> None:
         async with create_storage(storage_config) as storage:
             assert await everything(storage, THREAD) == [[], [], [], []]
 
     @needs("durability")
-    async def test_what_was_acknowledged_is_there_for_the_next_storage(
+    async def test_acknowledged_writes_are_visible_to_the_next_storage(
         self, storage_config: Mapping[str, Any]
     ) -> None:
         """A second, fresh storage reads what the first wrote, as it wrote it."""
@@ -152,13 +148,13 @@ class StorageContract(Contract):
             assert await first.runs.delete(RUN, user_id=ALICE) is True
             assert await second.runs.get(RUN, user_id=None) is None
 
-    async def test_an_unknown_option_is_an_error(self, storage_config: Mapping[str, Any]) -> None:
+    async def test_unknown_option_raises_config_error(self, storage_config: Mapping[str, Any]) -> None:
         """Unknown keys are errors."""
         with pytest.raises(StorageConfigError, match="no_such_option"):
             create_storage({**storage_config, "no_such_option": 1})
 
     @needs("server")
-    async def test_no_text_of_a_storage_shows_a_password(self, storage_config: Mapping[str, Any]) -> None:
+    async def test_repr_and_errors_never_show_the_password(self, storage_config: Mapping[str, Any]) -> None:
         """No message, log line or `repr` shows a password."""
         scheme, _, rest = str(storage_config["url"]).partition("://")
         url = f"{scheme}://someone:{_SECRET}@{rest.rpartition('@')[2]}"

@@ -41,7 +41,7 @@ async def _found(storage: Storage, metadata: dict[str, Any]) -> list[str]:
 
 
 class ThreadMetadataContract(Contract):
-    async def test_a_merge_sets_its_keys_and_leaves_the_others(self, storage: Storage) -> None:
+    async def test_metadata_merge_sets_given_keys_and_leaves_the_others(self, storage: Storage) -> None:
         """At the top level only: a value is replaced whole."""
         merge = storage.threads.merge_thread_metadata
         await storage.threads.ensure_thread(
@@ -54,7 +54,7 @@ class ThreadMetadataContract(Contract):
         expected = {"a": {"y": 2}, "b": [1], "c": None, "d": None, "e": {}}
         assert exactly(thread.metadata) == exactly(expected)
 
-    async def test_a_merge_changes_the_metadata_and_the_time_alone(self, storage: Storage) -> None:
+    async def test_metadata_merge_changes_only_metadata_and_updated_time(self, storage: Storage) -> None:
         fields: dict[str, Any] = {
             "user_id": ALICE,
             "assistant_id": "lead_agent",
@@ -71,7 +71,7 @@ class ThreadMetadataContract(Contract):
         assert after.updated_time > before.updated_time
         assert_is_now(after.updated_time, since=since)
 
-    async def test_metadata_is_merged_whatever_the_keys(self, storage: Storage) -> None:
+    async def test_metadata_merge_accepts_any_key(self, storage: Storage) -> None:
         """Dots, dollars and empty keys are data, and are found as they are."""
         await storage.threads.ensure_thread(thread_id="at once", user_id=None)
         await storage.threads.merge_thread_metadata("at once", _KEYS)
@@ -86,7 +86,7 @@ class ThreadMetadataContract(Contract):
                 assert sorted(await _found(storage, {key: value})) == ["at once", THREAD]
         assert sorted(await _found(storage, _KEYS)) == ["at once", THREAD]
 
-    async def test_a_replaced_value_is_found_and_the_one_before_is_not(self, storage: Storage) -> None:
+    async def test_search_finds_the_merged_value_and_not_the_previous_one(self, storage: Storage) -> None:
         await storage.threads.ensure_thread(thread_id=THREAD, user_id=None, metadata={**_KEYS, "stays": 1})
         for key, value in _KEYS.items():
             with case(key[:20]):
@@ -101,7 +101,7 @@ class ThreadMetadataContract(Contract):
                 assert sorted(found) == [[]] * 5 + [[THREAD]]
                 assert await _found(storage, {"stays": value}) == [THREAD]
 
-    async def test_merged_metadata_can_be_replaced_whole(self, storage: Storage) -> None:
+    async def test_merged_metadata_can_be_replaced_as_a_whole(self, storage: Storage) -> None:
         await storage.threads.ensure_thread(thread_id=THREAD, user_id=None, metadata={"a": 1})
         await storage.threads.merge_thread_metadata(THREAD, {"b": 2})
         await storage.threads.update_thread_meta(THREAD, metadata={"c": 3})
@@ -110,7 +110,7 @@ class ThreadMetadataContract(Contract):
         assert [await _found(storage, {key: value}) for key, value in (("a", 1), ("b", 2))] == [[], []]
         assert await _found(storage, {"c": 3, "d": 4}) == [THREAD]
 
-    async def test_a_hundred_merges_of_thread_metadata_at_once_lose_no_key(self, storage: Storage) -> None:
+    async def test_a_hundred_concurrent_metadata_merges_lose_no_key(self, storage: Storage) -> None:
         await storage.threads.ensure_thread(thread_id=THREAD, user_id=ALICE, metadata={"first": True})
         merges = (
             storage.threads.merge_thread_metadata(THREAD, {f"key.{number}": number}, user_id=ALICE)
@@ -121,7 +121,9 @@ class ThreadMetadataContract(Contract):
         assert (await stored_thread(storage)).metadata == expected
         assert await _found(storage, expected) == [THREAD]
 
-    async def test_of_fifty_merges_of_one_key_at_once_one_value_is_found(self, storage: Storage) -> None:
+    async def test_search_finds_one_value_after_fifty_concurrent_merges_of_one_key(
+        self, storage: Storage
+    ) -> None:
         await storage.threads.ensure_thread(thread_id=THREAD, user_id=None, metadata={"stays": 1})
         await asyncio.gather(
             *(storage.threads.merge_thread_metadata(THREAD, {"key": number}) for number in range(50))
@@ -131,12 +133,12 @@ class ThreadMetadataContract(Contract):
         found = [number for number in range(50) if await _found(storage, {"key": number, "stays": 1})]
         assert found == [metadata["key"]]
 
-    async def test_a_merge_into_a_missing_thread_makes_none(self, storage: Storage) -> None:
+    async def test_metadata_merge_creates_no_thread(self, storage: Storage) -> None:
         await storage.threads.merge_thread_metadata(THREAD, {"a": 1})
         await storage.threads.merge_thread_metadata(THREAD, {"a": 1}, user_id=ALICE)
         assert await storage.threads.search_threads(user_id=None) == []
 
-    async def test_what_is_no_metadata_is_not_merged(self, storage: Storage) -> None:
+    async def test_metadata_merge_rejects_invalid_metadata(self, storage: Storage) -> None:
         before = await storage.threads.ensure_thread(thread_id=THREAD, user_id=None, metadata={"a": 1})
         itself: dict[str, Any] = {}
         itself["k"] = itself

@@ -94,7 +94,7 @@ async def _given(storage: Storage, thread_id: str, **fields: Any) -> None:
 
 
 class ThreadSearchContract(Contract):
-    async def test_threads_are_found_newest_first(self, storage: Storage) -> None:
+    async def test_search_lists_threads_newest_first(self, storage: Storage) -> None:
         """By `created_time`, the same order at every call, whatever was updated since."""
         for number in range(60):
             await _given(storage, f"thread-{number}", user_id=ALICE)
@@ -106,7 +106,7 @@ class ThreadSearchContract(Contract):
         found = await storage.threads.search_threads(user_id=ALICE, limit=1)
         assert found == [await storage.threads.get_thread_meta("thread-59")]
 
-    async def test_threads_may_be_found_last_updated_first(self, storage: Storage) -> None:
+    async def test_search_can_list_threads_last_updated_first(self, storage: Storage) -> None:
         """Every update moves its thread to the front, and no read does."""
         for number in range(9):
             await _given(storage, f"thread-{number}", user_id=ALICE, metadata={"k": 1})
@@ -134,7 +134,7 @@ class ThreadSearchContract(Contract):
         assert await _found(storage) == await _found(storage, order="newest_first")
         assert await _found(storage) == [f"thread-{number}" for number in reversed(range(9))]
 
-    async def test_threads_updated_at_once_are_found_in_one_order(self, storage: Storage) -> None:
+    async def test_concurrently_updated_threads_have_a_stable_order(self, storage: Storage) -> None:
         """By `updated_time`, and the id where it is equal; pages cover every thread exactly once."""
         for number in range(60):
             await _given(storage, f"thread-{number}", user_id=ALICE if number % 3 else BOB)
@@ -153,7 +153,7 @@ class ThreadSearchContract(Contract):
             ]
             assert [thread_id for page in pages for thread_id in page] == [key[1] for key in keys]
 
-    async def test_another_order_of_threads_is_refused(self, storage: Storage) -> None:
+    async def test_unknown_thread_order_raises(self, storage: Storage) -> None:
         await _given(storage, "one")
         others: tuple[Any, ...] = (
             "",
@@ -173,7 +173,7 @@ class ThreadSearchContract(Contract):
             with case(order), pytest.raises((TypeError, ValueError)):
                 await _found(storage, order=order)
 
-    async def test_a_hundred_threads_are_found_by_default(self, storage: Storage) -> None:
+    async def test_search_has_a_default_limit_of_100(self, storage: Storage) -> None:
         await asyncio.gather(*(_given(storage, f"thread-{number}", user_id=ALICE) for number in range(105)))
         everything = await storage.threads.search_threads(user_id=None, limit=1_000)
         assert len(everything) == 105
@@ -181,7 +181,7 @@ class ThreadSearchContract(Contract):
         with acting_as(ALICE):
             assert await storage.threads.search_threads() == everything[:100]
 
-    async def test_pages_cover_every_thread_exactly_once(self, storage: Storage) -> None:
+    async def test_search_pages_cover_every_thread_exactly_once(self, storage: Storage) -> None:
         """`offset` counts the user's threads only."""
         for number in range(50):
             await _given(
@@ -198,7 +198,7 @@ class ThreadSearchContract(Contract):
             assert await _found(storage, **arguments, offset=len(whole)) == []
             assert await _found(storage, **arguments, offset=len(whole) - 1) == whole[-1:]
 
-    async def test_the_limit_counts_the_users_threads_only(self, storage: Storage) -> None:
+    async def test_search_limit_counts_only_the_users_threads(self, storage: Storage) -> None:
         for number in range(5):
             await _given(storage, f"alice-{number}", user_id=ALICE, metadata={"k": 1})
         for number in range(25):
@@ -207,7 +207,7 @@ class ThreadSearchContract(Contract):
         assert await _found(storage, user_id=ALICE, limit=20) == expected
         assert await _found(storage, user_id=ALICE, limit=20, metadata={"k": 1}) == expected
 
-    async def test_a_blank_user_is_that_user_and_not_everybody(self, storage: Storage) -> None:
+    async def test_search_treats_a_blank_user_id_as_a_user(self, storage: Storage) -> None:
         """That user's threads, which are none."""
         for owner in (ALICE, None):
             await _given(storage, f"of {owner}", user_id=owner)
@@ -217,7 +217,7 @@ class ThreadSearchContract(Contract):
         await _given(storage, "of blank", user_id="   ")
         assert await _found(storage, user_id="   ") == ["of blank"]
 
-    async def test_status_and_assistant_are_matched_whole(self, storage: Storage) -> None:
+    async def test_search_matches_status_and_assistant_exactly(self, storage: Storage) -> None:
         for number in range(8):
             await _given(
                 storage,
@@ -238,7 +238,7 @@ class ThreadSearchContract(Contract):
                 assert await _found(storage, **nothing) == []
         assert await _found(storage, status="busy", assistant_id="a") == []
 
-    async def test_a_blank_status_or_assistant_is_ignored(self, storage: Storage) -> None:
+    async def test_search_ignores_a_blank_status_or_assistant(self, storage: Storage) -> None:
         await _given(storage, "one", status="idle", assistant_id="a")
         await _given(storage, "two", status="busy")
         for blank in ("", "   ", "\t\n", None):
@@ -248,7 +248,7 @@ class ThreadSearchContract(Contract):
                 assert await _found(storage, status=blank, assistant_id=blank, metadata={}) == ["two", "one"]
                 assert await _found(storage, status="idle", assistant_id=blank) == ["one"]
 
-    async def test_metadata_matches_values_equal_in_type_and_content(self, storage: Storage) -> None:
+    async def test_metadata_filter_matches_equal_type_and_content(self, storage: Storage) -> None:
         """1 is not True, None is not "missing"; operators are data."""
         await _given(storage, "missing")
         await _given(storage, "elsewhere", metadata={"other": 1})
@@ -262,7 +262,7 @@ class ThreadSearchContract(Contract):
                 assert await _found(storage, metadata={"key": value, "more": "x"}) == []
                 assert await _found(storage, metadata={"key": value, "missing": None}) == []
 
-    async def test_metadata_matches_under_any_key(self, storage: Storage) -> None:
+    async def test_metadata_filter_accepts_any_key(self, storage: Storage) -> None:
         """Operators and dots in keys are data; a path is no key."""
         for number, key in enumerate(_KEYS):
             await _given(storage, f"thread-{number}", metadata={key: "value", "number": number})
@@ -279,20 +279,20 @@ class ThreadSearchContract(Contract):
             with case(path):
                 assert await _found(storage, metadata={path: "value"}) == []
 
-    async def test_the_order_of_keys_does_not_count(self, storage: Storage) -> None:
+    async def test_metadata_filter_ignores_the_order_of_keys(self, storage: Storage) -> None:
         await _given(storage, "one", metadata={"k": {"a": 1, "b": {"c": 2, "d": 3}}, "l": 1})
         same = {"l": 1, "k": {"b": {"d": 3, "c": 2}, "a": 1}}
         assert await _found(storage, metadata=same) == ["one"]
         assert await _found(storage, metadata={"k": [{"a": 1, "b": {"c": 2, "d": 3}}]}) == []
 
-    async def test_a_value_inside_a_list_does_not_match(self, storage: Storage) -> None:
+    async def test_metadata_filter_does_not_match_parts_of_a_value(self, storage: Storage) -> None:
         """Whole values: a list is not each of its items."""
         await _given(storage, "list", metadata={"k": [1, [2]], "d": {"a": 1, "b": 2}})
         for metadata in ({"k": 1}, {"k": [1]}, {"k": [2]}, {"d": {"a": 1}}, {"d": ["a", 1]}, {"d.a": 1}):
             with case(metadata):
                 assert await _found(storage, metadata=metadata) == []
 
-    async def test_metadata_is_found_however_it_was_written(self, storage: Storage) -> None:
+    async def test_metadata_filter_finds_metadata_of_every_write_method(self, storage: Storage) -> None:
         metadata = {"a.b": {"$c": 1}}
         await _given(storage, "created", metadata=metadata)
         await storage.threads.ensure_thread(thread_id="ensured", metadata=metadata, user_id=ALICE)
@@ -305,7 +305,7 @@ class ThreadSearchContract(Contract):
         assert sorted(await _found(storage, metadata=metadata)) == expected
         assert await _found(storage, metadata={"old": 1}) == []
 
-    async def test_all_filters_hold_together(self, storage: Storage) -> None:
+    async def test_search_combines_all_filters(self, storage: Storage) -> None:
         fields: dict[str, Any] = {
             "user_id": ALICE,
             "status": "busy",
@@ -324,7 +324,7 @@ class ThreadSearchContract(Contract):
         assert await _found(storage, **fields) == ["wanted"]
         assert await _found(storage, **{**fields, "metadata": {"k": 1}}) == ["metadata", "wanted"]
 
-    async def test_metadata_with_very_many_keys_is_found(self, storage: Storage) -> None:
+    async def test_metadata_filter_works_with_thousands_of_keys(self, storage: Storage) -> None:
         many = {f"key-{number}": number for number in range(2_000)}
         await _given(storage, "many", metadata=many)
         await _given(storage, "almost", metadata={**many, "key-1999": "x"})
@@ -334,7 +334,7 @@ class ThreadSearchContract(Contract):
             "many",
         ]
 
-    async def test_what_no_thread_can_hold_is_refused_as_a_filter(self, storage: Storage) -> None:
+    async def test_metadata_filter_rejects_an_invalid_payload(self, storage: Storage) -> None:
         itself: list[Any] = []
         itself.append(itself)
         for metadata in ({"k": itself}, {"k": {"l": itself}}):

@@ -36,7 +36,7 @@ def _fields(thread: ThreadMeta) -> dict[str, Any]:
 
 
 class ThreadStoreContract(Contract):
-    async def test_a_created_thread_keeps_every_field(self, storage: Storage) -> None:
+    async def test_create_thread_meta_stores_every_field(self, storage: Storage) -> None:
         since = now()
         thread = await storage.threads.create_thread_meta(ThreadMetaCreate(thread_id=THREAD, **_FIELDS))
         assert thread.thread_id == THREAD
@@ -46,16 +46,14 @@ class ThreadStoreContract(Contract):
         assert await storage.threads.get_thread_meta(THREAD) == thread
         assert await storage.threads.get_thread(THREAD, user_id=ALICE) == thread
 
-    async def test_a_created_thread_has_the_defaults(self, storage: Storage) -> None:
+    async def test_new_thread_has_the_documented_defaults(self, storage: Storage) -> None:
         with acting_as(BOB):
             thread = await storage.threads.create_thread_meta(ThreadMetaCreate(thread_id=THREAD))
         nothing = {"assistant_id": None, "user_id": None, "display_name": None}
         assert exactly(_fields(thread)) == exactly({**nothing, "status": "idle", "metadata": {}})
         assert await stored_thread(storage) == thread
 
-    async def test_a_second_create_is_an_error_and_leaves_the_first_thread_untouched(
-        self, storage: Storage
-    ) -> None:
+    async def test_second_create_raises_and_leaves_the_first_thread_unchanged(self, storage: Storage) -> None:
         """A second `create_thread_meta`: `ThreadExistsError`."""
         first = await storage.threads.create_thread_meta(ThreadMetaCreate(thread_id=THREAD, **_FIELDS))
         for user_id in (ALICE, BOB, None):
@@ -63,7 +61,9 @@ class ThreadStoreContract(Contract):
                 await storage.threads.create_thread_meta(ThreadMetaCreate(thread_id=THREAD, user_id=user_id))
         assert await stored_thread(storage) == first
 
-    async def test_of_a_hundred_creates_exactly_one_succeeds(self, storage: Storage) -> None:
+    async def test_exactly_one_of_a_hundred_concurrent_thread_creates_succeeds(
+        self, storage: Storage
+    ) -> None:
         creates = (
             storage.threads.create_thread_meta(ThreadMetaCreate(thread_id=THREAD, user_id=f"user-{number}"))
             for number in range(100)
@@ -73,13 +73,13 @@ class ThreadStoreContract(Contract):
         assert sum(isinstance(result, ThreadExistsError) for result in results) == 99
         assert await stored_thread(storage) == made
 
-    async def test_an_unknown_thread_is_none(self, storage: Storage) -> None:
+    async def test_get_of_unknown_thread_returns_none(self, storage: Storage) -> None:
         assert await storage.threads.get_thread_meta("unknown") is None
         assert await storage.threads.get_thread("unknown", user_id=None) is None
         assert await storage.threads.get_thread("unknown", user_id=ALICE) is None
         assert await storage.threads.delete_thread("unknown") is False
 
-    async def test_an_update_sets_what_is_given_and_nothing_else(self, storage: Storage) -> None:
+    async def test_thread_update_changes_only_the_given_field(self, storage: Storage) -> None:
         for name, value in _UPDATES.items():
             with case(name):
                 before = await storage.threads.create_thread_meta(ThreadMetaCreate(thread_id=name, **_FIELDS))
@@ -91,12 +91,12 @@ class ThreadStoreContract(Contract):
                 assert after.updated_time > before.updated_time
                 assert_is_now(after.updated_time, since=since)
 
-    async def test_an_update_sets_several_fields_at_once(self, storage: Storage) -> None:
+    async def test_thread_update_sets_several_fields(self, storage: Storage) -> None:
         await storage.threads.create_thread_meta(ThreadMetaCreate(thread_id=THREAD, **_FIELDS))
         await storage.threads.update_thread_meta(THREAD, **_UPDATES)
         assert exactly(_fields(await stored_thread(storage))) == exactly({**_FIELDS, **_UPDATES})
 
-    async def test_metadata_is_replaced_whole(self, storage: Storage) -> None:
+    async def test_thread_update_replaces_metadata_as_a_whole(self, storage: Storage) -> None:
         await storage.threads.create_thread_meta(ThreadMetaCreate(thread_id=THREAD, **_FIELDS))
         replacements: list[dict[str, Any]] = [{"a.b": 1, "$c": {"": 2}}, {"d": {}}, {}, {"e": None}]
         for metadata in replacements:
@@ -108,7 +108,7 @@ class ThreadStoreContract(Contract):
                 found = await storage.threads.search_threads(metadata=metadata, user_id=None)
                 assert [thread.metadata for thread in found] == [metadata]
 
-    async def test_each_sync_sets_its_field(self, storage: Storage) -> None:
+    async def test_each_sync_method_sets_its_field(self, storage: Storage) -> None:
         syncs: dict[str, Callable[[], Awaitable[None]]] = {
             "display_name": lambda: storage.threads.sync_thread_title(
                 thread_id="display_name", title="Another title"
@@ -128,7 +128,7 @@ class ThreadStoreContract(Contract):
                 after = await stored_thread(storage, name)
                 assert exactly(_fields(after)) == exactly({**_FIELDS, name: _UPDATES[name]})
 
-    async def test_updating_a_thread_that_is_not_there_is_a_warning_and_nothing_else(
+    async def test_update_of_a_missing_thread_only_logs_a_warning(
         self, storage: Storage, caplog: pytest.LogCaptureFixture
     ) -> None:
         await storage.threads.ensure_thread(thread_id=THREAD, user_id=None)
@@ -150,7 +150,7 @@ class ThreadStoreContract(Contract):
                 assert [f"missing {name}" in record.getMessage() for record in warnings] == [True]
         assert await everything(storage) == before
 
-    async def test_delete_removes_exactly_the_thread(self, storage: Storage) -> None:
+    async def test_delete_removes_only_the_named_thread(self, storage: Storage) -> None:
         """The host's own code: asks for no actor."""
         for thread_id in ("thread-1", "thread-11"):
             await storage.threads.ensure_thread(thread_id=thread_id, user_id=ALICE)
@@ -160,7 +160,7 @@ class ThreadStoreContract(Contract):
         deletes = (storage.threads.delete_thread("thread-11") for _ in range(100))
         assert sorted(await asyncio.gather(*deletes)) == [False] * 99 + [True]
 
-    async def test_updating_anothers_thread_is_as_if_it_were_not_there(
+    async def test_updating_another_users_thread_only_logs_a_warning(
         self, storage: Storage, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Nobody's thread too; nothing is changed, and a warning says it."""
@@ -179,7 +179,9 @@ class ThreadStoreContract(Contract):
                 after = await stored_thread(storage, before.thread_id)
                 assert exactly(_fields(after)) == exactly({**_FIELDS, **_UPDATES, "user_id": owner})
 
-    async def test_deleting_anothers_thread_gives_false_and_deletes_nothing(self, storage: Storage) -> None:
+    async def test_deleting_another_users_thread_returns_false_and_deletes_nothing(
+        self, storage: Storage
+    ) -> None:
         for owner in (BOB, None, ""):
             with case(owner):
                 thread = await storage.threads.ensure_thread(thread_id=f"of {owner}", user_id=owner)
@@ -188,7 +190,7 @@ class ThreadStoreContract(Contract):
                 assert await storage.threads.delete_thread(thread.thread_id, user_id=owner) is True
                 assert await storage.threads.get_thread_meta(thread.thread_id) is None
 
-    async def test_the_actors_thread_may_be_updated_and_deleted(self, storage: Storage) -> None:
+    async def test_auto_updates_and_deletes_only_the_actors_thread(self, storage: Storage) -> None:
         threads = storage.threads
         other = await threads.ensure_thread(thread_id="bob's", user_id=BOB)
         with acting_as(ALICE):
@@ -202,7 +204,7 @@ class ThreadStoreContract(Contract):
             assert await threads.delete_thread(THREAD, user_id=AUTO) is True
         assert await stored_thread(storage, "bob's") == other
 
-    async def test_ensure_thread_makes_a_missing_thread(self, storage: Storage) -> None:
+    async def test_ensure_thread_creates_a_missing_thread(self, storage: Storage) -> None:
         since = now()
         arguments: dict[str, Any] = {"assistant_id": "lead_agent", "metadata": {"$a.b": 1}}
         with acting_as(ALICE):
@@ -212,7 +214,7 @@ class ThreadStoreContract(Contract):
         assert_is_now(thread.created_time, since=since)
         assert await stored_thread(storage) == thread
 
-    async def test_ensure_thread_returns_an_existing_thread_as_it_is(self, storage: Storage) -> None:
+    async def test_ensure_thread_returns_an_existing_thread_unchanged(self, storage: Storage) -> None:
         for owner in (ALICE, "", None):
             with case(owner):
                 fields: dict[str, Any] = {**_FIELDS, "thread_id": f"thread of {owner}", "user_id": owner}
@@ -224,7 +226,7 @@ class ThreadStoreContract(Contract):
                 assert await storage.threads.ensure_thread(thread_id=thread.thread_id, user_id=None) == thread
                 assert await stored_thread(storage, thread.thread_id) == thread
 
-    async def test_a_hundred_ensure_threads_at_once_make_one_thread(self, storage: Storage) -> None:
+    async def test_a_hundred_concurrent_ensure_thread_calls_create_one_thread(self, storage: Storage) -> None:
         """All of them return it; time and again, for a race is lost now and then only."""
         for attempt in range(20):
             for owner in (ALICE, None):
@@ -239,7 +241,7 @@ class ThreadStoreContract(Contract):
                     assert made.user_id == owner
                     assert threads == [made] * 100
 
-    async def test_of_two_users_at_once_one_gets_the_thread(self, storage: Storage) -> None:
+    async def test_concurrent_ensure_thread_of_two_users_gives_one_owner(self, storage: Storage) -> None:
         for attempt in range(5):
             thread_id = f"thread-{attempt}"
             calls = (
@@ -255,7 +257,7 @@ class ThreadStoreContract(Contract):
                     else:
                         assert isinstance(result, PermissionError), result
 
-    async def test_ensure_thread_on_anothers_thread_is_refused_and_tells_nothing(
+    async def test_ensure_thread_on_another_users_thread_raises_and_reveals_nothing(
         self, storage: Storage
     ) -> None:
         """`PermissionError`; of nobody's thread too, which a named caller cannot see."""
@@ -283,7 +285,7 @@ class ThreadStoreContract(Contract):
             assert await stored_thread(storage) == before
             await storage.threads.delete_thread(THREAD)
 
-    async def test_a_thread_of_another_is_none_for_a_named_caller(self, storage: Storage) -> None:
+    async def test_named_user_cannot_get_another_users_thread(self, storage: Storage) -> None:
         for owner in (BOB, None, ""):
             with case(owner):
                 thread = await storage.threads.ensure_thread(thread_id=f"of {owner}", user_id=owner)
@@ -291,7 +293,7 @@ class ThreadStoreContract(Contract):
                 assert await storage.threads.get_thread(thread.thread_id, user_id=owner) == thread
                 assert await storage.threads.get_thread(thread.thread_id, user_id=None) == thread
 
-    async def test_ensure_thread_running_makes_a_running_thread(self, storage: Storage) -> None:
+    async def test_ensure_thread_running_creates_a_running_thread(self, storage: Storage) -> None:
         """It makes the actor the owner of a new thread if one is bound, and asks for none."""
         table: tuple[tuple[str | None, str | None], ...] = ((ALICE, ALICE), ("", ""), (None, None))
         for actor, owner in table:
@@ -303,7 +305,7 @@ class ThreadStoreContract(Contract):
                 assert await stored_thread(storage, f"of {actor}") == thread
         assert (await storage.threads.ensure_thread_running(thread_id=THREAD)).user_id is None
 
-    async def test_ensure_thread_running_sets_an_existing_thread_running(self, storage: Storage) -> None:
+    async def test_ensure_thread_running_changes_only_the_status(self, storage: Storage) -> None:
         """Whoever owns it; everything else stays."""
         before = await storage.threads.create_thread_meta(ThreadMetaCreate(thread_id=THREAD, **_FIELDS))
         with acting_as(BOB):
@@ -314,14 +316,16 @@ class ThreadStoreContract(Contract):
         assert after.created_time == before.created_time
         assert await stored_thread(storage) == after
 
-    async def test_a_hundred_ensure_thread_runnings_at_once_make_one_thread(self, storage: Storage) -> None:
+    async def test_a_hundred_concurrent_ensure_thread_running_calls_create_one_thread(
+        self, storage: Storage
+    ) -> None:
         calls = (storage.threads.ensure_thread_running(thread_id=THREAD) for _ in range(100))
         threads = await asyncio.gather(*calls)
         assert len({thread.created_time for thread in threads}) == 1
         assert {thread.status for thread in threads} == {"running"}
         assert len(await storage.threads.search_threads(user_id=None)) == 1
 
-    async def test_texts_in_a_title_are_data(self, storage: Storage) -> None:
+    async def test_any_title_text_round_trips(self, storage: Storage) -> None:
         await storage.threads.ensure_thread(thread_id=THREAD, user_id=ALICE)
         for title in (" ", "a\0b", "$status", "{'$set': 1}", "💬 x", "x" * 100_000, '{"_json":"1"}'):
             with case(title[:20]):

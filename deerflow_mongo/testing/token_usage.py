@@ -77,13 +77,13 @@ class TokenUsageContract(Contract):
                 expected = {"input": 110, "output": 55, "total": 165, "calls": 4, **others, caller: 165}
                 assert await _figures(storage, caller) == expected
 
-    async def test_a_record_is_one_call_without_tokens_by_default(self, storage: Storage) -> None:
+    async def test_token_record_defaults_to_one_call_without_tokens(self, storage: Storage) -> None:
         await given_run(storage)
         await storage.runs.record_token_usage(RUN, caller="subagent")
         nothing = {"input": 0, "output": 0, "total": 0, **dict.fromkeys(CALLERS, 0)}
         assert await _figures(storage) == {**nothing, "calls": 1}
 
-    async def test_another_caller_is_refused_and_nothing_is_counted(self, storage: Storage) -> None:
+    async def test_unknown_caller_raises_and_counts_nothing(self, storage: Storage) -> None:
         """`caller` is "lead_agent", "subagent" or "middleware", else `ValueError`."""
         before = await given_run(storage)
         others: tuple[Any, ...] = ("", "user", "LEAD_AGENT", "lead_agent.x", "$where", None, 1, {"$ne": None})
@@ -92,7 +92,7 @@ class TokenUsageContract(Contract):
                 await storage.runs.record_token_usage(RUN, caller=caller, input_tokens=1)
         assert await stored_run(storage) == before
 
-    async def test_a_hundred_tasks_at_once_are_counted_exactly(self, storage: Storage) -> None:
+    async def test_tokens_from_a_hundred_concurrent_tasks_are_counted_exactly(self, storage: Storage) -> None:
         """Atomic increments."""
         await given_run(storage)
         models = ("gpt-4.1", "small", None)
@@ -115,7 +115,7 @@ class TokenUsageContract(Contract):
         for model in ("gpt-4.1", "small"):
             assert by_model[model] == _model_usage(1, spent, 100, 100)
 
-    async def test_tokens_are_counted_after_the_end_too(self, storage: Storage) -> None:
+    async def test_tokens_recorded_after_the_end_are_counted(self, storage: Storage) -> None:
         await given_run(storage)
         await storage.runs.update_run_completion(RUN, status="success", total_tokens=10, lead_agent_tokens=10)
         ended_at = (await stored_run(storage))["ended_at"]
@@ -124,7 +124,7 @@ class TokenUsageContract(Contract):
         assert (row["status"], row["ended_at"]) == ("success", ended_at)
         assert (row["total_tokens"], row["lead_agent_tokens"]) == (15, 15)
 
-    async def test_a_completion_replaces_totals_and_leaves_figures_by_model(self, storage: Storage) -> None:
+    async def test_completion_replaces_totals_and_leaves_counts_by_model(self, storage: Storage) -> None:
         """A later completion replaces the totals and the callers' figures."""
         await given_run(storage)
         for model in ("gpt-4.1", "small"):
@@ -145,7 +145,7 @@ class TokenUsageContract(Contract):
         assert usage["by_model"] == {model: _model_usage(1, 7, 0, 1) for model in ("gpt-4.1", "small")}
         assert usage["by_caller"] == {"lead_agent": 2, "subagent": 0, "middleware": 0}
 
-    async def test_a_thread_without_runs_has_used_nothing(self, storage: Storage) -> None:
+    async def test_thread_without_runs_has_zero_usage(self, storage: Storage) -> None:
         await given_run(storage, thread_id="thread-2")
         await storage.runs.record_token_usage(RUN, caller="subagent", model_name="m", input_tokens=1)
         expected: dict[str, Any] = {
@@ -159,7 +159,7 @@ class TokenUsageContract(Contract):
         }
         assert exactly(await _usage(storage)) == exactly(expected)
 
-    async def test_totals_are_sums_over_all_runs_of_the_thread(self, storage: Storage) -> None:
+    async def test_usage_sums_all_runs_of_the_thread(self, storage: Storage) -> None:
         """By caller and by model."""
         for number in range(120):
             run_id = f"run-{number}"
@@ -188,7 +188,7 @@ class TokenUsageContract(Contract):
         }
         assert exactly(await _usage(storage)) == exactly(expected)
 
-    async def test_totals_are_those_of_the_users_runs(self, storage: Storage) -> None:
+    async def test_usage_counts_only_the_users_runs(self, storage: Storage) -> None:
         for owner, tokens in ((ALICE, 1), (BOB, 10), (None, 100), ("", 1_000)):
             await given_run(storage, f"run of {owner}", user_id=owner)
             await storage.runs.record_token_usage(
@@ -209,7 +209,7 @@ class TokenUsageContract(Contract):
         with acting_as(ALICE):
             assert (await storage.runs.token_usage_by_thread(THREAD))["total_tokens"] == 1
 
-    async def test_model_names_are_data(self, storage: Storage) -> None:
+    async def test_any_text_works_as_a_model_name(self, storage: Storage) -> None:
         """Dots, dollars, percents and nothing at all, each a model of its own."""
         for number, run_id in enumerate(("run-a", "run-b")):
             await given_run(storage, run_id)
@@ -227,7 +227,7 @@ class TokenUsageContract(Contract):
         assert exactly(usage["by_model"]) == exactly(expected)
         assert usage["total_tokens"] == sum(figures["tokens"] for figures in expected.values())
 
-    async def test_a_run_without_figures_by_model_counts_under_its_own_model(self, storage: Storage) -> None:
+    async def test_run_without_counts_by_model_counts_under_its_model_name(self, storage: Storage) -> None:
         """Under its `model_name`, or "unknown" if it has none."""
         for number, model in enumerate(("gpt-4.1", "$a.b", None, "gpt-4.1")):
             await given_run(storage, f"run-{number}", model_name=model)
@@ -246,7 +246,7 @@ class TokenUsageContract(Contract):
         }
         assert (await _usage(storage))["by_model"] == expected
 
-    async def test_a_run_that_spent_nothing_counts_under_its_own_model(self, storage: Storage) -> None:
+    async def test_run_without_tokens_counts_under_its_model_name(self, storage: Storage) -> None:
         """Of any status, under its `model_name` or "unknown", with nothing in every figure."""
         for number, model in enumerate(("gpt-4.1", None, "gpt-4.1", "small")):
             await given_run(storage, f"run-{number}", model_name=model)
@@ -261,7 +261,7 @@ class TokenUsageContract(Contract):
         assert exactly(usage["by_model"]) == exactly(expected)
         assert (usage["total_runs"], usage["total_tokens"], usage["llm_call_count"]) == (4, 0, 0)
 
-    async def test_totals_are_those_of_runs_in_the_statuses_named(self, storage: Storage) -> None:
+    async def test_usage_is_filtered_by_status(self, storage: Storage) -> None:
         """None is every status, an empty list none of them; the user is asked for all the same."""
         tokens = {"pending": 1, "running": 10, "success": 100, "error": 1_000, "odd": 10_000}
         for status, spent in tokens.items():
@@ -292,7 +292,7 @@ class TokenUsageContract(Contract):
                     models = {f"for {status}" for status in wanted} if owners else set[str]()
                     assert set(usage["by_model"]) == models
 
-    async def test_what_is_no_list_of_statuses_is_refused(self, storage: Storage) -> None:
+    async def test_invalid_statuses_raise(self, storage: Storage) -> None:
         await given_run(storage)
         others: tuple[Any, ...] = (
             "success",
@@ -309,7 +309,7 @@ class TokenUsageContract(Contract):
             with case(statuses), pytest.raises((TypeError, ValueError), match="statuses"):
                 await _usage(storage, statuses=statuses)
 
-    async def test_sums_are_not_limited_to_32_bits(self, storage: Storage) -> None:
+    async def test_usage_sums_are_not_limited_to_32_bits(self, storage: Storage) -> None:
         for number in range(3):
             await given_run(storage, f"run-{number}")
             await storage.runs.record_token_usage(

@@ -19,7 +19,7 @@ async def _rows(storage: Storage) -> list[FeedbackRow]:
 
 
 class VoteContract(Contract):
-    async def test_a_first_upsert_makes_the_vote(self, storage: Storage) -> None:
+    async def test_first_upsert_creates_the_vote(self, storage: Storage) -> None:
         for user_id in _USERS:
             with case(user_id):
                 since = now()
@@ -30,7 +30,7 @@ class VoteContract(Contract):
                 assert await storage.feedback.get(vote["feedback_id"]) == vote
         assert len(await _rows(storage)) == len(_USERS)
 
-    async def test_a_second_upsert_replaces_the_vote(self, storage: Storage) -> None:
+    async def test_second_upsert_replaces_the_vote(self, storage: Storage) -> None:
         """`feedback_id` stays the same, `created_at` becomes now."""
         for user_id in _USERS:
             with case(user_id):
@@ -45,12 +45,14 @@ class VoteContract(Contract):
                 assert await storage.feedback.get(first["feedback_id"]) == second
         assert len(await _rows(storage)) == len(_USERS)
 
-    async def test_an_upsert_without_a_comment_removes_the_comment(self, storage: Storage) -> None:
+    async def test_upsert_without_a_comment_removes_the_comment(self, storage: Storage) -> None:
         await storage.feedback.upsert(**_ON_RUN, rating=1, user_id=ALICE, comment="gone")
         assert (await storage.feedback.upsert(**_ON_RUN, rating=1, user_id=ALICE))["comment"] is None
         assert [row["comment"] for row in await _rows(storage)] == [None]
 
-    async def test_votes_of_other_users_runs_and_threads_are_left_alone(self, storage: Storage) -> None:
+    async def test_upsert_leaves_votes_of_other_users_runs_and_threads_unchanged(
+        self, storage: Storage
+    ) -> None:
         targets: list[dict[str, Any]] = [
             {**_ON_RUN, "user_id": BOB},
             {**_ON_RUN, "user_id": None},
@@ -81,7 +83,7 @@ class VoteContract(Contract):
                 again = await storage.feedback.upsert(**_ON_RUN, rating=1, user_id=user_id)
                 assert again["feedback_id"] == vote["feedback_id"]
 
-    async def test_a_row_that_create_made_becomes_the_vote(self, storage: Storage) -> None:
+    async def test_created_row_without_a_message_becomes_the_vote(self, storage: Storage) -> None:
         for user_id in _USERS:
             with case(user_id):
                 created = await storage.feedback.create(
@@ -93,7 +95,7 @@ class VoteContract(Contract):
                 assert assert_row_time(vote["created_at"]) > assert_row_time(created["created_at"])
         assert len(await _rows(storage)) == len(_USERS)
 
-    async def test_of_several_created_rows_one_becomes_the_vote_and_stays_it(self, storage: Storage) -> None:
+    async def test_one_of_several_created_rows_becomes_and_remains_the_vote(self, storage: Storage) -> None:
         created = [await storage.feedback.create(**_ON_RUN, rating=-1, user_id=ALICE) for _ in range(4)]
         vote = await storage.feedback.upsert(**_ON_RUN, rating=1, user_id=ALICE)
         later = await storage.feedback.create(**_ON_RUN, rating=-1, user_id=ALICE, comment="later")
@@ -121,7 +123,7 @@ class VoteContract(Contract):
                 assert stored in votes
                 assert stored["rating"] == (1 if int(stored["comment"] or "") % 2 else -1)
 
-    async def test_upserts_from_a_hundred_tasks_of_a_hundred_users_leave_a_hundred(
+    async def test_concurrent_upserts_of_a_hundred_users_leave_a_hundred_votes(
         self, storage: Storage
     ) -> None:
         upserts = (
@@ -140,7 +142,7 @@ class VoteContract(Contract):
             "negative": 0,
         }
 
-    async def test_upserts_from_a_hundred_tasks_make_one_created_row_the_vote(self, storage: Storage) -> None:
+    async def test_upserts_from_a_hundred_tasks_reuse_one_created_row(self, storage: Storage) -> None:
         created = {
             (await storage.feedback.create(**_ON_RUN, rating=-1, user_id=ALICE))["feedback_id"]
             for _ in range(3)
@@ -153,7 +155,7 @@ class VoteContract(Contract):
         assert voted <= created
         assert sorted(row["rating"] for row in rows) == [-1, -1, 1]
 
-    async def test_creates_and_upserts_at_once_leave_one_vote(self, storage: Storage) -> None:
+    async def test_concurrent_creates_and_upserts_leave_one_vote(self, storage: Storage) -> None:
         work: list[Any] = []
         for _ in range(30):
             work.append(storage.feedback.create(**_ON_RUN, rating=-1, user_id=ALICE))
@@ -164,7 +166,7 @@ class VoteContract(Contract):
         again = await storage.feedback.upsert(**_ON_RUN, rating=1, user_id=ALICE)
         assert again["feedback_id"] == votes[0]["feedback_id"]
 
-    async def test_a_replaced_vote_is_the_newest_row(self, storage: Storage) -> None:
+    async def test_replaced_vote_becomes_the_newest_row(self, storage: Storage) -> None:
         """`created_at` becomes now, and lists are newest first."""
         first = await storage.feedback.upsert(**_ON_RUN, rating=1, user_id=ALICE)
         for number in range(3):
@@ -174,7 +176,7 @@ class VoteContract(Contract):
         assert (await _rows(storage))[0] == second
         assert await storage.feedback.list_by_run(THREAD, RUN, limit=1) == [second]
 
-    async def test_delete_by_run_removes_the_users_vote_only(self, storage: Storage) -> None:
+    async def test_delete_by_run_removes_only_the_users_vote(self, storage: Storage) -> None:
         for user_id in _USERS:
             with case(user_id):
                 vote = await storage.feedback.upsert(**_ON_RUN, rating=1, user_id=user_id)
@@ -188,7 +190,7 @@ class VoteContract(Contract):
                 assert await storage.feedback.delete_by_run(**_ON_RUN, user_id=user_id) is False
                 assert await storage.feedback.get(message["feedback_id"]) == message
 
-    async def test_delete_by_run_removes_the_vote_and_no_other_created_row(self, storage: Storage) -> None:
+    async def test_delete_by_run_leaves_other_created_rows(self, storage: Storage) -> None:
         await storage.feedback.create(**_ON_RUN, rating=-1, user_id=ALICE)
         vote = await storage.feedback.upsert(**_ON_RUN, rating=1, user_id=ALICE)
         later = await storage.feedback.create(**_ON_RUN, rating=-1, user_id=ALICE)
@@ -196,12 +198,12 @@ class VoteContract(Contract):
         assert await storage.feedback.get(vote["feedback_id"]) is None
         assert await _rows(storage) == [later]
 
-    async def test_of_a_hundred_delete_by_runs_exactly_one_succeeds(self, storage: Storage) -> None:
+    async def test_exactly_one_of_a_hundred_concurrent_vote_deletes_succeeds(self, storage: Storage) -> None:
         await storage.feedback.upsert(**_ON_RUN, rating=1, user_id=ALICE)
         deletes = (storage.feedback.delete_by_run(**_ON_RUN, user_id=ALICE) for _ in range(100))
         assert sorted(await asyncio.gather(*deletes)) == [False] * 99 + [True]
 
-    async def test_after_a_delete_a_new_vote_is_made(self, storage: Storage) -> None:
+    async def test_upsert_after_a_delete_creates_a_new_vote(self, storage: Storage) -> None:
         first = await storage.feedback.upsert(**_ON_RUN, rating=1, user_id=ALICE)
         assert await storage.feedback.delete(first["feedback_id"]) is True
         second = await storage.feedback.upsert(**_ON_RUN, rating=-1, user_id=ALICE)
