@@ -17,8 +17,8 @@ from deerflow_mongo.testing import (
     FeedbackStoreContract,
     RunStoreContract,
     StorageConformance,
-    is_from_nothing,
     needs,
+    needs_new_database,
 )
 
 pytest_plugins = ["pytester"]
@@ -53,7 +53,7 @@ class _OnAServer(StorageConformance):
         reused_database: str,
     ) -> Iterator[Mapping[str, Any]]:
         config = {"backend": "mongodb", "driver": self.driver, "url": mongodb_url}
-        if is_from_nothing(request):
+        if needs_new_database(request):
             name = f"{reused_database}_new"
             yield {**config, "database": name}
             plain_client.drop_database(name)
@@ -145,14 +145,14 @@ def test_a_failure_in_a_table_names_its_line(pytester: pytest.Pytester) -> None:
 
 
 def test_an_unknown_kind_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no kind 'proceses'; known: durability, processes"):
+    with pytest.raises(ValueError, match="unknown kind 'proceses'; expected one of durability, "):
         type("Misspelt", (RunStoreContract,), {"lacks": {"proceses": "a slip"}})
-    with pytest.raises(ValueError, match="no kind 'proceses'"):
+    with pytest.raises(ValueError, match="unknown kind 'proceses'"):
         needs("proceses")
 
 
 def test_an_expected_failure_that_is_no_test_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no test 'test_no_such'"):
+    with pytest.raises(ValueError, match="unknown test 'test_no_such'"):
         type("Misspelt", (RunStoreContract,), {"expected_failures": {"test_no_such": "a slip"}})
 
 

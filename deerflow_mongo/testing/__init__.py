@@ -1,15 +1,15 @@
-"""The conformance suite: what the storage contract promises, as tests that any backend can be held against.
+"""The conformance suite: the promises of the storage contract, as tests for any backend.
 
-A backend's author writes a test class and one fixture:
+A backend's author writes one test class with one fixture:
 
     class TestMyBackend(StorageConformance):
         @pytest.fixture
         def storage_config(self) -> Mapping[str, Any]:
             return {"backend": "mine", "url": ...}  # an empty database each time
 
-What the backend cannot do at all stands in `lacks`, where it is known to break the contract in
-`expected_failures`. Needs pytest and pytest-asyncio (`pip install 'deerflow-mongo[testing]'`), and no plugin
-or conftest of ours.
+`lacks` lists what the backend cannot do at all, `expected_failures` the tests it is known to fail. The
+suite needs pytest and pytest-asyncio (`pip install 'deerflow-mongo[testing]'`), and no plugin or conftest.
+The README beside this module has a complete example.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 from . import _requirements as _requirements  # first: what follows needs pytest
 from .actors import ActorContract
 from .contention import ContentionContract
-from .contract import KINDS, Contract, is_from_nothing, needs
+from .contract import KINDS, Contract, needs, needs_new_database
 from .event_access import EventAccessContract
 from .event_pages import EventPageContract
 from .feedback import FeedbackStoreContract
@@ -59,8 +59,8 @@ __all__ = [
     "ThreadStoreContract",
     "TokenUsageContract",
     "VoteContract",
-    "is_from_nothing",
     "needs",
+    "needs_new_database",
 ]
 
 

@@ -1,4 +1,4 @@
-"""What must be so before the suite's tests are imported: pytest is there and rewrites their asserts."""
+"""Imported before the suite's tests: checks that pytest is installed and enables assert rewriting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pkgutil import iter_modules
 from ..contract.errors import MissingDependencyError
 
 PACKAGES = {"pytest": "pytest", "pytest_asyncio": "pytest-asyncio"}
-"""Module -> the package that brings it."""
+"""Module -> the package that provides it."""
 
 for _module, _package in PACKAGES.items():
     try:

@@ -1,4 +1,4 @@
-"""Whose rows a call sees: `AUTO`, a named user, everybody (CONTRACT section 2)."""
+"""Visibility of rows: for `AUTO`, a named user, and without a filter (CONTRACT section 2)."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ import pytest
 from ..contract.actor import AUTO
 from ..contract.factory import create_storage
 from ..contract.protocols import Storage
-from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case, everything, given_run
+from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case, given_run, snapshot
 from .methods import METHODS, Method
 from .network import no_connections
 
-_WRITTEN_FOR = {"create_thread_meta", "put", "put_if_absent"}
-"""What these make is kept for the `user_id` given, whoever acts: AUTO is no value for it."""
+_TAKES_THE_OWNER = {"create_thread_meta", "put", "put_if_absent"}
+"""Here `user_id` is the owner of what is written, whoever the actor is; `AUTO` is not accepted."""
 
-_OWNED = [method for method in METHODS if "user_id" in method.arguments and method.name not in _WRITTEN_FOR]
+_OWNED = [
+    method for method in METHODS if "user_id" in method.arguments and method.name not in _TAKES_THE_OWNER
+]
 
 
 def _calls_with_auto(method: Method) -> list[Mapping[str, Any]]:
-    """The method's arguments with `AUTO` spelled out, and without it where it is the default."""
+    """The method's arguments with an explicit `AUTO`, and without `user_id` where `AUTO` is the default."""
     calls: list[Mapping[str, Any]] = [{**method.arguments, "user_id": AUTO}]
     if method.auto_by_default:
         calls.append({name: value for name, value in method.arguments.items() if name != "user_id"})
     return calls
 
 
-def _says_what_is_missing(error: RuntimeError, method: Method) -> bool:
+def _names_method_and_cause(error: RuntimeError, method: Method) -> bool:
     return method.name in str(error) and "called with user_id=AUTO but no actor context is set" in str(error)
 
 
 async def _given_three_owners(storage: Storage) -> None:
-    """A run, a vote and a thread of each of alice, bob and nobody."""
+    """A run, a vote and a thread for each of alice, bob and no owner."""
     for owner in (ALICE, BOB, None):
         await given_run(storage, f"run-of-{owner}", user_id=owner)
         await storage.runs.record_token_usage(f"run-of-{owner}", caller="subagent", input_tokens=1)
@@ -43,7 +45,7 @@ async def _given_three_owners(storage: Storage) -> None:
 
 
 async def _seen(storage: Storage, user_id: Any) -> set[str]:
-    """The names of everything that the methods show to `user_id`."""
+    """The names of all rows that the methods return for `user_id`."""
     runs, feedback, threads = storage.runs, storage.feedback, storage.threads
     seen = {row["run_id"] for row in await runs.list_by_thread(THREAD, user_id=user_id)}
     assert (await runs.token_usage_by_thread(THREAD, user_id=user_id))["total_runs"] == len(seen)
@@ -66,23 +68,23 @@ class ActorContract(Contract):
     async def test_auto_without_an_actor_raises_an_error_that_names_the_method(
         self, storage: Storage
     ) -> None:
-        """`RuntimeError`, and nothing is read or written."""
+        """A `RuntimeError`, raised before anything is read or written."""
         await given_run(storage)
         await storage.feedback.upsert(run_id=RUN, thread_id=THREAD, rating=1, user_id=ALICE)
-        before = await everything(storage)
+        before = await snapshot(storage)
         for method in _OWNED:
             for arguments in _calls_with_auto(method):
                 with case(method.path, arguments):
                     with pytest.raises(RuntimeError) as no_actor:
                         await method.exactly(storage, arguments)
-                    assert _says_what_is_missing(no_actor.value, method)
+                    assert _names_method_and_cause(no_actor.value, method)
                     with acting_as(None), pytest.raises(RuntimeError) as no_id:
                         await method.exactly(storage, arguments)
-                    assert _says_what_is_missing(no_id.value, method)
-        assert await everything(storage) == before
+                    assert _names_method_and_cause(no_id.value, method)
+        assert await snapshot(storage) == before
 
     async def test_auto_without_an_actor_opens_no_connection(self, storage_config: Mapping[str, Any]) -> None:
-        """Before anything is read or written."""
+        """The error is raised before anything is read or written."""
         storage = create_storage(storage_config)
         with no_connections():
             for method in _OWNED:
@@ -92,7 +94,7 @@ class ActorContract(Contract):
         await storage.aclose()
 
     async def test_named_user_sees_only_own_rows(self, storage: Storage) -> None:
-        """A row that belongs to someone else, or to nobody, does not exist for a named caller."""
+        """A row of another user, or of no user, does not exist for a named user."""
         await _given_three_owners(storage)
         assert await _seen(storage, ALICE) == _all_of(ALICE)
         assert await _seen(storage, BOB) == _all_of(BOB)

@@ -1,4 +1,4 @@
-"""Many processes at one database: exact counts, one winner (CONTRACT sections 3, 4, 5, 8)."""
+"""Several processes on one database: exact counts, one winner (CONTRACT sections 3, 4, 5, 8)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .contract import (
     THREAD,
     Contract,
     case,
-    from_nothing,
     given_run,
     needs,
+    on_new_database,
     stored_run,
     stored_thread,
 )
@@ -28,7 +28,7 @@ _PROCESSES = 4
 
 
 async def _read_until(storage: Storage, last: int) -> list[int]:
-    """The numbers that one reader sees who pages forwards until it has seen `last`."""
+    """The seqs that a reader sees that pages forwards until it has seen `last`."""
     seen: list[int] = []
     while not seen or seen[-1] < last:
         after = seen[-1] if seen else 0
@@ -52,13 +52,13 @@ class ContentionContract(Contract):
     async def test_upserts_from_four_processes_reuse_one_created_row(
         self, storage: Storage, storage_config: Mapping[str, Any]
     ) -> None:
-        """Of the anonymous user, whom a unique index may not see."""
+        """For the anonymous user, whose None a unique index may ignore."""
         names: dict[str, Any] = {"run_id": RUN, "thread_id": THREAD, "user_id": None}
-        created = [await storage.feedback.create(**names, rating=1, comment="made") for _ in range(3)]
+        created = [await storage.feedback.create(**names, rating=1, comment="created") for _ in range(3)]
         answers = await run_in_processes(storage_config, "upsert_votes", **names, rounds=2)
         rows = await storage.feedback.list_by_run(THREAD, RUN)
         assert {row["feedback_id"] for row in rows} == {row["feedback_id"] for row in created}
-        [vote] = [row for row in rows if row["comment"] != "made"]
+        [vote] = [row for row in rows if row["comment"] != "created"]
         assert answers == [[vote["feedback_id"]]] * _PROCESSES
 
     @needs("processes")
@@ -120,13 +120,13 @@ class ContentionContract(Contract):
     async def test_events_from_four_processes_have_no_gaps_and_no_reader_misses_one(
         self, storage: Storage, storage_config: Mapping[str, Any]
     ) -> None:
-        """Three readers page by `after_seq` while 100 tasks write; each batch is dense."""
+        """Three readers page by `after_seq` while 100 tasks write; the seqs of a batch are consecutive."""
         rounds, size = 6, 3
         total = _PROCESSES * TASKS * rounds * size
-        asked: dict[str, Any] = {"thread_id": THREAD, "rounds": rounds, "size": size}
+        arguments: dict[str, Any] = {"thread_id": THREAD, "rounds": rounds, "size": size}
         async with asyncio.TaskGroup() as group:
             readers = [group.create_task(_read_until(storage, total)) for _ in range(3)]
-            answers = await run_in_processes(storage_config, "put_events", **asked)
+            answers = await run_in_processes(storage_config, "put_events", **arguments)
         batches = [batch for answer in answers for batch in answer]
         assert sorted(number for batch in batches for number in batch) == list(range(1, total + 1))
         assert all(batch == list(range(batch[0], batch[0] + size)) for batch in batches)
@@ -144,7 +144,7 @@ class ContentionContract(Contract):
             assert len(await storage.run_events.list_events(THREAD, f"run-{round_}")) == 1
 
     @needs("processes")
-    @from_nothing
+    @on_new_database
     async def test_concurrent_setup_from_six_processes_works(self, storage_config: Mapping[str, Any]) -> None:
         """On an empty database."""
         await run_in_processes(storage_config, "set_up", processes=6)

@@ -1,5 +1,5 @@
-"""What every part of the suite stands on: the class to inherit from, the fixtures, and how a backend says
-what it lacks. What a storage promises is in the modules beside this one.
+"""The base of every part of the suite: the class to inherit from, the fixtures, and the declarations of
+what a backend lacks. The promises themselves are in the modules beside this one.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from ..contract.rows import RunRow, ThreadMeta
 
 KINDS: Mapping[str, str] = {
     "processes": "several processes share one database",
-    "durability": "what was acknowledged is there for the next storage that is opened",
-    "server": "there is a server, which the option `url` names",
-    "validators": "the database itself refuses a malformed document",
+    "durability": "acknowledged writes are visible to the next storage that is opened",
+    "server": "the option `url` names a server",
+    "validators": "the database itself rejects a malformed document",
 }
-"""What a test may need and a backend may lack."""
+"""What a test may need and a backend may lack; `needs` and `lacks` use these names."""
 
 RUN, THREAD = "run-1", "thread-1"
 ALICE, BOB = "alice", "bob"
 
 _NEEDS = "_conformance_needs"
-_FROM_NOTHING = "_conformance_from_nothing"
+_NEW_DATABASE = "_conformance_new_database"
 _ORIGINAL = "_conformance_original"
 
 Test = TypeVar("Test", bound=Callable[..., Any])
@@ -39,11 +39,11 @@ Test = TypeVar("Test", bound=Callable[..., Any])
 def _checked_kinds(kinds: Iterator[str] | tuple[str, ...], where: str) -> None:
     for kind in kinds:
         if kind not in KINDS:
-            raise ValueError(f"{where}: there is no kind {kind!r}; known: {', '.join(sorted(KINDS))}")
+            raise ValueError(f"{where}: unknown kind {kind!r}; expected one of {', '.join(sorted(KINDS))}")
 
 
 def needs(*kinds: str) -> Callable[[Test], Test]:
-    """Skip the test, by its name, where the backend `lacks` one of these kinds."""
+    """Skip the test where the backend `lacks` one of these kinds; the skip's reason names the test."""
     _checked_kinds(kinds, "needs")
 
     def declare(test: Test) -> Test:
@@ -53,25 +53,25 @@ def needs(*kinds: str) -> Callable[[Test], Test]:
     return declare
 
 
-def from_nothing(test: Test) -> Test:
-    """The test is about `setup()`: its database must be new, and not only emptied."""
-    setattr(test, _FROM_NOTHING, True)
+def on_new_database(test: Test) -> Test:
+    """Marks a test of `setup()`: its database must be new, not only emptied."""
+    setattr(test, _NEW_DATABASE, True)
     return test
 
 
-def is_from_nothing(request: pytest.FixtureRequest) -> bool:
-    """Whether the requesting test needs a new database; for fixtures that otherwise empty one they have."""
-    return getattr(request.function, _FROM_NOTHING, False)
+def needs_new_database(request: pytest.FixtureRequest) -> bool:
+    """Whether the requesting test needs a new database; for fixtures that otherwise empty an existing one."""
+    return getattr(request.function, _NEW_DATABASE, False)
 
 
 class Contract:
-    """A part of the contract, to be bound to a backend by a subclass with the fixture `storage_config`."""
+    """A part of the contract; a subclass with the fixture `storage_config` binds it to a backend."""
 
     lacks: ClassVar[Mapping[str, str]] = {}
     """What the backend cannot do (see `KINDS`), with the reason; tests that need it are skipped."""
 
     expected_failures: ClassVar[Mapping[str, str]] = {}
-    """Tests that must fail, with the reason: where the backend is known to break the contract."""
+    """Tests that must fail (strictly), with the reason: known violations of the contract."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -80,18 +80,18 @@ class Contract:
         _checked_kinds(tuple(cls.lacks), f"{cls.__name__}.lacks")
         for name in cls.expected_failures:
             if name not in tests:
-                raise ValueError(f"{cls.__name__}.expected_failures: there is no test {name!r}")
+                raise ValueError(f"{cls.__name__}.expected_failures: unknown test {name!r}")
         for name, test in tests.items():
             _bind(cls, name, test)
 
     @pytest.fixture
     def storage_config(self) -> Mapping[str, Any]:
-        """What `create_storage` takes, for an empty database each time; the backend's author writes it."""
+        """The configuration of an empty database; the backend's author writes this fixture."""
         raise NotImplementedError(f"{type(self).__name__} needs a fixture `storage_config`")
 
     @pytest_asyncio.fixture
     async def storage(self, storage_config: Mapping[str, Any]) -> AsyncGenerator[Storage]:
-        """The storage, opened and closed as hosts do it."""
+        """The storage, opened and closed as hosts do."""
         async with create_storage(storage_config) as storage:
             yield storage
 
@@ -106,7 +106,7 @@ def _original(test: FunctionType) -> FunctionType:
 
 
 def _check_nothing_hidden(cls: type, tests: Mapping[str, FunctionType]) -> None:
-    """Two parts of the contract with a test of one name: one of them would never run."""
+    """Raise `TypeError` if two parts have a test of the same name: one of them would never run."""
     for name in tests:
         promises = {_original(found[name]) for found in map(_tests_of, cls.__bases__) if name in found}
         if len(promises) > 1 and name not in vars(cls):
@@ -114,7 +114,7 @@ def _check_nothing_hidden(cls: type, tests: Mapping[str, FunctionType]) -> None:
 
 
 def _bind(cls: type[Contract], name: str, test: FunctionType) -> None:
-    """Give `cls` its own copy of an inherited test if this backend's marks are on it, and only then."""
+    """Give `cls` its own copy of an inherited test if this backend's marks differ, and only then."""
     original = _original(test)
     if inspect.iscoroutinefunction(original) and original is test and name in vars(cls):
         pytest.mark.asyncio(original)
@@ -146,12 +146,12 @@ def _copy(test: FunctionType) -> FunctionType:
     return copied
 
 
-# -- what tests say --------------------------------------------------------------------------------
+# -- what tests share ------------------------------------------------------------------------------
 
 
 @contextmanager
 def case(*names: object) -> Generator[None]:
-    """One line of a table: a failure inside names it."""
+    """One row of a table of cases: a failure inside names it."""
     try:
         yield
     except BaseException as error:
@@ -161,7 +161,7 @@ def case(*names: object) -> Generator[None]:
 
 @contextmanager
 def acting_as(user_id: str | None) -> Generator[None]:
-    """The current task works for this user."""
+    """Bind this user as the current task's actor."""
     token = bind_actor_context(ActorContext(user_id=user_id))
     try:
         yield
@@ -177,7 +177,7 @@ async def given_run(
     user_id: str | None = ALICE,
     **fields: Any,
 ) -> RunRow:
-    """A run that is there."""
+    """Create a run and return its row."""
     await storage.runs.create(run_id, thread_id, user_id=user_id, **fields)
     return await stored_run(storage, run_id)
 
@@ -185,19 +185,19 @@ async def given_run(
 async def stored_run(storage: Storage, run_id: str = RUN) -> RunRow:
     """The run's row, whoever owns it; there must be one."""
     row = await storage.runs.get(run_id, user_id=None)
-    assert row is not None, f"there is no run {run_id!r}"
+    assert row is not None, f"run {run_id!r} does not exist"
     return row
 
 
 async def stored_thread(storage: Storage, thread_id: str = THREAD) -> ThreadMeta:
     """The thread, whoever owns it; there must be one."""
     thread = await storage.threads.get_thread_meta(thread_id)
-    assert thread is not None, f"there is no thread {thread_id!r}"
+    assert thread is not None, f"thread {thread_id!r} does not exist"
     return thread
 
 
-async def everything(storage: Storage, *thread_ids: str) -> list[object]:
-    """All that is stored about these threads, to compare before and after."""
+async def snapshot(storage: Storage, *thread_ids: str) -> list[object]:
+    """Everything that is stored about these threads, to compare before and after."""
     found: list[object] = [await storage.threads.search_threads(user_id=None, limit=1_000)]
     for thread_id in thread_ids or (THREAD,):
         found.append(await storage.runs.list_by_thread(thread_id, user_id=None, limit=1_000))

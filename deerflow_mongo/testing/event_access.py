@@ -1,4 +1,4 @@
-"""Whose run events a call sees and may write (CONTRACT sections 2 and 6)."""
+"""Access to run events: which threads a call may read and write (CONTRACT sections 2 and 6)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import pytest
 
 from ..contract.protocols import Storage
 from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case
-from .run_events import event, numbers, story
+from .run_events import all_events, event, seqs
 
-_OPEN = "thread-of-nobody"
-_UNKNOWN = "thread-that-is-not-there"
+_UNOWNED = "thread-without-owner"
+_UNKNOWN = "unknown-thread"
 
 
 async def _given(storage: Storage) -> None:
-    """A thread of alice's, one of nobody's and one that is not there, with two messages each."""
+    """A thread of alice, one without an owner and one that is not stored, with two messages each."""
     await storage.threads.ensure_thread(thread_id=THREAD, user_id=ALICE)
-    await storage.threads.ensure_thread(thread_id=_OPEN, user_id=None)
-    for thread_id in (THREAD, _OPEN, _UNKNOWN):
+    await storage.threads.ensure_thread(thread_id=_UNOWNED, user_id=None)
+    for thread_id in (THREAD, _UNOWNED, _UNKNOWN):
         await storage.run_events.put_batch([event(thread_id=thread_id), event(thread_id=thread_id)])
 
 
@@ -35,7 +35,7 @@ def _writes(storage: Storage, thread_id: str) -> dict[str, Callable[[], Awaitabl
 
 
 async def _seen(storage: Storage, thread_id: str) -> set[int]:
-    """How many events each list shows."""
+    """The number of events that each list returns, as a set."""
     events = storage.run_events
     return {
         len(await events.list_messages(thread_id)),
@@ -56,29 +56,29 @@ class EventAccessContract(Contract):
         assert await _seen(storage, THREAD) == {2}
 
     async def test_writing_to_another_users_thread_is_rejected(self, storage: Storage) -> None:
-        """`PermissionError`, and none of the batch is written."""
+        """A `PermissionError`; none of the batch is written."""
         await _given(storage)
         for name, write in _writes(storage, THREAD).items():
             with case(name), acting_as(BOB), pytest.raises(PermissionError, match="not allowed to append"):
                 await write()
         assert await _seen(storage, THREAD) == {2}
-        assert await story(storage, "new") == []
+        assert await all_events(storage, "new") == []
 
     async def test_own_and_unowned_threads_are_open(self, storage: Storage) -> None:
         await _given(storage)
-        for user, thread_id in ((ALICE, THREAD), (BOB, _OPEN), (BOB, _UNKNOWN), ("", _OPEN)):
+        for user, thread_id in ((ALICE, THREAD), (BOB, _UNOWNED), (BOB, _UNKNOWN), ("", _UNOWNED)):
             with case(user, thread_id), acting_as(user):
-                before = len(await story(storage, thread_id))
+                before = len(await all_events(storage, thread_id))
                 assert before >= 2
                 for write in _writes(storage, thread_id).values():
                     await write()
-                assert len(await story(storage, thread_id)) >= before + 3
+                assert len(await all_events(storage, thread_id)) >= before + 3
         with acting_as(ALICE):
             assert await storage.run_events.delete_by_run(THREAD, RUN) == 5
             assert await storage.run_events.delete_by_thread(_UNKNOWN) == 5
 
     async def test_every_thread_is_open_without_an_actor(self, storage: Storage) -> None:
-        """So is it for an actor without an id."""
+        """Reads, that is: an actor without an id is treated the same."""
         await _given(storage)
         await storage.run_events.put(**event())
         with acting_as(None):
@@ -86,7 +86,7 @@ class EventAccessContract(Contract):
             assert await storage.run_events.delete_by_thread(THREAD) == 3
 
     async def test_change_of_owner_applies_to_events_immediately(self, storage: Storage) -> None:
-        """At once: no permission is kept, however often it was asked for."""
+        """Every call reads the owner again; permissions are not cached."""
         await _given(storage)
         for owner, other in ((BOB, ALICE), (ALICE, BOB), (BOB, ALICE)):
             await storage.threads.delete_thread(THREAD)
@@ -104,30 +104,30 @@ class EventAccessContract(Contract):
 
         async def write(user: str) -> list[int]:
             with acting_as(user):
-                return numbers(await storage.run_events.put_batch([event(content=user)] * 2))
+                return seqs(await storage.run_events.put_batch([event(content=user)] * 2))
 
         users = [ALICE, BOB] * 20
         answers = await asyncio.gather(*map(write, users), return_exceptions=True)
         for user, answer in zip(users, answers, strict=True):
             assert isinstance(answer, list if user == ALICE else PermissionError)
-        rows = await story(storage)
-        assert numbers(rows) == list(range(1, 2 + 40 + 1))
+        rows = await all_events(storage)
+        assert seqs(rows) == list(range(1, 2 + 40 + 1))
         assert BOB not in [row["content"] for row in rows]
 
     async def test_named_user_sees_only_own_events(self, storage: Storage) -> None:
-        """Also in a thread that is not known, where everything else is open to all."""
+        """Also in a thread that is not stored, which is otherwise open to all."""
         events = storage.run_events
         await events.put_batch([event(user_id=ALICE), event(user_id=BOB), event()])
         assert await _seen(storage, THREAD) == {3}
-        for user_id, numbers_seen in ((ALICE, [1]), (BOB, [2]), ("carol", []), ("", [])):
+        for user_id, seqs_seen in ((ALICE, [1]), (BOB, [2]), ("carol", []), ("", [])):
             seen = await events.list_messages(THREAD, user_id=user_id)
             with case(user_id):
-                assert numbers(seen) == numbers_seen
+                assert seqs(seen) == seqs_seen
                 assert [row.get("user_id") for row in seen] == [user_id] * len(seen)
-                assert numbers(await events.list_events(THREAD, RUN, user_id=user_id)) == numbers_seen
+                assert seqs(await events.list_events(THREAD, RUN, user_id=user_id)) == seqs_seen
                 of_run = await events.list_messages_by_run(THREAD, RUN, after_seq=0, user_id=user_id)
-                assert numbers(of_run) == numbers_seen
-                assert await events.count_messages(THREAD, user_id=user_id) == len(numbers_seen)
+                assert seqs(of_run) == seqs_seen
+                assert await events.count_messages(THREAD, user_id=user_id) == len(seqs_seen)
         assert "user_id" not in (await events.list_messages(THREAD))[2]
 
     async def test_delete_with_a_user_id_removes_only_that_users_events(self, storage: Storage) -> None:
@@ -135,6 +135,6 @@ class EventAccessContract(Contract):
         await events.put_batch([event(user_id=ALICE), event(user_id=BOB), event(), event(user_id=ALICE)])
         assert await events.delete_by_run(THREAD, RUN, user_id=BOB) == 1
         assert await events.delete_by_thread(THREAD, user_id=ALICE) == 2
-        assert numbers(await events.list_messages(THREAD)) == [3]
+        assert seqs(await events.list_messages(THREAD)) == [3]
         new, _ = await events.put_if_absent(**event(event_type="more", user_id=BOB))
         assert (new["seq"], new.get("user_id")) == (5, BOB)

@@ -1,4 +1,4 @@
-"""Lists of run events: which rows, in which order, page by page (CONTRACT section 6)."""
+"""Lists of run events: selection, order and pages (CONTRACT section 6)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 
 from ..contract.protocols import Storage
 from .contract import RUN, THREAD, Contract, case
-from .run_events import event, numbers
+from .run_events import event, seqs
 
-# Every third event is a trace; runs take turns by two.
+# Every third event is a trace; the two runs alternate every two events.
 _EVENTS = 60
 _RUNS = ("run-a", "run-b")
 _ALL = range(1, _EVENTS + 1)
@@ -22,7 +22,7 @@ def _run_of(seq: int) -> str:
 
 
 def _page(of: list[int], limit: int, before: int | None, after: int | None) -> list[int]:
-    """What the contract says, in other words."""
+    """The expected page, computed in Python."""
     fit = [seq for seq in of if (before is None or seq < before) and (after is None or seq > after)]
     return fit[:limit] if after is not None else fit[len(fit) - min(limit, len(fit)) :]
 
@@ -70,7 +70,7 @@ class EventPageContract(Contract):
                 rows = await storage.run_events.list_messages(
                     THREAD, limit=limit, before_seq=before, after_seq=after
                 )
-                assert numbers(rows) == _page(_MESSAGES, limit, before, after)
+                assert seqs(rows) == _page(_MESSAGES, limit, before, after)
                 assert all(row["content"] == f"{row['seq']}" for row in rows)
                 assert {row["category"] for row in rows} <= {"message"}
 
@@ -83,12 +83,12 @@ class EventPageContract(Contract):
                     rows = await storage.run_events.list_messages_by_run(
                         THREAD, run_id, limit=limit, before_seq=before, after_seq=after
                     )
-                    assert numbers(rows) == _page(own, limit, before, after)
+                    assert seqs(rows) == _page(own, limit, before, after)
 
     async def test_default_page_is_the_last_50_messages(self, storage: Storage) -> None:
         await storage.run_events.put_batch([event()] * 120)
-        assert numbers(await storage.run_events.list_messages(THREAD)) == list(range(71, 121))
-        assert numbers(await storage.run_events.list_messages_by_run(THREAD, RUN)) == list(range(71, 121))
+        assert seqs(await storage.run_events.list_messages(THREAD)) == list(range(71, 121))
+        assert seqs(await storage.run_events.list_messages_by_run(THREAD, RUN)) == list(range(71, 121))
 
     async def test_paging_in_both_directions_covers_every_message_once(self, storage: Storage) -> None:
         await _given(storage)
@@ -96,28 +96,28 @@ class EventPageContract(Contract):
         while rows := await storage.run_events.list_messages(
             THREAD, limit=7, after_seq=seen[-1] if seen else 0
         ):
-            seen += numbers(rows)
+            seen += seqs(rows)
         assert seen == _MESSAGES
         seen = []
         while rows := await storage.run_events.list_messages(
             THREAD, limit=7, before_seq=seen[0] if seen else None
         ):
-            seen = numbers(rows) + seen
+            seen = seqs(rows) + seen
         assert seen == _MESSAGES
 
     async def test_list_events_returns_the_first_events_of_every_category(self, storage: Storage) -> None:
         await _given(storage)
         own = [seq for seq in _ALL if _run_of(seq) == "run-b"]
         list_events = storage.run_events.list_events
-        assert numbers(await list_events(THREAD, "run-b")) == own
-        assert numbers(await list_events(THREAD, "run-b", limit=5)) == own[:5]
+        assert seqs(await list_events(THREAD, "run-b")) == own
+        assert seqs(await list_events(THREAD, "run-b", limit=5)) == own[:5]
         assert await list_events(THREAD, "run-b", limit=0) == []
-        assert await list_events(THREAD, "no such run") == []
-        assert await list_events("no such thread", "run-b") == []
+        assert await list_events(THREAD, "unknown run") == []
+        assert await list_events("unknown thread", "run-b") == []
 
     async def test_list_events_has_a_default_limit_of_500(self, storage: Storage) -> None:
         await storage.run_events.put_batch([event()] * 510)
-        assert numbers(await storage.run_events.list_events(THREAD, RUN)) == list(range(1, 501))
+        assert seqs(await storage.run_events.list_events(THREAD, RUN)) == list(range(1, 501))
 
     async def test_event_type_filter_applies_before_the_limit(self, storage: Storage) -> None:
         await _given(storage)
@@ -127,7 +127,7 @@ class EventPageContract(Contract):
             (["type-1", "type-3"], {1, 3}),
             (("type-3", "type-3"), {3}),
             ([], set()),
-            (["no such type"], set()),
+            (["unknown type"], set()),
             (None, {0, 1, 2, 3}),
         ]
         for types, remainders in wanted:
@@ -136,7 +136,7 @@ class EventPageContract(Contract):
                     rows = await storage.run_events.list_events(
                         THREAD, "run-a", event_types=types, limit=limit
                     )
-                    assert numbers(rows) == [seq for seq in own if seq % 4 in remainders][:limit]
+                    assert seqs(rows) == [seq for seq in own if seq % 4 in remainders][:limit]
 
     async def test_count_messages_counts_only_messages(self, storage: Storage) -> None:
         assert await storage.run_events.count_messages(THREAD) == 0
@@ -155,7 +155,7 @@ class EventPageContract(Contract):
                         await storage.run_events.list_messages_by_run(THREAD, RUN, **arguments)
 
     async def test_invalid_event_types_raise(self, storage: Storage) -> None:
-        for wrong in ("said", 5, [5], [{"$ne": None}], [None], [""]):
+        for wrong in ("ai_message", 5, [5], [{"$ne": None}], [None], [""]):
             types: Any = wrong
             with case(wrong), pytest.raises((TypeError, ValueError), match="event_types"):
                 await storage.run_events.list_events(THREAD, RUN, event_types=types)
@@ -164,6 +164,6 @@ class EventPageContract(Contract):
         """Four events of 5 MiB each, in one batch."""
         large = "x" * (5 * 1024 * 1024)
         rows = await storage.run_events.put_batch([event(content={"k": large}) for _ in range(4)])
-        assert numbers(rows) == [1, 2, 3, 4]
-        assert numbers(await storage.run_events.list_messages(THREAD)) == [1, 2, 3, 4]
+        assert seqs(rows) == [1, 2, 3, 4]
+        assert seqs(await storage.run_events.list_messages(THREAD)) == [1, 2, 3, 4]
         assert await storage.run_events.list_events(THREAD, RUN) == rows

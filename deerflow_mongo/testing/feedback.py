@@ -1,4 +1,4 @@
-"""Feedback: rows as they are created, listed, counted and deleted (CONTRACT section 4)."""
+"""Feedback: creating, listing, counting and deleting rows (CONTRACT section 4)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case
 from .values import assert_is_now, assert_row_time, exactly, now
 
 _ON_RUN: dict[str, Any] = {"run_id": RUN, "thread_id": THREAD}
-_NO_RATINGS: tuple[Any, ...] = (
+_INVALID_RATINGS: tuple[Any, ...] = (
     0,
     5,
     -5,
@@ -34,7 +34,7 @@ _NO_RATINGS: tuple[Any, ...] = (
 
 
 async def _given(storage: Storage, count: int, **fields: Any) -> list[dict[str, Any]]:
-    """Rows made one after the other, the newest first."""
+    """Create rows one after the other; the newest is first."""
     rows: list[dict[str, Any]] = []
     for number in range(count):
         arguments: dict[str, Any] = {**_ON_RUN, "rating": 1, "comment": str(number), **fields}
@@ -78,7 +78,7 @@ class FeedbackStoreContract(Contract):
         assert len({row["feedback_id"] for row in rows}) == 4
 
     async def test_user_id_takes_precedence_over_owner_id(self, storage: Storage) -> None:
-        """And `owner_id` in a row is the same as `user_id`."""
+        """In a row, `owner_id` equals `user_id`."""
         table = ((ALICE, BOB, ALICE), (None, BOB, BOB), (ALICE, None, ALICE), ("", BOB, ""), (None, "", ""))
         for user_id, owner_id, expected in table:
             with case(user_id, owner_id):
@@ -92,19 +92,19 @@ class FeedbackStoreContract(Contract):
         assert await storage.feedback.list_by_run(THREAD, RUN, user_id=ALICE) == rows
 
     async def test_invalid_rating_raises_and_writes_nothing(self, storage: Storage) -> None:
-        """Anything but the integers 1 and -1: `ValueError` naming the value."""
+        """Anything but the integers 1 and -1 is a `ValueError` that names the value."""
         vote = await storage.feedback.upsert(**_ON_RUN, rating=1, user_id=ALICE, comment="first")
-        for rating in _NO_RATINGS:
+        for rating in _INVALID_RATINGS:
             for write in (storage.feedback.create, storage.feedback.upsert):
                 with case(write.__name__, rating):
-                    with pytest.raises(ValueError, match="rating") as refused:
+                    with pytest.raises(ValueError, match="rating") as raised:
                         await write(**_ON_RUN, rating=rating, user_id=ALICE, comment="second")
-                    assert repr(rating) in str(refused.value)
+                    assert repr(rating) in str(raised.value)
         assert await storage.feedback.list_by_thread(THREAD) == [vote]
 
     async def test_get_of_unknown_feedback_returns_none(self, storage: Storage) -> None:
         await _given(storage, 1)
-        for feedback_id in ("0b6ad8a6-3c0a-4b0e-9a37-0a8b0f6f2f11", "no uuid at all", RUN):
+        for feedback_id in ("0b6ad8a6-3c0a-4b0e-9a37-0a8b0f6f2f11", "not a uuid", RUN):
             with case(feedback_id):
                 assert await storage.feedback.get(feedback_id) is None
                 assert await storage.feedback.delete(feedback_id) is False
@@ -125,7 +125,7 @@ class FeedbackStoreContract(Contract):
         assert sorted(results) == [False] * 99 + [True]
 
     async def test_feedback_of_a_run_is_listed_newest_first(self, storage: Storage) -> None:
-        """Only those of this run in this thread; never tied or swapped, the same order at every call."""
+        """Only rows of this run in this thread; never tied or swapped, in the same order at every call."""
         rows = await _given(storage, 60, user_id=ALICE)
         await _given(storage, 2, run_id="run-2")
         await _given(storage, 2, thread_id="thread-2")
@@ -175,7 +175,7 @@ class FeedbackStoreContract(Contract):
         assert await list_by_thread(THREAD, user_id="carol") == []
 
     async def test_feedback_can_be_listed_oldest_first(self, storage: Storage) -> None:
-        """The oldest then, and not the newest turned round; the limit counts the user's only."""
+        """The first rows by age, not the newest ones reversed; the limit counts only the user's rows."""
         rows: list[dict[str, Any]] = []
         for number in range(30):
             rows += await _given(storage, 1, user_id=(ALICE, BOB, None)[number % 3])
@@ -221,7 +221,7 @@ class FeedbackStoreContract(Contract):
             assert await storage.feedback.get(other["feedback_id"]) == other
 
     async def test_feedback_totals_count_every_row(self, storage: Storage) -> None:
-        """Over all rows: 150 votes are 150."""
+        """150 votes are counted as 150: no limit applies."""
         for number in range(150):
             await storage.feedback.upsert(**_ON_RUN, rating=1 if number % 3 else -1, user_id=f"user-{number}")
         await _given(storage, 2, run_id="run-2")
@@ -246,7 +246,7 @@ class FeedbackStoreContract(Contract):
     async def test_grouped_feedback_has_the_newest_row_of_each_of_the_users_runs(
         self, storage: Storage
     ) -> None:
-        """All of the user's runs in the thread, however many rows there are."""
+        """For all of the user's runs in the thread: no limit applies."""
         expected: dict[str, Any] = {}
         for number in range(130):
             run_id = f"run-{number}"
@@ -255,11 +255,11 @@ class FeedbackStoreContract(Contract):
                 storage, 1, run_id=run_id, user_id=ALICE, message_id=f"m-{number}"
             )
             await _given(storage, 1, run_id=run_id, user_id=BOB)
-        await _given(storage, 1, run_id="of nobody")
-        await _given(storage, 1, thread_id="thread-2", run_id="elsewhere", user_id=ALICE)
+        await _given(storage, 1, run_id="without owner")
+        await _given(storage, 1, thread_id="thread-2", run_id="other thread", user_id=ALICE)
         assert await storage.feedback.list_by_thread_grouped(THREAD, user_id=ALICE) == expected
         anonymous = await storage.feedback.list_by_thread_grouped(THREAD, user_id=None)
-        assert [(run_id, row["user_id"]) for run_id, row in anonymous.items()] == [("of nobody", None)]
+        assert [(run_id, row["user_id"]) for run_id, row in anonymous.items()] == [("without owner", None)]
         assert await storage.feedback.list_by_thread_grouped(THREAD, user_id="") == {}
 
     async def test_any_comment_text_round_trips(self, storage: Storage) -> None:
@@ -272,7 +272,7 @@ class FeedbackStoreContract(Contract):
                     assert await storage.feedback.get(row["feedback_id"]) == row
 
     async def test_feedback_methods_need_no_actor_by_default(self, storage: Storage) -> None:
-        """`user_id` of every method but `upsert` is None by default."""
+        """`user_id` is None by default, which is no filter."""
         with acting_as(ALICE):
             row = await storage.feedback.create(**_ON_RUN, rating=1)
             assert row["user_id"] is None

@@ -1,4 +1,4 @@
-"""Identifiers and limits: plain text and whole numbers, or an error before any query (CONTRACT section 8)."""
+"""Identifiers and limits: valid values work, invalid ones raise before any query (CONTRACT section 8)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .contract import (
     Contract,
     acting_as,
     case,
-    everything,
     given_run,
+    snapshot,
     stored_thread,
 )
 from .methods import LIMITED, METHODS, OPTIONAL, REQUIRED, Method
@@ -28,7 +28,7 @@ from .network import no_connections
 
 _MAX_BYTES = 1_024
 
-_NO_IDENTIFIERS: tuple[Any, ...] = (
+_INVALID_IDENTIFIERS: tuple[Any, ...] = (
     {"$ne": None},
     {"$gt": ""},
     {"$regex": ".*"},
@@ -47,71 +47,73 @@ _NO_IDENTIFIERS: tuple[Any, ...] = (
     "é" * (_MAX_BYTES // 2) + "x",
     "💬" * (_MAX_BYTES // 4 + 1),
 )
-_NO_REQUIRED_IDENTIFIERS = (*_NO_IDENTIFIERS, None, "")
+_INVALID_REQUIRED_IDENTIFIERS = (*_INVALID_IDENTIFIERS, None, "")
 _LONGEST = ("x" * _MAX_BYTES, "é" * (_MAX_BYTES // 2), "💬" * (_MAX_BYTES // 4), "$" + "." * (_MAX_BYTES - 1))
 
-# `user_id` of None is "no filter", and a host's AUTO may be any object.
-_TELLING = [value for value in _NO_IDENTIFIERS if type(value) is not object]
+# None is allowed here, and an arbitrary object could be a host's AUTO.
+_INVALID_OPTIONAL_IDENTIFIERS = [value for value in _INVALID_IDENTIFIERS if type(value) is not object]
 
 
-def _wrong_calls() -> list[tuple[Method, str, Any]]:
-    """Every method, identifier and value that is none."""
+def _invalid_calls() -> list[tuple[Method, str, Any]]:
+    """Each method with each of its identifiers and each invalid value."""
     calls: list[tuple[Method, str, Any]] = []
     for method in METHODS:
         for name in method.named(REQUIRED):
-            calls += [(method, name, value) for value in _NO_REQUIRED_IDENTIFIERS]
+            calls += [(method, name, value) for value in _INVALID_REQUIRED_IDENTIFIERS]
         for name in method.named(OPTIONAL):
-            calls += [(method, name, value) for value in _TELLING]
+            calls += [(method, name, value) for value in _INVALID_OPTIONAL_IDENTIFIERS]
     return calls
 
 
 async def _given(storage: Storage) -> list[object]:
-    """One of everything, twice, so that a filter that fits all would show."""
+    """Two rows of each kind, so that a filter that matches everything would be noticed."""
     for run_id, user_id in ((RUN, ALICE), ("run-2", BOB)):
         await given_run(storage, run_id, user_id=user_id)
         await storage.feedback.upsert(run_id=run_id, thread_id=THREAD, rating=1, user_id=user_id)
-        await storage.run_events.put(thread_id=THREAD, run_id=run_id, event_type="said", category="message")
+        await storage.run_events.put(
+            thread_id=THREAD, run_id=run_id, event_type="ai_message", category="message"
+        )
     for thread_id, user_id in ((THREAD, ALICE), ("thread-2", BOB)):
         await storage.threads.ensure_thread(thread_id=thread_id, user_id=user_id)
-    return await everything(storage, THREAD, "thread-2")
+    return await snapshot(storage, THREAD, "thread-2")
 
 
 class IdentifierContract(Contract):
     async def test_invalid_identifier_raises_and_changes_nothing(self, storage: Storage) -> None:
-        """A `TypeError` or `ValueError`; a dict such as `{"$ne": None}` above all."""
+        """A `TypeError` or `ValueError`, also for an operator document such as `{"$ne": None}`."""
         before = await _given(storage)
-        for method, name, value in _wrong_calls():
+        for method, name, value in _invalid_calls():
             with case(method.path, name, repr(value)[:60]), pytest.raises((TypeError, ValueError)):
                 await method(storage, **{name: value})
-        assert await everything(storage, THREAD, "thread-2") == before
+        assert await snapshot(storage, THREAD, "thread-2") == before
 
     async def test_invalid_identifier_raises_before_any_query(
         self, storage_config: Mapping[str, Any]
     ) -> None:
-        """Also by a storage that has not even connected yet."""
+        """Also in a storage that has not connected yet."""
         storage = create_storage(storage_config)
         with no_connections():
-            for method, name, value in _wrong_calls():
+            for method, name, value in _invalid_calls():
                 with case(method.path, name, repr(value)[:60]), pytest.raises((TypeError, ValueError)):
                     await method(storage, **{name: value})
         await storage.aclose()
 
     async def test_identifier_error_names_the_argument(self, storage: Storage) -> None:
-        for method, name, value in _wrong_calls():
+        for method, name, value in _invalid_calls():
             with case(method.path, name, repr(value)[:60]):
-                with pytest.raises((TypeError, ValueError)) as refused:
+                with pytest.raises((TypeError, ValueError)) as raised:
                     await method(storage, **{name: value})
-                assert name in str(refused.value)
+                assert name in str(raised.value)
 
     async def test_lone_surrogate_in_an_identifier_raises(self, storage: Storage) -> None:
-        """They are no characters, and have no size in bytes."""
-        before = await everything(storage)
+        """An error of an argument, and not the `UnicodeEncodeError` of measuring its size in bytes."""
+        before = await snapshot(storage)
         for method in METHODS:
             for name in method.named(REQUIRED | OPTIONAL):
-                with case(method.path, name), pytest.raises((TypeError, ValueError, StorageError)) as refused:
+                with case(method.path, name), pytest.raises((TypeError, ValueError, StorageError)) as raised:
                     await method(storage, **{name: "a\ud800"})
-                assert not isinstance(refused.value, UnicodeError), (method.path, name)
-        assert await everything(storage) == before
+                assert not isinstance(raised.value, UnicodeError), (method.path, name)
+        assert await snapshot(storage) == before
 
     async def test_every_method_accepts_identifiers_of_1024_bytes(self, storage: Storage) -> None:
         for number, longest in enumerate(_LONGEST):
@@ -145,7 +147,7 @@ class IdentifierContract(Contract):
                 assert await storage.threads.get_thread(longest, user_id=longest) == thread
 
     async def test_optional_identifiers_may_be_empty(self, storage: Storage) -> None:
-        """`user_id`, `assistant_id`, `message_id`, `follow_up_to_run_id`: any text or None."""
+        """`user_id`, `assistant_id`, `message_id` and `follow_up_to_run_id` are any text or None."""
         row = await given_run(storage, user_id="", assistant_id="", follow_up_to_run_id="")
         assert (row["user_id"], row["assistant_id"], row["follow_up_to_run_id"]) == ("", "", "")
         vote = await storage.feedback.create(
@@ -169,7 +171,7 @@ class IdentifierContract(Contract):
                     await storage.threads.update_thread_meta(THREAD, status=value)
                 with pytest.raises((TypeError, ValueError)):
                     await storage.runs.update_status(RUN, value)
-        assert await everything(storage, THREAD, "thread-2") == before
+        assert await snapshot(storage, THREAD, "thread-2") == before
 
     async def test_limit_of_zero_returns_nothing(self, storage: Storage) -> None:
         await _given(storage)
@@ -180,7 +182,7 @@ class IdentifierContract(Contract):
                 assert await method(storage) != []
 
     async def test_invalid_limit_raises(self, storage: Storage) -> None:
-        """A negative one is a `ValueError`."""
+        """A negative limit is a `ValueError`, another type a `TypeError` or `ValueError`."""
         await _given(storage)
         for method, name in LIMITED:
             for value in (-1, -(10**12)):

@@ -1,4 +1,4 @@
-"""Every method of the stores that names something, with arguments that fit: a table for other tables."""
+"""A table for other tests: every method of the stores, with valid arguments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPTIONAL = frozenset({"user_id", "owner_id", "assistant_id", "message_id", "foll
 
 @dataclass(frozen=True)
 class Method:
-    """One method: `path` is `store.name`."""
+    """One method with valid arguments; `path` is `store.name`."""
 
     path: str
     arguments: Mapping[str, Any]
@@ -30,7 +30,7 @@ class Method:
         return [name for name in self.arguments if name in names]
 
     async def __call__(self, storage: Storage, **changes: Any) -> Any:
-        """Call it with its arguments, some of them changed."""
+        """Call the method with its arguments and these changes."""
         return await self.exactly(storage, {**self.arguments, **changes})
 
     async def exactly(self, storage: Storage, arguments: Mapping[str, Any]) -> Any:
@@ -43,7 +43,7 @@ class Method:
 
 _FEEDBACK_ID = "0b6ad8a6-3c0a-4b0e-9a37-0a8b0f6f2f11"
 _OF_RUN = {"thread_id": THREAD, "run_id": RUN}
-_EVENT = {"event_type": "said", "category": "message"}
+_EVENT = {"event_type": "ai_message", "category": "message"}
 
 METHODS: tuple[Method, ...] = (
     Method("runs.get", {"run_id": RUN, "user_id": ALICE}, auto_by_default=True),
@@ -114,4 +114,4 @@ LIMITED: tuple[tuple[Method, str], ...] = (
     (Method("run_events.list_events", _OF_RUN), "limit"),
     (Method("run_events.list_messages_by_run", _OF_RUN), "limit"),
 )
-"""Methods that count rows, and the argument that says how many."""
+"""Methods with a limit or an offset, and the argument's name."""

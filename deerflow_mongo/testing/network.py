@@ -1,4 +1,4 @@
-"""Proof that something is done without a connection: the socket's own methods refuse while it is watched."""
+"""Assert that code opens no connection: the socket's methods raise while it runs."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 
 import pytest
 
-_WAYS_OUT = ("connect", "connect_ex", "sendto")
+_CONNECTING_METHODS = ("connect", "connect_ex", "sendto")
 
 
 @contextmanager
 def no_connections() -> Generator[None]:
-    """Fail if a connection is tried inside, also by another thread or by code that hides the error."""
-    tried: list[str] = []
+    """Fail if a connection is attempted inside, also by another thread or by code that hides the error."""
+    attempts: list[str] = []
 
-    def refuse(name: str) -> Any:
-        def refused(*arguments: object, **_: object) -> None:
-            tried.append(f"{name}{arguments[1:]!r}")
-            raise ConnectionRefusedError("a connection was tried where none was promised")
+    def blocked(name: str) -> Any:
+        def raise_error(*arguments: object, **_: object) -> None:
+            attempts.append(f"{name}{arguments[1:]!r}")
+            raise ConnectionRefusedError("a connection was attempted where none is allowed")
 
-        return refused
+        return raise_error
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in _WAYS_OUT:
-            patch.setattr(socket.socket, name, refuse(name), raising=False)
-        patch.setattr(socket, "getaddrinfo", refuse("getaddrinfo"))
+        for name in _CONNECTING_METHODS:
+            patch.setattr(socket.socket, name, blocked(name), raising=False)
+        patch.setattr(socket, "getaddrinfo", blocked("getaddrinfo"))
         yield
-    assert tried == []
+    assert attempts == []

@@ -1,4 +1,4 @@
-"""The observer: run lifecycle events into the stores, whichever they are (CONTRACT section 7)."""
+"""The observer: run lifecycle events are written to the stores (CONTRACT section 7)."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import pytest
 
 from ..contract.observer import LifecycleEvent, LifecycleEventType, StorageRunObserver
 from ..contract.protocols import Storage
-from .contract import ALICE, RUN, THREAD, Contract, case, everything, given_run, stored_run, stored_thread
-from .values import FIGURES
+from .contract import ALICE, RUN, THREAD, Contract, case, given_run, snapshot, stored_run, stored_thread
+from .values import COMPLETION_DATA
 
 _AT = datetime(2026, 4, 22, 8, 56, 38, 123456, tzinfo=timezone(timedelta(hours=5, minutes=30)))
 _AT_TEXT = "2026-04-22T03:26:38.123456+00:00"
 
-_NO_FIGURES: tuple[Any, ...] = ({}, None, {"completion_data": None}, {"completion_data": "none"})
+_WITHOUT_COUNTS: tuple[Any, ...] = ({}, None, {"completion_data": None}, {"completion_data": "none"})
 
-# event -> the status it leaves
+# event -> the run's status afterwards
 _ENDINGS = {"run_completed": "success", "run_failed": "error", "run_cancelled": "interrupted"}
 
 
 class HostEventType(enum.Enum):
-    """A host's own enum."""
+    """Stands for a host's own enum."""
 
     RUN_STARTED = "run_started"
     RUN_COMPLETED = "run_completed"
@@ -39,38 +39,38 @@ _STORED = [kind for kind in HostEventType if kind is not HostEventType.SOMETHING
 
 
 def _event(kind: object, payload: Any = None, *, run_id: str = RUN, thread_id: str = THREAD) -> Any:
-    """An event as a host may have it: any object with these attributes."""
+    """An event of a host: any object with these attributes."""
     return SimpleNamespace(
         event_type=kind, run_id=run_id, thread_id=thread_id, occurred_at=_AT, payload=payload, event_id="e-1"
     )
 
 
 class _Recorder:
-    """A run write repository and a thread storage that only remember what was called."""
+    """A run write repository and a thread storage that only record the calls."""
 
     def __init__(self, failing: tuple[str, ...] = ()) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self._failing = failing
 
-    def _remember(self, name: str, arguments: dict[str, Any]) -> None:
+    def _record(self, name: str, arguments: dict[str, Any]) -> None:
         self.calls.append((name, arguments))
         if name in self._failing:
-            raise ConnectionError("the database is on fire")
+            raise ConnectionError("the database is down")
 
     async def update_status(self, run_id: str, status: str, **fields: Any) -> None:
-        self._remember("update_status", {"run_id": run_id, "status": status, **fields})
+        self._record("update_status", {"run_id": run_id, "status": status, **fields})
 
     async def set_error(self, run_id: str, error: str) -> None:
-        self._remember("set_error", {"run_id": run_id, "error": error})
+        self._record("set_error", {"run_id": run_id, "error": error})
 
     async def update_run_completion(self, run_id: str, *, status: str, **fields: Any) -> None:
-        self._remember("update_run_completion", {"run_id": run_id, "status": status, **fields})
+        self._record("update_run_completion", {"run_id": run_id, "status": status, **fields})
 
     async def sync_thread_title(self, *, thread_id: str, title: str) -> None:
-        self._remember("sync_thread_title", {"thread_id": thread_id, "title": title})
+        self._record("sync_thread_title", {"thread_id": thread_id, "title": title})
 
     async def sync_thread_status(self, *, thread_id: str, status: str) -> None:
-        self._remember("sync_thread_status", {"thread_id": thread_id, "status": status})
+        self._record("sync_thread_status", {"thread_id": thread_id, "status": status})
 
     @property
     def names(self) -> list[str]:
@@ -95,9 +95,9 @@ class ObserverContract(Contract):
         assert (row["status"], row["started_at"], row["ended_at"]) == ("running", _AT_TEXT, None)
 
     async def test_ending_event_without_counts_sets_status_and_ended_at(self, storage: Storage) -> None:
-        """`ended_at` is kept in every ending."""
+        """Every ending stores `ended_at`."""
         for kind, status in _ENDINGS.items():
-            for payload in _NO_FIGURES:
+            for payload in _WITHOUT_COUNTS:
                 with case(kind, payload):
                     row = await _after(storage, kind, payload)
                     assert (row["status"], row["ended_at"]) == (status, _AT_TEXT)
@@ -106,9 +106,9 @@ class ObserverContract(Contract):
     async def test_ending_event_with_counts_stores_them_and_ended_at(self, storage: Storage) -> None:
         for kind, status in _ENDINGS.items():
             with case(kind):
-                row = await _after(storage, kind, {"completion_data": FIGURES})
+                row = await _after(storage, kind, {"completion_data": COMPLETION_DATA})
                 assert (row["status"], row["ended_at"]) == (status, _AT_TEXT)
-                assert {name: row[name] for name in FIGURES} == FIGURES
+                assert {name: row[name] for name in COMPLETION_DATA} == COMPLETION_DATA
 
     async def test_ending_event_with_empty_completion_data_ends_the_run(self, storage: Storage) -> None:
         for kind, status in _ENDINGS.items():
@@ -117,9 +117,9 @@ class ObserverContract(Contract):
                 assert (row["status"], row["ended_at"], row["total_tokens"]) == (status, _AT_TEXT, 0)
 
     async def test_completion_data_may_contain_status_or_error(self, storage: Storage) -> None:
-        """A payload's own `error` or `status` inside `completion_data` never breaks the call."""
+        """`error` or `status` inside `completion_data` never breaks the call."""
         own = {
-            **FIGURES,
+            **COMPLETION_DATA,
             "status": "running",
             "error": "inner",
             "run_id": "another",
@@ -130,7 +130,7 @@ class ObserverContract(Contract):
             with case(kind):
                 row = await _after(storage, kind, {"completion_data": own, "error": "outer"})
                 assert (row["status"], row["ended_at"]) == (status, _AT_TEXT)
-                assert {name: row[name] for name in FIGURES} == FIGURES
+                assert {name: row[name] for name in COMPLETION_DATA} == COMPLETION_DATA
 
     async def test_payload_error_takes_precedence_over_completion_data(self, storage: Storage) -> None:
         inner = {"completion_data": {"error": "inner"}}
@@ -154,9 +154,9 @@ class ObserverContract(Contract):
                 assert row["error"]
 
     async def test_completed_event_sets_the_thread_title(self, storage: Storage) -> None:
-        """The thread's title if the payload has `title`."""
+        """Only if the payload has a `title`."""
         await storage.threads.ensure_thread(thread_id=THREAD, user_id=ALICE)
-        for payload in ({"title": "First"}, {"title": "Second", "completion_data": FIGURES}):
+        for payload in ({"title": "First"}, {"title": "Second", "completion_data": COMPLETION_DATA}):
             with case(payload):
                 await _after(storage, "run_completed", payload)
                 assert (await stored_thread(storage)).display_name == payload["title"]
@@ -177,7 +177,7 @@ class ObserverContract(Contract):
                 assert (await stored_thread(storage)).status == status
 
     async def test_observer_matches_events_by_the_value_of_their_type(self) -> None:
-        """So a host's own enum works, and plain text."""
+        """A host's own enum works, and so does plain text."""
         for given in (*_STORED, *LifecycleEventType, *(kind.value for kind in LifecycleEventType)):
             with case(given):
                 recorder = _Recorder()
@@ -186,7 +186,7 @@ class ObserverContract(Contract):
 
     async def test_observer_ignores_other_events(self, storage: Storage) -> None:
         await given_run(storage)
-        before = await everything(storage)
+        before = await snapshot(storage)
         for kind in (
             "something_else",
             HostEventType.SOMETHING_ELSE,
@@ -198,7 +198,7 @@ class ObserverContract(Contract):
         ):
             with case(kind):
                 await storage.observer().on_event(_event(kind, {"title": "T", "status": "busy"}))
-        assert await everything(storage) == before
+        assert await snapshot(storage) == before
 
     async def test_observer_accepts_the_packages_lifecycle_event(self, storage: Storage) -> None:
         await given_run(storage)
@@ -211,18 +211,20 @@ class ObserverContract(Contract):
         assert (row["status"], row["ended_at"]) == ("success", _AT_TEXT)
 
     async def test_late_started_event_does_not_reactivate_a_run(self, storage: Storage) -> None:
-        """A late event does not bring a run back."""
+        """An ended run stays ended when `run_started` arrives late."""
         for kind, status in _ENDINGS.items():
             with case(kind):
                 await given_run(storage, kind, status="running")
-                await storage.observer().on_event(_event(kind, {"completion_data": FIGURES}, run_id=kind))
+                await storage.observer().on_event(
+                    _event(kind, {"completion_data": COMPLETION_DATA}, run_id=kind)
+                )
                 await storage.observer().on_event(_event("run_started", run_id=kind))
                 assert (await stored_run(storage, kind))["status"] == status
 
     async def test_observer_logs_an_event_that_cannot_be_stored(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Logged with its type and run id: the agent's run goes on."""
+        """The record has its type and run id; nothing is raised, so the agent's run continues."""
         failing = ("update_status", "update_run_completion", "sync_thread_title", "sync_thread_status")
         payloads: tuple[Any, ...] = ({"title": "T"}, {"completion_data": {}})
         for kind in _STORED:
@@ -230,13 +232,15 @@ class ObserverContract(Contract):
                 with case(kind.value, payload), caplog.at_level(logging.ERROR):
                     caplog.clear()
                     recorder = _Recorder(failing)
-                    await _observing(recorder, recorder).on_event(_event(kind, payload, run_id="run-on-fire"))
+                    await _observing(recorder, recorder).on_event(
+                        _event(kind, payload, run_id="run-that-fails")
+                    )
                     assert recorder.calls
-                    told = [
+                    errors = [
                         record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR
                     ]
-                    assert told
-                    assert all(kind.value in text and "run-on-fire" in text for text in told)
+                    assert errors
+                    assert all(kind.value in text and "run-that-fails" in text for text in errors)
 
     async def test_observer_raises_nothing_after_the_storage_is_closed(
         self, storage: Storage, caplog: pytest.LogCaptureFixture
@@ -249,7 +253,7 @@ class ObserverContract(Contract):
         )
 
     async def test_observer_works_with_either_store_missing(self) -> None:
-        """Both are optional."""
+        """Both stores are optional."""
         payload = {"title": "T", "status": "busy", "completion_data": {"total_tokens": 1}}
         for kind in HostEventType:
             with case(kind.value):
@@ -261,14 +265,14 @@ class ObserverContract(Contract):
                 assert [name for name in threads.names if "thread" in name] == threads.names
 
     async def test_observer_drops_unknown_completion_fields(self) -> None:
-        """Unknown keys of `completion_data` are left out."""
-        known = {*FIGURES, "error", "ended_at", "run_id", "status"}
+        """Any run write repository gets only the fields of the contract."""
+        known = {*COMPLETION_DATA, "error", "ended_at", "run_id", "status"}
         for kind, status in _ENDINGS.items():
             with case(kind):
                 recorder = _Recorder()
                 payload = {
                     "completion_data": {
-                        **FIGURES,
+                        **COMPLETION_DATA,
                         "unknown": 1,
                         "status": "x",
                         "run_id": "x",
@@ -280,7 +284,7 @@ class ObserverContract(Contract):
                 assert name == "update_run_completion"
                 assert set(arguments) <= known
                 assert (arguments["run_id"], arguments["status"]) == (RUN, status)
-                assert {name: arguments[name] for name in FIGURES} == FIGURES
+                assert {name: arguments[name] for name in COMPLETION_DATA} == COMPLETION_DATA
                 assert datetime.fromisoformat(str(arguments["ended_at"])) == _AT
 
     async def test_observer_does_not_modify_the_payload(self) -> None:

@@ -1,4 +1,4 @@
-"""Values for payloads: what must come back, what is made JSON first, what is doubtful or impossible."""
+"""Values for payloads: those that must round-trip, are converted to JSON, may raise, or must raise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 
 def nested(depth: int, *, of: type = dict) -> Any:
-    """A value nested this deep; the innermost is text."""
+    """A value nested this deep, with a text inside."""
     value: Any = "innermost"
     for _ in range(depth):
         value = {"k": value} if of is dict else [value]
@@ -38,7 +38,7 @@ ROUND_TRIPS: dict[str, Any] = {
         "k" * 2_000: 9,
     },
     "expressions": {"a": "$a", "b": "$$NOW", "c": {"$literal": 1}, "d": {"$cond": [True, 1, 2]}},
-    "whole numbers": [
+    "integers": [
         0,
         -1,
         2**31 - 1,
@@ -52,9 +52,9 @@ ROUND_TRIPS: dict[str, Any] = {
         2**64,
     ],
     "4,300 digits": [10**4_299, -(10**4_300 - 1), {"n": 10**4_299 + 7}],
-    "fractions": [0.1, 1.0, -0.0, 0.0, 1e308, 5e-324, -1.5, 1e16, 123456789.123456789],
-    "truth": [True, False, None, 1, 0, 1.0, "true", "null", ""],
-    "nothing": {"a": None, "b": [None, [None]], "c": {}, "d": []},
+    "floats": [0.1, 1.0, -0.0, 0.0, 1e308, 5e-324, -1.5, 1e16, 123456789.123456789],
+    "booleans and null": [True, False, None, 1, 0, 1.0, "true", "null", ""],
+    "empty values": {"a": None, "b": [None, [None]], "c": {}, "d": []},
     "nul": "a\0b\0",
     "texts": [
         "",
@@ -71,9 +71,9 @@ ROUND_TRIPS: dict[str, Any] = {
         "x" * 100_000,
     ],
     "references": {"$ref": "runs", "$id": 1},
-    "references within": [{"$ref": "runs", "$id": 1, "$db": "x"}, {"a": {"$ref": None}}],
+    "nested references": [{"$ref": "runs", "$id": 1, "$db": "x"}, {"a": {"$ref": None}}],
     "marked": {"_json": "1"},
-    "marked within": [{"_json": "[1]"}, {"_json": 5}, {"a": {"_json": "x", "b": 1}}],
+    "nested marked": [{"_json": "[1]"}, {"_json": 5}, {"a": {"_json": "x", "b": 1}}],
     "marked key": {'_json"a"': 1, "_json": {"_json": 2}, "_jsonx": 3},
     "extended json": [
         {"$oid": "5f"},
@@ -118,7 +118,7 @@ class _Model(BaseModel):
 
 
 class _Message:
-    """As LangChain's messages are: `model_dump` says what they hold."""
+    """Like LangChain's messages: `model_dump` returns the fields."""
 
     def __init__(self, content: str) -> None:
         self.content = content
@@ -132,9 +132,9 @@ class _Unknown:
         return "an unknown object"
 
 
-class _Wordless:
+class _WithoutText:
     def __str__(self) -> str:
-        raise RuntimeError("no words")
+        raise RuntimeError("no text")
 
 
 class _Pair(NamedTuple):
@@ -152,13 +152,13 @@ CONVERSIONS: tuple[tuple[str, Any, Any], ...] = (
     ("uuid", _UUID, str(_UUID)),
     ("bytes", _BYTES, _TEXT_OF_BYTES),
     ("bytearray", bytearray(_BYTES), _TEXT_OF_BYTES),
-    ("no bytes", b"", ""),
+    ("empty bytes", b"", ""),
     ("tuple", (1, (2, "x")), [1, [2, "x"]]),
     ("named tuple", _Pair(1, "x"), [1, "x"]),
     ("ordered dict", OrderedDict[str, Any](b=1, a=OrderedDict[str, Any]()), {"b": 1, "a": {}}),
     ("enum", _Colour.RED, "red"),
     ("enum of a tuple", _Colour.DEEP, ["a", {"b": 1}]),
-    ("whole enum", _Level.HIGH, 3),
+    ("int enum", _Level.HIGH, 3),
     ("text enum", _Mode.FAST, "fast"),
     (
         "dataclass",
@@ -167,7 +167,7 @@ CONVERSIONS: tuple[tuple[str, Any, Any], ...] = (
     ),
     ("model", _Model(content="c", id=_UUID), {"content": "c", "additional_kwargs": {}, "id": str(_UUID)}),
     (
-        "model holding others",
+        "model with objects",
         _Model(content="c", additional_kwargs={"at": _WHEN, "of": [b"x"]}),
         {"content": "c", "additional_kwargs": {"at": _WHEN.isoformat(), "of": ["eA=="]}, "id": None},
     ),
@@ -189,11 +189,11 @@ CONVERSIONS: tuple[tuple[str, Any, Any], ...] = (
     ),
 )
 
-# Those that are mappings, and so may be a payload by themselves.
-WHOLE = ("ordered dict", "dataclass", "model", "model holding others", "message")
+# The conversions to a mapping: these values can be a whole payload.
+MAPPINGS = ("ordered dict", "dataclass", "model", "model with objects", "message")
 
 
-def holding_itself(kind: type) -> Any:
+def self_referencing(kind: type) -> Any:
     value: Any = kind()
     if kind is dict:
         value["k"] = value
@@ -202,10 +202,10 @@ def holding_itself(kind: type) -> Any:
     return value
 
 
-# Either come back equal or are refused.
-DOUBTFUL: dict[str, Any] = {
+# Each of these is stored and equal, or raises.
+BORDERLINE: dict[str, Any] = {
     "lone surrogate": "a\ud800b",
-    "other half": {"k": ["\udfff"]},
+    "low surrogate": {"k": ["\udfff"]},
     "lone surrogate in a key": {"a\ud800": 1},
     "nul in a key": {"a\0b": 1},
     "nul in an inner key": [{"x": {"\0": {"y": 1}}}],
@@ -215,13 +215,13 @@ DOUBTFUL: dict[str, Any] = {
     "200 lists deep": nested(200, of=list),
     "4,301 digits": 10**4_300,
     "100,000 digits": 10**100_000,
-    "wordless": _Wordless(),
+    "object without text": _WithoutText(),
 }
-# Nothing equal can come back.
-REFUSED: dict[str, Any] = {
-    "list in itself": holding_itself(list),
-    "dict in itself": holding_itself(dict),
-    "itself deeper": {"a": [holding_itself(list)]},
+# These cannot be stored: each must raise.
+INVALID: dict[str, Any] = {
+    "list that contains itself": self_referencing(list),
+    "dict that contains itself": self_referencing(dict),
+    "nested list that contains itself": {"a": [self_referencing(list)]},
 }
 
 
@@ -263,5 +263,5 @@ def random_text(source: random.Random) -> str:
 
 
 def with_own_keys(value: object) -> dict[str, Any]:
-    """A payload that holds `value`, and its keys at the top too if it has any."""
+    """A payload that contains `value`, and also its keys at the top level if it is a dict."""
     return {"k": value, **(cast("dict[str, Any]", value) if isinstance(value, dict) else {})}

@@ -1,4 +1,4 @@
-"""Payloads: what goes in comes back, or is refused and nothing is written (CONTRACT section 8)."""
+"""Payloads round-trip, or raise and nothing is written (CONTRACT section 8)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import pytest
 from ..contract.errors import InvalidPayloadError, PayloadTooLargeError
 from ..contract.protocols import Storage
 from ..contract.rows import ThreadMetaCreate
-from .contract import ALICE, RUN, THREAD, Contract, case, everything, given_run, stored_run, stored_thread
+from .contract import ALICE, RUN, THREAD, Contract, case, given_run, snapshot, stored_run, stored_thread
 from .payload_values import (
+    BORDERLINE,
     CONVERSIONS,
-    DOUBTFUL,
-    REFUSED,
+    INVALID,
+    MAPPINGS,
     ROUND_TRIPS,
-    WHOLE,
-    holding_itself,
     nested,
     random_json,
     random_text,
+    self_referencing,
     with_own_keys,
 )
 from .values import assert_plain, exactly
@@ -33,7 +33,7 @@ _CONTROL = "".join(map(chr, range(32)))
 NEW_EVENT: dict[str, Any] = {
     "thread_id": THREAD,
     "run_id": "new",
-    "event_type": "said",
+    "event_type": "ai_message",
     "category": "message",
 }
 
@@ -41,7 +41,7 @@ Write = Callable[[Any], Awaitable[object]]
 
 
 def payload_writes(storage: Storage) -> dict[str, Write]:
-    """Every way to write a payload; "field of method" -> the write."""
+    """Every method that writes a payload: "field of method" -> the call."""
     runs, threads = storage.runs, storage.threads
     return {
         "metadata of create": lambda value: runs.create("new", THREAD, user_id=None, metadata=value),
@@ -71,7 +71,7 @@ def payload_writes(storage: Storage) -> dict[str, Write]:
 
 
 async def _stored_payload(storage: Storage, name: str) -> Any:
-    """What `payload_writes(storage)[name]` has written."""
+    """The payload that `payload_writes(storage)[name]` has written."""
     if "put" in name:
         [event] = await storage.run_events.list_events(THREAD, "new")
         return event["metadata"]
@@ -90,7 +90,7 @@ def _depth_of(value: Any) -> int:
     return depth
 
 
-async def _forget_new(storage: Storage) -> None:
+async def _delete_new(storage: Storage) -> None:
     await storage.runs.delete("new", user_id=None)
     await storage.threads.delete_thread("new")
     await storage.run_events.delete_by_run(THREAD, "new")
@@ -101,17 +101,17 @@ async def _given(storage: Storage) -> None:
     await storage.threads.ensure_thread(thread_id=THREAD, user_id=ALICE)
 
 
-async def _refused(storage: Storage, name: str, payload: Any) -> None:
-    """The write names the field, and nothing is written."""
-    before = await everything(storage)
-    with pytest.raises((InvalidPayloadError, PayloadTooLargeError)) as refused:
+async def _assert_raises(storage: Storage, name: str, payload: Any) -> None:
+    """The call raises an error that names the field, and nothing is written."""
+    before = await snapshot(storage)
+    with pytest.raises((InvalidPayloadError, PayloadTooLargeError)) as raised:
         await payload_writes(storage)[name](payload)
-    assert name.partition(" ")[0] in str(refused.value)
-    assert await everything(storage) == before
+    assert name.partition(" ")[0] in str(raised.value)
+    assert await snapshot(storage) == before
 
 
-async def refusal_of(write: Awaitable[object]) -> InvalidPayloadError | PayloadTooLargeError | None:
-    """The package's refusal, or None if the write went through."""
+async def payload_error_of(write: Awaitable[object]) -> InvalidPayloadError | PayloadTooLargeError | None:
+    """The payload error that the write raised, or None if it succeeded."""
     try:
         await write
     except (InvalidPayloadError, PayloadTooLargeError) as error:
@@ -119,19 +119,19 @@ async def refusal_of(write: Awaitable[object]) -> InvalidPayloadError | PayloadT
     return None
 
 
-async def _equal_or_refused(storage: Storage, name: str, payload: Any) -> None:
-    before = await everything(storage)
-    refusal = await refusal_of(payload_writes(storage)[name](payload))
-    if refusal is None:
+async def _assert_round_trip_or_error(storage: Storage, name: str, payload: Any) -> None:
+    before = await snapshot(storage)
+    error = await payload_error_of(payload_writes(storage)[name](payload))
+    if error is None:
         assert exactly((await _stored_payload(storage, name))["k"]) == exactly(payload["k"])
     else:
-        assert name.partition(" ")[0] in str(refusal)
-        assert await everything(storage) == before
+        assert name.partition(" ")[0] in str(error)
+        assert await snapshot(storage) == before
 
 
 class PayloadContract(Contract):
     async def test_run_payloads_round_trip(self, storage: Storage) -> None:
-        """Every key and value."""
+        """With every key and value of `ROUND_TRIPS`."""
         for name, value in ROUND_TRIPS.items():
             with case(name):
                 payload = with_own_keys(value)
@@ -145,7 +145,7 @@ class PayloadContract(Contract):
             payload = with_own_keys(value)
             for name, write in payload_writes(storage).items():
                 with case(name, value_name):
-                    await _forget_new(storage)
+                    await _delete_new(storage)
                     await write(payload)
                     stored = await _stored_payload(storage, name)
                     assert exactly({key: stored[key] for key in payload}) == exactly(payload)
@@ -166,7 +166,7 @@ class PayloadContract(Contract):
         assert row["kwargs"] == {text.replace("\0", ""): 1}
 
     async def test_random_payloads_round_trip(self, storage: Storage) -> None:
-        source = random.Random(20260422)  # noqa: S311 - a table that is the same every time
+        source = random.Random(20260422)  # noqa: S311 - the same values in every run
         for number in range(300):
             payload = {random_text(source): random_json(source) for _ in range(source.randrange(6))}
             with case(number, payload):
@@ -181,7 +181,7 @@ class PayloadContract(Contract):
                 )
 
     async def test_objects_are_converted_to_json(self, storage: Storage) -> None:
-        """Messages, models, datetimes, UUIDs, bytes, dataclasses, unknown objects."""
+        """Messages, models, dataclasses, datetimes, UUIDs, bytes, and other objects as their `str`."""
         for name, given, expected in CONVERSIONS:
             with case(name):
                 row = await given_run(storage, name, metadata={"k": given}, kwargs={"k": [given]})
@@ -194,7 +194,7 @@ class PayloadContract(Contract):
         expected = {name: value for name, _, value in CONVERSIONS}
         for name, write in payload_writes(storage).items():
             with case(name):
-                await _forget_new(storage)
+                await _delete_new(storage)
                 await write(given)
                 assert exactly(await _stored_payload(storage, name)) == exactly(expected)
 
@@ -214,69 +214,69 @@ class PayloadContract(Contract):
                 assert sorted(map(repr, stored)) == sorted(map(repr, expected))
 
     async def test_models_and_dataclasses_can_be_payloads(self, storage: Storage) -> None:
-        """A model or a dataclass whose fields are the payload."""
+        """The fields of the model or dataclass are the payload."""
         for name, given, expected in CONVERSIONS:
-            if name in WHOLE:
+            if name in MAPPINGS:
                 with case(name):
                     row = await given_run(storage, name, metadata=given)
                     assert exactly(row["metadata"]) == exactly(expected)
 
     async def test_borderline_payload_round_trips_or_raises(self, storage: Storage) -> None:
-        """`InvalidPayloadError` or `PayloadTooLargeError` naming the field, and nothing is written."""
+        """The error is `InvalidPayloadError` or `PayloadTooLargeError` and names the field."""
         await _given(storage)
-        for value_name, value in DOUBTFUL.items():
+        for value_name, value in BORDERLINE.items():
             payload = with_own_keys(value)
             for name in payload_writes(storage):
                 with case(name, value_name):
-                    await _forget_new(storage)
-                    await _equal_or_refused(storage, name, payload)
+                    await _delete_new(storage)
+                    await _assert_round_trip_or_error(storage, name, payload)
 
     async def test_non_finite_number_round_trips_or_raises(self, storage: Storage) -> None:
         await _given(storage)
         for value in (math.nan, math.inf, -math.inf):
             for name in payload_writes(storage):
                 with case(name, value):
-                    await _forget_new(storage)
-                    await _equal_or_refused(storage, name, {"k": [value]})
+                    await _delete_new(storage)
+                    await _assert_round_trip_or_error(storage, name, {"k": [value]})
 
     async def test_self_referencing_payload_raises(self, storage: Storage) -> None:
         await _given(storage)
-        for value_name, value in REFUSED.items():
+        for value_name, value in INVALID.items():
             for name in payload_writes(storage):
                 with case(name, value_name):
-                    await _refused(storage, name, {"k": value})
+                    await _assert_raises(storage, name, {"k": value})
 
     async def test_very_deep_payload_round_trips_or_raises(self, storage: Storage) -> None:
         await _given(storage)
         for depth, kind in ((2_000, dict), (2_000, list), (100_000, dict), (100_000, list)):
             with case(depth, kind.__name__):
-                refusal = await refusal_of(
+                error = await payload_error_of(
                     payload_writes(storage)["metadata of create"]({"k": nested(depth, of=kind)})
                 )
-                if refusal is None:
+                if error is None:
                     value = (await stored_run(storage, "new"))["metadata"]["k"]
                     assert _depth_of(value) == depth
                 else:
-                    assert "metadata" in str(refusal)
+                    assert "metadata" in str(error)
                     assert await storage.runs.get("new", user_id=None) is None
-                await _forget_new(storage)
+                await _delete_new(storage)
 
     async def test_payload_that_is_not_a_mapping_raises(self, storage: Storage) -> None:
         await _given(storage)
         for value in ("text", 5, ["a"], [("a", 1)], b"bytes", True):
             for name in payload_writes(storage):
                 with case(name, value):
-                    await _refused(storage, name, value)
+                    await _assert_raises(storage, name, value)
 
     async def test_payload_error_names_the_field_and_path(self, storage: Storage) -> None:
-        """Naming the field and the place."""
-        payload = {"steps": [{"ok": 1}, {"broken": holding_itself(list)}]}
+        """The error is an `InvalidPayloadError`, and a `ValueError` too."""
+        payload = {"steps": [{"ok": 1}, {"broken": self_referencing(list)}]}
         for field in ("metadata", "kwargs"):
             arguments: dict[str, Any] = {field: payload}
-            with pytest.raises(InvalidPayloadError, match=field) as refused:
+            with pytest.raises(InvalidPayloadError, match=field) as raised:
                 await storage.runs.create(RUN, THREAD, user_id=None, **arguments)
-            assert "steps" in str(refused.value)
-            assert isinstance(refused.value, ValueError)
+            assert "steps" in str(raised.value)
+            assert isinstance(raised.value, ValueError)
 
     async def test_row_survives_a_json_round_trip(self, storage: Storage) -> None:
         row = await given_run(storage, metadata=ROUND_TRIPS)

@@ -1,7 +1,7 @@
-"""Child processes that share one database with the test: each opens the storage by itself, all start at once.
+"""Child processes that share one database with the test: each opens its own storage, all start together.
 
-Run as `python -m deerflow_mongo.testing.processes`, which reads what to do from its standard input and writes
-what came of it to its standard output, one line of JSON each.
+Run as `python -m deerflow_mongo.testing.processes`, which reads its job from standard input and writes the
+result to standard output, one line of JSON each.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _READY, _GO = "ready", "go"
 Job = Callable[[Storage, Mapping[str, Any]], Awaitable[Any]]
 
 
-# -- what a child does -----------------------------------------------------------------------------
+# -- in the child processes ------------------------------------------------------------------------
 
 
 async def _in_tasks(work: Callable[[int], Awaitable[Any]]) -> list[Any]:
@@ -41,15 +41,15 @@ async def _set_up(storage: Storage, _: Mapping[str, Any]) -> None:
     await storage.setup()
 
 
-async def _upsert_votes(storage: Storage, asked: Mapping[str, Any]) -> list[str]:
+async def _upsert_votes(storage: Storage, arguments: Mapping[str, Any]) -> list[str]:
     async def vote(number: int) -> set[str]:
         made: set[str] = set()
-        for round_ in range(asked["rounds"]):
+        for round_ in range(arguments["rounds"]):
             row = await storage.feedback.upsert(
-                run_id=asked["run_id"],
-                thread_id=asked["thread_id"],
+                run_id=arguments["run_id"],
+                thread_id=arguments["thread_id"],
                 rating=1 if (number + round_) % 2 else -1,
-                user_id=asked["user_id"],
+                user_id=arguments["user_id"],
                 comment=f"{number}",
             )
             made.add(row["feedback_id"])
@@ -58,11 +58,11 @@ async def _upsert_votes(storage: Storage, asked: Mapping[str, Any]) -> list[str]
     return sorted(set[str]().union(*await _in_tasks(vote)))
 
 
-async def _record_tokens(storage: Storage, asked: Mapping[str, Any]) -> None:
+async def _record_tokens(storage: Storage, arguments: Mapping[str, Any]) -> None:
     async def spend(number: int) -> None:
-        for _ in range(asked["rounds"]):
+        for _ in range(arguments["rounds"]):
             await storage.runs.record_token_usage(
-                asked["run_id"],
+                arguments["run_id"],
                 caller=CALLERS[number % len(CALLERS)],
                 model_name=f"model-{number % 2}.0",
                 input_tokens=number,
@@ -72,12 +72,12 @@ async def _record_tokens(storage: Storage, asked: Mapping[str, Any]) -> None:
     await _in_tasks(spend)
 
 
-async def _ensure_threads(storage: Storage, asked: Mapping[str, Any]) -> list[str]:
+async def _ensure_threads(storage: Storage, arguments: Mapping[str, Any]) -> list[str]:
     async def ensure(number: int) -> set[str]:
         made: set[str] = set()
-        for _ in range(asked["rounds"]):
+        for _ in range(arguments["rounds"]):
             thread = await storage.threads.ensure_thread(
-                thread_id=asked["thread_id"], metadata={"number": number}, user_id=asked["user_id"]
+                thread_id=arguments["thread_id"], metadata={"number": number}, user_id=arguments["user_id"]
             )
             made.add(f"{thread.created_time.isoformat()} {thread.metadata}")
         return made
@@ -85,16 +85,16 @@ async def _ensure_threads(storage: Storage, asked: Mapping[str, Any]) -> list[st
     return sorted(set[str]().union(*await _in_tasks(ensure)))
 
 
-async def _create_runs(storage: Storage, asked: Mapping[str, Any]) -> list[str]:
-    """The ids of the runs that this process was the one to create."""
+async def _create_runs(storage: Storage, arguments: Mapping[str, Any]) -> list[str]:
+    """The ids of the runs that this process created."""
 
     async def create(number: int) -> list[str]:
         created: list[str] = []
-        for round_ in range(asked["rounds"]):
+        for round_ in range(arguments["rounds"]):
             run_id = f"run-{number}-{round_}"
             try:
                 await storage.runs.create(
-                    run_id, asked["thread_id"], user_id=None, metadata={"process": os.getpid()}
+                    run_id, arguments["thread_id"], user_id=None, metadata={"process": os.getpid()}
                 )
             except RunExistsError:
                 continue
@@ -104,33 +104,33 @@ async def _create_runs(storage: Storage, asked: Mapping[str, Any]) -> list[str]:
     return [run_id for created in await _in_tasks(create) for run_id in created]
 
 
-async def _merge_and_end(storage: Storage, asked: Mapping[str, Any]) -> None:
+async def _merge_and_end(storage: Storage, arguments: Mapping[str, Any]) -> None:
     async def update(number: int) -> None:
         key = f"{os.getpid()}-{number}"
-        await storage.runs.update_status(asked["run_id"], "running", metadata={key: number})
+        await storage.runs.update_status(arguments["run_id"], "running", metadata={key: number})
         if number == TASKS // 2:
-            await storage.runs.update_run_completion(asked["run_id"], status="success", total_tokens=7)
+            await storage.runs.update_run_completion(arguments["run_id"], status="success", total_tokens=7)
 
     await _in_tasks(update)
 
 
-async def _put_events(storage: Storage, asked: Mapping[str, Any]) -> list[list[int]]:
-    """The numbers of each batch that this process has stored."""
+async def _put_events(storage: Storage, arguments: Mapping[str, Any]) -> list[list[int]]:
+    """The seqs of each batch that this process stored."""
 
     async def put(number: int) -> list[list[int]]:
         stored: list[list[int]] = []
-        for round_ in range(asked["rounds"]):
+        for round_ in range(arguments["rounds"]):
             rows = await storage.run_events.put_batch(
                 [
                     {
-                        "thread_id": asked["thread_id"],
+                        "thread_id": arguments["thread_id"],
                         "run_id": f"run-{os.getpid()}-{number}",
-                        "event_type": "said",
+                        "event_type": "ai_message",
                         "category": "message",
                         "content": {"round": round_},
                     }
                 ]
-                * asked["size"]
+                * arguments["size"]
             )
             stored.append([row["seq"] for row in rows])
         return stored
@@ -138,14 +138,17 @@ async def _put_events(storage: Storage, asked: Mapping[str, Any]) -> list[list[i
     return [given for batches in await _in_tasks(put) for given in batches]
 
 
-async def _put_once(storage: Storage, asked: Mapping[str, Any]) -> int:
-    """How many events this process was the one to store."""
+async def _put_once(storage: Storage, arguments: Mapping[str, Any]) -> int:
+    """The number of events that this process stored."""
 
     async def put(_: int) -> int:
         stored = 0
-        for round_ in range(asked["rounds"]):
+        for round_ in range(arguments["rounds"]):
             answer = await storage.run_events.put_if_absent(
-                thread_id=asked["thread_id"], run_id=f"run-{round_}", event_type="ended", category="lifecycle"
+                thread_id=arguments["thread_id"],
+                run_id=f"run-{round_}",
+                event_type="ended",
+                category="lifecycle",
             )
             stored += answer[1]
         return stored
@@ -165,33 +168,33 @@ JOBS: Mapping[str, Job] = {
 }
 
 
-def _say(value: object) -> None:
+def _write_line(value: object) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 
 
 async def _wait_for_go() -> None:
-    _say(_READY)
+    _write_line(_READY)
     if (await asyncio.to_thread(sys.stdin.readline)).strip() != _GO:
-        raise SystemExit("the test is gone")
+        raise SystemExit("the test has ended")
 
 
-async def _child(asked: Mapping[str, Any]) -> None:
-    storage = create_storage(asked["config"])
+async def _child(arguments: Mapping[str, Any]) -> None:
+    storage = create_storage(arguments["config"])
     try:
-        if asked["job"] != "set_up":
+        if arguments["job"] != "set_up":
             await storage.setup()
         await _wait_for_go()
-        _say(await JOBS[asked["job"]](storage, asked))
+        _write_line(await JOBS[arguments["job"]](storage, arguments))
     finally:
         await storage.aclose()
 
 
-# -- what the test does ----------------------------------------------------------------------------
+# -- in the test's process -------------------------------------------------------------------------
 
 
 def _spawn(errors: IO[bytes]) -> subprocess.Popen[str]:
-    # The child finds its modules, a backend's own package among them, where the test found them.
+    # The child must find the same modules as the test, including the backend's own package.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     return subprocess.Popen(  # noqa: S603 - this interpreter with this module
         [sys.executable, "-m", __name__],
@@ -203,20 +206,20 @@ def _spawn(errors: IO[bytes]) -> subprocess.Popen[str]:
     )
 
 
-def _tell(child: subprocess.Popen[str], line: str) -> None:
+def _send(child: subprocess.Popen[str], line: str) -> None:
     assert child.stdin is not None
     child.stdin.write(line + "\n")
     child.stdin.flush()
 
 
-def _answer(child: subprocess.Popen[str], errors: IO[bytes]) -> Any:
+def _read_answer(child: subprocess.Popen[str], errors: IO[bytes]) -> Any:
     assert child.stdout is not None
     line = child.stdout.readline()
     if not line:
         child.kill()
         errors.seek(0)
-        told = errors.read().decode(errors="replace")[-2_000:]
-        raise AssertionError(f"a child process gave no answer within {TIMEOUT_S} s:\n{told}")
+        output = errors.read().decode(errors="replace")[-2_000:]
+        raise AssertionError(f"a child process gave no answer within {TIMEOUT_S} s:\n{output}")
     return json.loads(line)
 
 
@@ -233,7 +236,7 @@ def _end(children: list[subprocess.Popen[str]]) -> None:
             child.wait()
 
 
-def _run(asked: Mapping[str, Any], processes: int) -> list[Any]:
+def _run(arguments: Mapping[str, Any], processes: int) -> list[Any]:
     children: list[subprocess.Popen[str]] = []
     watchdog = threading.Timer(TIMEOUT_S, lambda: [child.kill() for child in children])
     watchdog.daemon = True
@@ -242,22 +245,22 @@ def _run(asked: Mapping[str, Any], processes: int) -> list[Any]:
         try:
             children.extend(_spawn(errors) for _ in range(processes))
             for child in children:
-                _tell(child, json.dumps(asked, default=str))
+                _send(child, json.dumps(arguments, default=str))
             for child in children:
-                assert _answer(child, errors) == _READY
+                assert _read_answer(child, errors) == _READY
             for child in children:
-                _tell(child, _GO)
-            return [_answer(child, errors) for child in children]
+                _send(child, _GO)
+            return [_read_answer(child, errors) for child in children]
         finally:
             watchdog.cancel()
             _end(children)
 
 
 async def run_in_processes(
-    config: Mapping[str, Any], job: str, *, processes: int = 4, **asked: Any
+    config: Mapping[str, Any], job: str, *, processes: int = 4, **arguments: Any
 ) -> list[Any]:
-    """What each of the processes answers; they start their work together, `TASKS` tasks in each."""
-    return await asyncio.to_thread(_run, {"config": dict(config), "job": job, **asked}, processes)
+    """Run the job in every process, `TASKS` tasks in each, all started together; returns the answers."""
+    return await asyncio.to_thread(_run, {"config": dict(config), "job": job, **arguments}, processes)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every row looks like: exact keys, JSON's own types, times in one form (CONTRACT sections 1, 3, 4)."""
+"""The form of every row: exact keys, plain JSON types, times in UTC (CONTRACT sections 1, 3, 4)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .values import assert_plain, assert_row_time, exactly, now
 
 _IST = timezone(timedelta(hours=5, minutes=30))
 
-# what is given -> what a row shows
+# input -> the time in a row
 _TIMES: tuple[tuple[str | datetime, str], ...] = (
     ("2026-04-22T03:26:38.123456+00:00", "2026-04-22T03:26:38.123456+00:00"),
     ("2026-04-22T03:26:38.123456Z", "2026-04-22T03:26:38.123456+00:00"),
@@ -38,7 +38,7 @@ _TIMES: tuple[tuple[str | datetime, str], ...] = (
     (datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC), "9999-12-31T23:59:59.999999+00:00"),
 )
 
-_NO_TIMES: tuple[object, ...] = (
+_INVALID_TIMES: tuple[object, ...] = (
     "",
     "yesterday",
     "2026-13-01T00:00:00Z",
@@ -73,7 +73,7 @@ class _Status(enum.StrEnum):
 
 class RowContract(Contract):
     async def test_run_row_has_exactly_the_documented_keys(self, storage: Storage) -> None:
-        """`RunRow` keys, always all present."""
+        """All keys of `RunRow` are always present."""
         row = await given_run(storage)
         assert set(row) == set(RunRow.__annotations__)
         await storage.runs.update_run_completion(RUN, status="success", first_human_message="hi", error="no")
@@ -94,7 +94,7 @@ class RowContract(Contract):
             assert set(row) == set(FeedbackRow.__annotations__)
 
     async def test_run_rows_contain_only_plain_json_types(self, storage: Storage) -> None:
-        """Nothing of the driver leaks into a row, and no subclass of a plain type."""
+        """No type of the driver and no subclass of a plain type appears in a row."""
         odd: dict[str, Any] = {
             "text": _Text("text"),
             "number": _Number(5),
@@ -144,7 +144,7 @@ class RowContract(Contract):
             assert json.loads(json.dumps(value)) == value
 
     async def test_run_times_round_trip_to_the_microsecond(self, storage: Storage) -> None:
-        """Any offset, `Z` too, or a datetime; a naive one means UTC; no fraction where it is zero."""
+        """Any offset or `Z`, or a datetime; a naive one means UTC; a fraction of zero is not written."""
         for number, (given, expected) in enumerate(_TIMES):
             with case("create", given):
                 row = await given_run(storage, f"run-{number}", **dict.fromkeys(_RUN_TIMES, given))
@@ -167,7 +167,7 @@ class RowContract(Contract):
                 assert (await stored_run(storage, f"completed-{number}"))["ended_at"] == expected
 
     async def test_invalid_time_raises_and_writes_nothing(self, storage: Storage) -> None:
-        """Anything else is a `ValueError`."""
+        """An invalid time is a `ValueError`."""
         before = await given_run(storage)
         writes: dict[str, Callable[[Any], Awaitable[object]]] = {
             "create created_at": lambda time: storage.runs.create(
@@ -186,7 +186,7 @@ class RowContract(Contract):
             ),
         }
         for name, write in writes.items():
-            for value in _NO_TIMES:
+            for value in _INVALID_TIMES:
                 with case(name, value), pytest.raises(ValueError):  # noqa: PT011 - the promise is the type
                     await write(value)
         assert await storage.runs.list_by_thread(THREAD, user_id=None) == [before]
@@ -205,7 +205,7 @@ class RowContract(Contract):
         assert_row_time(vote["created_at"])
 
     async def test_threads_are_immutable_and_have_aware_times(self, storage: Storage) -> None:
-        """Rows here are immutable objects with attributes, the times aware datetimes."""
+        """Threads are immutable objects with attributes; their times are aware datetimes."""
         thread = await storage.threads.ensure_thread(thread_id=THREAD, user_id=ALICE)
         for name in ThreadMeta.__annotations__:
             with case(name), pytest.raises((AttributeError, TypeError)):
@@ -221,9 +221,9 @@ class RowContract(Contract):
         expected = {"steps": [{"n": 1}]}
         data = ThreadMetaCreate(thread_id="thread-2", metadata=given)
         other = await storage.threads.create_thread_meta(data)
-        for mine in (given, row["metadata"], row["kwargs"], thread.metadata, other.metadata):
-            mine["steps"][0]["n"] = 2  # pyright: ignore[reportArgumentType, reportCallIssue, reportIndexIssue, reportOptionalSubscript]
-            mine["more"] = True
+        for mutable in (given, row["metadata"], row["kwargs"], thread.metadata, other.metadata):
+            mutable["steps"][0]["n"] = 2  # pyright: ignore[reportArgumentType, reportCallIssue, reportIndexIssue, reportOptionalSubscript]
+            mutable["more"] = True
         again = await stored_run(storage)
         assert exactly(again["metadata"]) == exactly(expected)
         assert exactly(again["kwargs"]) == exactly(expected)

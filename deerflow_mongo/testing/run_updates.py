@@ -1,4 +1,4 @@
-"""Runs: statuses, endings and completion figures as one atomic update each (CONTRACT section 3)."""
+"""Runs: statuses, endings and completion counts, each in one atomic update (CONTRACT section 3)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 
 from ..contract.protocols import Storage
 from ..contract.rows import ACTIVE_STATUSES, COMPLETION_TEXTS, ENDED_STATUSES, UNSET
-from .contract import RUN, THREAD, Contract, case, everything, given_run, stored_run
-from .values import FIGURES, assert_is_now, assert_row_time, exactly, now
+from .contract import RUN, THREAD, Contract, case, given_run, snapshot, stored_run
+from .values import COMPLETION_DATA, assert_is_now, assert_row_time, exactly, now
 
 _STATUSES = (*ACTIVE_STATUSES, *ENDED_STATUSES)
 _EARLY, _LATE = "2026-04-22T03:00:00.000001+00:00", "2026-04-22T04:00:00+00:00"
 
-_COMPLETION: dict[str, Any] = {**FIGURES, "error": "none really"}
+_COMPLETION: dict[str, Any] = {**COMPLETION_DATA, "error": "an error text"}
 _NO_COMPLETION: dict[str, Any] = {
     name: 0 if isinstance(value, int) else None for name, value in _COMPLETION.items()
 }
@@ -39,7 +39,7 @@ _KEYS: dict[str, Any] = {
 
 
 def _expected_status(old: str, new: str) -> str:
-    """A run that is over is never put back; one ending may replace another."""
+    """An ended run never becomes active again; one ending may replace another."""
     return old if old in ENDED_STATUSES and new in ACTIVE_STATUSES else new
 
 
@@ -48,13 +48,13 @@ def _of(row: Any, names: Any) -> dict[str, Any]:
 
 
 def _other_texts_unset(**texts: Any) -> dict[str, Any]:
-    """A completion's texts: these, and `UNSET` for the others."""
+    """These texts of a completion, and `UNSET` for the others."""
     return {**dict.fromkeys(COMPLETION_TEXTS, UNSET), **texts}
 
 
 class RunUpdateContract(Contract):
     async def test_update_status_never_reactivates_an_ended_run(self, storage: Storage) -> None:
-        """Such an update still merges its metadata and fills times that are not set."""
+        """Such an update still merges its metadata and sets times that are not set."""
         for old in _STATUSES:
             for new in _STATUSES:
                 with case(old, new):
@@ -99,7 +99,7 @@ class RunUpdateContract(Contract):
         assert _of(row, _COMPLETION) == _COMPLETION
 
     async def test_status_update_of_an_active_run_stores_given_times(self, storage: Storage) -> None:
-        """Given times are stored, absent ones leave what is there."""
+        """Given times are stored, absent ones leave the stored times as they are."""
         await given_run(storage)
         await storage.runs.update_status(RUN, "running", started_at=_EARLY)
         await storage.runs.update_status(RUN, "running")
@@ -146,7 +146,7 @@ class RunUpdateContract(Contract):
         assert exactly(row["metadata"]) == exactly({"a": {"y": 2}, "b": [1], "c": None, "d": None, "e": {}})
 
     async def test_status_metadata_merge_accepts_any_key(self, storage: Storage) -> None:
-        """Dots, dollars and empty keys are data."""
+        """Keys with dots and dollar signs and empty keys are data."""
         await given_run(storage, "empty")
         await storage.runs.update_status("empty", "running", metadata=_KEYS)
         assert exactly((await stored_run(storage, "empty"))["metadata"]) == exactly(_KEYS)
@@ -189,7 +189,7 @@ class RunUpdateContract(Contract):
                 assert (after["metadata"], after["started_at"]) == (before["metadata"], _EARLY)
 
     async def test_update_status_stores_the_error_with_the_status(self, storage: Storage) -> None:
-        """In one update, with metadata or without; an absent one leaves what is there."""
+        """In one update, with or without metadata; an absent error leaves the stored one as it is."""
         for old in ACTIVE_STATUSES:
             for new in _STATUSES:
                 for metadata in (None, {"a": 1}):
@@ -216,7 +216,7 @@ class RunUpdateContract(Contract):
                     assert (row["status"], row["error"]) == (new, "")
 
     async def test_active_status_on_an_ended_run_leaves_its_error_unchanged(self, storage: Storage) -> None:
-        """Whether it has one or not."""
+        """Whether the run has an error or not."""
         for old in ENDED_STATUSES:
             for new in ACTIVE_STATUSES:
                 for error in ("first", None):
@@ -264,7 +264,7 @@ class RunUpdateContract(Contract):
         assert await storage.runs.list_by_thread(THREAD, user_id=None) == [before]
 
     async def test_update_model_name_changes_only_the_model_name(self, storage: Storage) -> None:
-        """Also to None, and of a run that is over."""
+        """Also to None, and for an ended run."""
         before = await given_run(storage, status="success", metadata={"a": 1}, error="e", model_name="m")
         for name in ("gpt-4.1", "$model", "a.b", "", None, "модель", "x" * 1_000):
             with case(name):
@@ -280,7 +280,7 @@ class RunUpdateContract(Contract):
         assert exactly(dict(after)) == exactly({**before, **changed})
 
     async def test_completion_resets_absent_counts_and_texts(self, storage: Storage) -> None:
-        """Absent figures become 0, absent texts None."""
+        """Absent counts become 0, absent texts None."""
         await given_run(storage)
         await storage.runs.update_run_completion(RUN, status="error", **_COMPLETION)
         for name, value in _COMPLETION.items():
@@ -310,7 +310,7 @@ class RunUpdateContract(Contract):
         assert _of(await stored_run(storage), _COMPLETION) == _NO_COMPLETION
 
     async def test_completion_with_unset_texts_stores_the_given_texts(self, storage: Storage) -> None:
-        """It stores what it has while the run is active, and nothing where the run has ended."""
+        """Given texts are stored while the run is active, and nothing after it has ended."""
         await given_run(storage, status="running", error="first")
         await storage.runs.update_run_completion(
             RUN, status="running", total_tokens=3, **_other_texts_unset(first_human_message="hi")
@@ -324,18 +324,18 @@ class RunUpdateContract(Contract):
         assert (row["status"], *texts) == ("success", "hi", "bye", "first")
 
     async def test_counts_are_not_limited_to_32_bits(self, storage: Storage) -> None:
-        """Integers beyond a column's width are not limits here."""
-        figures: dict[str, Any] = {
+        """Counts are 64-bit integers."""
+        counts: dict[str, Any] = {
             name: 2**40 + number
             for number, name in enumerate(_COMPLETION)
             if isinstance(_COMPLETION[name], int)
         }
         await given_run(storage)
-        await storage.runs.update_run_completion(RUN, status="success", **figures)
-        assert exactly(_of(await stored_run(storage), figures)) == exactly(figures)
+        await storage.runs.update_run_completion(RUN, status="success", **counts)
+        assert exactly(_of(await stored_run(storage), counts)) == exactly(counts)
 
     async def test_completion_sets_ended_at_to_now_unless_set(self, storage: Storage) -> None:
-        """`ended_at`: given, or now when not yet set."""
+        """`ended_at` is the given time, or now if it is not set yet."""
         for status in ENDED_STATUSES:
             with case(status):
                 since = now()
@@ -347,22 +347,22 @@ class RunUpdateContract(Contract):
                 assert (await stored_run(storage, f"now {status}"))["ended_at"] == ended_at
                 await storage.runs.update_run_completion(f"now {status}", status=status, ended_at=_LATE)
                 assert (await stored_run(storage, f"now {status}"))["ended_at"] == _LATE
-                await given_run(storage, f"kept {status}", ended_at=_EARLY)
-                await storage.runs.update_run_completion(f"kept {status}", status=status)
-                assert (await stored_run(storage, f"kept {status}"))["ended_at"] == _EARLY
+                await given_run(storage, f"ended {status}", ended_at=_EARLY)
+                await storage.runs.update_run_completion(f"ended {status}", status=status)
+                assert (await stored_run(storage, f"ended {status}"))["ended_at"] == _EARLY
 
     async def test_completion_is_one_atomic_update(self, storage: Storage) -> None:
-        """One atomic update: a reader sees the whole of one completion, never parts of two."""
+        """A reader sees one whole completion, never parts of two."""
         await given_run(storage)
 
         async def write() -> None:
             for number in range(100):
-                figures: dict[str, Any] = {
+                counts: dict[str, Any] = {
                     name: number if isinstance(value, int) else str(number)
                     for name, value in _COMPLETION.items()
                 }
                 status = ENDED_STATUSES[number % len(ENDED_STATUSES)]
-                await storage.runs.update_run_completion(RUN, status=status, **figures)
+                await storage.runs.update_run_completion(RUN, status=status, **counts)
 
         async def read() -> None:
             while not writing.done():
@@ -379,9 +379,9 @@ class RunUpdateContract(Contract):
     async def test_update_of_a_missing_run_only_logs_a_warning(
         self, storage: Storage, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """It is logged at WARNING with the run's id."""
+        """At WARNING, with the run's id; nothing is created."""
         await given_run(storage, "another")
-        before = await everything(storage)
+        before = await snapshot(storage)
         missing: dict[str, Callable[[str], Awaitable[None]]] = {
             "update_status": lambda run_id: storage.runs.update_status(run_id, "running", metadata={"a": 1}),
             "set_error": lambda run_id: storage.runs.set_error(run_id, "broken"),
@@ -400,4 +400,4 @@ class RunUpdateContract(Contract):
                 warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
                 assert [f"missing {name}" in record.getMessage() for record in warnings] == [True]
                 assert await storage.runs.get(f"missing {name}", user_id=None) is None
-        assert await everything(storage, THREAD) == before
+        assert await snapshot(storage, THREAD) == before

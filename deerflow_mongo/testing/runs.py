@@ -16,7 +16,7 @@ from .values import assert_is_now, assert_row_time, exactly, now
 
 _DAY = datetime(2026, 4, 22, tzinfo=UTC)
 
-_AT_FIRST: dict[str, Any] = {
+_DEFAULTS: dict[str, Any] = {
     "run_id": RUN,
     "thread_id": THREAD,
     "assistant_id": None,
@@ -55,7 +55,7 @@ _EVERY_FIELD: dict[str, Any] = {
     "kwargs": {"input": {"messages": ["hi"]}, "config": {}},
     "model_name": "gpt-4.1",
     "multitask_strategy": "interrupt",
-    "error": "broken before it was stored",
+    "error": "an error text",
 }
 
 
@@ -63,7 +63,7 @@ def _ids(rows: list[RunRow]) -> list[str]:
     return [row["run_id"] for row in rows]
 
 
-def _everybodys(arguments: dict[str, Any]) -> dict[str, Any]:
+def _of_every_user(arguments: dict[str, Any]) -> dict[str, Any]:
     return {"user_id": None, **arguments}
 
 
@@ -72,7 +72,7 @@ async def _pending(storage: Storage, **arguments: Any) -> list[str]:
 
 
 async def _listed(storage: Storage, **arguments: Any) -> list[str]:
-    return _ids(await storage.runs.list_by_thread(THREAD, **_everybodys(arguments)))
+    return _ids(await storage.runs.list_by_thread(THREAD, **_of_every_user(arguments)))
 
 
 class RunStoreContract(Contract):
@@ -84,17 +84,17 @@ class RunStoreContract(Contract):
             row = await storage.runs.get(RUN)
         assert row is not None
         assert_is_now(assert_row_time(row["created_at"]), since=since)
-        assert exactly(dict(row)) == exactly({**_AT_FIRST, "created_at": row["created_at"]})
+        assert exactly(dict(row)) == exactly({**_DEFAULTS, "created_at": row["created_at"]})
 
     async def test_create_stores_every_field(self, storage: Storage) -> None:
         await storage.runs.create(RUN, THREAD, **_EVERY_FIELD)
-        assert exactly(dict(await stored_run(storage))) == exactly({**_AT_FIRST, **_EVERY_FIELD})
+        assert exactly(dict(await stored_run(storage))) == exactly({**_DEFAULTS, **_EVERY_FIELD})
 
     async def test_optional_run_fields_accept_none(self, storage: Storage) -> None:
         names = ("created_at", "started_at", "ended_at", "assistant_id", "follow_up_to_run_id")
         nothing: dict[str, Any] = dict.fromkeys((*names, "metadata", "kwargs", "model_name", "error"))
         row = await given_run(storage, **nothing)
-        assert exactly(dict(row)) == exactly({**_AT_FIRST, "created_at": row["created_at"]})
+        assert exactly(dict(row)) == exactly({**_DEFAULTS, "created_at": row["created_at"]})
 
     async def test_run_created_for_none_has_no_owner(self, storage: Storage) -> None:
         with acting_as(ALICE):
@@ -102,7 +102,7 @@ class RunStoreContract(Contract):
         assert (await stored_run(storage))["user_id"] is None
 
     async def test_second_create_raises_and_leaves_the_first_run_unchanged(self, storage: Storage) -> None:
-        """A second create of the same `run_id`: `RunExistsError`."""
+        """Of the same `run_id`, by any user and in any thread: `RunExistsError`."""
         first = await given_run(storage, metadata={"first": True})
         for user_id, thread_id in ((ALICE, THREAD), (BOB, THREAD), (None, "thread-2")):
             with case(user_id, thread_id):
@@ -132,7 +132,7 @@ class RunStoreContract(Contract):
         assert await storage.runs.list_by_thread("unknown", user_id=None) == []
 
     async def test_runs_of_a_thread_are_listed_newest_first(self, storage: Storage) -> None:
-        """Newest `created_at` first, whatever the order and the offset they were given in."""
+        """By `created_at`, whatever the order of creation and the offset of the given times."""
         given = {
             "second": "2026-04-22T12:00:00.000001Z",
             "fourth": "2026-04-22T11:59:59.999999+00:00",
@@ -142,7 +142,7 @@ class RunStoreContract(Contract):
         }
         for run_id, created_at in given.items():
             await given_run(storage, run_id, created_at=created_at)
-        await given_run(storage, "elsewhere", "thread-2")
+        await given_run(storage, "other thread", "thread-2")
         assert await _listed(storage) == ["first", "second", "third", "fourth", "last"]
         assert await _listed(storage, limit=2) == ["first", "second"]
         assert await _listed(storage, user_id=ALICE, limit=1) == ["first"]
@@ -167,7 +167,7 @@ class RunStoreContract(Contract):
         assert await storage.runs.list_by_thread(THREAD, user_id=ALICE, limit=200) == rows
 
     async def test_runs_created_concurrently_are_listed_in_a_stable_order(self, storage: Storage) -> None:
-        """The same order at every call, and by `created_at`."""
+        """By `created_at`, and in the same order at every call."""
         creates = (storage.runs.create(f"run-{number}", THREAD, user_id=ALICE) for number in range(200))
         await asyncio.gather(*creates)
         rows = await storage.runs.list_by_thread(THREAD, user_id=None, limit=1_000)
@@ -180,7 +180,7 @@ class RunStoreContract(Contract):
                 assert await _listed(storage, limit=limit, user_id=ALICE) == _ids(rows)[:limit]
 
     async def test_runs_with_equal_created_at_are_listed_in_creation_order(self, storage: Storage) -> None:
-        """Never tied or swapped, also where the host gives the time."""
+        """Also where the host passes the time."""
         expected = [f"run-{number * 7919 % 60}" for number in reversed(range(60))]
         for run_id in reversed(expected):
             await storage.runs.create(run_id, THREAD, user_id=ALICE, created_at=_DAY)
@@ -197,7 +197,7 @@ class RunStoreContract(Contract):
         assert await _listed(storage) == before
 
     async def test_run_limit_counts_only_the_users_runs(self, storage: Storage) -> None:
-        """A user's 5 runs behind 25 of others: all of them listed at limit 20."""
+        """A user's 5 runs behind 25 of other users are all listed at limit 20."""
         for number in range(5):
             await given_run(storage, f"alice-{number}", user_id=ALICE)
         for number in range(25):
@@ -222,7 +222,7 @@ class RunStoreContract(Contract):
         assert sorted(results) == [False] * 99 + [True]
 
     async def test_ids_are_compared_exactly(self, storage: Storage) -> None:
-        """No case folding, no trimming, no pattern: ids are plain text."""
+        """No case folding, trimming or pattern matching: ids are plain text."""
         ids = ["a", "A", "a ", " a", "á", "a\u0301", "a%", "a_", "a*", ".", "$a", "a\0", "a\0b", "NULL", "0"]
         for run_id in ids:
             await storage.runs.create(run_id, THREAD, user_id=f"user {run_id}")
@@ -234,14 +234,14 @@ class RunStoreContract(Contract):
                 assert _ids(rows) == [run_id]
 
     async def test_pending_runs_of_every_user_are_listed_oldest_first(self, storage: Storage) -> None:
-        """All of them, whoever asks, and no run of another status."""
+        """All of them, whoever the actor is, and no run of another status."""
         owners = (ALICE, BOB, None, "")
         for number in range(120):
             thread_id, owner = f"thread-{number % 7}", owners[number % 4]
             await given_run(storage, f"run-{number}", thread_id, user_id=owner)
         for status in (*ACTIVE_STATUSES, *ENDED_STATUSES, "odd"):
             if status != PENDING:
-                await given_run(storage, f"a run that is {status}", status=status)
+                await given_run(storage, f"run with status {status}", status=status)
         rows = await storage.runs.list_pending()
         assert _ids(rows) == [f"run-{number}" for number in range(120)]
         assert rows[7] == await stored_run(storage, "run-7")
@@ -249,23 +249,23 @@ class RunStoreContract(Contract):
             assert await storage.runs.list_pending() == rows
 
     async def test_pending_list_follows_the_status(self, storage: Storage) -> None:
-        for run_id in ("starts", "stays", "ends", "fails", "goes"):
+        for run_id in ("started", "pending", "completed", "failed", "deleted"):
             await given_run(storage, run_id)
-        await storage.runs.update_status("starts", "running")
-        await storage.runs.update_status("stays", PENDING, metadata={"a": 1}, error="not yet")
-        await storage.runs.update_run_completion("ends", status="success")
-        await storage.runs.set_error("fails", "broken")
-        await storage.runs.delete("goes", user_id=None)
-        await given_run(storage, "returns", status="running")
-        await storage.runs.update_status("returns", PENDING)
-        assert await _pending(storage) == ["stays", "returns"]
+        await storage.runs.update_status("started", "running")
+        await storage.runs.update_status("pending", PENDING, metadata={"a": 1}, error="not started")
+        await storage.runs.update_run_completion("completed", status="success")
+        await storage.runs.set_error("failed", "broken")
+        await storage.runs.delete("deleted", user_id=None)
+        await given_run(storage, "pending again", status="running")
+        await storage.runs.update_status("pending again", PENDING)
+        assert await _pending(storage) == ["pending", "pending again"]
 
     async def test_pending_runs_are_filtered_by_created_at(self, storage: Storage) -> None:
-        """Of one `created_at`: in the order they were made in. `before` is now if it is not given."""
+        """At or before `before`, which is now by default; equal times in the order of creation."""
         moments = {"later": 2, "one": 1, "another": 1, "first": 0}
         for run_id, seconds in moments.items():
             await given_run(storage, run_id, created_at=_DAY + timedelta(seconds=seconds))
-        await given_run(storage, "not yet", created_at=now() + timedelta(hours=1))
+        await given_run(storage, "in the future", created_at=now() + timedelta(hours=1))
         a_tick = timedelta(microseconds=1)
         expected = ["first", "one", "another", "later"]
         assert await _pending(storage) == expected
@@ -275,7 +275,7 @@ class RunStoreContract(Contract):
         assert await _pending(storage, before=_DAY + timedelta(seconds=1)) == expected[:3]
         assert await _pending(storage, before=_DAY + timedelta(seconds=2) - a_tick) == expected[:3]
         assert await _pending(storage, before="2026-04-22T09:00:01+09:00") == expected[:3]
-        assert await _pending(storage, before="2999-01-01T00:00:00Z") == [*expected, "not yet"]
+        assert await _pending(storage, before="2999-01-01T00:00:00Z") == [*expected, "in the future"]
 
     async def test_list_pending_rejects_an_invalid_time(self, storage: Storage) -> None:
         others: tuple[Any, ...] = ("yesterday", "", 5, 1.5, True, {"$gt": ""}, ["2026-04-22"])

@@ -1,4 +1,4 @@
-"""What is too large for a document comes back or is refused by name and size (CONTRACT section 8)."""
+"""Data too large for one document is stored, or raises an error with field and size (CONTRACT section 8)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from ..contract.errors import PayloadTooLargeError
 from ..contract.protocols import Storage
-from .contract import ALICE, RUN, THREAD, Contract, case, everything, given_run, stored_run, stored_thread
-from .payloads import payload_writes, refusal_of
+from .contract import ALICE, RUN, THREAD, Contract, case, given_run, snapshot, stored_run, stored_thread
+from .payloads import payload_error_of, payload_writes
 
 _MEBIBYTE = 1024 * 1024
 _TOO_LARGE = "x" * (17 * _MEBIBYTE)
@@ -19,7 +19,7 @@ _ON_RUN: dict[str, Any] = {"run_id": RUN, "thread_id": THREAD, "rating": -1, "us
 
 
 def _text_writes(storage: Storage) -> dict[str, Callable[[str], Awaitable[object]]]:
-    """Every way to write a text of any length; "field of method" -> the write."""
+    """Every method that writes a text of any length: "field of method" -> the call."""
     runs, feedback, threads = storage.runs, storage.feedback, storage.threads
     return {
         "error of create": lambda text: runs.create("new", THREAD, user_id=None, error=text),
@@ -49,21 +49,21 @@ async def _given(storage: Storage) -> list[object]:
     await given_run(storage, metadata={"a": 1})
     await storage.feedback.upsert(**_ON_RUN, comment="first")
     await storage.threads.ensure_thread(thread_id=THREAD, metadata={"a": 1}, user_id=ALICE)
-    return await everything(storage)
+    return await snapshot(storage)
 
 
-async def _stored_or_refused(
+async def _assert_stored_or_error(
     storage: Storage, name: str, write: Awaitable[object], text: str, before: list[object]
 ) -> None:
-    """Either the text is there, or the error names the field and nothing was written."""
-    refusal = await refusal_of(write)
-    if refusal is None:
-        assert text in _texts(await everything(storage))
+    """Either the text is stored, or the error names the field and nothing was written."""
+    error = await payload_error_of(write)
+    if error is None:
+        assert text in _texts(await snapshot(storage))
         return
-    assert name.partition(" ")[0] in str(refusal)
-    if isinstance(refusal, PayloadTooLargeError):
-        assert _size_in(str(refusal)) > 16_000_000
-    assert await everything(storage) == before
+    assert name.partition(" ")[0] in str(error)
+    if isinstance(error, PayloadTooLargeError):
+        assert _size_in(str(error)) > 16_000_000
+    assert await snapshot(storage) == before
 
 
 def _size_in(text: str) -> int:
@@ -71,7 +71,7 @@ def _size_in(text: str) -> int:
 
 
 def _texts(found: object) -> list[str]:
-    """Every text in what `everything` gives."""
+    """Every text in the result of `snapshot`."""
     if isinstance(found, str):
         return [found]
     if isinstance(found, dict):
@@ -86,51 +86,51 @@ def _texts(found: object) -> list[str]:
 
 class SizeContract(Contract):
     async def test_oversized_payload_is_stored_or_raises(self, storage: Storage) -> None:
-        """`PayloadTooLargeError` naming the field and the size, and nothing is written."""
+        """A `PayloadTooLargeError` names the field and the size; nothing is written."""
         before = await _given(storage)
         for name, write in payload_writes(storage).items():
             with case(name):
-                await _stored_or_refused(storage, name, write({"k": _TOO_LARGE}), _TOO_LARGE, before)
+                await _assert_stored_or_error(storage, name, write({"k": _TOO_LARGE}), _TOO_LARGE, before)
 
     async def test_oversized_text_is_stored_or_raises(self, storage: Storage) -> None:
-        """In a run's texts, a comment, a title."""
+        """The texts of a run, a comment and a title."""
         before = await _given(storage)
         for name, write in _text_writes(storage).items():
             with case(name):
-                await _stored_or_refused(storage, name, write(_TOO_LARGE), _TOO_LARGE, before)
+                await _assert_stored_or_error(storage, name, write(_TOO_LARGE), _TOO_LARGE, before)
 
     async def test_run_merge_beyond_the_size_limit_is_stored_or_raises(self, storage: Storage) -> None:
-        """Each payload fits, both together may not."""
+        """Each payload fits into a document; both together may not."""
         half = "x" * (9 * _MEBIBYTE)
         await given_run(storage, metadata={"first": half})
         before = await stored_run(storage)
-        refusal = await refusal_of(storage.runs.update_status(RUN, "running", metadata={"second": half}))
-        if refusal is None:
+        error = await payload_error_of(storage.runs.update_status(RUN, "running", metadata={"second": half}))
+        if error is None:
             assert (await stored_run(storage))["metadata"] == {"first": half, "second": half}
         else:
-            assert "metadata" in str(refusal)
+            assert "metadata" in str(error)
             assert await stored_run(storage) == before
 
     async def test_thread_merge_beyond_the_size_limit_is_stored_or_raises(self, storage: Storage) -> None:
         half = "x" * (9 * _MEBIBYTE)
         await storage.threads.ensure_thread(thread_id=THREAD, metadata={"first": half}, user_id=ALICE)
         before = await stored_thread(storage)
-        refusal = await refusal_of(storage.threads.merge_thread_metadata(THREAD, {"second": half}))
-        if refusal is None:
+        error = await payload_error_of(storage.threads.merge_thread_metadata(THREAD, {"second": half}))
+        if error is None:
             assert (await stored_thread(storage)).metadata == {"first": half, "second": half}
         else:
-            assert "metadata" in str(refusal)
+            assert "metadata" in str(error)
             assert await stored_thread(storage) == before
 
     async def test_fields_too_large_together_are_stored_or_raise(self, storage: Storage) -> None:
         half = "x" * (9 * _MEBIBYTE)
         payloads: dict[str, Any] = {"metadata": {"k": half}, "kwargs": {"k": half}}
-        refusal = await refusal_of(storage.runs.create(RUN, THREAD, user_id=None, **payloads))
-        if refusal is None:
+        error = await payload_error_of(storage.runs.create(RUN, THREAD, user_id=None, **payloads))
+        if error is None:
             row = await stored_run(storage)
             assert (row["metadata"], row["kwargs"]) == ({"k": half}, {"k": half})
         else:
-            assert "metadata" in str(refusal) or "kwargs" in str(refusal)
+            assert "metadata" in str(error) or "kwargs" in str(error)
             assert await storage.runs.get(RUN, user_id=None) is None
 
     async def test_large_payloads_below_the_limit_are_stored(self, storage: Storage) -> None:
@@ -159,11 +159,11 @@ class SizeContract(Contract):
         before = await _given(storage)
         for name, write in _text_writes(storage).items():
             with case(name):
-                await _stored_or_refused(storage, name, write(_SURROGATE), _SURROGATE, before)
-                before = await everything(storage)
+                await _assert_stored_or_error(storage, name, write(_SURROGATE), _SURROGATE, before)
+                before = await snapshot(storage)
 
     async def test_run_texts_round_trip(self, storage: Storage) -> None:
-        """Text with NUL, long text, the empty text, text that looks like something else."""
+        """Text with NUL, long text, empty text, text that looks like an expression or JSON."""
         await given_run(storage)
         for text in (
             "",

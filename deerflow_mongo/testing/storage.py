@@ -1,4 +1,4 @@
-"""The storage as a whole: building, setting up, closing, its configuration (CONTRACT section 8)."""
+"""The storage as a whole: building, setup, ping, closing, configuration (CONTRACT section 8)."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import pytest
 from ..contract.errors import StorageConfigError, StorageError
 from ..contract.factory import create_storage
 from ..contract.protocols import Storage
-from .contract import ALICE, RUN, THREAD, Contract, everything, from_nothing, given_run, needs, stored_run
+from .contract import ALICE, RUN, THREAD, Contract, given_run, needs, on_new_database, snapshot, stored_run
 from .methods import METHODS
 from .network import no_connections
 from .run_events import event
 
-_SECRET = "s3cr3t-w0rd"  # noqa: S105 - nobody's
+_SECRET = "s3cr3t-w0rd"  # noqa: S105 - not a real password
 
 
-class _MadeUpError(Exception):
+class _TestError(Exception):
     pass
 
 
 class StorageContract(Contract):
     async def test_building_a_storage_opens_no_connection(self, storage_config: Mapping[str, Any]) -> None:
-        """And needs no event loop."""
+        """Building needs no event loop either."""
         with no_connections():
             storage = await asyncio.to_thread(create_storage, storage_config)
             assert isinstance(storage, Storage)
@@ -60,9 +60,9 @@ class StorageContract(Contract):
 
     async def test_context_manager_closes_after_an_error(self, storage_config: Mapping[str, Any]) -> None:
         storage = create_storage(storage_config)
-        with pytest.raises(_MadeUpError):
+        with pytest.raises(_TestError):
             async with storage:
-                raise _MadeUpError
+                raise _TestError
         with pytest.raises(StorageError):
             await storage.runs.get(RUN, user_id=None)
 
@@ -92,16 +92,16 @@ class StorageContract(Contract):
             if "delete" not in method.name:
                 await method(storage)
         await storage.threads.ensure_thread(thread_id=THREAD, user_id=ALICE)
-        before = await everything(storage)
+        before = await snapshot(storage)
         for _ in range(3):
             await storage.setup()
-        assert await everything(storage) == before
+        assert await snapshot(storage) == before
         await asyncio.gather(*(storage.setup() for _ in range(5)))
-        assert await everything(storage) == before
+        assert await snapshot(storage) == before
 
-    @from_nothing
+    @on_new_database
     async def test_concurrent_setup_of_many_storages_works(self, storage_config: Mapping[str, Any]) -> None:
-        """On an empty database, from one process; each of them works afterwards."""
+        """On an empty database, from one process; each storage works afterwards."""
 
         async def open_and_write(number: int) -> None:
             async with create_storage(storage_config) as storage:
@@ -110,22 +110,22 @@ class StorageContract(Contract):
 
         await asyncio.gather(*(open_and_write(number) for number in range(10)))
 
-    @from_nothing
+    @on_new_database
     async def test_every_method_works_after_setup(self, storage_config: Mapping[str, Any]) -> None:
         async with create_storage(storage_config) as storage:
             for method in METHODS:
                 await method(storage)
 
-    @from_nothing
+    @on_new_database
     async def test_new_database_is_empty(self, storage_config: Mapping[str, Any]) -> None:
         async with create_storage(storage_config) as storage:
-            assert await everything(storage, THREAD) == [[], [], [], []]
+            assert await snapshot(storage, THREAD) == [[], [], [], []]
 
     @needs("durability")
     async def test_acknowledged_writes_are_visible_to_the_next_storage(
         self, storage_config: Mapping[str, Any]
     ) -> None:
-        """A second, fresh storage reads what the first wrote, as it wrote it."""
+        """A second storage reads exactly what the first one wrote."""
         async with create_storage(storage_config) as first:
             await given_run(first, metadata={"$a.b": 2**70})
             await first.runs.update_status(RUN, "running", metadata={"c": None})
@@ -133,10 +133,10 @@ class StorageContract(Contract):
             await first.feedback.upsert(run_id=RUN, thread_id=THREAD, rating=1, user_id=ALICE, comment="yes")
             await first.threads.ensure_thread(thread_id=THREAD, metadata={"": {"$gt": ""}}, user_id=ALICE)
             await first.run_events.put_batch([event(content={"$a.b": 2**70}), event(content="text")])
-            written = await everything(first)
+            written = await snapshot(first)
             usage = await first.runs.token_usage_by_thread(THREAD, user_id=ALICE)
         async with create_storage(storage_config) as second:
-            assert await everything(second) == written
+            assert await snapshot(second) == written
             assert await second.runs.token_usage_by_thread(THREAD, user_id=ALICE) == usage
 
     @needs("durability")
@@ -149,19 +149,19 @@ class StorageContract(Contract):
             assert await second.runs.get(RUN, user_id=None) is None
 
     async def test_unknown_option_raises_config_error(self, storage_config: Mapping[str, Any]) -> None:
-        """Unknown keys are errors."""
+        """The error names the unknown key."""
         with pytest.raises(StorageConfigError, match="no_such_option"):
             create_storage({**storage_config, "no_such_option": 1})
 
     @needs("server")
     async def test_repr_and_errors_never_show_the_password(self, storage_config: Mapping[str, Any]) -> None:
-        """No message, log line or `repr` shows a password."""
+        """Neither `repr`, `str` nor the error text and its cause contain the password of the URL."""
         scheme, _, rest = str(storage_config["url"]).partition("://")
         url = f"{scheme}://someone:{_SECRET}@{rest.rpartition('@')[2]}"
         storage = create_storage({**storage_config, "url": url})
         for text in (repr(storage), str(storage), f"{storage}"):
             assert _SECRET not in text
         await storage.aclose()
-        with pytest.raises(StorageConfigError) as refused:
+        with pytest.raises(StorageConfigError) as raised:
             create_storage({**storage_config, "url": url, "no_such_option": 1})
-        assert _SECRET not in f"{refused.value!s}{refused.value!r}{refused.value.__cause__!r}"
+        assert _SECRET not in f"{raised.value!s}{raised.value!r}{raised.value.__cause__!r}"

@@ -42,7 +42,7 @@ async def _found(storage: Storage, metadata: dict[str, Any]) -> list[str]:
 
 class ThreadMetadataContract(Contract):
     async def test_metadata_merge_sets_given_keys_and_leaves_the_others(self, storage: Storage) -> None:
-        """At the top level only: a value is replaced whole."""
+        """At the top level only: a value is replaced as a whole."""
         merge = storage.threads.merge_thread_metadata
         await storage.threads.ensure_thread(
             thread_id=THREAD, user_id=ALICE, metadata={"a": {"x": 1}, "b": [1], "c": 1}
@@ -72,10 +72,10 @@ class ThreadMetadataContract(Contract):
         assert_is_now(after.updated_time, since=since)
 
     async def test_metadata_merge_accepts_any_key(self, storage: Storage) -> None:
-        """Dots, dollars and empty keys are data, and are found as they are."""
-        await storage.threads.ensure_thread(thread_id="at once", user_id=None)
-        await storage.threads.merge_thread_metadata("at once", _KEYS)
-        assert exactly((await stored_thread(storage, "at once")).metadata) == exactly(_KEYS)
+        """Keys with dots and dollar signs and empty keys are data, also in a search."""
+        await storage.threads.ensure_thread(thread_id="one merge", user_id=None)
+        await storage.threads.merge_thread_metadata("one merge", _KEYS)
+        assert exactly((await stored_thread(storage, "one merge")).metadata) == exactly(_KEYS)
         await storage.threads.ensure_thread(thread_id=THREAD, user_id=None)
         merged: dict[str, Any] = {}
         for key, value in _KEYS.items():
@@ -83,8 +83,8 @@ class ThreadMetadataContract(Contract):
                 await storage.threads.merge_thread_metadata(THREAD, {key: value})
                 merged[key] = value
                 assert exactly((await stored_thread(storage)).metadata) == exactly(merged)
-                assert sorted(await _found(storage, {key: value})) == ["at once", THREAD]
-        assert sorted(await _found(storage, _KEYS)) == ["at once", THREAD]
+                assert sorted(await _found(storage, {key: value})) == ["one merge", THREAD]
+        assert sorted(await _found(storage, _KEYS)) == ["one merge", THREAD]
 
     async def test_search_finds_the_merged_value_and_not_the_previous_one(self, storage: Storage) -> None:
         await storage.threads.ensure_thread(thread_id=THREAD, user_id=None, metadata={**_KEYS, "stays": 1})

@@ -1,4 +1,4 @@
-"""Searching threads: by owner, status, assistant and metadata, page by page (CONTRACT section 5)."""
+"""Searching threads by owner, status, assistant and metadata, with pages (CONTRACT section 5)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _VALUES: dict[str, Any] = {
     "long": "x" * 20_000,
     "long too": "x" * 19_999 + "y",
 }
-"""Values no two of which are equal in type and content."""
+"""Values, no two of which are equal in type and content."""
 
 _KEYS = (
     "plain",
@@ -95,7 +95,7 @@ async def _given(storage: Storage, thread_id: str, **fields: Any) -> None:
 
 class ThreadSearchContract(Contract):
     async def test_search_lists_threads_newest_first(self, storage: Storage) -> None:
-        """By `created_time`, the same order at every call, whatever was updated since."""
+        """By `created_time`, in the same order at every call, whatever was updated since."""
         for number in range(60):
             await _given(storage, f"thread-{number}", user_id=ALICE)
         await storage.threads.sync_thread_title(thread_id="thread-7", title="x" * 10_000)
@@ -107,7 +107,7 @@ class ThreadSearchContract(Contract):
         assert found == [await storage.threads.get_thread_meta("thread-59")]
 
     async def test_search_can_list_threads_last_updated_first(self, storage: Storage) -> None:
-        """Every update moves its thread to the front, and no read does."""
+        """Every update moves its thread to the front; a read does not."""
         for number in range(9):
             await _given(storage, f"thread-{number}", user_id=ALICE, metadata={"k": 1})
         threads, order = storage.threads, [f"thread-{number}" for number in reversed(range(9))]
@@ -135,7 +135,7 @@ class ThreadSearchContract(Contract):
         assert await _found(storage) == [f"thread-{number}" for number in reversed(range(9))]
 
     async def test_concurrently_updated_threads_have_a_stable_order(self, storage: Storage) -> None:
-        """By `updated_time`, and the id where it is equal; pages cover every thread exactly once."""
+        """By `updated_time`, then by id; pages cover every thread exactly once."""
         for number in range(60):
             await _given(storage, f"thread-{number}", user_id=ALICE if number % 3 else BOB)
         await asyncio.gather(
@@ -175,28 +175,28 @@ class ThreadSearchContract(Contract):
 
     async def test_search_has_a_default_limit_of_100(self, storage: Storage) -> None:
         await asyncio.gather(*(_given(storage, f"thread-{number}", user_id=ALICE) for number in range(105)))
-        everything = await storage.threads.search_threads(user_id=None, limit=1_000)
-        assert len(everything) == 105
-        assert await storage.threads.search_threads(user_id=None) == everything[:100]
+        all_threads = await storage.threads.search_threads(user_id=None, limit=1_000)
+        assert len(all_threads) == 105
+        assert await storage.threads.search_threads(user_id=None) == all_threads[:100]
         with acting_as(ALICE):
-            assert await storage.threads.search_threads() == everything[:100]
+            assert await storage.threads.search_threads() == all_threads[:100]
 
     async def test_search_pages_cover_every_thread_exactly_once(self, storage: Storage) -> None:
-        """`offset` counts the user's threads only."""
+        """`offset` counts only the user's threads."""
         for number in range(50):
             await _given(
                 storage, f"thread-{number}", user_id=ALICE if number % 2 else BOB, status=f"s{number % 4}"
             )
         for arguments in ({}, {"user_id": ALICE}, {"user_id": ALICE, "status": "s1"}):
-            whole = await _found(storage, **arguments)
+            all_ids = await _found(storage, **arguments)
             for size in (1, 7, 50):
                 with case(arguments, size):
                     pages = [
                         await _found(storage, **arguments, limit=size, offset=at) for at in range(0, 50, size)
                     ]
-                    assert [thread_id for page in pages for thread_id in page] == whole
-            assert await _found(storage, **arguments, offset=len(whole)) == []
-            assert await _found(storage, **arguments, offset=len(whole) - 1) == whole[-1:]
+                    assert [thread_id for page in pages for thread_id in page] == all_ids
+            assert await _found(storage, **arguments, offset=len(all_ids)) == []
+            assert await _found(storage, **arguments, offset=len(all_ids) - 1) == all_ids[-1:]
 
     async def test_search_limit_counts_only_the_users_threads(self, storage: Storage) -> None:
         for number in range(5):
@@ -208,7 +208,7 @@ class ThreadSearchContract(Contract):
         assert await _found(storage, user_id=ALICE, limit=20, metadata={"k": 1}) == expected
 
     async def test_search_treats_a_blank_user_id_as_a_user(self, storage: Storage) -> None:
-        """That user's threads, which are none."""
+        """And returns that user's threads, not those of every user."""
         for owner in (ALICE, None):
             await _given(storage, f"of {owner}", user_id=owner)
         for blank in ("", " ", "   ", "\t"):
@@ -228,14 +228,14 @@ class ThreadSearchContract(Contract):
         assert await _found(storage, status="busy") == [f"thread-{number}" for number in (7, 5, 3, 1)]
         assert await _found(storage, assistant_id="a") == ["thread-4", "thread-0"]
         assert await _found(storage, status="busy", assistant_id="b") == ["thread-5", "thread-1"]
-        for nothing in (
+        for arguments in (
             {"status": "bus"},
             {"status": "BUSY"},
             {"assistant_id": "a "},
             {"assistant_id": ".*"},
         ):
-            with case(nothing):
-                assert await _found(storage, **nothing) == []
+            with case(arguments):
+                assert await _found(storage, **arguments) == []
         assert await _found(storage, status="busy", assistant_id="a") == []
 
     async def test_search_ignores_a_blank_status_or_assistant(self, storage: Storage) -> None:
@@ -251,8 +251,8 @@ class ThreadSearchContract(Contract):
     async def test_metadata_filter_matches_equal_type_and_content(self, storage: Storage) -> None:
         """1 is not True, None is not "missing"; operators are data."""
         await _given(storage, "missing")
-        await _given(storage, "elsewhere", metadata={"other": 1})
-        await _given(storage, "deeper", metadata={"outer": {"key": 1}})
+        await _given(storage, "other key", metadata={"other": 1})
+        await _given(storage, "nested key", metadata={"outer": {"key": 1}})
         for name, value in _VALUES.items():
             await _given(storage, name, metadata={"key": value, "more": name})
         for name, value in _VALUES.items():
@@ -263,7 +263,7 @@ class ThreadSearchContract(Contract):
                 assert await _found(storage, metadata={"key": value, "missing": None}) == []
 
     async def test_metadata_filter_accepts_any_key(self, storage: Storage) -> None:
-        """Operators and dots in keys are data; a path is no key."""
+        """Operators and dots in keys are data; a path does not match a nested key."""
         for number, key in enumerate(_KEYS):
             await _given(storage, f"thread-{number}", metadata={key: "value", "number": number})
         await _given(storage, "nested", metadata={"x": {"b": "value"}, "user": {"id": "value"}})
@@ -281,12 +281,12 @@ class ThreadSearchContract(Contract):
 
     async def test_metadata_filter_ignores_the_order_of_keys(self, storage: Storage) -> None:
         await _given(storage, "one", metadata={"k": {"a": 1, "b": {"c": 2, "d": 3}}, "l": 1})
-        same = {"l": 1, "k": {"b": {"d": 3, "c": 2}, "a": 1}}
-        assert await _found(storage, metadata=same) == ["one"]
+        reordered = {"l": 1, "k": {"b": {"d": 3, "c": 2}, "a": 1}}
+        assert await _found(storage, metadata=reordered) == ["one"]
         assert await _found(storage, metadata={"k": [{"a": 1, "b": {"c": 2, "d": 3}}]}) == []
 
     async def test_metadata_filter_does_not_match_parts_of_a_value(self, storage: Storage) -> None:
-        """Whole values: a list is not each of its items."""
+        """A list does not match one of its items, a dict not one of its keys."""
         await _given(storage, "list", metadata={"k": [1, [2]], "d": {"a": 1, "b": 2}})
         for metadata in ({"k": 1}, {"k": [1]}, {"k": [2]}, {"d": {"a": 1}}, {"d": ["a", 1]}, {"d.a": 1}):
             with case(metadata):

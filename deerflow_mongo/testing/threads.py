@@ -1,4 +1,4 @@
-"""Thread metadata: both halves of the store but for the search (CONTRACT section 5)."""
+"""Thread metadata: every method of the store except the search and the merge (CONTRACT section 5)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..contract.actor import AUTO
 from ..contract.errors import ThreadExistsError
 from ..contract.protocols import Storage
 from ..contract.rows import ThreadMeta, ThreadMetaCreate
-from .contract import ALICE, BOB, THREAD, Contract, acting_as, case, everything, stored_thread
+from .contract import ALICE, BOB, THREAD, Contract, acting_as, case, snapshot, stored_thread
 from .values import assert_is_now, exactly, now
 
 _FIELDS: dict[str, Any] = {
@@ -49,12 +49,12 @@ class ThreadStoreContract(Contract):
     async def test_new_thread_has_the_documented_defaults(self, storage: Storage) -> None:
         with acting_as(BOB):
             thread = await storage.threads.create_thread_meta(ThreadMetaCreate(thread_id=THREAD))
-        nothing = {"assistant_id": None, "user_id": None, "display_name": None}
-        assert exactly(_fields(thread)) == exactly({**nothing, "status": "idle", "metadata": {}})
+        unset = {"assistant_id": None, "user_id": None, "display_name": None}
+        assert exactly(_fields(thread)) == exactly({**unset, "status": "idle", "metadata": {}})
         assert await stored_thread(storage) == thread
 
     async def test_second_create_raises_and_leaves_the_first_thread_unchanged(self, storage: Storage) -> None:
-        """A second `create_thread_meta`: `ThreadExistsError`."""
+        """Of the same `thread_id`, for any owner: `ThreadExistsError`."""
         first = await storage.threads.create_thread_meta(ThreadMetaCreate(thread_id=THREAD, **_FIELDS))
         for user_id in (ALICE, BOB, None):
             with case(user_id), pytest.raises(ThreadExistsError, match=THREAD):
@@ -132,7 +132,7 @@ class ThreadStoreContract(Contract):
         self, storage: Storage, caplog: pytest.LogCaptureFixture
     ) -> None:
         await storage.threads.ensure_thread(thread_id=THREAD, user_id=None)
-        before = await everything(storage)
+        before = await snapshot(storage)
         threads = storage.threads
         missing: dict[str, Callable[[str], Awaitable[None]]] = {
             "update": lambda name: threads.update_thread_meta(name, display_name="x", metadata={"a": 1}),
@@ -148,10 +148,10 @@ class ThreadStoreContract(Contract):
                 await update(f"missing {name}")
                 warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
                 assert [f"missing {name}" in record.getMessage() for record in warnings] == [True]
-        assert await everything(storage) == before
+        assert await snapshot(storage) == before
 
     async def test_delete_removes_only_the_named_thread(self, storage: Storage) -> None:
-        """The host's own code: asks for no actor."""
+        """For the host's own code: no actor is needed."""
         for thread_id in ("thread-1", "thread-11"):
             await storage.threads.ensure_thread(thread_id=thread_id, user_id=ALICE)
         assert await storage.threads.delete_thread("thread-1") is True
@@ -163,7 +163,7 @@ class ThreadStoreContract(Contract):
     async def test_updating_another_users_thread_only_logs_a_warning(
         self, storage: Storage, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Nobody's thread too; nothing is changed, and a warning says it."""
+        """Also of a thread without an owner; nothing is changed."""
         threads = storage.threads
         for owner in (BOB, None, ""):
             fields: dict[str, Any] = {**_FIELDS, "user_id": owner, "thread_id": f"of {owner}"}
@@ -227,7 +227,7 @@ class ThreadStoreContract(Contract):
                 assert await stored_thread(storage, thread.thread_id) == thread
 
     async def test_a_hundred_concurrent_ensure_thread_calls_create_one_thread(self, storage: Storage) -> None:
-        """All of them return it; time and again, for a race is lost now and then only."""
+        """All calls return it. Repeated, because a race shows only sometimes."""
         for attempt in range(20):
             for owner in (ALICE, None):
                 thread_id = f"{attempt} of {owner}"
@@ -260,7 +260,7 @@ class ThreadStoreContract(Contract):
     async def test_ensure_thread_on_another_users_thread_raises_and_reveals_nothing(
         self, storage: Storage
     ) -> None:
-        """`PermissionError`; of nobody's thread too, which a named caller cannot see."""
+        """A `PermissionError`, also for a thread without an owner, which a named user cannot see."""
         secrets: dict[str, Any] = {
             "assistant_id": "secret-assistant",
             "display_name": "secret-title",
@@ -273,15 +273,15 @@ class ThreadStoreContract(Contract):
             before = await stored_thread(storage)
             for user_id in (ALICE, "Secret-owner", "secret-owner "):
                 with case(owner, user_id):
-                    with pytest.raises(PermissionError) as refused:
+                    with pytest.raises(PermissionError) as raised:
                         await storage.threads.ensure_thread(
                             thread_id=THREAD, metadata={"x": 1}, user_id=user_id
                         )
-                    told = f"{refused.value!s} {refused.value!r} {refused.value.__cause__!r}".replace(
+                    shown = f"{raised.value!s} {raised.value!r} {raised.value.__cause__!r}".replace(
                         user_id, ""
                     )
-                    assert "secret" not in told
-                    assert str(before.created_time.year) not in told
+                    assert "secret" not in shown
+                    assert str(before.created_time.year) not in shown
             assert await stored_thread(storage) == before
             await storage.threads.delete_thread(THREAD)
 
@@ -294,7 +294,7 @@ class ThreadStoreContract(Contract):
                 assert await storage.threads.get_thread(thread.thread_id, user_id=None) == thread
 
     async def test_ensure_thread_running_creates_a_running_thread(self, storage: Storage) -> None:
-        """It makes the actor the owner of a new thread if one is bound, and asks for none."""
+        """The actor, if one is bound, becomes the owner; no actor is needed."""
         table: tuple[tuple[str | None, str | None], ...] = ((ALICE, ALICE), ("", ""), (None, None))
         for actor, owner in table:
             with case(actor), acting_as(actor):
@@ -306,7 +306,7 @@ class ThreadStoreContract(Contract):
         assert (await storage.threads.ensure_thread_running(thread_id=THREAD)).user_id is None
 
     async def test_ensure_thread_running_changes_only_the_status(self, storage: Storage) -> None:
-        """Whoever owns it; everything else stays."""
+        """Of an existing thread, whoever owns it."""
         before = await storage.threads.create_thread_meta(ThreadMetaCreate(thread_id=THREAD, **_FIELDS))
         with acting_as(BOB):
             after = await storage.threads.ensure_thread_running(

@@ -1,4 +1,4 @@
-"""Token figures while a run is going, and their totals by thread (CONTRACT section 3)."""
+"""Token counts of an active run, and their totals by thread (CONTRACT section 3)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _model_usage(runs: int, input_tokens: int, output_tokens: int, llm_calls: in
     }
 
 
-async def _figures(storage: Storage, run_id: str = RUN) -> dict[str, int]:
+async def _counts(storage: Storage, run_id: str = RUN) -> dict[str, int]:
     row: dict[str, Any] = dict(await stored_run(storage, run_id))
     return {
         "input": row["total_input_tokens"],
@@ -75,16 +75,16 @@ class TokenUsageContract(Contract):
                 )
                 others = dict.fromkeys(CALLERS, 0)
                 expected = {"input": 110, "output": 55, "total": 165, "calls": 4, **others, caller: 165}
-                assert await _figures(storage, caller) == expected
+                assert await _counts(storage, caller) == expected
 
     async def test_token_record_defaults_to_one_call_without_tokens(self, storage: Storage) -> None:
         await given_run(storage)
         await storage.runs.record_token_usage(RUN, caller="subagent")
         nothing = {"input": 0, "output": 0, "total": 0, **dict.fromkeys(CALLERS, 0)}
-        assert await _figures(storage) == {**nothing, "calls": 1}
+        assert await _counts(storage) == {**nothing, "calls": 1}
 
     async def test_unknown_caller_raises_and_counts_nothing(self, storage: Storage) -> None:
-        """`caller` is "lead_agent", "subagent" or "middleware", else `ValueError`."""
+        """A caller other than "lead_agent", "subagent" or "middleware" is a `ValueError`."""
         before = await given_run(storage)
         others: tuple[Any, ...] = ("", "user", "LEAD_AGENT", "lead_agent.x", "$where", None, 1, {"$ne": None})
         for caller in others:
@@ -93,7 +93,7 @@ class TokenUsageContract(Contract):
         assert await stored_run(storage) == before
 
     async def test_tokens_from_a_hundred_concurrent_tasks_are_counted_exactly(self, storage: Storage) -> None:
-        """Atomic increments."""
+        """The increments are atomic."""
         await given_run(storage)
         models = ("gpt-4.1", "small", None)
 
@@ -110,7 +110,7 @@ class TokenUsageContract(Contract):
             caller: 3 * sum(n + 1 for n in range(100) if n % 3 == i) for i, caller in enumerate(CALLERS)
         }
         expected = {"input": 3 * spent, "output": 300, "total": 3 * spent + 300, "calls": 300, **by_caller}
-        assert await _figures(storage) == expected
+        assert await _counts(storage) == expected
         by_model = (await _usage(storage))["by_model"]
         for model in ("gpt-4.1", "small"):
             assert by_model[model] == _model_usage(1, spent, 100, 100)
@@ -125,7 +125,7 @@ class TokenUsageContract(Contract):
         assert (row["total_tokens"], row["lead_agent_tokens"]) == (15, 15)
 
     async def test_completion_replaces_totals_and_leaves_counts_by_model(self, storage: Storage) -> None:
-        """A later completion replaces the totals and the callers' figures."""
+        """It replaces the counts by caller too."""
         await given_run(storage)
         for model in ("gpt-4.1", "small"):
             await storage.runs.record_token_usage(RUN, caller="subagent", model_name=model, input_tokens=7)
@@ -140,7 +140,7 @@ class TokenUsageContract(Contract):
             **dict.fromkeys(CALLERS, 0),
             "lead_agent": 2,
         }
-        assert await _figures(storage) == expected
+        assert await _counts(storage) == expected
         usage = await _usage(storage)
         assert usage["by_model"] == {model: _model_usage(1, 7, 0, 1) for model in ("gpt-4.1", "small")}
         assert usage["by_caller"] == {"lead_agent": 2, "subagent": 0, "middleware": 0}
@@ -160,7 +160,7 @@ class TokenUsageContract(Contract):
         assert exactly(await _usage(storage)) == exactly(expected)
 
     async def test_usage_sums_all_runs_of_the_thread(self, storage: Storage) -> None:
-        """By caller and by model."""
+        """In total, by caller and by model."""
         for number in range(120):
             run_id = f"run-{number}"
             await given_run(storage, run_id, "thread-2" if number >= 110 else THREAD)
@@ -210,7 +210,7 @@ class TokenUsageContract(Contract):
             assert (await storage.runs.token_usage_by_thread(THREAD))["total_tokens"] == 1
 
     async def test_any_text_works_as_a_model_name(self, storage: Storage) -> None:
-        """Dots, dollars, percents and nothing at all, each a model of its own."""
+        """With dots, dollar and percent signs, or empty; each is a separate model."""
         for number, run_id in enumerate(("run-a", "run-b")):
             await given_run(storage, run_id)
             for position, model in enumerate(_MODELS):
@@ -225,7 +225,7 @@ class TokenUsageContract(Contract):
         usage = await _usage(storage)
         expected = {model: _model_usage(2, 2 * position, 1, 2) for position, model in enumerate(_MODELS)}
         assert exactly(usage["by_model"]) == exactly(expected)
-        assert usage["total_tokens"] == sum(figures["tokens"] for figures in expected.values())
+        assert usage["total_tokens"] == sum(counts["tokens"] for counts in expected.values())
 
     async def test_run_without_counts_by_model_counts_under_its_model_name(self, storage: Storage) -> None:
         """Under its `model_name`, or "unknown" if it has none."""
@@ -247,7 +247,7 @@ class TokenUsageContract(Contract):
         assert (await _usage(storage))["by_model"] == expected
 
     async def test_run_without_tokens_counts_under_its_model_name(self, storage: Storage) -> None:
-        """Of any status, under its `model_name` or "unknown", with nothing in every figure."""
+        """Of any status, under its `model_name` or "unknown", with zero in every count."""
         for number, model in enumerate(("gpt-4.1", None, "gpt-4.1", "small")):
             await given_run(storage, f"run-{number}", model_name=model)
         await storage.runs.update_run_completion("run-2", status="success", message_count=2)
@@ -262,7 +262,7 @@ class TokenUsageContract(Contract):
         assert (usage["total_runs"], usage["total_tokens"], usage["llm_call_count"]) == (4, 0, 0)
 
     async def test_usage_is_filtered_by_status(self, storage: Storage) -> None:
-        """None is every status, an empty list none of them; the user is asked for all the same."""
+        """None is every status, an empty list none; the filter by user applies too."""
         tokens = {"pending": 1, "running": 10, "success": 100, "error": 1_000, "odd": 10_000}
         for status, spent in tokens.items():
             for owner in (ALICE, BOB):

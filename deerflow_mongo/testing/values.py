@@ -1,4 +1,4 @@
-"""Comparisons that `==` is too kind for: types, the sign of a zero, the form of a time."""
+"""Comparisons stricter than `==`: types, the sign of a zero, the form of a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, cast
 
 _JSON_TYPES = (str, int, float, bool, type(None))
 
-FIGURES: dict[str, Any] = {
+COMPLETION_DATA: dict[str, Any] = {
     "total_input_tokens": 11,
     "total_output_tokens": 12,
     "total_tokens": 23,
@@ -20,11 +20,11 @@ FIGURES: dict[str, Any] = {
     "first_human_message": "hi",
     "last_ai_message": "bye",
 }
-"""What a run's completion may bring, every figure another than its default."""
+"""The counts and texts of a run's completion, each different from its default."""
 
 
 def exactly(value: object) -> object:
-    """`value` in a form that is equal only for values equal in type and content: 1 is not True, nor 1.0."""
+    """`value` in a form that is equal only for equal types and contents: 1 is neither True nor 1.0."""
     kind = type(value).__name__
     if isinstance(value, dict):
         return kind, {key: exactly(item) for key, item in cast("dict[Any, object]", value).items()}
@@ -34,7 +34,7 @@ def exactly(value: object) -> object:
 
 
 def assert_plain(value: object, place: str = "row") -> None:
-    """Only JSON's own types, and no subclass of them."""
+    """Assert that `value` has only JSON's own types, and no subclass of them."""
     if type(value) is dict:
         for key, item in cast("dict[object, object]", value).items():
             assert type(key) is str, f"{place} has a key of type {type(key).__qualname__}"
@@ -48,7 +48,7 @@ def assert_plain(value: object, place: str = "row") -> None:
 
 
 def assert_row_time(text: object) -> datetime:
-    """An ISO-8601 string in UTC as `isoformat()` writes it; the moment it says."""
+    """Assert an ISO-8601 string in UTC as `isoformat()` writes it, and parse it."""
     assert type(text) is str
     moment = datetime.fromisoformat(text)
     assert moment.utcoffset() == timedelta(0)
@@ -61,6 +61,6 @@ def now() -> datetime:
 
 
 def assert_is_now(moment: datetime, *, since: datetime) -> None:
-    """Between `since` and now; a clock that keeps stamps apart may run a little ahead."""
+    """Assert a time between `since` and now; a clock that makes times distinct may run a little ahead."""
     tolerance = timedelta(milliseconds=50)
     assert since - tolerance <= moment <= now() + tolerance

@@ -1,4 +1,4 @@
-"""The one vote of a user on a run: made or replaced in one atomic operation (CONTRACT section 4)."""
+"""A user's one vote on a run: created or replaced in one atomic operation (CONTRACT section 4)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class VoteContract(Contract):
         assert len(await _rows(storage)) == len(_USERS)
 
     async def test_upsert_without_a_comment_removes_the_comment(self, storage: Storage) -> None:
-        await storage.feedback.upsert(**_ON_RUN, rating=1, user_id=ALICE, comment="gone")
+        await storage.feedback.upsert(**_ON_RUN, rating=1, user_id=ALICE, comment="first")
         assert (await storage.feedback.upsert(**_ON_RUN, rating=1, user_id=ALICE))["comment"] is None
         assert [row["comment"] for row in await _rows(storage)] == [None]
 
@@ -108,7 +108,7 @@ class VoteContract(Contract):
             assert await storage.feedback.get(row["feedback_id"]) == row
 
     async def test_upserts_from_a_hundred_tasks_leave_one_vote(self, storage: Storage) -> None:
-        """And that vote is the whole of one of them; time and again, for a race is lost now and then only."""
+        """The vote is that of one of the calls. Repeated, because a race shows only sometimes."""
         for attempt in range(15):
             user_id = _USERS[attempt % len(_USERS)]
             target: dict[str, Any] = {"run_id": f"run-{attempt}", "thread_id": THREAD, "user_id": user_id}
@@ -167,7 +167,7 @@ class VoteContract(Contract):
         assert again["feedback_id"] == votes[0]["feedback_id"]
 
     async def test_replaced_vote_becomes_the_newest_row(self, storage: Storage) -> None:
-        """`created_at` becomes now, and lists are newest first."""
+        """Its `created_at` becomes now, so it is first in lists."""
         first = await storage.feedback.upsert(**_ON_RUN, rating=1, user_id=ALICE)
         for number in range(3):
             await storage.feedback.create(**_ON_RUN, rating=1, user_id=BOB, comment=str(number))
