@@ -15,12 +15,15 @@ The README beside this module has a complete example.
 from __future__ import annotations
 
 from . import _requirements as _requirements  # first: what follows needs pytest
+from .accounts import AccountContract
 from .actors import ActorContract
 from .contention import ContentionContract
 from .contract import KINDS, Contract, needs, needs_new_database
+from .errors import ErrorContract
 from .event_access import EventAccessContract
 from .event_pages import EventPageContract
 from .feedback import FeedbackStoreContract
+from .following import FollowingContract
 from .identifiers import IdentifierContract
 from .observer import ObserverContract
 from .payloads import PayloadContract
@@ -38,12 +41,15 @@ from .votes import VoteContract
 
 __all__ = [
     "KINDS",
+    "AccountContract",
     "ActorContract",
     "ContentionContract",
     "Contract",
+    "ErrorContract",
     "EventAccessContract",
     "EventPageContract",
     "FeedbackStoreContract",
+    "FollowingContract",
     "IdentifierContract",
     "ObserverContract",
     "PayloadContract",
@@ -83,6 +89,9 @@ class StorageConformance(
     PayloadContract,
     SizeContract,
     IdentifierContract,
+    ErrorContract,
+    AccountContract,
+    FollowingContract,
     ContentionContract,
 ):
-    """The whole contract."""
+    """The whole contract: the core, and the capabilities that a storage has."""

@@ -12,15 +12,8 @@ from ..contract.actor import AUTO
 from ..contract.factory import create_storage
 from ..contract.protocols import Storage
 from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case, given_run, snapshot
-from .methods import METHODS, Method
+from .methods import OWNED, Method
 from .network import no_connections
-
-_TAKES_THE_OWNER = {"create_thread_meta", "put", "put_if_absent"}
-"""Here `user_id` is the owner of what is written, whoever the actor is; `AUTO` is not accepted."""
-
-_OWNED = [
-    method for method in METHODS if "user_id" in method.arguments and method.name not in _TAKES_THE_OWNER
-]
 
 
 def _calls_with_auto(method: Method) -> list[Mapping[str, Any]]:
@@ -72,7 +65,7 @@ class ActorContract(Contract):
         await given_run(storage)
         await storage.feedback.upsert(run_id=RUN, thread_id=THREAD, rating=1, user_id=ALICE)
         before = await snapshot(storage)
-        for method in _OWNED:
+        for method in OWNED:
             for arguments in _calls_with_auto(method):
                 with case(method.path, arguments):
                     with pytest.raises(RuntimeError) as no_actor:
@@ -87,7 +80,7 @@ class ActorContract(Contract):
         """The error is raised before anything is read or written."""
         storage = create_storage(storage_config)
         with no_connections():
-            for method in _OWNED:
+            for method in OWNED:
                 for arguments in _calls_with_auto(method):
                     with case(method.path, arguments), pytest.raises(RuntimeError, match="user_id=AUTO"):
                         await method.exactly(storage, arguments)

@@ -54,7 +54,7 @@ _LONGEST = ("x" * _MAX_BYTES, "é" * (_MAX_BYTES // 2), "💬" * (_MAX_BYTES // 
 _INVALID_OPTIONAL_IDENTIFIERS = [value for value in _INVALID_IDENTIFIERS if type(value) is not object]
 
 
-def _invalid_calls() -> list[tuple[Method, str, Any]]:
+def invalid_calls() -> list[tuple[Method, str, Any]]:
     """Each method with each of its identifiers and each invalid value."""
     calls: list[tuple[Method, str, Any]] = []
     for method in METHODS:
@@ -82,7 +82,7 @@ class IdentifierContract(Contract):
     async def test_invalid_identifier_raises_and_changes_nothing(self, storage: Storage) -> None:
         """A `TypeError` or `ValueError`, also for an operator document such as `{"$ne": None}`."""
         before = await _given(storage)
-        for method, name, value in _invalid_calls():
+        for method, name, value in invalid_calls():
             with case(method.path, name, repr(value)[:60]), pytest.raises((TypeError, ValueError)):
                 await method(storage, **{name: value})
         assert await snapshot(storage, THREAD, "thread-2") == before
@@ -93,13 +93,13 @@ class IdentifierContract(Contract):
         """Also in a storage that has not connected yet."""
         storage = create_storage(storage_config)
         with no_connections():
-            for method, name, value in _invalid_calls():
+            for method, name, value in invalid_calls():
                 with case(method.path, name, repr(value)[:60]), pytest.raises((TypeError, ValueError)):
                     await method(storage, **{name: value})
         await storage.aclose()
 
     async def test_identifier_error_names_the_argument(self, storage: Storage) -> None:
-        for method, name, value in _invalid_calls():
+        for method, name, value in invalid_calls():
             with case(method.path, name, repr(value)[:60]):
                 with pytest.raises((TypeError, ValueError)) as raised:
                     await method(storage, **{name: value})

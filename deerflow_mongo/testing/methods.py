@@ -115,3 +115,11 @@ LIMITED: tuple[tuple[Method, str], ...] = (
     (Method("run_events.list_messages_by_run", _OF_RUN), "limit"),
 )
 """Methods with a limit or an offset, and the argument's name."""
+
+_TAKES_THE_OWNER = {"create_thread_meta", "put", "put_if_absent"}
+"""Here `user_id` is the owner of what is written, whoever the actor is; `AUTO` is not accepted."""
+
+OWNED: tuple[Method, ...] = tuple(
+    method for method in METHODS if "user_id" in method.arguments and method.name not in _TAKES_THE_OWNER
+)
+"""Methods that act for a user: their `user_id` may be `AUTO`."""

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import inspect
+import socket
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 
-from ..contract.errors import StorageConfigError, StorageError
+from ..contract.errors import StorageClosedError, StorageConfigError, StorageError, StorageUnavailableError
 from ..contract.factory import create_storage
-from ..contract.protocols import Storage
-from .contract import ALICE, RUN, THREAD, Contract, given_run, needs, on_new_database, snapshot, stored_run
+from ..contract.protocols import FeedbackStore, RunEventStore, RunStore, Storage, ThreadStore
+from .contract import (
+    ALICE,
+    RUN,
+    THREAD,
+    Contract,
+    case,
+    given_run,
+    needs,
+    on_new_database,
+    snapshot,
+    stored_run,
+)
 from .methods import METHODS
 from .network import no_connections
 from .run_events import event
@@ -19,11 +32,52 @@ from .run_events import event
 _SECRET = "s3cr3t-w0rd"  # noqa: S105 - not a real password
 
 
+_STORES: Mapping[str, type] = {
+    "runs": RunStore,
+    "feedback": FeedbackStore,
+    "threads": ThreadStore,
+    "run_events": RunEventStore,
+}
+
+
 class _TestError(Exception):
     pass
 
 
+def _with_short_timeout(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    with_timeout = {**config, "timeout_ms": 1_000}
+    try:
+        create_storage(with_timeout)
+    except StorageConfigError:
+        return config  # the backend does not have this option
+    return with_timeout
+
+
+def _contract_methods() -> list[tuple[str, str, str | None]]:
+    """Store, method and docstring of each method of the core Protocols."""
+    return [
+        (store, name, inspect.getdoc(method))
+        for store, protocol in _STORES.items()
+        for name, method in inspect.getmembers(protocol, inspect.isfunction)
+        if not name.startswith("_")
+    ]
+
+
 class StorageContract(Contract):
+    @pytest.fixture
+    def unreachable_storage_config(self, storage_config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        """The configuration with a `url` on which nothing listens; a backend may override this fixture.
+
+        Where the backend has an option `timeout_ms`, it is short.
+        """
+        scheme, _, rest = str(storage_config["url"]).partition("://")
+        address = rest.rpartition("@")[2]
+        path = address[len(address.partition("/")[0]) :]
+        with socket.socket() as unused:  # bound and not listening, so that nobody else gets the port
+            unused.bind(("127.0.0.1", 0))
+            config = {**storage_config, "url": f"{scheme}://127.0.0.1:{unused.getsockname()[1]}{path}"}
+            yield _with_short_timeout(config)
+
     async def test_building_a_storage_opens_no_connection(self, storage_config: Mapping[str, Any]) -> None:
         """Building needs no event loop either."""
         with no_connections():
@@ -86,6 +140,41 @@ class StorageContract(Contract):
         for method in METHODS:
             with pytest.raises(StorageError):
                 await method(storage)
+
+    async def test_ping_returns_while_the_storage_is_open(self, storage: Storage) -> None:
+        await storage.ping()
+        await asyncio.gather(*(storage.ping() for _ in range(10)))
+        await storage.aclose()
+        with pytest.raises(StorageClosedError):
+            await storage.ping()
+
+    @needs("server")
+    async def test_unreachable_server_raises_storage_unavailable_error(
+        self, unreachable_storage_config: Mapping[str, Any]
+    ) -> None:
+        """In `ping`, in `setup` and in a method; building and closing work without a server."""
+        storage = create_storage(unreachable_storage_config)
+        try:
+            async with asyncio.timeout(120):
+                results = await asyncio.gather(
+                    storage.ping(),
+                    storage.setup(),
+                    storage.runs.get(RUN, user_id=None),
+                    storage.run_events.list_messages(THREAD),
+                    return_exceptions=True,
+                )
+            for result in results:
+                assert isinstance(result, StorageUnavailableError), repr(result)
+                assert result.__cause__ is not None
+        finally:
+            await storage.aclose()
+
+    async def test_store_methods_have_the_contracts_docstring(self, storage: Storage) -> None:
+        """`help(storage.runs.create)` and an editor show the contract."""
+        for store, name, text in _contract_methods():
+            with case(store, name):
+                assert text
+                assert inspect.getdoc(getattr(getattr(storage, store), name)) == text
 
     async def test_setup_is_idempotent_and_preserves_stored_data(self, storage: Storage) -> None:
         for method in METHODS[:12]:

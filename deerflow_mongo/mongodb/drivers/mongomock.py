@@ -36,6 +36,7 @@ UNSUPPORTED: dict[str, str] = {
     "validators": "mongomock ignores a collection's validator",
     "processes": "a mock lives in one process: another one sees nothing of it",
     "durability": "a mock keeps nothing when its process ends",
+    "following": "mongomock has no change streams",
     "server": "a mock has no server to be unreachable, to log who connects or to explain a query",
 }
 """What no test can show on the mock, with the reason."""

@@ -1,0 +1,147 @@
+"""Following run events: the promises of `capabilities.Following`, skipped for a store without it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from ..contract.capabilities import Following
+from ..contract.errors import InvalidArgumentError
+from ..contract.factory import create_storage
+from ..contract.protocols import Storage
+from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case, needs
+from .run_events import event, seqs
+
+_TIMEOUT_S = 60
+
+
+async def _follow(events: Following, until_seq: int, **arguments: Any) -> list[int]:
+    """The seqs that `follow` yields, up to `until_seq`."""
+    seen: list[int] = []
+    async with asyncio.timeout(_TIMEOUT_S), aclosing(events.follow(THREAD, **arguments)) as rows:
+        async for row in rows:
+            assert row["thread_id"] == THREAD
+            seen.append(row["seq"])
+            if row["seq"] >= until_seq:
+                break
+    return seen
+
+
+class FollowingContract(Contract):
+    @pytest.fixture
+    def following(self, request: pytest.FixtureRequest, storage: Storage) -> Following:
+        """The storage's run events; skips the test where they cannot be followed."""
+        events = storage.run_events
+        if not isinstance(events, Following):
+            pytest.skip(f"{request.function.__name__}: {type(events).__name__} does not have `Following`")
+        return events
+
+    async def test_list_thread_events_returns_the_first_events_of_every_run(
+        self, storage: Storage, following: Following
+    ) -> None:
+        """Of every category; with `run_id`, of that run."""
+        places = [("run-a", "message"), ("run-b", "trace"), ("run-b", "message")] * 10
+        rows = await storage.run_events.put_batch([event(run_id=r, category=c) for r, c in places])
+        await storage.run_events.put(**event(thread_id="thread-2", run_id="run-a"))
+        assert await following.list_thread_events(THREAD) == rows
+        for run_id in (None, "run-a", "run-b", "unknown"):
+            own = [row for row in rows if run_id in (None, row["run_id"])]
+            for after, limit in ((0, 5), (7, 500), (7, 3), (30, 5), (0, 0)):
+                with case(run_id, after, limit):
+                    expected = [row for row in own if row["seq"] > after][:limit]
+                    found = await following.list_thread_events(
+                        THREAD, run_id=run_id, after_seq=after, limit=limit
+                    )
+                    assert found == expected
+
+    async def test_list_thread_events_has_a_default_limit_of_500(
+        self, storage: Storage, following: Following
+    ) -> None:
+        await storage.run_events.put_batch([event()] * 510)
+        assert seqs(await following.list_thread_events(THREAD)) == list(range(1, 501))
+
+    async def test_list_thread_events_of_another_users_thread_is_empty(
+        self, storage: Storage, following: Following
+    ) -> None:
+        await storage.threads.ensure_thread(thread_id=THREAD, user_id=ALICE)
+        await storage.run_events.put(**event())
+        for user_id, visible in ((ALICE, [1]), (BOB, []), ("", [])):
+            with case(user_id), acting_as(user_id):
+                assert seqs(await following.list_thread_events(THREAD)) == visible
+
+    async def test_invalid_argument_of_list_thread_events_raises(self, following: Following) -> None:
+        table: dict[str, tuple[Any, ...]] = {
+            "run_id": ("", 5, {"$ne": None}),
+            "after_seq": ("1", 1.0, {"$gt": 0}),
+            "limit": (-1, "5", None),
+        }
+        for name, values in table.items():
+            for value in values:
+                arguments: dict[str, Any] = {name: value}
+                with case(name, value), pytest.raises(InvalidArgumentError, match=name):
+                    await following.list_thread_events(THREAD, **arguments)
+
+    @needs("following")
+    async def test_follow_yields_stored_events_then_new_ones(
+        self, storage: Storage, following: Following
+    ) -> None:
+        """In rising `seq` without gaps, also while several tasks write; other threads do not appear."""
+        await storage.run_events.put_batch([event()] * 600)
+        async with asyncio.TaskGroup() as group:
+            follower = group.create_task(_follow(following, 700))
+            for number in range(50):
+                group.create_task(storage.run_events.put_batch([event(), event(run_id=f"run-{number}")]))
+                group.create_task(storage.run_events.put(**event(thread_id="thread-2")))
+        assert follower.result() == list(range(1, 701))
+
+    @needs("following")
+    async def test_follow_starts_after_the_given_seq(self, storage: Storage, following: Following) -> None:
+        await storage.run_events.put_batch([event()] * 5)
+        async with asyncio.TaskGroup() as group:
+            follower = group.create_task(_follow(following, 7, after_seq=3))
+            group.create_task(storage.run_events.put_batch([event()] * 2))
+        assert follower.result() == [4, 5, 6, 7]
+
+    @needs("following")
+    async def test_follow_of_a_run_yields_only_its_events(
+        self, storage: Storage, following: Following
+    ) -> None:
+        await storage.run_events.put_batch([event(), event(run_id="run-2")] * 3)
+        async with asyncio.TaskGroup() as group:
+            follower = group.create_task(_follow(following, 9, run_id=RUN))
+            for _ in range(2):
+                group.create_task(storage.run_events.put_batch([event(), event(run_id="run-2")]))
+        assert follower.result() == [1, 3, 5, 7, 9]
+
+    @needs("following")
+    async def test_many_followers_see_the_same_events(self, storage: Storage, following: Following) -> None:
+        async with asyncio.TaskGroup() as group:
+            followers = [group.create_task(_follow(following, 40)) for _ in range(5)]
+            for _ in range(40):
+                group.create_task(storage.run_events.put(**event()))
+        assert [follower.result() for follower in followers] == [list(range(1, 41))] * 5
+
+    @needs("following")
+    async def test_cancelled_follower_ends(self, storage: Storage, following: Following) -> None:
+        follower = asyncio.create_task(_follow(following, 1_000))
+        await storage.run_events.put(**event())
+        await asyncio.sleep(0.1)
+        follower.cancel()
+        done, _ = await asyncio.wait({follower}, timeout=_TIMEOUT_S)
+        assert done
+        assert follower.cancelled()
+        assert await _follow(following, 1) == [1]
+
+    @needs("following", "durability")
+    async def test_follow_yields_events_of_another_storage(
+        self, following: Following, storage_config: Mapping[str, Any]
+    ) -> None:
+        async with create_storage(storage_config) as other, asyncio.TaskGroup() as group:
+            follower = group.create_task(_follow(following, 20))
+            for _ in range(10):
+                group.create_task(other.run_events.put_batch([event()] * 2))
+        assert follower.result() == list(range(1, 21))
