@@ -16,8 +16,7 @@ from ..contract.errors import InvalidArgumentError, StorageError, UserExistsErro
 from ..contract.protocols import Storage
 from ..contract.rows import UserRow
 from .contract import Contract, case
-from .errors import assert_pickles_and_copies
-from .values import assert_is_now, assert_row_time, exactly, now
+from .values import assert_is_now, assert_pickles_and_copies, assert_row_time, exactly, now
 
 _HASH = "$2b$12$of-a-secret-password"
 _OTHER_HASH = "$2b$12$of-another-password"

@@ -6,8 +6,6 @@ may catch.
 
 from __future__ import annotations
 
-import copy
-import pickle
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -33,17 +31,11 @@ from .identifiers import invalid_calls
 from .methods import LIMITED, METHODS, OWNED
 from .payload_values import self_referencing
 from .run_events import event
+from .values import assert_pickles_and_copies
 
 Call = Callable[[], Awaitable[object]]
 
 _TOO_LARGE = "x" * (17 * 1024 * 1024)
-
-
-def assert_pickles_and_copies(error: StorageError) -> None:
-    """Assert that a copy of the error has the same type, text, arguments and attributes."""
-    for other in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):  # noqa: S301 - our own
-        assert type(other) is type(error)
-        assert (str(other), other.args, vars(other)) == (str(error), error.args, vars(error))
 
 
 def _invalid_arguments(storage: Storage) -> dict[str, Call]:

@@ -28,6 +28,7 @@ from .contract import (
 from .methods import METHODS
 from .network import no_connections
 from .run_events import event
+from .values import assert_pickles_and_copies
 
 _SECRET = "s3cr3t-w0rd"  # noqa: S105 - not a real password
 
@@ -165,6 +166,7 @@ class StorageContract(Contract):
             for result in results:
                 assert isinstance(result, StorageUnavailableError), repr(result)
                 assert result.__cause__ is not None
+                assert_pickles_and_copies(result)
         finally:
             await storage.aclose()
 
@@ -238,8 +240,9 @@ class StorageContract(Contract):
 
     async def test_unknown_option_raises_config_error(self, storage_config: Mapping[str, Any]) -> None:
         """The error names the unknown key."""
-        with pytest.raises(StorageConfigError, match="no_such_option"):
+        with pytest.raises(StorageConfigError, match="no_such_option") as raised:
             create_storage({**storage_config, "no_such_option": 1})
+        assert_pickles_and_copies(raised.value)
 
     @needs("server")
     async def test_repr_and_errors_never_show_the_password(self, storage_config: Mapping[str, Any]) -> None:

@@ -1,10 +1,14 @@
-"""Comparisons stricter than `==`: types, the sign of a zero, the form of a time."""
+"""Comparisons stricter than `==`: types, the sign of a zero, the form of a time, copies of errors."""
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
+
+from ..contract.errors import StorageError
 
 _JSON_TYPES = (str, int, float, bool, type(None))
 
@@ -64,3 +68,10 @@ def assert_is_now(moment: datetime, *, since: datetime) -> None:
     """Assert a time between `since` and now; a clock that makes times distinct may run a little ahead."""
     tolerance = timedelta(milliseconds=50)
     assert since - tolerance <= moment <= now() + tolerance
+
+
+def assert_pickles_and_copies(error: StorageError) -> None:
+    """Assert that a copy of the error has the same type, text, arguments and attributes."""
+    for other in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):  # noqa: S301 - our own
+        assert type(other) is type(error)
+        assert (str(other), other.args, vars(other)) == (str(error), error.args, vars(error))
