@@ -31,8 +31,8 @@ from deerflow_mongo import (
     create_storage,
 )
 from deerflow_mongo.contract.factory import backend_names
-from deerflow_mongo.testing import StorageConformance, is_from_nothing
-from deerflow_mongo.testing.contract import acting_as, from_nothing
+from deerflow_mongo.testing import StorageConformance, needs_new_database
+from deerflow_mongo.testing.contract import acting_as, on_new_database
 
 from .sql_baseline_failures import (
     FAILURES,
@@ -104,7 +104,7 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def sqlite_config(request: pytest.FixtureRequest, tmp_path: Path, sqlite_template: Path) -> Config:
     file = tmp_path / "baseline.db"
-    if not is_from_nothing(request):
+    if not needs_new_database(request):
         shutil.copy(sqlite_template, file)
     return _sqlite(file)
 
@@ -123,7 +123,7 @@ def postgresql_url() -> Iterator[str]:
 
 @pytest.fixture
 def postgresql_config(request: pytest.FixtureRequest, postgresql_url: str) -> Iterator[Config]:
-    if not is_from_nothing(request):
+    if not needs_new_database(request):
         config = _postgresql(postgresql_url, "emptied")
         _in_other_thread(_execute(config["url"], *_EMPTY))
         yield config
@@ -458,7 +458,7 @@ async def test_second_writer_gets_database_is_locked_on_sqlite(sqlite_config: Co
 # -- not in section 9 ------------------------------------------------------------------------------
 
 
-@from_nothing
+@on_new_database
 async def test_concurrent_setup_by_another_process_fails(config: Config) -> None:
     storage = create_storage(config)
     _right_before("CREATE TABLE", storage, config, lambda other: other.setup())
