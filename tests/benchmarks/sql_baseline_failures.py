@@ -167,13 +167,13 @@ FAILURES: Table = {
         "test_auto_without_an_actor_opens_no_connection",
         "test_auto_without_an_actor_raises_actor_missing_error",
     ),
-    "a model's name is stripped and truncated to 128 characters": ("test_update_model_name_changes_only_the_model_name",),
+    "a model's name is stripped and truncated to 128 characters": (
+        "test_update_model_name_changes_only_the_model_name",
+    ),
     "a thread's metadata is merged in Python, between a read and a write": (
         "test_a_hundred_concurrent_metadata_merges_lose_no_key",
     ),
-    "the adapters accept 1.0 and True as a rating of 1": (
-        "test_invalid_rating_raises_and_writes_nothing",
-    ),
+    "the adapters accept 1.0 and True as a rating of 1": ("test_invalid_rating_raises_and_writes_nothing",),
     "the adapters' vote is the user's newest row on the run, including feedback on messages": (
         "test_feedback_on_a_message_is_not_the_vote",
         "test_one_of_several_created_rows_becomes_and_remains_the_vote",
@@ -183,7 +183,9 @@ FAILURES: Table = {
     "`ensure_thread_running` creates a thread without an owner": (
         "test_ensure_thread_running_creates_a_running_thread",
     ),
-    "`search_threads` strips the `assistant_id` filter": ("test_search_matches_status_and_assistant_exactly",),
+    "`search_threads` strips the `assistant_id` filter": (
+        "test_search_matches_status_and_assistant_exactly",
+    ),
     "`search_threads` compares the `str` of a value with the database's text form": (
         "test_metadata_filter_matches_equal_type_and_content",
         "test_metadata_filter_ignores_the_order_of_keys",
@@ -203,9 +205,7 @@ FAILURES: Table = {
 FAILURES_ON_SQLITE: Table = {
     _DROPPED: ("test_non_finite_number_round_trips_or_raises",),
     "no column for token counts by model": ("test_usage_sums_are_not_limited_to_32_bits",),
-    "the messages of a completion are truncated to 2,000 characters": (
-        "test_run_texts_round_trip",
-    ),
+    "the messages of a completion are truncated to 2,000 characters": ("test_run_texts_round_trip",),
 }
 
 FAILURES_BEFORE_SQLALCHEMY_2_1: Table = {
