@@ -25,7 +25,8 @@ from pymongo.monitoring import CommandListener
 
 from deerflow_mongo.contract.rows import ThreadMetaCreate
 from deerflow_mongo.mongodb.config import mongo_config
-from deerflow_mongo.mongodb.drivers.base import DEFAULT_WRITE_CONCERN, Document, DriverOptions
+from deerflow_mongo.mongodb.drivers.collection import Document
+from deerflow_mongo.mongodb.drivers.driver import DEFAULT_WRITE_CONCERN, DriverOptions
 from deerflow_mongo.mongodb.drivers.pymongo_async import client_settings
 from deerflow_mongo.mongodb.schema import FEEDBACK, RUN_EVENTS, RUNS, THREADS
 

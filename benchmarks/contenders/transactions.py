@@ -19,7 +19,8 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
-from deerflow_mongo.mongodb.drivers.base import DEFAULT_WRITE_CONCERN, Document
+from deerflow_mongo.mongodb.drivers.collection import Document
+from deerflow_mongo.mongodb.drivers.driver import DEFAULT_WRITE_CONCERN
 from deerflow_mongo.mongodb.schema import RUN_EVENTS
 
 from . import raw_pymongo

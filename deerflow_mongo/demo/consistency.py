@@ -21,7 +21,7 @@ from typing import Any, Final, cast
 from ..contract.errors import StorageError
 from ..contract.protocols import Storage
 from ..contract.rows import CALLERS, MESSAGE, FeedbackRow, RunEventFields, RunEventRow
-from ..mongodb.drivers.base import end_if_cancelled
+from ..mongodb.drivers.collection import end_if_cancelled
 from .replay import acting_for
 from .text import counted
 

@@ -26,7 +26,7 @@ from ..contract.errors import InvalidPayloadError, PayloadTooLargeError, ThreadA
 from ..contract.observer import LifecycleEvent, LifecycleEventType
 from ..contract.protocols import Storage
 from ..contract.rows import MESSAGE, RunCompletionFields, RunEventFields
-from ..mongodb.drivers.base import end_if_cancelled
+from ..mongodb.drivers.collection import end_if_cancelled
 from .recording import (
     Json,
     Outcome,

@@ -18,7 +18,8 @@ from typing import Any
 from pymongo import MongoClient, timeout
 
 from ..contract.errors import MissingDependencyError, StorageClosedError
-from .drivers.base import CLOSE_TIMEOUT_S, DEFAULT_WRITE_CONCERN, DRIVER_INFO, DriverOptions, translating
+from .drivers.driver import CLOSE_TIMEOUT_S, DEFAULT_WRITE_CONCERN, DRIVER_INFO, DriverOptions
+from .drivers.errors import translating
 from .drivers.pymongo_async import client_settings
 
 CHECKPOINTS = "checkpoints"

@@ -20,7 +20,8 @@ from .documents.versions import (
     has_retention_mark,
     retention_mark_update,
 )
-from .drivers.base import Collection, Driver
+from .drivers.collection import Collection
+from .drivers.driver import Driver
 from .schema import (
     COLLECTIONS,
     DAY_S,

@@ -20,7 +20,8 @@ from ..contract.protocols import Storage
 from . import migrations, schema
 from .checkpointer import Checkpointer
 from .config import EMBEDDED, MongoConfig, mongo_config, redacted
-from .drivers.base import READ_COMMITTED, READ_FROM_PRIMARY, Collection, Driver, DriverOptions
+from .drivers.collection import Collection
+from .drivers.driver import READ_COMMITTED, READ_FROM_PRIMARY, Driver, DriverOptions
 from .embedded import EmbeddedServer, start_embedded
 from .events.store import MongoRunEventStore
 from .events.thread_access import ThreadOwners

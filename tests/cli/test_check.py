@@ -230,4 +230,4 @@ def test_check_of_a_server_with_access_control(locked_address: str) -> None:
 def test_demo_works_for_a_user_with_read_write_on_a_standalone(locked_address: str) -> None:
     url = f"mongodb://writer:{PASSWORD}@{locked_address}/?authSource=d"
     assert summary_of("--url", url, "--database", "d")["runs_now"] == 9
-    assert "refused the login or the operation" in output_of("demo", "--url", url, exit_code=1)
+    assert "authentication or authorization failed" in output_of("demo", "--url", url, exit_code=1)

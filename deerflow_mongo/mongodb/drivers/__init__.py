@@ -1,1 +1,1 @@
-"""One thin adapter per driver behind the surface of `base.py`; each is imported only when it is chosen."""
+"""One thin adapter per driver behind `Driver` and `Collection`; each is imported only when it is chosen."""

@@ -1,8 +1,8 @@
 """mongomock: no server at all, for a host's quick tests.
 
-It must agree with the real ones and proves nothing about them. What it lacks and the stores need is made up
-for here (`$mergeObjects` and `$substrBytes` in updates, the limit of a document's size); what it lacks beyond
-that is listed in `UNSUPPORTED`. It removes nothing by its age, neither old events nor stubs.
+It must agree with the real drivers and proves nothing about them. What it lacks and the stores need is added
+here (`$mergeObjects` and `$substrBytes` in updates, the limit of a document's size); what else it lacks is
+listed in `UNSUPPORTED`. It has no TTL monitor: neither old events nor tombstones are removed.
 """
 
 from __future__ import annotations
@@ -14,32 +14,25 @@ import bson
 from mongomock_motor import AsyncMongoMockClient  # pyright: ignore[reportMissingTypeStubs]
 
 from ...contract.errors import PayloadTooLargeError, StorageError
-from .base import (
-    MAX_DOCUMENT_BYTES,
-    NO_CHANGE_STREAMS,
-    Collection,
-    Document,
-    Driver,
-    DriverOptions,
-    Update,
-    too_large,
-)
+from .collection import Collection, Document, Update
+from .driver import Driver, DriverOptions
+from .errors import MAX_DOCUMENT_BYTES, NO_CHANGE_STREAMS, too_large
 
-# By client. The mock's own TTL warns of a deprecated call on Python 3.12, at every use of the collection.
+# By client. Mongomock's own TTL warns of a deprecated call on Python 3.12, at every use of the collection.
 _expiries: WeakKeyDictionary[Any, dict[str, dict[str, Document]]] = WeakKeyDictionary()
 _EXPIRY = "expireAfterSeconds"
 
 _OTHER_NAMES = {"$substrBytes": "$substr"}
-"""An operator, and its older name, which the mock knows."""
+"""An operator, and its older name, which mongomock knows."""
 
 UNSUPPORTED: dict[str, str] = {
     "validators": "mongomock ignores a collection's validator",
-    "processes": "a mock lives in one process: another one sees nothing of it",
-    "durability": "a mock keeps nothing when its process ends",
+    "processes": "mongomock lives in one process: other processes see nothing of it",
+    "durability": "mongomock stores nothing beyond its process",
     "following": "mongomock has no change streams",
-    "server": "a mock has no server to be unreachable, to log who connects or to explain a query",
+    "server": "mongomock has no server to be unreachable, to log who connects or to explain a query",
 }
-"""What no test can show on the mock, with the reason."""
+"""What no test can show on mongomock, with the reason."""
 
 
 class MongomockCollection(Collection):
@@ -50,7 +43,7 @@ class MongomockCollection(Collection):
     async def update_one(self, query: Document, update: Update) -> int:
         _check_size(update, update)
         before = await self.find_one(query)
-        matched = await super().update_one(query, _in_its_words(update))
+        matched = await super().update_one(query, _in_known_operators(update))
         if before is not None:
             await self._check_growth(before, update)
         return matched
@@ -76,7 +69,7 @@ class MongomockDriver(Driver):
         return cast("Any", AsyncMongoMockClient())
 
     def introduce(self, client: Any) -> None:
-        """Nobody is there to be told."""
+        """Without a server there is no log."""
 
     async def close_client(self, client: Any) -> None:
         client.close()
@@ -85,7 +78,7 @@ class MongomockDriver(Driver):
         return client[options.database]
 
     def collection(self, name: str, options: Document | None = None) -> Collection:
-        # There is one node and one process: every read sees all that is written.
+        # There is one node and one process: every read returns what was written, without any options.
         return self.adopt(MongomockCollection(self, name))
 
     async def insert_in_transaction(self, handle: Any, documents: list[Document]) -> None:
@@ -98,7 +91,7 @@ class MongomockDriver(Driver):
         await self.opened()
         if "ping" in document:
             return {"ok": 1.0}
-        raise NotImplementedError(f"mongomock runs no command such as {next(iter(document))}")
+        raise StorageError(f"mongomock does not support the command `{next(iter(document))}`")
 
     async def list_collections(self) -> dict[str, Document]:
         names: list[str] = await (await self.opened()).list_collection_names()
@@ -108,7 +101,7 @@ class MongomockDriver(Driver):
         await (await self.opened()).create_collection(name)
 
     async def set_validator(self, name: str, validator: Document) -> None:
-        """Ignored, as the mock ignores every validator."""
+        """Nothing: mongomock has no validators."""
 
     async def list_indexes(self, name: str) -> list[Document]:
         found: dict[str, Any] = await (await self.opened())[name].index_information()
@@ -120,7 +113,7 @@ class MongomockDriver(Driver):
 
     async def create_index(self, name: str, index: Document) -> None:
         if any(known["name"] == index["name"] for known in await self.list_indexes(name)):
-            return  # made again, the mock would take every document for one of a partial unique index
+            return  # made twice, mongomock applies a partial unique index to every document
         options = {key: value for key, value in index.items() if key not in ("key", "v", _EXPIRY)}
         if _EXPIRY in index:
             self._expiry(name)[index["name"]] = {_EXPIRY: index[_EXPIRY]}
@@ -130,7 +123,7 @@ class MongomockDriver(Driver):
         self._expiry(name)[index["name"]] = {_EXPIRY: index[_EXPIRY]}
 
     def _expiry(self, name: str) -> dict[str, Document]:
-        """What this client's TTL indexes of a collection say; the mock is not told and removes nothing."""
+        """The lifetimes in this client's TTL indexes of a collection; mongomock never reads them."""
         return _expiries.setdefault(self._client, {}).setdefault(name, {})
 
     async def drop_index(self, name: str, index_name: str) -> None:
@@ -143,14 +136,14 @@ def _check_size(document: object, written: object) -> None:
         raise too_large(written)
 
 
-def _in_its_words(expression: Any) -> Any:
-    """`expression` with what the mock lacks said by operators that it knows."""
+def _in_known_operators(expression: Any) -> Any:
+    """`expression` with operators that mongomock knows in place of those that it lacks."""
     if isinstance(expression, list):
-        return [_in_its_words(item) for item in cast("list[Any]", expression)]
+        return [_in_known_operators(item) for item in cast("list[Any]", expression)]
     if not isinstance(expression, dict) or "$literal" in expression:
         return cast("Any", expression)
     document = cast("Document", expression)
     if "$mergeObjects" in document:
         pairs = [{"$objectToArray": item} for item in document["$mergeObjects"]]
         return {"$arrayToObject": {"$concatArrays": pairs}}
-    return {_OTHER_NAMES.get(key, key): _in_its_words(value) for key, value in document.items()}
+    return {_OTHER_NAMES.get(key, key): _in_known_operators(value) for key, value in document.items()}

@@ -1,4 +1,4 @@
-"""Motor, for hosts that use it already. Its maintenance has ended: a new host takes PyMongo."""
+"""Motor, for hosts that use it already. Its maintenance has ended: new hosts should use PyMongo."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import MongoClient
 
-from .base import DRIVER_INFO, Document, Driver, DriverOptions
+from .collection import Document
+from .driver import DRIVER_INFO, Driver, DriverOptions
 from .pymongo_async import client_settings
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from pymongo import AsyncMongoClient
 
-from .base import DRIVER_INFO, Document, Driver, DriverOptions
+from .collection import Document
+from .driver import DRIVER_INFO, Driver, DriverOptions
 
 
 class PyMongoDriver(Driver):

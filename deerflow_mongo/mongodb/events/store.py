@@ -22,7 +22,8 @@ from .. import queries
 from ..documents.encoding import Document, encode_content, encode_mapping
 from ..documents.run_events import ONCE, event_row, event_size_bytes, new_event, tombstone_update
 from ..documents.stored_times import stored_from_optional, stored_now
-from ..drivers.base import DRIVER_ERRORS, MAX_DOCUMENT_BYTES, Collection, translated
+from ..drivers.collection import Collection
+from ..drivers.errors import DRIVER_ERRORS, MAX_DOCUMENT_BYTES, translate
 from ..schema import SEQ_FALLING, SEQ_RISING
 from .thread_access import ThreadOwners
 from .writer import STUB_LIFE, AlreadyThereError, Batch, EventLog, utc_now
@@ -73,7 +74,7 @@ def _size_bytes(position: int | None, document: Document) -> int:
     try:
         size_bytes = event_size_bytes(document) + _ROOM_FOR_NUMBERS_BYTES
     except DRIVER_ERRORS as error:
-        raise translated(error, document) from error
+        raise translate(error, written=document) from error
     if size_bytes > MAX_DOCUMENT_BYTES:
         name = max(("content", "metadata"), key=lambda part: event_size_bytes({"": document[part]}))
         part_bytes = event_size_bytes({"": document[name]})

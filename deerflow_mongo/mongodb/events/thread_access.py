@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 
 from ...contract.errors import StorageClosedError
-from ..drivers.base import Collection
+from ..drivers.collection import Collection
 
 _BY_ID = (("_id", 1),)
 

@@ -32,7 +32,8 @@ from typing import Any
 from ...contract.errors import StorageClosedError, StorageError, StorageUnavailableError
 from ..documents.encoding import Document
 from ..documents.run_events import ANCHOR_SEQ, ONCE, anchor_document
-from ..drivers.base import Collection, DuplicateKeyError
+from ..drivers.collection import Collection
+from ..drivers.errors import DuplicateKeyError
 from ..schema import EVENT_NUMBERS, SEQ_FALLING, SEQ_RISING
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ from ..documents.feedback import (
     totals_pipeline,
     vote_update,
 )
-from ..drivers.base import Collection, DuplicateKeyError
+from ..drivers.collection import Collection
+from ..drivers.errors import DuplicateKeyError
 from ..queries import Query
 from ..schema import FEEDBACK_BY_RUN, NEWEST_FIRST, OLDEST_FIRST, VOTE_FIRST, Keys
 

@@ -27,7 +27,8 @@ from ..documents.runs import (
     token_usage_update,
 )
 from ..documents.stored_times import stored_from_optional, stored_now
-from ..drivers.base import Collection, DuplicateKeyError
+from ..drivers.collection import Collection
+from ..drivers.errors import DuplicateKeyError
 from ..schema import NEWEST_FIRST, OLDEST_FIRST
 
 logger = logging.getLogger(__name__)

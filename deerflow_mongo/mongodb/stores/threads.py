@@ -25,7 +25,8 @@ from ..documents.threads import (
     thread_row,
     thread_update,
 )
-from ..drivers.base import Collection, DuplicateKeyError
+from ..drivers.collection import Collection
+from ..drivers.errors import DuplicateKeyError
 from ..queries import Query
 from ..schema import LAST_UPDATED_FIRST, NEWEST_FIRST, Keys
 

@@ -18,7 +18,8 @@ from ..documents.counting import count_pipeline, counted
 from ..documents.encoding import Document
 from ..documents.stored_times import stored_from_optional
 from ..documents.users import new_user, user_fields, user_row, user_update
-from ..drivers.base import Collection, DuplicateKeyError
+from ..drivers.collection import Collection
+from ..drivers.errors import DuplicateKeyError
 from ..queries import Query
 from ..schema import EMAIL_INDEX, OAUTH_INDEX, OLDEST_USER_FIRST
 

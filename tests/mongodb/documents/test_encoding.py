@@ -9,7 +9,7 @@ import bson
 import pytest
 
 from deerflow_mongo.mongodb.documents.encoding import decode_mapping, encode_mapping, encode_value
-from deerflow_mongo.mongodb.drivers.base import CODEC_OPTIONS
+from deerflow_mongo.mongodb.drivers.driver import CODEC_OPTIONS
 
 NATIVE: list[Any] = [
     None,

@@ -9,7 +9,7 @@ import pytest
 
 from deerflow_mongo.contract.rows import CALLERS, COMPLETION_COUNTS
 from deerflow_mongo.mongodb.documents.runs import COUNT_PATHS, model_key, new_run, run_row
-from deerflow_mongo.mongodb.drivers.base import CODEC_OPTIONS
+from deerflow_mongo.mongodb.drivers.driver import CODEC_OPTIONS
 
 
 def _run() -> dict[str, Any]:

@@ -1,0 +1,220 @@
+"""One collection, one method per server command: a store's method that calls one of them is one round trip.
+
+What differs between drivers is asked of the `CollectionDriver`; nothing here knows what a run or a vote is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Protocol, TypeAlias
+
+from pymongo import ReturnDocument
+
+from ...contract.errors import InvalidPayloadError, StorageClosedError, StorageError, StorageUnavailableError
+from .errors import (
+    DRIVER_ERRORS,
+    NO_TRANSACTIONS_CODE,
+    TOO_LARGE_FOR_TRANSACTION_CODES,
+    WATCH,
+    DuplicateKeyError,
+    code_of,
+    translate,
+)
+
+Document: TypeAlias = dict[str, Any]
+Update: TypeAlias = Document | list[Document]
+Sort: TypeAlias = Sequence[tuple[str, int]]
+
+_MAX_BATCH_SIZE = 2**31 - 1
+
+
+class CollectionDriver(Protocol):
+    """What a collection needs of its driver; see `Driver`."""
+
+    has_transactions: bool
+    database_name: str
+
+    @property
+    def is_closed(self) -> bool: ...
+    async def opened(self) -> Any: ...
+    async def rows(self, cursor: Any) -> list[Document]: ...
+    async def aggregate(self, handle: Any, pipeline: list[Document], batch_size: int) -> Any: ...
+    async def insert_in_transaction(self, handle: Any, documents: list[Document]) -> None: ...
+    async def watch(self, handle: Any, pipeline: list[Document]) -> Any: ...
+
+
+class Collection:
+    """One collection; each method is one command to the server.
+
+    Raises the package's own errors, and `DuplicateKeyError` where a unique index refuses a write.
+    """
+
+    def __init__(self, driver: CollectionDriver, name: str, options: Document | None = None) -> None:
+        self._driver = driver
+        self._name = name
+        self._options = options or {}
+        self._handle: Any = None
+
+    async def handle(self) -> Any:
+        """The driver's own collection object; opens the client at the first use."""
+        if self._handle is None:
+            self._handle = (await self._driver.opened()).get_collection(self._name, **self._options)
+        return self._handle
+
+    def forget(self) -> None:
+        """Drop the handle, so that the next use asks the driver, which may be closed."""
+        self._handle = None
+
+    async def _run(
+        self, operation: str, call: Callable[[Any], Awaitable[Any]], written: object = None
+    ) -> Any:
+        """What `call` returns for the handle; every command goes through here.
+
+        `operation` is the server's command, for the error's text; `written` is what it stores.
+        """
+        handle = self._handle if self._handle is not None else await self.handle()
+        try:
+            return await call(handle)
+        except DRIVER_ERRORS as error:
+            raise self._translate(error, operation, written) from error
+
+    def _translate(self, error: Exception, operation: str, written: object = None) -> StorageError:
+        translated = translate(error, operation, self._namespace, written)
+        if isinstance(translated, StorageUnavailableError) and self._driver.is_closed:
+            return StorageClosedError()  # the driver reports what its close interrupted as a lost connection
+        return translated
+
+    @property
+    def _namespace(self) -> str:
+        return f"{self._driver.database_name}.{self._name}"
+
+    # Reading.
+
+    async def find_one(self, query: Document) -> Document | None:
+        return await self._run("find", lambda handle: handle.find_one(query))
+
+    async def find(
+        self,
+        query: Document,
+        *,
+        sort: Sort,
+        limit: int,
+        skip: int = 0,
+        projection: Sequence[str] | None = None,
+    ) -> list[Document]:
+        """At most `limit` (from 1 up) documents, all in one answer unless they exceed what one holds."""
+        # One more than the limit lets the server close the cursor with its first answer.
+        batch_size = min(limit + 1, _MAX_BATCH_SIZE)
+        return await self._run(
+            "find",
+            lambda handle: self._driver.rows(
+                handle.find(query, projection, sort=sort, limit=limit, skip=skip, batch_size=batch_size)
+            ),
+        )
+
+    async def aggregate(self, pipeline: list[Document], *, batch_size: int = 100) -> list[Document]:
+        async def read(handle: Any) -> list[Document]:
+            return await self._driver.rows(await self._driver.aggregate(handle, pipeline, batch_size))
+
+        return await self._run("aggregate", read)
+
+    # Writing.
+
+    async def insert_one(self, document: Document) -> None:
+        await self._run("insert", lambda handle: handle.insert_one(document), document)
+
+    async def insert_many(self, documents: list[Document]) -> None:
+        """In their order, up to the first that is refused."""
+        await self._run("insert", lambda handle: handle.insert_many(documents), documents)
+
+    async def insert_all_or_none(self, documents: list[Document]) -> None:
+        """In one transaction, two commands; as `insert_many` where the server has no transactions."""
+        if self._driver.has_transactions:
+            try:
+                await self._run(
+                    "insert",
+                    lambda handle: self._driver.insert_in_transaction(handle, documents),
+                    documents,
+                )
+            except StorageError as error:
+                if code_of(error) != NO_TRANSACTIONS_CODE:
+                    raise _of_transaction(error) from error.__cause__
+                self._driver.has_transactions = False
+            else:
+                return
+        await self.insert_many(documents)
+
+    async def update_one(self, query: Document, update: Update) -> int:
+        """The number of documents that matched: 0 or 1."""
+        result = await self._run("update", lambda handle: handle.update_one(query, update), update)
+        return result.matched_count
+
+    async def update_many(self, query: Document, update: Update) -> int:
+        """The number of documents that were changed."""
+        result = await self._run("update", lambda handle: handle.update_many(query, update), update)
+        return result.modified_count
+
+    async def find_one_and_upsert(
+        self, query: Document, update: Update, *, sort: Sort | None = None
+    ) -> Document:
+        """Update the first match, or insert; the document as it is afterwards."""
+        return await self._run(
+            "findAndModify",
+            lambda handle: handle.find_one_and_update(
+                query, update, sort=sort, upsert=True, return_document=ReturnDocument.AFTER
+            ),
+            update,
+        )
+
+    async def delete_one(self, query: Document) -> bool:
+        result = await self._run("delete", lambda handle: handle.delete_one(query))
+        return result.deleted_count == 1
+
+    async def find_one_and_delete(self, query: Document, *, sort: Sort) -> Document | None:
+        return await self._run("findAndModify", lambda handle: handle.find_one_and_delete(query, sort=sort))
+
+    # Following.
+
+    @asynccontextmanager
+    async def changes(self, pipeline: list[Document]) -> AsyncGenerator[Callable[[], Awaitable[None]]]:
+        """A change stream. The function returns at the first change since its last return, or the start."""
+        handle = await self.handle()
+        try:
+            stream = await self._driver.watch(handle, pipeline)
+            async with stream:
+                # The first read opens the stream, from which on no change is missed.
+                seen = await stream.try_next() is not None
+
+                async def next_change() -> None:
+                    nonlocal seen
+                    while not seen:
+                        seen = await stream.try_next() is not None
+                        end_if_cancelled()
+                        if not stream.alive:
+                            raise StorageUnavailableError("the change stream ended: its collection is gone")
+                    seen = False
+
+                yield next_change
+        except DRIVER_ERRORS as error:
+            raise self._translate(error, WATCH) from error
+
+
+def _of_transaction(error: StorageError) -> StorageError:
+    """The error of a transaction for what the server reported about one of its commands."""
+    if code_of(error) in TOO_LARGE_FOR_TRANSACTION_CODES:
+        return InvalidPayloadError(
+            "the batch",
+            "it exceeds what this server stores in one transaction: split it into smaller batches",
+        )
+    if isinstance(error, DuplicateKeyError):
+        error.stored = 0  # the transaction was rolled back
+    return error
+
+
+def end_if_cancelled() -> None:
+    """A driver may swallow a task's cancellation when its answer arrives at the same moment."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -1,0 +1,258 @@
+"""The error that each driver exception becomes, its text, and its cause; no server needed."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from bson.errors import InvalidDocument
+from pymongo import errors
+
+from deerflow_mongo import (
+    InvalidPayloadError,
+    PayloadTooLargeError,
+    StorageAccessError,
+    StorageClosedError,
+    StorageConfigError,
+    StorageError,
+    StorageUnavailableError,
+)
+from deerflow_mongo.mongodb.drivers.collection import Collection
+from deerflow_mongo.mongodb.drivers.errors import DuplicateKeyError, code_of, copied, translate, translating
+
+NAMESPACE = "deerflow.runs"
+
+_TEXTS: dict[str, tuple[Exception, type[StorageError], str]] = {
+    "not authorized": (
+        errors.OperationFailure("not authorized on deerflow", 13),
+        StorageAccessError,
+        "authentication or authorization failed: `find` on `deerflow.runs` (code 13)",
+    ),
+    "no server": (
+        errors.ServerSelectionTimeoutError("localhost:1: refused, Timeout: 30s, Topology: ..."),
+        StorageUnavailableError,
+        "MongoDB cannot be reached or did not answer in time: `find` on `deerflow.runs`: "
+        "ServerSelectionTimeoutError: localhost:1: refused",
+    ),
+    "timeout on the server": (
+        errors.OperationFailure("operation exceeded time limit, full error: {...}", 50),
+        StorageUnavailableError,
+        "MongoDB cannot be reached or did not answer in time: `find` on `deerflow.runs` (code 50): "
+        "OperationFailure: operation exceeded time limit",
+    ),
+    "closed client": (
+        errors.InvalidOperation("Cannot use AsyncMongoClient after close"),
+        StorageClosedError,
+        "this storage is closed",
+    ),
+    "validator": (
+        errors.WriteError("Document failed validation", 121, {}),
+        StorageError,
+        "the collection's validator refused the document: `find` on `deerflow.runs` (code 121); if another "
+        "release set up the database, run setup() with this one",
+    ),
+    "client settings": (
+        errors.ConfigurationError("TLS is not available"),
+        StorageConfigError,
+        "the MongoDB client refused its settings: `find` on `deerflow.runs`: "
+        "ConfigurationError: TLS is not available",
+    ),
+    "not encodable": (
+        InvalidDocument("cannot encode object: <object>"),
+        InvalidPayloadError,
+        "kwargs cannot be stored: InvalidDocument from the driver: `find` on `deerflow.runs`",
+    ),
+    "nested too deeply": (
+        errors.WriteError("exceeded depth", 15, {}),
+        InvalidPayloadError,
+        "kwargs cannot be stored: MongoDB refused it: `find` on `deerflow.runs` (code 15)",
+    ),
+    "too large": (
+        errors.DocumentTooLarge("BSON document too large"),
+        PayloadTooLargeError,
+        "kwargs is 26 bytes large; a document holds at most 16,777,216 bytes",
+    ),
+    "anything else": (
+        errors.OperationFailure("unknown stage", 40324),
+        StorageError,
+        "MongoDB reported an error: `find` on `deerflow.runs` (code 40324): OperationFailure: unknown stage",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _TEXTS)
+def test_text_names_operation_and_namespace(name: str) -> None:
+    error, kind, text = _TEXTS[name]
+    translated = translate(error, "find", NAMESPACE, {"_id": "r", "kwargs": "a longer value"})
+    assert type(translated) is kind
+    assert str(translated) == text
+
+
+def test_text_without_operation_has_no_empty_place() -> None:
+    with pytest.raises(StorageError) as refused, translating():
+        raise errors.OperationFailure("no", 13)
+    assert str(refused.value) == "authentication or authorization failed (code 13)"
+    assert isinstance(refused.value.__cause__, errors.OperationFailure)
+
+
+@pytest.mark.parametrize("code", [20, 40573])
+def test_change_stream_on_a_standalone_server_says_what_it_requires(code: int) -> None:
+    translated = translate(errors.OperationFailure("only on replica sets", code), "watch", NAMESPACE)
+    assert str(translated).startswith("change streams require a replica set (one member is enough): `watch`")
+
+
+def test_duplicate_key_text_names_the_keys_and_no_value() -> None:
+    details: Any = {
+        "index": 2,
+        "code": 11000,
+        "errmsg": "dup key: { email: 'secret' }",
+        "keyPattern": {"email": 1},
+    }
+    single = translate(errors.DuplicateKeyError("secret", 11000, details), "insert", "d.users")
+    bulk = translate(errors.BulkWriteError({"writeErrors": [details]}), "insert", "d.users")
+    for translated in (single, bulk):
+        assert isinstance(translated, DuplicateKeyError)
+        assert (
+            str(translated)
+            == "a unique index on (email) refused the document: `insert` on `d.users` (code 11000)"
+        )
+        assert translated.keys == ("email",)
+    assert isinstance(bulk, DuplicateKeyError)
+    assert bulk.stored == 2
+
+
+def test_errors_of_several_documents_are_those_of_the_first() -> None:
+    refused: Any = {"writeErrors": [{"index": 0, "code": 121, "errmsg": "no"}]}
+    late: Any = {"writeConcernErrors": [{"code": 64, "errmsg": "waiting for replication timed out"}]}
+    assert "validator" in str(translate(errors.BulkWriteError(refused)))
+    assert isinstance(translate(errors.BulkWriteError(late)), StorageUnavailableError)
+    assert type(translate(errors.BulkWriteError({}))) is StorageError
+
+
+def test_code_is_found_in_the_error_and_in_its_cause() -> None:
+    failure = errors.OperationFailure("no", 27)
+    translated = translate(failure)
+    assert code_of(translated) is None
+    translated.__cause__ = failure
+    assert code_of(translated) == code_of(failure) == 27
+    assert code_of(errors.BulkWriteError({"writeErrors": [{"code": 20}]})) == 20
+    assert code_of(None) is None
+
+
+def test_copied_error_has_the_same_cause_and_its_own_traceback() -> None:
+    with pytest.raises(StorageUnavailableError) as refused, translating("find", NAMESPACE):
+        raise errors.AutoReconnect("lost")
+    error = refused.value
+    own = copied(error)
+    assert own is not error
+    assert (type(own), str(own)) == (type(error), str(error))
+    assert own.__cause__ is error.__cause__
+    assert own.__traceback__ is None
+    assert "AutoReconnect" in "".join(traceback.format_exception(own))
+
+
+def test_duplicate_key_error_pickles_and_copies() -> None:
+    error = DuplicateKeyError("refused", 2, ["a", "b"])
+    for same in (pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301 - made here
+        assert (str(same), same.stored, same.keys) == ("refused", 2, ("a", "b"))
+
+
+class _StubDriver:
+    """A driver whose every operation fails with one error."""
+
+    has_transactions = True
+    database_name = "deerflow"
+
+    def __init__(self, error: Exception, *, is_closed: bool = False) -> None:
+        self.error = error
+        self.is_closed = is_closed
+
+    def get_collection(self, name: str) -> Any:
+        return self
+
+    async def opened(self) -> Any:
+        return self
+
+    async def rows(self, cursor: Any) -> Any:
+        return await cursor
+
+    async def aggregate(self, handle: Any, pipeline: Any, batch_size: int) -> Any:
+        raise self.error
+
+    async def insert_in_transaction(self, handle: Any, documents: Any) -> None:
+        raise self.error
+
+    async def watch(self, handle: Any, pipeline: Any) -> Any:
+        raise self.error
+
+    def __getattr__(self, name: str) -> Any:
+        async def fail(*args: Any, **options: Any) -> Any:
+            raise self.error
+
+        return fail
+
+
+async def _watch(collection: Collection) -> None:
+    async with collection.changes([]):
+        pass
+
+
+_OPERATIONS: dict[str, tuple[str, Callable[[Collection], Awaitable[Any]]]] = {
+    "find_one": ("find", lambda c: c.find_one({})),
+    "find": ("find", lambda c: c.find({}, sort=[("_id", 1)], limit=1)),
+    "aggregate": ("aggregate", lambda c: c.aggregate([])),
+    "insert_one": ("insert", lambda c: c.insert_one({})),
+    "insert_many": ("insert", lambda c: c.insert_many([{}])),
+    "insert_all_or_none": ("insert", lambda c: c.insert_all_or_none([{}])),
+    "update_one": ("update", lambda c: c.update_one({}, {})),
+    "update_many": ("update", lambda c: c.update_many({}, {})),
+    "find_one_and_upsert": ("findAndModify", lambda c: c.find_one_and_upsert({}, {})),
+    "delete_one": ("delete", lambda c: c.delete_one({})),
+    "find_one_and_delete": ("findAndModify", lambda c: c.find_one_and_delete({}, sort=[("_id", 1)])),
+    "changes": ("watch", _watch),
+}
+
+
+def test_every_method_of_a_collection_is_in_the_table() -> None:
+    methods = {name for name in vars(Collection) if not name.startswith("_")} - {"handle", "forget"}
+    assert methods == set(_OPERATIONS)
+
+
+@pytest.mark.parametrize("method", _OPERATIONS)
+async def test_every_method_names_its_command_and_has_the_drivers_error_as_cause(method: str) -> None:
+    command, call = _OPERATIONS[method]
+    driver = _StubDriver(errors.OperationFailure("not authorized", 13))
+    with pytest.raises(StorageAccessError) as refused:
+        await call(Collection(driver, "runs"))
+    assert str(refused.value).endswith(f"failed: `{command}` on `deerflow.runs` (code 13)")
+    assert refused.value.__cause__ is driver.error
+
+
+@pytest.mark.parametrize("method", _OPERATIONS)
+async def test_operation_that_a_close_interrupted_reports_a_closed_storage(method: str) -> None:
+    _, call = _OPERATIONS[method]
+    driver = _StubDriver(errors.AutoReconnect("connection closed"), is_closed=True)
+    with pytest.raises(StorageClosedError) as refused:
+        await call(Collection(driver, "runs"))
+    assert refused.value.__cause__ is driver.error
+
+
+async def test_failed_transaction_stored_nothing_before_the_duplicate() -> None:
+    details: Any = {"writeErrors": [{"index": 2, "code": 11000, "keyPattern": {"_id": 1}}]}
+    driver = _StubDriver(errors.BulkWriteError(details))
+    with pytest.raises(DuplicateKeyError) as refused:
+        await Collection(driver, "runs").insert_all_or_none([{}] * 3)
+    assert refused.value.stored == 0
+    assert refused.value.__cause__ is driver.error
+
+
+@pytest.mark.parametrize("code", [257, 388])
+async def test_batch_beyond_a_transaction_says_to_split_it(code: int) -> None:
+    driver = _StubDriver(errors.OperationFailure("transaction is too large", code))
+    with pytest.raises(InvalidPayloadError, match="split it into smaller batches") as refused:
+        await Collection(driver, "runs").insert_all_or_none([{}] * 3)
+    assert refused.value.__cause__ is driver.error
