@@ -19,7 +19,7 @@ from deerflow_mongo.mongodb.documents.runs import COUNT_PATHS, new_run
 from deerflow_mongo.mongodb.documents.stored_times import stored_from_input, stored_from_optional
 from deerflow_mongo.mongodb.documents.threads import thread_metadata
 from deerflow_mongo.mongodb.documents.versions import SCHEMA_VERSION
-from deerflow_mongo.mongodb.events.writer import utc_now
+from deerflow_mongo.mongodb.events.numbers import utc_now
 
 from ..dataset import Rows
 

@@ -25,7 +25,6 @@ from .drivers.driver import READ_COMMITTED, READ_FROM_PRIMARY, Driver, DriverOpt
 from .embedded import EmbeddedServer, start_embedded
 from .events.store import MongoRunEventStore
 from .events.thread_access import ThreadOwners
-from .events.writer import EventLog
 from .stores.feedback import MongoFeedbackStore
 from .stores.runs import MongoRunStore
 from .stores.threads import MongoThreadStore
@@ -258,8 +257,9 @@ class MongoStorage(Storage, Accounts, Checkpointing):
         return MongoRunEventStore(
             self._collection(schema.RUN_EVENTS, **READ_COMMITTED),
             events,
-            EventLog(events, committed, lambda: migrations.had_retention(versions)),
+            committed,
             ThreadOwners(self._collection(schema.THREADS, **READ_FROM_PRIMARY)),
+            lambda: migrations.had_retention(versions),
         )
 
     async def _driver_options(self) -> DriverOptions:

@@ -1,4 +1,4 @@
-"""Run events on MongoDB: lost connections, refusals, numbers after deletions and retention, closing."""
+"""Run events on MongoDB: lost connections, refused writes, numbers after deletions and retention, closing."""
 
 # pyright: reportPrivateUsage=false
 
@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,17 +15,25 @@ from typing import Any
 
 import pytest
 from pymongo import MongoClient
+from pymongo.errors import AutoReconnect, BulkWriteError, PyMongoError
 
 from deerflow_mongo import (
+    ActorContext,
     InvalidPayloadError,
     MongoStorage,
     RunEventRow,
     StorageConfigError,
     StorageError,
     StorageUnavailableError,
+    ThreadAccessError,
+    ThreadMetaCreate,
+    bind_actor_context,
     create_storage,
+    reset_actor_context,
 )
-from deerflow_mongo.mongodb.events import writer as event_log
+from deerflow_mongo.mongodb.drivers.collection import Collection
+from deerflow_mongo.mongodb.drivers.errors import DuplicateKeyError
+from deerflow_mongo.mongodb.events import numbers as event_numbers
 
 from .lossy_proxy import LossyProxy
 
@@ -82,14 +90,16 @@ async def proxy(mongodb_url: str, tmp_path: Path) -> AsyncIterator[LossyProxy]:
 @pytest.mark.parametrize("driver", ["pymongo", "motor"])
 @pytest.mark.parametrize("retried_by", ["driver", "store"])
 @pytest.mark.parametrize("arrived", [True, False], ids=["request arrived", "request lost"])
-async def test_a_lost_connection_never_stores_a_batch_twice(
+async def test_lost_connection_never_stores_a_batch_twice(
     new_storage: Opener, proxy: LossyProxy, driver: str, retried_by: str, arrived: bool
 ) -> None:
-    """The driver repeats the write, or, told not to, leaves its fate to the store."""
+    """The driver retries the write, or the store does where the driver must not."""
     url = f"{proxy.url}&retryWrites={'true' if retried_by == 'driver' else 'false'}"
     async with new_storage(url=url, driver=driver) as storage:
         await storage.run_events.put(**event("before"))
-        lost_each = 1 if retried_by == "driver" or arrived else 2  # what arrived is found, not sent again
+        lost_each = (
+            1 if retried_by == "driver" or arrived else 2
+        )  # a write that arrived is found, not sent again
         for round_ in range(5):
             proxy.lose("insert", lost_each, after_it_arrived=arrived)
             batches = [storage.run_events.put_batch([event(f"{round_} {n}")] * 5) for n in range(4)]
@@ -101,7 +111,7 @@ async def test_a_lost_connection_never_stores_a_batch_twice(
 
 
 @pytest.mark.parametrize("arrived", [True, False], ids=["commit arrived", "commit lost"])
-async def test_a_lost_connection_never_stores_a_large_batch_twice_or_in_part(
+async def test_lost_connection_never_stores_a_large_batch_twice_or_in_part(
     new_storage: Opener, proxy: LossyProxy, arrived: bool
 ) -> None:
     async with new_storage(url=proxy.url) as storage:
@@ -113,31 +123,31 @@ async def test_a_lost_connection_never_stores_a_large_batch_twice_or_in_part(
         assert await contents(storage) == ["before"] + ["commitTransaction"] * 100 + ["insert"] * 100
 
 
-async def test_a_late_first_try_is_refused_by_the_second(storage: MongoStorage) -> None:
-    """Also when both run at the same time, and whichever of them the server sees first."""
+async def test_write_that_arrives_after_its_retry_is_refused(storage: MongoStorage) -> None:
+    """Also when both run at the same time, whichever of them the server executes first."""
     await storage.run_events.put(**event())
     events = storage.driver.collection("run_events")
-    insert = event_log.Collection.insert_many
+    insert = Collection.insert_many
 
     async def sent_twice(collection: Any, documents: list[Any]) -> None:
         copies = [dict(document) for document in documents]
         first = asyncio.create_task(insert(events, copies))
         await asyncio.gather(first, insert(collection, documents), return_exceptions=True)
-        raise StorageUnavailableError("made up: no answer came")
+        raise StorageUnavailableError("simulated: no answer")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(event_log.Collection, "insert_many", sent_twice)
+        patch.setattr(Collection, "insert_many", sent_twice)
         rows = await asyncio.gather(*(storage.run_events.put_batch([event(n)] * 2) for n in range(5)))
     assert [number for batch in rows for number in numbers(batch)] == list(range(2, 12))
     assert await contents(storage) == ["", *(n for n in range(5) for _ in range(2))]
 
 
-async def test_a_caller_may_repeat_what_was_unavailable(
+async def test_repeating_a_batch_after_unavailable_stores_it_once(
     new_storage: Opener, proxy: LossyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What failed may be stored; repeated by the same process it is stored once, anything else is new."""
+    """By the same process, whether the failed try was stored or not; other batches are new."""
     async with new_storage(url=f"{proxy.url}&retryWrites=false", timeout_ms=5_000) as storage:
-        monkeypatch.setattr(storage.run_events._log, "_patience_s", 0.0)
+        monkeypatch.setattr(storage.run_events._writer, "_retry_budget_s", 0.0)
         for round_ in range(4):
             proxy.lose("insert", after_it_arrived=round_ % 2 == 0)
             with pytest.raises(StorageUnavailableError, match="may be stored or not"):
@@ -149,13 +159,13 @@ async def test_a_caller_may_repeat_what_was_unavailable(
     assert sorted(found) == sorted([f"{n}" for n in range(4)] * 2 + ["other"] * 4)
 
 
-# -- refusals --------------------------------------------------------------------------------------
+# -- refused writes --------------------------------------------------------------------------------------
 
 
-async def test_what_the_server_refuses_fails_its_own_caller_only(
+async def test_refused_batch_fails_only_its_own_caller(
     storage: MongoStorage, raw_client: Raw, database_name: str
 ) -> None:
-    """An operator's own rule, which no check of ours knows, met by one batch of many in one write."""
+    """An operator's own unique index, which no check here knows, refuses one batch of many in one write."""
     collection = raw_client[database_name]["run_events"]
     collection.create_index("content", unique=True, partialFilterExpression={"content": "unique"})
     await storage.run_events.put(**event("unique"))
@@ -168,15 +178,15 @@ async def test_what_the_server_refuses_fails_its_own_caller_only(
     assert numbers(await storage.run_events.list_messages("t")) == [1, 2, 3, 4, 5]
 
 
-async def test_a_batch_beyond_a_transaction_is_refused_whole(storage: MongoStorage) -> None:
-    """The embedded server's cache of 256 MB holds no transaction of 20,000 runs' events."""
+async def test_batch_beyond_a_transaction_is_refused_whole(storage: MongoStorage) -> None:
+    """A transaction of 20,000 runs' events exceeds the embedded server's cache of 256 MB."""
     too_many = [event("x" * 1_000, run_id=f"{n}") for n in range(20_000)]
     with pytest.raises(InvalidPayloadError, match="transaction: split it into smaller batches"):
         await storage.run_events.put_batch(too_many)
     assert numbers(await storage.run_events.put_batch(too_many[:2_000])) == list(range(1, 2_001))
 
 
-async def test_a_validator_refuses_a_malformed_event(
+async def test_validator_refuses_a_malformed_event(
     storage: MongoStorage, raw_client: Raw, database_name: str
 ) -> None:
     await storage.run_events.put(**event())
@@ -188,16 +198,152 @@ async def test_a_validator_refuses_a_malformed_event(
             collection.insert_one({**good, "seq": 2, **change})
 
 
+# -- causes of errors ------------------------------------------------------------------------------
+
+
+async def _failures(calls: Iterable[Awaitable[Any]]) -> list[StorageError]:
+    """The error of each call: an object of its own, caused by the driver's."""
+    errors = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(error, StorageError) for error in errors), errors
+    assert len({id(error) for error in errors}) == len(errors)
+    return [error for error in errors if isinstance(error, StorageError)]
+
+
+def _puts(storage: MongoStorage, number: int, **fields: Any) -> list[Awaitable[Any]]:
+    return [storage.run_events.put_batch([event(n, **fields)] * 2) for n in range(number)]
+
+
+async def test_batches_that_gave_up_have_the_drivers_error_as_cause(
+    new_storage: Opener, proxy: LossyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that were sent, and those that waited behind them."""
+    async with new_storage(url=f"{proxy.url}&retryWrites=false", timeout_ms=1_000) as storage:
+        await storage.run_events.put(**event())
+        monkeypatch.setattr(storage.run_events._writer, "_retry_budget_s", 0.0)
+        proxy.go_down()
+        calls = [storage.run_events.put_batch([event(n)] * 50) for n in range(4)]
+        errors = await _failures(calls)
+        assert {type(error) for error in errors} == {StorageUnavailableError}
+        assert all(isinstance(error.__cause__, PyMongoError) for error in errors)
+        texts = "\n".join(map(str, errors))
+        assert "may be stored or not" in texts
+        assert "are not stored" in texts
+
+
+async def test_refused_batch_has_the_drivers_error_as_cause(
+    storage: MongoStorage, raw_client: Raw, database_name: str
+) -> None:
+    raw_client[database_name]["run_events"].create_index("content", unique=True)
+    await storage.run_events.put(**event("unique"))
+    calls = [
+        storage.run_events.put_batch([event("unique")]),
+        storage.run_events.put_batch([event("unique")] * 2),
+    ]
+    for error in await _failures(calls):
+        assert type(error) is StorageError
+        assert isinstance(error.__cause__, PyMongoError)
+        assert "a unique index on (content) refused the document: `insert` on" in str(error)
+
+
+async def test_events_lost_by_close_have_the_drivers_error_as_cause(
+    new_storage: Opener, proxy: LossyProxy
+) -> None:
+    storage = new_storage(url=f"{proxy.url}&retryWrites=false", timeout_ms=300)
+    await storage.run_events.put(**event())
+    proxy.go_down()
+    calls = [asyncio.ensure_future(call) for call in _puts(storage, 3)]
+    await asyncio.sleep(1.0)
+    assert await storage.run_events.aclose(0.1) == 6
+    await storage.aclose()
+    for error in await _failures(calls):
+        assert "the storage was closed before" in str(error)
+        assert isinstance(error.__cause__, PyMongoError)
+
+
+def _raising(error: Exception, cause: Exception | None = None) -> Any:
+    async def fail(*args: Any, **options: Any) -> Any:
+        raise error from cause
+
+    return fail
+
+
+@pytest.fixture
+async def mock_storage(new_storage: Opener) -> AsyncIterator[MongoStorage]:
+    async with new_storage(driver="mongomock") as opened:
+        yield opened
+
+
+async def test_write_without_a_majority_has_the_drivers_error_as_cause(
+    mock_storage: MongoStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cause = BulkWriteError({})
+    refused = DuplicateKeyError("refused", keys=("_id",))
+    monkeypatch.setattr(Collection, "insert_many", _raising(refused, cause))
+    monkeypatch.setattr(mock_storage.run_events._writer, "_retry_budget_s", 0.0)
+    for error in await _failures(_puts(mock_storage, 3)):
+        assert "a majority has not; these run events may be stored or not" in str(error)
+        assert error.__cause__ is cause
+
+
+async def test_unexpected_error_of_a_write_is_logged_and_is_the_cause(
+    mock_storage: MongoStorage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bug = ZeroDivisionError("simulated")
+    monkeypatch.setattr(Collection, "insert_many", _raising(bug))
+    for error in await _failures(_puts(mock_storage, 3)):
+        assert type(error) is StorageError
+        assert error.__cause__ is bug
+    record: Any = caplog.records[-1]
+    assert (record.thread_id, record.operation) == ("t", "RunEventStore.put_batch")
+
+
+@pytest.fixture
+def actor() -> Iterator[None]:
+    token = bind_actor_context(ActorContext("alice"))
+    yield
+    reset_actor_context(token)
+
+
+@pytest.mark.usefixtures("actor")
+@pytest.mark.parametrize("is_bug", [False, True], ids=["unavailable", "bug"])
+async def test_calls_that_share_a_failed_access_check_get_an_error_each(
+    mock_storage: MongoStorage, monkeypatch: pytest.MonkeyPatch, is_bug: bool
+) -> None:
+    cause: Exception = ZeroDivisionError("simulated") if is_bug else AutoReconnect("simulated")
+    raised: Exception = cause if is_bug else StorageUnavailableError("simulated")
+    monkeypatch.setattr(Collection, "find", _raising(raised, None if is_bug else cause))
+    events = mock_storage.run_events
+    calls = [
+        *_puts(mock_storage, 3),
+        events.delete_by_thread("t"),
+        events.put_if_absent(**event()),
+        events.put(**event()),
+    ]
+    for error in await _failures(calls):
+        assert type(error) is (StorageError if is_bug else StorageUnavailableError)
+        assert error.__cause__ is cause
+
+
+@pytest.mark.usefixtures("actor")
+async def test_batch_over_several_threads_reports_a_failed_access_check_once(
+    mock_storage: MongoStorage,
+) -> None:
+    await mock_storage.threads.create_thread_meta(ThreadMetaCreate(thread_id="b", user_id="bob"))
+    with pytest.raises(ThreadAccessError, match="not allowed to append events to thread 'b'"):
+        await mock_storage.run_events.put_batch([event(thread_id="a"), event(thread_id="b")])
+    assert await mock_storage.run_events.count_messages("a") == 0
+
+
 # -- numbers after deletions and retention ---------------------------------------------------------
 
 
-def _forget(raw: Raw, database: str) -> None:
-    """What the server does a day later: it removes the stubs that go."""
+def _expire_tombstones(raw: Raw, database: str) -> None:
+    """What the server does a day later: it removes the expired tombstones."""
     raw[database]["run_events"].delete_many({"forget_at": {"$type": "date"}})
 
 
 def _age(raw: Raw, database: str, age: timedelta) -> None:
-    """Make everything this much older."""
+    """Make every stored time this much older."""
     ms = round(age.total_seconds() * 1000)
     for name in ("stored_at", "was_stored_at", "founded_at", "forget_at"):
         raw[database]["run_events"].update_many(
@@ -205,26 +351,26 @@ def _age(raw: Raw, database: str, age: timedelta) -> None:
         )
 
 
-async def test_no_number_is_given_again_when_the_stubs_are_gone(
+async def test_numbers_are_not_reused_after_tombstones_expire(
     new_storage: Opener, storage: MongoStorage, raw_client: Raw, database_name: str
 ) -> None:
-    """The run that was deleted had the last numbers, or all of them; the next writer knows nothing."""
+    """The deleted run had the last numbers, or all of them; the next writer has no cache."""
     await storage.run_events.put_batch([event(run_id="kept"), event(), event(), event()])
     assert await storage.run_events.delete_by_run("t", "r") == 3
-    _forget(raw_client, database_name)
+    _expire_tombstones(raw_client, database_name)
     async with new_storage() as other:
         assert numbers(await other.run_events.put_batch([event()])) == [5]
         assert await other.run_events.delete_by_thread("t") == 2
-    _forget(raw_client, database_name)
+    _expire_tombstones(raw_client, database_name)
     _age(raw_client, database_name, timedelta(days=400))
     async with new_storage() as another:
         assert numbers(await another.run_events.put_batch([event()])) == [6]
 
 
-async def test_a_stale_process_is_told_that_deleted_numbers_are_taken(
+async def test_process_with_an_outdated_cache_does_not_reuse_deleted_numbers(
     new_storage: Opener, storage: MongoStorage
 ) -> None:
-    """It knows 1 as the last number; 2 to 4 were given by another process and deleted since."""
+    """Its cache has 1 as the last number; another process used 2 to 4 and deleted those events."""
     await storage.run_events.put(**event())
     async with new_storage() as other:
         await other.run_events.put_batch([event()] * 3)
@@ -233,7 +379,7 @@ async def test_a_stale_process_is_told_that_deleted_numbers_are_taken(
 
 
 @pytest.mark.parametrize("clock", ["monotonic", "time"])
-async def test_a_remembered_number_is_trusted_for_minutes_only(
+async def test_cached_number_expires_before_tombstones_and_retention(
     new_storage: Opener,
     storage: MongoStorage,
     raw_client: Raw,
@@ -241,25 +387,25 @@ async def test_a_remembered_number_is_trusted_for_minutes_only(
     clock: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Shorter than any stub lives and retention waits."""
-    assert event_log.TRUST_S <= 600
-    assert timedelta(days=1) <= event_log.STUB_LIFE
+    """The cache TTL is far shorter than a tombstone's lifetime and the shortest retention."""
+    assert event_numbers.SEQ_CACHE_TTL_S <= 600
+    assert timedelta(days=1) <= event_numbers.TOMBSTONE_LIFETIME
     await storage.run_events.put(**event())
     async with new_storage() as other:
         await other.run_events.put_batch([event()] * 3)
         await other.run_events.delete_by_run("t", "r")
-    _forget(raw_client, database_name)
+    _expire_tombstones(raw_client, database_name)
     later: dict[str, Any] = {"monotonic": time.monotonic, "time": time.time}
     now = later[clock]
-    later[clock] = lambda: now() + 2 * event_log.TRUST_S
-    monkeypatch.setattr(event_log, "time", SimpleNamespace(**later))
+    later[clock] = lambda: now() + 2 * event_numbers.SEQ_CACHE_TTL_S
+    monkeypatch.setattr(event_numbers, "time", SimpleNamespace(**later))
     assert numbers(await storage.run_events.put_batch([event()])) == [5]
 
 
-async def test_no_number_is_given_again_when_retention_has_removed_all_events(
+async def test_numbers_are_not_reused_after_retention_removed_all_events(
     new_storage: Opener, raw_client: Raw, database_name: str
 ) -> None:
-    """Every process then goes on behind the same new number."""
+    """Every process then continues after the same new number."""
     async with new_storage(run_events_ttl_days=1) as storage:
         await storage.run_events.put_batch([event()] * 3)
         await storage.run_events.put_batch([event(thread_id="u")] * 3)
@@ -272,7 +418,7 @@ async def test_no_number_is_given_again_when_retention_has_removed_all_events(
     assert 3 < given[0] < 2**53
 
 
-async def test_without_retention_an_old_thread_goes_on_where_it_was(
+async def test_old_thread_without_retention_continues_after_its_last_number(
     new_storage: Opener, storage: MongoStorage, raw_client: Raw, database_name: str
 ) -> None:
     await storage.run_events.put_batch([event()] * 3)
@@ -282,15 +428,15 @@ async def test_without_retention_an_old_thread_goes_on_where_it_was(
         assert numbers(await other.run_events.put_batch([event()])) == [4]
 
 
-async def test_stored_at_never_falls_within_a_thread(
+async def test_stored_at_never_decreases_within_a_thread(
     storage: MongoStorage, raw_client: Raw, database_name: str
 ) -> None:
-    """So that retention removes a thread's events from the front, whatever the writers' clocks say."""
+    """Retention then removes a thread's events from the front, whatever the writers' clocks show."""
     await storage.run_events.put(**event())
     collection = raw_client[database_name]["run_events"]
     later = datetime.now(UTC) + timedelta(hours=1)
     collection.update_one({"seq": 1}, {"$set": {"stored_at": later}})
-    storage.run_events._log._threads["t"].forget()
+    storage.run_events._writer._threads["t"].seq.clear()
     await storage.run_events.put_batch([event()] * 2)
     assert len(collection.distinct("stored_at")) == 1
 
@@ -303,7 +449,7 @@ def _retention(raw: Raw, database: str) -> int | None:
     return None if index is None else index["expireAfterSeconds"]
 
 
-async def test_retention_is_off_by_default_and_changes_on_a_live_collection(
+async def test_retention_is_off_by_default_and_can_change_on_a_live_collection(
     new_storage: Opener, storage: MongoStorage, raw_client: Raw, database_name: str
 ) -> None:
     await storage.run_events.put_batch([event()] * 10)
@@ -317,7 +463,7 @@ async def test_retention_is_off_by_default_and_changes_on_a_live_collection(
 
 
 @pytest.mark.timeout(240)
-async def test_the_server_removes_events_by_their_age_and_deleted_ones_stubs(
+async def test_server_removes_old_events_and_expired_tombstones(
     new_storage: Opener, raw_client: Raw, database_name: str
 ) -> None:
     """By its own TTL monitor, which the tests' server runs every second."""
@@ -326,16 +472,19 @@ async def test_the_server_removes_events_by_their_age_and_deleted_ones_stubs(
         await storage.run_events.delete_by_run("t", "x")
         _age(raw_client, database_name, timedelta(days=1, minutes=1))
         assert numbers(await storage.run_events.put_batch([event("new")])) == [6]
-        # Number 5 is the last one that was known when it was deleted, and stays.
-        while await contents(storage) != ["new"] or _stubs(raw_client, database_name) != [5]:  # noqa: ASYNC110
+        # Number 5 was the thread's last when it was deleted: its tombstone never expires.
+        while await contents(storage) != ["new"] or _tombstones(raw_client, database_name) != [5]:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 
 
-def _stubs(raw: Raw, database: str) -> list[int]:
-    return [stub["seq"] for stub in raw[database]["run_events"].find({"was_stored_at": {"$exists": True}})]
+def _tombstones(raw: Raw, database: str) -> list[int]:
+    return [
+        tombstone["seq"]
+        for tombstone in raw[database]["run_events"].find({"was_stored_at": {"$exists": True}})
+    ]
 
 
-def test_a_retention_of_less_than_a_day_is_refused(new_storage: Opener) -> None:
+def test_retention_of_less_than_a_day_is_refused(new_storage: Opener) -> None:
     for days in (0, -1, 0.5, "soon"):
         with pytest.raises(StorageConfigError, match="run_events_ttl_days"):
             new_storage(run_events_ttl_days=days)
@@ -344,9 +493,9 @@ def test_a_retention_of_less_than_a_day_is_refused(new_storage: Opener) -> None:
 # -- the backlog and closing -----------------------------------------------------------------------
 
 
-async def test_the_backlog_is_bounded_and_pushes_back(storage: MongoStorage) -> None:
-    """Calls wait to be accepted, in their order."""
-    backlog = storage.run_events._log._backlog
+async def test_full_backlog_makes_calls_wait_in_order(storage: MongoStorage) -> None:
+    """The number of accepted events never exceeds the limit."""
+    backlog = storage.run_events._backlog
     backlog._max_events = 10
     calls = [asyncio.create_task(storage.run_events.put_batch([event(n)] * 4)) for n in range(50)]
     highest = 0
@@ -358,16 +507,16 @@ async def test_the_backlog_is_bounded_and_pushes_back(storage: MongoStorage) -> 
     assert storage.run_events.backlog == 0
 
 
-async def test_a_batch_larger_than_the_backlog_goes_alone(storage: MongoStorage) -> None:
-    storage.run_events._log._backlog._max_events = 10
+async def test_batch_larger_than_the_backlog_is_admitted_alone(storage: MongoStorage) -> None:
+    storage.run_events._backlog._max_events = 10
     sizes = [4, 25, 4, 4, 25]
     calls = [storage.run_events.put_batch([event(n)] * size) for n, size in enumerate(sizes)]
     await asyncio.gather(*calls)
     assert await contents(storage) == [n for n, size in enumerate(sizes) for _ in range(size)]
 
 
-async def test_a_caller_that_gives_up_waiting_for_room_takes_none(storage: MongoStorage) -> None:
-    backlog = storage.run_events._log._backlog
+async def test_cancelled_call_that_waits_for_room_takes_none(storage: MongoStorage) -> None:
+    backlog = storage.run_events._backlog
     backlog._max_events = 4
     calls = [asyncio.create_task(storage.run_events.put_batch([event(n)] * 4)) for n in range(10)]
     await asyncio.sleep(0)
@@ -378,7 +527,7 @@ async def test_a_caller_that_gives_up_waiting_for_room_takes_none(storage: Mongo
     assert await contents(storage) == [n for n in range(0, 10, 2) for _ in range(4)]
 
 
-async def test_flush_waits_for_what_was_accepted(storage: MongoStorage) -> None:
+async def test_flush_waits_for_accepted_events(storage: MongoStorage) -> None:
     calls = [asyncio.create_task(storage.run_events.put_batch([event()] * 50)) for _ in range(20)]
     await asyncio.sleep(0)
     assert storage.run_events.backlog == 1_000
@@ -388,7 +537,7 @@ async def test_flush_waits_for_what_was_accepted(storage: MongoStorage) -> None:
     assert all(call.done() for call in calls)
 
 
-async def test_closing_writes_what_was_accepted(new_storage: Opener, storage: MongoStorage) -> None:
+async def test_close_writes_accepted_events(new_storage: Opener, storage: MongoStorage) -> None:
     other = new_storage()
     calls = [asyncio.create_task(other.run_events.put_batch([event()] * 10)) for _ in range(30)]
     await asyncio.sleep(0)
@@ -401,7 +550,7 @@ async def test_closing_writes_what_was_accepted(new_storage: Opener, storage: Mo
         await other.run_events.put(**event())
 
 
-async def test_closing_without_a_server_says_what_was_not_written(
+async def test_close_without_a_server_reports_lost_events(
     new_storage: Opener, proxy: LossyProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     storage = new_storage(url=proxy.url)
@@ -415,15 +564,16 @@ async def test_closing_without_a_server_says_what_was_not_written(
     assert all(isinstance(answer, StorageUnavailableError) for answer in answers)
     [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert "12 run events" in record.getMessage()
+    assert vars(record)["operation"] == "RunEventStore.aclose"
 
 
-async def test_without_a_server_callers_hear_in_time(
+async def test_callers_fail_within_the_retry_budget_without_a_server(
     new_storage: Opener, proxy: LossyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of them, also those whose batch was never sent; what comes after the server is back is written."""
+    """Also callers whose batch was never sent. Events put after the server is back are written."""
     async with new_storage(url=proxy.url, timeout_ms=2_000) as storage:
         await storage.run_events.put(**event("before"))
-        monkeypatch.setattr(storage.run_events._log, "_patience_s", 0.5)
+        monkeypatch.setattr(storage.run_events._writer, "_retry_budget_s", 0.5)
         proxy.go_down()
         calls = [storage.run_events.put_batch([event("lost", thread_id=f"{n % 3}")] * 30) for n in range(30)]
         async with asyncio.timeout(30):
@@ -438,7 +588,7 @@ async def test_without_a_server_callers_hear_in_time(
 # -- following -------------------------------------------------------------------------------------
 
 
-async def test_following_gives_what_is_there_and_what_comes(storage: MongoStorage) -> None:
+async def test_follow_returns_stored_and_new_events(storage: MongoStorage) -> None:
     await storage.run_events.put_batch([event(run_id="a"), event(run_id="b")] * 400)
     seen: list[int] = []
 
@@ -456,7 +606,7 @@ async def test_following_gives_what_is_there_and_what_comes(storage: MongoStorag
     assert seen == list(range(11, 1_000, 2))
 
 
-async def test_without_change_streams_following_says_so(
+async def test_follow_without_change_streams_says_what_it_requires(
     new_storage: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with new_storage(driver="mongomock") as storage:
@@ -465,7 +615,7 @@ async def test_without_change_streams_following_says_so(
                 pass
 
 
-async def test_following_ends_when_the_collection_is_dropped(
+async def test_follow_fails_when_the_collection_is_dropped(
     storage: MongoStorage, raw_client: Raw, database_name: str
 ) -> None:
     """It neither hangs nor spins."""
@@ -477,8 +627,8 @@ async def test_following_ends_when_the_collection_is_dropped(
         await asyncio.wait_for(anext(rows), 20)
 
 
-async def test_a_cancelled_follower_ends(storage: MongoStorage) -> None:
-    """Also when the cancellation comes together with a change."""
+async def test_cancelled_follower_ends(storage: MongoStorage) -> None:
+    """Also when the cancellation arrives together with a change."""
 
     async def follow() -> None:
         async for _ in storage.run_events.follow("t"):

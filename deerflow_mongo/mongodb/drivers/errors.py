@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import bson
 from bson.errors import BSONError, InvalidDocument
@@ -81,6 +81,8 @@ DRIVER_ERRORS: tuple[type[Exception], ...] = (
     UnicodeEncodeError,
 )
 _MAX_REASON = 500
+
+_Error = TypeVar("_Error", bound=StorageError)
 
 
 class DuplicateKeyError(StorageError):
@@ -158,11 +160,15 @@ def code_of(error: BaseException | None) -> int | None:
     return error.code if isinstance(error, errors.OperationFailure) else None
 
 
-def copied(error: StorageError) -> StorageError:
+def copied(error: _Error) -> _Error:
     """The same error for one more caller: tasks that raise one object would mix their tracebacks."""
-    own = copy.copy(error)
-    own.__cause__ = error.__cause__
-    return own
+    return with_cause(copy.copy(error), error.__cause__)
+
+
+def with_cause(error: _Error, cause: BaseException | None) -> _Error:
+    """The error with its cause, where it is not raised here but handed to a caller that waits."""
+    error.__cause__ = cause
+    return error
 
 
 # -- the parts of a text ---------------------------------------------------------------------------

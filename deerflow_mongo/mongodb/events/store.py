@@ -1,4 +1,4 @@
-"""Run events: one document per event, numbered within its thread; how, is told in `event_log.py`."""
+"""Run events: checks what callers pass, reads, follows and deletes. `writer.py` numbers and stores them."""
 
 from __future__ import annotations
 
@@ -22,34 +22,39 @@ from .. import queries
 from ..documents.encoding import Document, encode_content, encode_mapping
 from ..documents.run_events import ONCE, event_row, event_size_bytes, new_event, tombstone_update
 from ..documents.stored_times import stored_from_optional, stored_now
-from ..drivers.collection import Collection
+from ..drivers.collection import Collection, Sort
 from ..drivers.errors import DRIVER_ERRORS, MAX_DOCUMENT_BYTES, translate
 from ..schema import SEQ_FALLING, SEQ_RISING
+from .backlog import Backlog
+from .batch import Batch, EventExistsError
+from .numbers import TOMBSTONE_LIFETIME, HadRetention, ThreadNumbers, utc_now
 from .thread_access import ThreadOwners
-from .writer import STUB_LIFE, AlreadyThereError, Batch, EventLog, utc_now
+from .writer import EventWriter
 
-_NEEDED = ("thread_id", "run_id", "event_type", "category")
-_KNOWN = frozenset(RunEventFields.__annotations__)
-_ROOM_FOR_NUMBERS_BYTES = 64
+_REQUIRED = ("thread_id", "run_id", "event_type", "category")
+_FIELDS = frozenset(RunEventFields.__annotations__)
+_NUMBERS_BYTES = 64
+"""What `seq` and `stored_at` may add to a document's size, which is checked before they are set."""
 CLOSE_TIMEOUT_S = 10.0
 _FOLLOW_PAGE = 500
 
 
 def _encoded(place: str, event: object, now: str) -> Document:
-    """An event's document; `place` is how errors call the event, "" for the only one."""
+    """An event's document; `place` is the event's name in errors, "" for the only one of a call."""
     if type(event) is not dict and not isinstance(event, Mapping):
-        raise ArgumentTypeError(f"{place or 'an event'} must be a mapping, got {type(event).__name__}")
+        raise ArgumentTypeError(f"{place or 'a run event'} must be a mapping, got {type(event).__name__}")
     given = cast("Mapping[str, Any]", event)
     prefix = f"{place}." if place else ""
-    if not _KNOWN.issuperset(given):
-        name = next(name for name in given if name not in _KNOWN)
+    if not _FIELDS.issuperset(given):
+        name = next(name for name in given if name not in _FIELDS)
+        path = f"{prefix}{name}: " if place else ""
         raise ArgumentTypeError(
-            f"{prefix}{name}: unknown run event field {name!r}; expected one of {', '.join(sorted(_KNOWN))}"
+            f"{path}unknown run event field {name!r}; expected one of {', '.join(sorted(_FIELDS))}"
         )
-    thread_id, run_id, event_type, category = map(given.get, _NEEDED)
+    thread_id, run_id, event_type, category = map(given.get, _REQUIRED)
     if thread_id is None or run_id is None or event_type is None or category is None:
-        name = next(name for name in _NEEDED if given.get(name) is None)
-        raise ArgumentValueError(f"{prefix}{name} is missing; a run event needs {', '.join(_NEEDED)}")
+        name = next(name for name in _REQUIRED if given.get(name) is None)
+        raise ArgumentValueError(f"{prefix}{name} is missing; a run event requires {', '.join(_REQUIRED)}")
     content = given.get("content")
     user_id = arguments.optional_text(prefix + "user_id", given.get("user_id"))
     return new_event(
@@ -67,12 +72,12 @@ def _encoded(place: str, event: object, now: str) -> Document:
 
 
 def _size_bytes(position: int | None, document: Document) -> int:
-    """The document's size; an error names its largest part if that is beyond what a document holds.
+    """The document's size. Raises `PayloadTooLargeError`, which names its largest field.
 
-    `position` is that in its batch, None of the only one.
+    `position` is that in its batch, None for the only one of a call.
     """
     try:
-        size_bytes = event_size_bytes(document) + _ROOM_FOR_NUMBERS_BYTES
+        size_bytes = event_size_bytes(document) + _NUMBERS_BYTES
     except DRIVER_ERRORS as error:
         raise translate(error, written=document) from error
     if size_bytes > MAX_DOCUMENT_BYTES:
@@ -83,23 +88,32 @@ def _size_bytes(position: int | None, document: Document) -> int:
     return size_bytes
 
 
-def _heard(answer: asyncio.Future[None]) -> None:
-    """A refusal that nobody waits for any more is no error of the event loop."""
-    if not answer.cancelled():
-        answer.exception()
+def _mark_retrieved(permit: asyncio.Future[None]) -> None:
+    """An error that nobody waits for any more is not reported by the event loop."""
+    if not permit.cancelled():
+        permit.exception()
 
 
 class MongoRunEventStore(RunEventStore, Following):
     """`RunEventStore` on MongoDB."""
 
     def __init__(
-        self, committed: Collection, events: Collection, log: EventLog, owners: ThreadOwners
+        self,
+        listed: Collection,
+        events: Collection,
+        committed: Collection,
+        owners: ThreadOwners,
+        had_retention: HadRetention,
     ) -> None:
-        """`committed` serves the lists: what they show, no failover takes back."""
-        self._committed = committed
+        """One collection with three sets of options: `events` and `committed` read from the primary.
+
+        `listed` and `committed` return only what no failover can roll back.
+        """
+        self._listed = listed
         self._events = events
-        self._log = log
         self._owners = owners
+        self._backlog = Backlog()
+        self._writer = EventWriter(events, committed, ThreadNumbers(events, had_retention), self._backlog)
 
     # Writing.
 
@@ -110,7 +124,7 @@ class MongoRunEventStore(RunEventStore, Following):
         try:
             documents = [_encoded("", event, now) for event in given]
         except (TypeError, ValueError):
-            # Once more, for the place of what is wrong: it is seldom needed and would cost every event.
+            # A second pass only for the place in the error's text, which would cost time for every event.
             documents = [_encoded(f"events[{i}]", event, now) for i, event in enumerate(given)]
         return await self._put(documents, now)
 
@@ -123,7 +137,7 @@ class MongoRunEventStore(RunEventStore, Following):
         now = stored_now()
         document: Document = {**_encoded("", event, now), ONCE: True}
         query = queries.events_of_run(document["thread_id"], document["run_id"], document["event_type"])
-        self._log.check_open()
+        self._backlog.check_open()
         permit = self._permit([query["thread_id"]])
         if permit is not None:
             await permit
@@ -133,8 +147,8 @@ class MongoRunEventStore(RunEventStore, Following):
                 return event_row(found[0]), False
             try:
                 [row] = await self._put([dict(document)], now, permit)
-            except AlreadyThereError:
-                continue  # another caller was first: its event is read, unless it is deleted meanwhile
+            except EventExistsError:
+                continue  # another caller was first: read its event, unless it was deleted meanwhile
             return row, True
 
     async def _put(
@@ -143,13 +157,13 @@ class MongoRunEventStore(RunEventStore, Following):
         sizes = [_size_bytes(i if len(documents) > 1 else None, item) for i, item in enumerate(documents)]
         if not documents:
             return []
-        await self._log.make_room(len(documents), sum(sizes))
+        await self._backlog.enter(len(documents), sum(sizes))
         positions: dict[str, list[int]] = {}
         for position, document in enumerate(documents):
             positions.setdefault(document["thread_id"], []).append(position)
         permit = permit or self._permit(positions)
         waiting = [
-            self._log.accept(
+            self._writer.accept(
                 thread_id,
                 Batch([documents[i] for i in places], sum(sizes[i] for i in places), now, permit),
             )
@@ -163,15 +177,15 @@ class MongoRunEventStore(RunEventStore, Following):
         return rows
 
     def _permit(self, thread_ids: Iterable[str]) -> asyncio.Future[None] | None:
-        """To be awaited before a write; None where no actor is bound, who would be asked for."""
+        """The check of the bound actor's access, to be awaited before a write; None without an actor."""
         user_id = current_user_id()
         if user_id is None:
             return None
-        answer = asyncio.ensure_future(self._ask(list(thread_ids), user_id))
-        answer.add_done_callback(_heard)
-        return answer
+        permit = asyncio.ensure_future(self._check_access(list(thread_ids), user_id))
+        permit.add_done_callback(_mark_retrieved)
+        return permit
 
-    async def _ask(self, thread_ids: list[str], user_id: str) -> None:
+    async def _check_access(self, thread_ids: list[str], user_id: str) -> None:
         refused = await self._owners.first_refused(thread_ids, user_id)
         if refused is not None:
             raise ThreadAccessError(refused, "append events to")
@@ -236,7 +250,7 @@ class MongoRunEventStore(RunEventStore, Following):
     async def count_messages(self, thread_id: str, *, user_id: UserId = None) -> int:
         query = queries.messages_of_thread(thread_id)
         queries.owned(query, user_id, "RunEventStore.count_messages")
-        counting = self._committed.aggregate(
+        counting = self._listed.aggregate(
             [{"$match": query}, {"$group": {"_id": None, "messages": {"$sum": 1}}}]
         )
         counts = await self._if_allowed(query["thread_id"], counting)
@@ -253,18 +267,16 @@ class MongoRunEventStore(RunEventStore, Following):
         found = await self._rows(query, SEQ_FALLING if after is None else SEQ_RISING, rows)
         return found[::-1] if after is None else found
 
-    async def _rows(self, query: Document, sort: Any, limit: int) -> list[RunEventRow]:
+    async def _rows(self, query: Document, sort: Sort, limit: int) -> list[RunEventRow]:
         if limit == 0:
             return []
-        found = await self._if_allowed(
-            query["thread_id"], self._committed.find(query, sort=sort, limit=limit)
-        )
+        found = await self._if_allowed(query["thread_id"], self._listed.find(query, sort=sort, limit=limit))
         return [event_row(document) for document in found]
 
     async def _if_allowed(
         self, thread_id: str, reading: Coroutine[Any, Any, list[Document]]
     ) -> list[Document]:
-        """What is read, or nothing of another user's thread. Both questions are on their way at once."""
+        """What is read, or nothing of another user's thread. Both reads are sent at the same time."""
         user_id = current_user_id()
         if user_id is None:
             return await reading
@@ -276,8 +288,8 @@ class MongoRunEventStore(RunEventStore, Following):
     async def follow(
         self, thread_id: str, *, run_id: str | None = None, after_seq: int = 0
     ) -> AsyncGenerator[RunEventRow]:
-        # A change stream says when to look, and the numbers say what is new: an event that came while a
-        # connection was lost is found by the next look.
+        # A change stream notifies, and the numbers decide what is new: an event that was stored while the
+        # connection was lost is found by the next read.
         query = queries.of_thread(thread_id)
         changes = [
             {"$match": {"operationType": "insert", "fullDocument.thread_id": query["thread_id"]}},
@@ -309,23 +321,25 @@ class MongoRunEventStore(RunEventStore, Following):
         user_id = current_user_id()
         if user_id is not None and await self._owners.first_refused([thread_id], user_id) is not None:
             return 0
-        last = await self._log.last_number(thread_id)
-        return await self._events.update_many(query, tombstone_update(last, utc_now() + STUB_LIFE))
+        last_seq = await self._writer.last_seq(thread_id)
+        return await self._events.update_many(
+            query, tombstone_update(last_seq, utc_now() + TOMBSTONE_LIFETIME)
+        )
 
-    # What was accepted and is not written yet.
+    # What was accepted and is not stored yet.
 
     @property
     def backlog(self) -> int:
         """The number of events that were accepted and are not stored yet."""
-        return self._log.backlog
+        return self._backlog.events
 
     async def flush(self) -> None:
-        """Return when every event accepted so far is stored or has failed; its caller knows which."""
-        await self._log.flush()
+        """Return when every event accepted so far is stored or has failed; its caller got the outcome."""
+        await self._backlog.flush()
 
     async def aclose(self, timeout_s: float = CLOSE_TIMEOUT_S) -> int:
         """Accept nothing more and write what was accepted; the number of events that could not be written.
 
-        Their callers get a `StorageUnavailableError`, and the log a line at ERROR.
+        Their callers get a `StorageUnavailableError`, and the number is logged at ERROR.
         """
-        return await self._log.close(timeout_s)
+        return await self._writer.close(timeout_s)
