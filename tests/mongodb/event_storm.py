@@ -1,11 +1,11 @@
-"""Writers and readers in many processes on one thread, and kills among them: what was seen, lost, doubled.
+"""Counts lost, doubled and missed events of many writing and reading processes, some of which are killed.
 
     python -m tests.mongodb.event_storm [--seconds 60] [--kills]
 
 Four processes of eight tasks write batches of five events to one thread, and four readers page by `after_seq`
 from the beginning. With `--kills` a writing process is killed every 5 s and replaced, and the server every
-15 s; its keeper starts it again. Then every event that a writer was told is stored is looked for. Prints one
-JSON object; `tests/mongodb/test_event_storm.py` runs it for a shorter time.
+15 s; its supervisor starts it again. Then every event that was acknowledged to a writer is looked up. Prints
+one JSON object; `tests/mongodb/test_event_storm.py` runs it for a shorter time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from deerflow_mongo.mongodb.embedded import start_embedded
 
 PROCESSES, TASKS, READERS, BATCH = 4, 8, 4, 5
 KILL_EVERY_S = (5.0, 15.0)
-PATIENCE_S = 100.0
+END_TIMEOUT_S = 100.0
 THREAD = "storm"
 
 
@@ -73,7 +73,7 @@ async def _write(folder: str, name: str) -> None:
                     try:
                         rows = await storage.run_events.put_batch(events)
                     except StorageUnavailableError:
-                        continue  # and so the same batch again, which must not store it twice
+                        continue  # the same batch again, which must not be stored twice
                     break
                 given = [row["seq"] for row in rows]
                 assert given == list(range(given[0], given[0] + BATCH)), given
@@ -83,23 +83,23 @@ async def _write(folder: str, name: str) -> None:
 
 
 async def _read(folder: str) -> None:
-    """Page until a line on standard input says how far; print the numbers seen, run by run."""
+    """Page up to the number in a line on standard input; print the ranges of numbers seen."""
     async with aclosing(await _opened(folder)) as storage:
-        told = asyncio.create_task(asyncio.to_thread(sys.stdin.readline))
-        after, seen, runs = 0, 0, list[list[int]]()
-        while not told.done() or after < int(told.result()):
+        last_line = asyncio.create_task(asyncio.to_thread(sys.stdin.readline))
+        after, seen, ranges = 0, 0, list[list[int]]()
+        while not last_line.done() or after < int(last_line.result()):
             try:
                 rows = await storage.run_events.list_messages(THREAD, limit=500, after_seq=after)
             except StorageUnavailableError:
                 continue
             for row in rows:
-                if not runs or row["seq"] != runs[-1][1] + 1:
-                    runs.append([row["seq"], row["seq"]])
-                runs[-1][1] = row["seq"]
+                if not ranges or row["seq"] != ranges[-1][1] + 1:
+                    ranges.append([row["seq"], row["seq"]])
+                ranges[-1][1] = row["seq"]
                 after, seen = row["seq"], seen + 1
             if not rows:
                 await asyncio.sleep(0.002)
-    sys.stdout.write(json.dumps({"seen": seen, "runs": runs}))
+    sys.stdout.write(json.dumps({"seen": seen, "ranges": ranges}))
 
 
 # -- the storm -------------------------------------------------------------------------------------
@@ -136,13 +136,13 @@ class Storm:
         with (self._claims / name).open("wb") as claims:
             return _child("--write", str(self._folder), name, output=claims)
 
-    def _blow(self, writers: list[subprocess.Popen[bytes]], seconds: float) -> None:
+    def _write_and_kill(self, writers: list[subprocess.Popen[bytes]], seconds: float) -> None:
         started = time.monotonic()
         writer_every_s, server_every_s = self._kill_every_s
         next_writer, next_server = started + writer_every_s, started + server_every_s
         while time.monotonic() < started + seconds:
             time.sleep(0.05)
-            assert all(writer.poll() is None for writer in writers), "a writer ended by itself"
+            assert all(writer.poll() is None for writer in writers), "a writer ended without being killed"
             if time.monotonic() >= next_writer:
                 victim = self._random.randrange(len(writers))
                 _kill(writers[victim])
@@ -162,16 +162,16 @@ class Storm:
         try:
             readers = [_child("--read", str(self._folder), output=subprocess.PIPE) for _ in range(READERS)]
             writers = [self._writer() for _ in range(PROCESSES)]
-            self._blow(writers, seconds)
+            self._write_and_kill(writers, seconds)
             for writer in writers:
-                writer.communicate(timeout=PATIENCE_S)
+                writer.communicate(timeout=END_TIMEOUT_S)
                 assert writer.returncode == 0
             stored = asyncio.run(_all_events(str(self._folder)))
             last = max(stored)
-            answers = [
-                json.loads(reader.communicate(f"{last}\n".encode(), PATIENCE_S)[0]) for reader in readers
+            reports = [
+                json.loads(reader.communicate(f"{last}\n".encode(), END_TIMEOUT_S)[0]) for reader in readers
             ]
-            return self._findings(stored, answers)
+            return self._findings(stored, reports)
         finally:
             for child in [*readers, *writers]:
                 _kill(child)
@@ -179,12 +179,14 @@ class Storm:
 
     def _acknowledged(self) -> Iterator[tuple[str, int]]:
         for claims in self._claims.iterdir():
-            for line in claims.read_text(encoding="utf-8").split("\n")[:-1]:  # a killed writer's may be half
+            for line in claims.read_text(encoding="utf-8").split("\n")[
+                :-1
+            ]:  # the last line of a killed writer may be incomplete
                 batch, first = line.split()
                 for position in range(BATCH):
                     yield f"{batch}/{position}", int(first) + position
 
-    def _findings(self, stored: dict[int, str], answers: list[dict[str, Any]]) -> dict[str, Any]:
+    def _findings(self, stored: dict[int, str], reports: list[dict[str, Any]]) -> dict[str, Any]:
         acknowledged = dict(self._acknowledged())
         twice = Counter(stored.values())
         last = max(stored)
@@ -197,8 +199,8 @@ class Storm:
             ),
             "stored_twice": sum(count - 1 for count in twice.values()),
             "gaps": last - len(stored),
-            "readers_saw": [answer["seen"] for answer in answers],
-            "readers_missed": [len(stored) - answer["seen"] for answer in answers],
+            "readers_saw": [report["seen"] for report in reports],
+            "readers_missed": [len(stored) - report["seen"] for report in reports],
             "batches_stored_in_part": sum(
                 count != BATCH
                 for count in Counter(content.split("/")[0] for content in stored.values()).values()
@@ -207,7 +209,7 @@ class Storm:
 
 
 async def _all_events(folder: str) -> dict[int, str]:
-    """Every number and what stands under it."""
+    """The content of every number."""
     found: dict[int, str] = {}
     async with aclosing(await _opened(folder)) as storage:
         while rows := await storage.run_events.list_thread_events(
@@ -218,7 +220,7 @@ async def _all_events(folder: str) -> dict[int, str]:
 
 
 def storm(seconds: float, kill_every_s: tuple[float, float] | None = None) -> dict[str, Any]:
-    """What came of it, in numbers."""
+    """Run it; the counts of events stored, lost, doubled and missed."""
     with tempfile.TemporaryDirectory(prefix="storm-") as folder:
         return Storm(Path(folder), kill_every_s).run(seconds)
 
@@ -228,7 +230,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--kills", action="store_true", help="kill writers and the server meanwhile")
+    parser.add_argument("--kills", action="store_true", help="kill writers and the server in between")
     parser.add_argument("--write", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--read", help=argparse.SUPPRESS)
     asked = parser.parse_args()

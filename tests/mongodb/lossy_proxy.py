@@ -1,7 +1,7 @@
-"""A proxy before the server that loses connections at will: after a request has arrived, or before.
+"""A proxy in front of the server that closes connections on request: after a command has arrived, or before.
 
-It stands on a unix socket, as the embedded server does. A request is recognised by the command's name, which
-an OP_MSG carries as its document's first key.
+It listens on a unix socket, as the embedded server does. A command is recognised by its name, the first key
+of an OP_MSG's document.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 
 
 class LossyProxy:
-    """Loses the answers (or the requests) of the next so many commands of one name."""
+    """Drops the answers (or the requests) of the next commands with one name."""
 
     def __init__(self, server_url: str, folder: Path) -> None:
         self._server_socket = unquote(server_url.removeprefix("mongodb://").partition("/?")[0])
@@ -27,11 +27,11 @@ class LossyProxy:
         self._open: set[asyncio.StreamWriter] = set()
 
     def lose(self, command: str, times: int = 1, *, after_it_arrived: bool = True) -> None:
-        """Close the connection instead of answering; the server has the request, or never gets it."""
+        """Close the connection instead of answering; the server executes the request, or never gets it."""
         self._to_lose = (b"\x02" + command.encode() + b"\0", times, after_it_arrived)
 
     def go_down(self) -> None:
-        """Close every connection, and each new one, until `is_down` is reset."""
+        """Close every connection, also each new one, until `is_down` is reset."""
         self.is_down = True
         for writer in self._open:
             writer.close()
@@ -64,7 +64,7 @@ class LossyProxy:
                     await asyncio.wait({answers})
                     if after_it_arrived:
                         to_server.write(request)
-                        await from_server.readexactly(4)  # the server has done it
+                        await from_server.readexactly(4)  # the server has executed it
                     break
                 to_server.write(request)
                 await to_server.drain()

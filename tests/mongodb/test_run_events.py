@@ -22,6 +22,7 @@ from deerflow_mongo import (
     InvalidPayloadError,
     MongoStorage,
     RunEventRow,
+    StorageClosedError,
     StorageConfigError,
     StorageError,
     StorageUnavailableError,
@@ -546,8 +547,56 @@ async def test_close_writes_accepted_events(new_storage: Opener, storage: MongoS
         range(1, 301)
     )
     assert len(await contents(storage)) == 300
-    with pytest.raises(StorageError, match="closed"):
-        await other.run_events.put(**event())
+
+
+CALLS: dict[str, Callable[[MongoStorage], Awaitable[Any]]] = {
+    "put": lambda s: s.run_events.put(**event()),
+    "put_batch": lambda s: s.run_events.put_batch([event()] * 100),
+    "put_if_absent": lambda s: s.run_events.put_if_absent(**event()),
+    "list_messages": lambda s: s.run_events.list_messages("t"),
+    "list_messages_by_run": lambda s: s.run_events.list_messages_by_run("t", "r"),
+    "list_events": lambda s: s.run_events.list_events("t", "r"),
+    "list_thread_events": lambda s: s.run_events.list_thread_events("t"),
+    "count_messages": lambda s: s.run_events.count_messages("t"),
+    "delete_by_thread": lambda s: s.run_events.delete_by_thread("t"),
+    "delete_by_run": lambda s: s.run_events.delete_by_run("t", "r"),
+    "follow": lambda s: anext(s.run_events.follow("t")),
+}
+
+
+@pytest.mark.parametrize("driver", ["pymongo", "motor", "mongomock"])
+async def test_every_call_on_a_closed_storage_raises_storage_closed(new_storage: Opener, driver: str) -> None:
+    storage = new_storage(driver=driver)
+    await storage.setup()
+    await storage.run_events.put(**event())
+    await storage.aclose()
+    for name, call in CALLS.items():
+        with pytest.raises(StorageClosedError):
+            assert await call(storage) == name
+
+
+async def test_calls_that_wait_for_room_fail_when_the_storage_closes(new_storage: Opener) -> None:
+    storage = new_storage()
+    await storage.setup()
+    storage.run_events._backlog._max_events = 10
+    calls = [asyncio.create_task(storage.run_events.put_batch([event(n)] * 10)) for n in range(5)]
+    await asyncio.sleep(0)
+    await storage.aclose()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(answers[0], list)
+    assert {type(answer) for answer in answers[1:]} == {StorageClosedError}
+    assert len({id(answer) for answer in answers}) == 5
+
+
+@pytest.mark.parametrize("driver", ["pymongo", "motor"])
+async def test_followers_fail_when_the_storage_closes(new_storage: Opener, driver: str) -> None:
+    storage = new_storage(driver=driver)
+    await storage.setup()
+    followers = [asyncio.ensure_future(anext(storage.run_events.follow("t"))) for _ in range(3)]
+    await asyncio.sleep(0.3)
+    await storage.aclose()
+    ended = await asyncio.wait_for(asyncio.gather(*followers, return_exceptions=True), 20)
+    assert [type(error) for error in ended] == [StorageClosedError] * 3, ended
 
 
 async def test_close_without_a_server_reports_lost_events(
