@@ -137,23 +137,35 @@ class Storm:
             return _child("--write", str(self._folder), name, output=claims)
 
     def _write_and_kill(self, writers: list[subprocess.Popen[bytes]], seconds: float) -> None:
+        """Wait so many seconds, longer where a slow restart of the server delays the kills."""
         started = time.monotonic()
         writer_every_s, server_every_s = self._kill_every_s
-        next_writer, next_server = started + writer_every_s, started + server_every_s
-        while time.monotonic() < started + seconds:
+        planned = {"writers": seconds // writer_every_s, "servers": seconds // server_every_s}
+        while time.monotonic() < started + seconds or any(self.killed[k] < n for k, n in planned.items()):
             time.sleep(0.05)
             assert all(writer.poll() is None for writer in writers), "a writer ended without being killed"
-            if time.monotonic() >= next_writer:
+            assert time.monotonic() < started + seconds + END_TIMEOUT_S, "the server was not restarted"
+            elapsed_s = time.monotonic() - started
+            due = {
+                "writers": min(planned["writers"], elapsed_s // writer_every_s),
+                "servers": min(planned["servers"], elapsed_s // server_every_s),
+            }
+            if self.killed["writers"] < due["writers"]:
                 victim = self._random.randrange(len(writers))
                 _kill(writers[victim])
                 writers[victim] = self._writer()
                 self.killed["writers"] += 1
-                next_writer += writer_every_s
-            if time.monotonic() >= next_server:
-                server = json.loads((self._folder / "server.json").read_text(encoding="utf-8"))
-                os.kill(server["pid"], signal.SIGKILL)
+            if self.killed["servers"] < due["servers"] and self._kill_server():
                 self.killed["servers"] += 1
-                next_server += server_every_s
+
+    def _kill_server(self) -> bool:
+        """Whether there was one: it may not have been started again since the last kill."""
+        try:
+            server = json.loads((self._folder / "server.json").read_text(encoding="utf-8"))
+            os.kill(server["pid"], signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return True
 
     def run(self, seconds: float) -> dict[str, Any]:
         server = start_embedded(self._folder)

@@ -63,7 +63,7 @@ class Collection:
             self._handle = (await self._driver.opened()).get_collection(self._name, **self._options)
         return self._handle
 
-    def forget(self) -> None:
+    def drop_handle(self) -> None:
         """Drop the handle, so that the next use asks the driver, which may be closed."""
         self._handle = None
 

@@ -199,7 +199,7 @@ class Driver(ABC):
             return
         self._closed = True
         for collection in self._collections:
-            collection.forget()
+            collection.drop_handle()
         client, self._client, self._database = self._client, None, None
         if client is not None and self._own_client:
             with translating(), timeout(CLOSE_TIMEOUT_S):

@@ -218,7 +218,7 @@ _OPERATIONS: dict[str, tuple[str, Callable[[Collection], Awaitable[Any]]]] = {
 
 
 def test_every_method_of_a_collection_is_in_the_table() -> None:
-    methods = {name for name in vars(Collection) if not name.startswith("_")} - {"handle", "forget"}
+    methods = {name for name in vars(Collection) if not name.startswith("_")} - {"handle", "drop_handle"}
     assert methods == set(_OPERATIONS)
 
 
