@@ -17,9 +17,9 @@ from typing import Any
 
 from pymongo import MongoClient, timeout
 
-from ..contract.errors import MissingDependencyError, StorageClosedError
+from ..contract.errors import MissingDependencyError, StorageClosedError, StorageError
 from .drivers.driver import CLOSE_TIMEOUT_S, DEFAULT_WRITE_CONCERN, DRIVER_INFO, DriverOptions
-from .drivers.errors import translating
+from .drivers.errors import copied, translating
 from .drivers.pymongo_async import client_settings
 
 CHECKPOINTS = "checkpoints"
@@ -47,7 +47,10 @@ class Checkpointer:
         if self._opening is None or _has_failed(self._opening):
             self._opening = asyncio.create_task(self._open())
         # Shielded: cancelling one caller must not cancel the others.
-        saver = await asyncio.shield(self._opening)
+        try:
+            saver = await asyncio.shield(self._opening)
+        except StorageError as error:
+            raise copied(error) from error.__cause__  # the other callers get it too
         self._check_open()
         return saver
 

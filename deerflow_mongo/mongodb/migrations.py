@@ -184,12 +184,12 @@ async def _create_index(driver: Driver, name: str, index: Index) -> None:
                 f"index {index.name!r} of collection {name!r} cannot be created: an index with the same name "
                 f"and other keys or options, or the same keys and another name, exists: {error}. Drop that "
                 "index, then run setup again"
-            ) from error
+            ) from error.__cause__
         if _code(error) == _DUPLICATE_KEY_CODE:
             raise StorageConfigError(
                 f"unique index {index.name!r} of collection {name!r} cannot be created: the collection "
                 "contains duplicates. Remove them, then run setup again"
-            ) from error
+            ) from error.__cause__
         raise
 
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any, TypedDict
 
 import pytest
 from pymongo import AsyncMongoClient, MongoClient
-from pymongo.errors import InvalidOperation
+from pymongo.errors import InvalidOperation, ServerSelectionTimeoutError
 
 from deerflow_mongo import (
     MissingDependencyError,
@@ -311,6 +311,8 @@ async def test_unreachable_server_fails_all_waiting_calls_and_the_next_call_trie
     failures = await asyncio.gather(*(storage.checkpointer() for _ in range(20)), return_exceptions=True)
     assert time.monotonic() - began < TIMEOUT_MS / 1000 + SLACK_S
     assert {type(error) for error in failures} == {StorageUnavailableError}
+    assert len({id(error) for error in failures}) == 20
+    assert {type(error.__cause__) for error in failures} == {ServerSelectionTimeoutError}
     with pytest.raises(StorageUnavailableError, match="cannot be reached") as again:
         await storage.checkpointer()
     assert again.value is not failures[0]

@@ -76,16 +76,18 @@ class MongoFeedbackStore(FeedbackStore):
         user = arguments.acting_user(user_id, "FeedbackStore.upsert")
         query = queries.vote_of(thread_id, run_id, user)
         update = vote_update(arguments.rating(rating), encode_text("comment", comment), clock.stamp_us())
+        cause: BaseException | None = None
         for _ in range(_UPSERT_ATTEMPTS):
             try:
                 document = await self._collection.find_one_and_upsert(query, update, sort=VOTE_FIRST)
-            except DuplicateKeyError:
+            except DuplicateKeyError as error:
+                cause = error.__cause__
                 continue  # another first vote of this user was stored meanwhile: replace that one
             return feedback_row(document)
         raise StorageError(
             f"the vote on run {run_id!r} lost the race against another vote of the same user "
             f"{_UPSERT_ATTEMPTS} times; try again"
-        )
+        ) from cause
 
     async def get(self, feedback_id: str, *, user_id: UserId = None) -> FeedbackRow | None:
         query = queries.feedback_by_id(feedback_id)

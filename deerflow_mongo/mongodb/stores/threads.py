@@ -125,12 +125,15 @@ class MongoThreadStore(ThreadStore):
         )
         queries.owned(query, user, "ThreadStore.ensure_thread")
         update = insert_if_absent_update(fields)
+        cause: BaseException | None = None
         for _ in range(_ENSURE_ATTEMPTS):
             try:
                 return thread_row(await self._collection.find_one_and_upsert(query, update))
-            except DuplicateKeyError:
-                continue  # another user's thread, or the same user's that was created meanwhile
-        raise ThreadAccessError(arguments.identifier("thread_id", thread_id), "use")
+            except DuplicateKeyError as error:
+                cause = (
+                    error.__cause__
+                )  # another user's thread, or the same user's that was created meanwhile
+        raise ThreadAccessError(arguments.identifier("thread_id", thread_id), "use") from cause
 
     async def ensure_thread_running(
         self,

@@ -1,0 +1,99 @@
+"""The driver's error is the `__cause__` of the errors that stores and setup raise in its place.
+
+Errors of the driver's own methods are in `drivers/test_errors.py`, run events in `test_run_events.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+from pymongo.errors import DuplicateKeyError as DriverDuplicateKeyError
+from pymongo.errors import OperationFailure
+
+from deerflow_mongo import (
+    MongoStorage,
+    RunExistsError,
+    StorageConfigError,
+    StorageError,
+    ThreadAccessError,
+    ThreadExistsError,
+    ThreadMetaCreate,
+    UserExistsError,
+)
+
+Raw = MongoClient[dict[str, Any]]
+
+ACCOUNT: dict[str, Any] = {
+    "password_hash": None,
+    "system_role": "user",
+    "oauth_provider": None,
+    "oauth_id": None,
+    "needs_setup": False,
+    "token_version": 0,
+}
+
+REFUSED_WRITES: dict[str, tuple[type[StorageError], Callable[[MongoStorage], Awaitable[Any]]]] = {
+    "runs.create": (RunExistsError, lambda s: s.runs.create("r", "t", user_id=None)),
+    "threads.create_thread_meta": (
+        ThreadExistsError,
+        lambda s: s.threads.create_thread_meta(ThreadMetaCreate(thread_id="t")),
+    ),
+    "threads.ensure_thread": (
+        ThreadAccessError,
+        lambda s: s.threads.ensure_thread(thread_id="t", user_id="bob"),
+    ),
+    "users.create": (UserExistsError, lambda s: s.users.create("u", email="other@example.org")),
+    "users.update": (UserExistsError, lambda s: s.users.update("v", email="u@example.org", **ACCOUNT)),
+    "feedback.upsert": (
+        StorageError,
+        lambda s: s.feedback.upsert(run_id="r", thread_id="t", rating=1, user_id="alice"),
+    ),
+}
+
+
+@pytest.fixture
+def storage(mongodb_url: str, database_name: str) -> MongoStorage:
+    return MongoStorage.open({"url": mongodb_url, "database": database_name})
+
+
+@pytest.mark.parametrize("method", REFUSED_WRITES)
+async def test_refused_write_has_the_drivers_error_as_cause(
+    method: str, storage: MongoStorage, raw_client: Raw, database_name: str
+) -> None:
+    kind, call = REFUSED_WRITES[method]
+    async with storage:
+        await storage.runs.create("r", "t", user_id="alice")
+        await storage.threads.create_thread_meta(ThreadMetaCreate(thread_id="t", user_id="alice"))
+        for user_id in ("u", "v"):
+            await storage.users.create(user_id, email=f"{user_id}@example.org")
+        # A vote never finds the document that makes its insert fail.
+        feedback = raw_client[database_name]["feedback"]
+        feedback.create_index("thread_id", unique=True)
+        await storage.feedback.create(run_id="other", thread_id="t", rating=1, user_id="bob")
+        with pytest.raises(kind) as refused:
+            await call(storage)
+        assert type(refused.value) is kind
+        assert isinstance(refused.value.__cause__, DriverDuplicateKeyError)
+
+
+async def test_setup_that_an_index_prevents_has_the_drivers_error_as_cause(
+    storage: MongoStorage, raw_client: Raw, database_name: str
+) -> None:
+    raw_client[database_name]["runs"].create_index("status", name="thread_newest")
+    with pytest.raises(StorageConfigError, match="cannot be created") as refused:
+        await storage.setup()
+    assert isinstance(refused.value.__cause__, OperationFailure)
+    await storage.aclose()
+
+
+async def test_setup_that_duplicates_prevent_has_the_drivers_error_as_cause(
+    storage: MongoStorage, raw_client: Raw, database_name: str
+) -> None:
+    raw_client[database_name]["users"].insert_many([{"email": "same"}, {"email": "same"}])
+    with pytest.raises(StorageConfigError, match="contains duplicates") as refused:
+        await storage.setup()
+    assert isinstance(refused.value.__cause__, OperationFailure)
+    await storage.aclose()
