@@ -14,10 +14,10 @@ from deerflow_mongo.mongodb.embedded import EmbeddedServer, start_embedded
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[EmbeddedServer]:
-    """A server in a temporary folder; its keeper stops it also when the tests are killed."""
+    """A server in a temporary folder; its supervisor stops it, also when the tests are killed."""
     started = start_embedded()
     with pymongo.MongoClient[dict[str, Any]](started.url) as client:
-        client.admin.command({"setParameter": 1, "ttlMonitorSleepSecs": 1})  # heeded after the first minute
+        client.admin.command({"setParameter": 1, "ttlMonitorSleepSecs": 1})  # in effect after the first minute
     yield started
     started.release()
 

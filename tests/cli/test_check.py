@@ -82,7 +82,7 @@ def test_check_names_conflicting_indexes(mongodb_url: str, database_name: str, r
     assert "A host would fail: 2 problems." in output
     # Each of the two alone stops a host.
     database["runs"].drop_index("thread_newest")
-    assert "cannot be made" in output_of("demo", *place[1:], exit_code=2)
+    assert "cannot be created" in output_of("demo", *place[1:], exit_code=2)
 
 
 def test_check_reports_a_newer_schema_as_a_problem(
