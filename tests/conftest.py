@@ -17,7 +17,9 @@ def server() -> Iterator[EmbeddedServer]:
     """A server in a temporary folder; its supervisor stops it, also when the tests are killed."""
     started = start_embedded()
     with pymongo.MongoClient[dict[str, Any]](started.url) as client:
-        client.admin.command({"setParameter": 1, "ttlMonitorSleepSecs": 1})  # in effect after the first minute
+        client.admin.command(
+            {"setParameter": 1, "ttlMonitorSleepSecs": 1}
+        )  # in effect after the first minute
     yield started
     started.release()
 

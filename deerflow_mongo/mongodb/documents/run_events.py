@@ -8,8 +8,8 @@ number an event gets is decided in `events/`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 import bson
 from bson import ObjectId
@@ -30,6 +30,24 @@ SERVER_FIELDS = ("_id", "seq", "stored_at")
 
 LAST_NUMBER_FIELDS = ["seq", "stored_at", "was_stored_at", "floor", "founded_at"]
 """What is read of a thread's last document, which may be of any of the three kinds."""
+
+
+class LastNumber(NamedTuple):
+    """What a thread's last document says about its numbers."""
+
+    seq: int
+    stored_at: datetime
+    """In UTC: when the event was stored (a tombstone's too), or when the anchor was created or renewed."""
+    minimum_seq: int
+    """Of an anchor: the number above which the thread continues; else 0."""
+    is_event: bool
+
+
+def last_number(document: Document) -> LastNumber:
+    """`LAST_NUMBER_FIELDS` of an event, a tombstone or an anchor."""
+    stored_at = document.get("stored_at") or document.get("was_stored_at") or document["founded_at"]
+    aware = stored_at.replace(tzinfo=UTC) if stored_at.tzinfo is None else stored_at
+    return LastNumber(+document["seq"], aware, +document.get("floor", 0), "stored_at" in document)
 
 
 def new_event(fields: Mapping[str, Any]) -> Document:

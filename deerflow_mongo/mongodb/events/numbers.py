@@ -21,7 +21,7 @@ from typing import TypeAlias
 
 from .. import queries
 from ..documents.encoding import Document
-from ..documents.run_events import LAST_NUMBER_FIELDS, new_minimum_update
+from ..documents.run_events import LAST_NUMBER_FIELDS, last_number, new_minimum_update
 from ..drivers.collection import Collection
 from ..schema import SEQ_FALLING
 
@@ -85,20 +85,18 @@ class ThreadNumbers:
         if document is None:
             cached.set(0, _BEFORE_ALL, has_anchor=False)
             return
-        last: int = document["seq"]
-        stored_at = _utc(document.get("stored_at") or document.get("was_stored_at") or document["founded_at"])
-        if "stored_at" in document or _is_recent(stored_at):
-            last = max(last, document.get("floor", 0))
-        else:
-            last = max(last, await self._minimum_seq(thread_id, last))
-        cached.set(last, stored_at)
+        found = last_number(document)
+        minimum_seq = found.minimum_seq
+        if not found.is_event and not _is_recent(found.stored_at):
+            minimum_seq = await self._minimum_seq(thread_id, found.seq)
+        cached.set(max(found.seq, minimum_seq), found.stored_at)
 
     async def last_seq(self, thread_id: str, cached: CachedSeq | None) -> int:
         """The thread's highest number, tombstones included, at most seconds old; 0 for an empty thread."""
         if cached is not None and cached.is_fresh(RECENT_SEQ_TTL_S):
             return cached.last
         document = await self._last_document(thread_id)
-        return 0 if document is None else document["seq"]
+        return 0 if document is None else last_number(document).seq
 
     async def _last_document(self, thread_id: str) -> Document | None:
         """An event, a tombstone, or the anchor of a thread without either."""
@@ -113,21 +111,18 @@ class ThreadNumbers:
         million numbers a second, so the microseconds since 1970 exceed all of them.
         """
         while True:
-            anchor = await self._events.find_one(queries.anchor_of_thread(thread_id))
-            if anchor is None:
+            document = await self._events.find_one(queries.anchor_of_thread(thread_id))
+            if document is None:
                 return last
-            if _is_recent(_utc(anchor["founded_at"])) or not await self._had_retention():
-                return anchor["floor"]
+            anchor = last_number(document)
+            if _is_recent(anchor.stored_at) or not await self._had_retention():
+                return anchor.minimum_seq
             # The first process renews the anchor; the others then read its minimum.
             await self._events.update_one(
-                queries.anchor_not_renewed_since(thread_id, anchor["founded_at"]),
+                queries.anchor_not_renewed_since(thread_id, anchor.stored_at),
                 new_minimum_update(time.time_ns() // 1_000, utc_now()),
             )
 
 
 def _is_recent(stored_at: datetime) -> bool:
     return stored_at > utc_now() - _NOT_EXPIRED_BEFORE
-
-
-def _utc(stored: datetime) -> datetime:
-    return stored.replace(tzinfo=UTC) if stored.tzinfo is None else stored
