@@ -543,9 +543,16 @@ class Storage(Protocol):
         """
         ...
 
+    # What the context manager does is the same for every backend that inherits this class.
+
     async def __aenter__(self) -> Self:
-        """`setup()`."""
-        ...
+        """`setup()`; closes the storage if that fails."""
+        try:
+            await self.setup()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
 
     async def __aexit__(
         self,
@@ -554,4 +561,4 @@ class Storage(Protocol):
         traceback: TracebackType | None,
     ) -> None:
         """`aclose()`."""
-        ...
+        await self.aclose()

@@ -9,7 +9,6 @@ import asyncio
 import importlib
 import threading
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Self
 
 from ..contract.capabilities import Accounts, Checkpointing
@@ -230,22 +229,6 @@ class MongoStorage(Storage, Accounts, Checkpointing):
             await asyncio.gather(self._checkpointer.close(), self._driver.close())
         finally:
             await self._embedded.release()
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self.setup()
-        except BaseException:
-            await self.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
     def _collection(self, name: str, **options: Any) -> Collection:
         return self._driver.collection(self._config.collection_prefix + name, options)

@@ -14,7 +14,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, cast
+from typing import Any, Unpack, cast
 from weakref import WeakValueDictionary
 
 from sqlalchemy import ColumnElement, Select, delete, func, select, text
@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from deerflow_mongo import RunEventFields, RunEventRow, resolve_user_id
 from deerflow_mongo.contract.actor import UserId, current_user_id
-from deerflow_mongo.contract.rows import MESSAGE, TimeInput
+from deerflow_mongo.contract.rows import MESSAGE
 
 from .config import POSTGRESQL, QUEUED, SqlConfig
 from .engine import Sessions
@@ -97,42 +97,19 @@ class SqlRunEventStore:
             stored = await self._append(session, events)
         return [_row(event) for event in stored]
 
-    async def put(
-        self,
-        *,
-        thread_id: str,
-        run_id: str,
-        event_type: str,
-        category: str,
-        content: Any = "",
-        metadata: Mapping[str, Any] | None = None,
-        created_at: TimeInput | None = None,
-        user_id: str | None = None,
-    ) -> RunEventRow:
-        given = _fields(thread_id, run_id, event_type, category, content, metadata, created_at, user_id)
-        [row] = await self.put_batch([given])
+    async def put(self, **event: Unpack[RunEventFields]) -> RunEventRow:
+        [row] = await self.put_batch([event])
         return row
 
-    async def put_if_absent(
-        self,
-        *,
-        thread_id: str,
-        run_id: str,
-        event_type: str,
-        category: str,
-        content: Any = "",
-        metadata: Mapping[str, Any] | None = None,
-        created_at: TimeInput | None = None,
-        user_id: str | None = None,
-    ) -> tuple[RunEventRow, bool]:
-        given = _fields(thread_id, run_id, event_type, category, content, metadata, created_at, user_id)
-        thread_ids = await self._checked_threads([given])
+    async def put_if_absent(self, **event: Unpack[RunEventFields]) -> tuple[RunEventRow, bool]:
+        thread_id = event["thread_id"]
+        thread_ids = await self._checked_threads([event])
         query = (
             select(RunEvent)
             .where(
                 RunEvent.thread_id == thread_id,
-                RunEvent.run_id == run_id,
-                RunEvent.event_type == event_type,
+                RunEvent.run_id == event["run_id"],
+                RunEvent.event_type == event["event_type"],
             )
             .order_by(RunEvent.seq)
             .limit(1)
@@ -142,7 +119,7 @@ class SqlRunEventStore:
             existing = (await session.execute(query)).scalar_one_or_none()
             if existing is not None:
                 return _row(existing), False
-            [stored] = await self._append(session, [given])
+            [stored] = await self._append(session, [event])
         return _row(stored), True
 
     async def list_messages(
@@ -289,28 +266,6 @@ class SqlRunEventStore:
             count = await _count(session, *conditions)
             await session.execute(delete(RunEvent).where(*conditions))
             return count
-
-
-def _fields(
-    thread_id: str,
-    run_id: str,
-    event_type: str,
-    category: str,
-    content: Any,
-    metadata: Mapping[str, Any] | None,
-    created_at: TimeInput | None,
-    user_id: str | None,
-) -> RunEventFields:
-    return {
-        "thread_id": thread_id,
-        "run_id": run_id,
-        "event_type": event_type,
-        "category": category,
-        "content": content,
-        "metadata": metadata,
-        "created_at": created_at,
-        "user_id": user_id,
-    }
 
 
 async def _count(session: AsyncSession, *conditions: ColumnElement[bool]) -> int:

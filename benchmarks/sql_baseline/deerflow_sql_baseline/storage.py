@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from deerflow_mongo import StorageConfigError
+from deerflow_mongo import Storage, StorageConfigError
 
 from .config import SqlConfig, sql_config
 from .engine import Sessions
@@ -21,7 +20,7 @@ from .tables import Base
 from .threads import SqlThreadStore
 
 
-class SqlStorage:
+class SqlStorage(Storage):
     """`Storage` on SQLite or PostgreSQL. The constructor does not connect."""
 
     def __init__(self, config: SqlConfig) -> None:
@@ -74,22 +73,6 @@ class SqlStorage:
     async def aclose(self) -> None:
         """Closes the connections; idempotent."""
         await self._sessions.close()
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self.setup()
-        except BaseException:
-            await self.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
 
 def create_sql_storage(options: Mapping[str, Any], *, client: Any = None) -> SqlStorage:
