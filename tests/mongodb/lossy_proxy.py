@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import quote, unquote
 
+_NAME_OFFSET = 26
+"""Of an OP_MSG: after its header, flags, the section's kind, the document's length and the value's type."""
+
 
 class LossyProxy:
     """Drops the answers (or the requests) of the next commands with one name."""
@@ -25,10 +28,11 @@ class LossyProxy:
         self.is_down = False
         self._to_lose: tuple[bytes, int, bool] = (b"", 0, True)
         self._open: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def lose(self, command: str, times: int = 1, *, after_it_arrived: bool = True) -> None:
         """Close the connection instead of answering; the server executes the request, or never gets it."""
-        self._to_lose = (b"\x02" + command.encode() + b"\0", times, after_it_arrived)
+        self._to_lose = (command.encode() + b"\0", times, after_it_arrived)
 
     def go_down(self) -> None:
         """Close every connection, also each new one, until `is_down` is reset."""
@@ -42,36 +46,60 @@ class LossyProxy:
         try:
             yield self
         finally:
-            self.go_down()
             server.close()
+            self.go_down()
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
 
     async def _serve(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        # In a task of its own: asyncio reports a cancelled handler as an error.
+        task = asyncio.ensure_future(self._relay(from_client, to_client))
+        self._tasks.add(task)
+        await asyncio.wait({task})
+        self._tasks.discard(task)
+        to_client.close()
+
+    async def _relay(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         if self.is_down:
-            to_client.close()
             return
         from_server, to_server = await asyncio.open_unix_connection(self._server_socket)
         self._open |= {to_client, to_server}
         answers = asyncio.create_task(self._answer(from_server, to_client))
-        with contextlib.suppress(asyncio.IncompleteReadError, OSError):
-            while True:
-                length = await from_client.readexactly(4)
-                request = length + await from_client.readexactly(int.from_bytes(length, "little") - 4)
-                name, times, after_it_arrived = self._to_lose
-                if times and name in request[:64]:
-                    self._to_lose = (name, times - 1, after_it_arrived)
-                    self.lost += 1
-                    answers.cancel()
-                    await asyncio.wait({answers})
-                    if after_it_arrived:
-                        to_server.write(request)
-                        await from_server.readexactly(4)  # the server has executed it
-                    break
-                to_server.write(request)
-                await to_server.drain()
-        answers.cancel()
-        for writer in (to_client, to_server):
-            writer.close()
-        self._open -= {to_client, to_server}
+        try:
+            await self._forward(from_client, from_server, to_server, answers)
+        except (asyncio.IncompleteReadError, OSError):
+            pass
+        finally:
+            answers.cancel()
+            for writer in (to_client, to_server):
+                writer.close()
+            self._open -= {to_client, to_server}
+
+    async def _forward(
+        self,
+        from_client: asyncio.StreamReader,
+        from_server: asyncio.StreamReader,
+        to_server: asyncio.StreamWriter,
+        answers: asyncio.Task[None],
+    ) -> None:
+        """Requests to the server, until one is to be lost."""
+        while True:
+            length = await from_client.readexactly(4)
+            request = length + await from_client.readexactly(int.from_bytes(length, "little") - 4)
+            name, times, after_it_arrived = self._to_lose
+            if times and request.startswith(name, _NAME_OFFSET):
+                self._to_lose = (name, times - 1, after_it_arrived)
+                self.lost += 1
+                answers.cancel()
+                await asyncio.wait({answers})
+                if after_it_arrived:
+                    to_server.write(request)
+                    await from_server.readexactly(4)  # the server has executed it
+                return
+            to_server.write(request)
+            await to_server.drain()
 
     async def _answer(self, from_server: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
