@@ -1,4 +1,7 @@
-"""The conformance suite, bound to each of our drivers; and what the suite promises to a backend's author."""
+"""The conformance suite on PyMongo and on the mock, and what the suite promises to a backend's author.
+
+Motor has a contract of its own in `tests/mongodb/drivers`: the stores above a driver are the same.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import pymongo
 import pytest
@@ -41,9 +44,7 @@ def reused_database(plain_client: PlainClient) -> Iterator[str]:
     plain_client.drop_database(name)
 
 
-class _OnAServer(StorageConformance):
-    driver: ClassVar[str]
-
+class TestPyMongo(StorageConformance):
     @pytest.fixture
     def storage_config(
         self,
@@ -52,7 +53,7 @@ class _OnAServer(StorageConformance):
         plain_client: PlainClient,
         reused_database: str,
     ) -> Iterator[Mapping[str, Any]]:
-        config = {"backend": "mongodb", "driver": self.driver, "url": mongodb_url}
+        config = {"backend": "mongodb", "driver": "pymongo", "url": mongodb_url}
         if needs_new_database(request):
             name = f"{reused_database}_new"
             yield {**config, "database": name}
@@ -62,14 +63,6 @@ class _OnAServer(StorageConformance):
         for collection in database.list_collection_names():
             database[collection].delete_many({})
         yield {**config, "database": reused_database}
-
-
-class TestPyMongo(_OnAServer):
-    driver = "pymongo"
-
-
-class TestMotor(_OnAServer):
-    driver = "motor"
 
 
 class TestMongomock(StorageConformance):

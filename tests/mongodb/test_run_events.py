@@ -88,7 +88,7 @@ async def proxy(mongodb_url: str, tmp_path: Path) -> AsyncIterator[LossyProxy]:
 # -- lost connections ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("driver", ["pymongo", "motor"])
+@pytest.mark.parametrize("driver", ["pymongo"])
 @pytest.mark.parametrize("retried_by", ["driver", "store"])
 @pytest.mark.parametrize("arrived", [True, False], ids=["request arrived", "request lost"])
 async def test_lost_connection_never_stores_a_batch_twice(

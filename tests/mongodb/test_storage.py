@@ -11,7 +11,6 @@ from types import FunctionType
 from typing import Any, cast
 
 import pytest
-from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient, MongoClient
 
 from deerflow_mongo import (
@@ -63,7 +62,7 @@ async def _within_time(call: Callable[[], Awaitable[Any]]) -> None:
     assert time.monotonic() - began < TIMEOUT_MS / 1000 + SLACK_S
 
 
-@pytest.mark.parametrize("driver", ["pymongo", "motor"])
+@pytest.mark.parametrize("driver", ["pymongo"])
 @pytest.mark.parametrize("kind", ["dead_port", "silent_port"])
 async def test_unreachable_server_is_an_error_within_the_timeout(
     kind: str, driver: str, request: pytest.FixtureRequest
@@ -79,7 +78,7 @@ async def test_unreachable_server_is_an_error_within_the_timeout(
     assert time.monotonic() - began < SLACK_S
 
 
-@pytest.mark.parametrize("driver", ["pymongo", "motor"])
+@pytest.mark.parametrize("driver", ["pymongo"])
 async def test_failing_to_enter_the_context_closes_the_storage(driver: str, dead_port: int) -> None:
     storage = create_storage(
         _config(f"mongodb://127.0.0.1:{dead_port}", driver=driver, timeout_ms=TIMEOUT_MS)
@@ -89,7 +88,7 @@ async def test_failing_to_enter_the_context_closes_the_storage(driver: str, dead
         await storage.runs.get("r", user_id=None)
 
 
-@pytest.mark.parametrize("driver", ["pymongo", "motor"])
+@pytest.mark.parametrize("driver", ["pymongo"])
 async def test_aclose_is_bounded_when_the_server_has_stopped(
     driver: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -106,7 +105,7 @@ async def test_aclose_is_bounded_when_the_server_has_stopped(
     assert time.monotonic() - began < SLACK_S
 
 
-@pytest.mark.parametrize("driver", ["pymongo", "motor", "mongomock"])
+@pytest.mark.parametrize("driver", ["pymongo", "mongomock"])
 async def test_closed_storage_raises_closed_error(driver: str, mongodb_url: str, database_name: str) -> None:
     storage = create_storage(_config(mongodb_url, database_name, driver=driver))
     await storage.setup()
@@ -117,7 +116,7 @@ async def test_closed_storage_raises_closed_error(driver: str, mongodb_url: str,
             await call()
 
 
-CLIENT_CLASSES: list[Any] = [AsyncMongoClient, AsyncIOMotorClient]
+CLIENT_CLASSES: list[Any] = [AsyncMongoClient]
 
 
 @pytest.mark.parametrize("client_class", CLIENT_CLASSES)
@@ -149,7 +148,7 @@ def test_client_of_another_kind_is_an_error_that_lists_the_known_ones(raw_client
         create_storage({"backend": "mongodb"}, client=raw_client)
 
 
-@pytest.mark.parametrize("driver", ["pymongo", "motor"])
+@pytest.mark.parametrize("driver", ["pymongo"])
 async def test_server_log_has_the_package_name_and_version(
     driver: str, server: EmbeddedServer, database_name: str
 ) -> None:
@@ -160,7 +159,7 @@ async def test_server_log_has_the_package_name_and_version(
     assert any(__version__ in line and ("Motor" in line) == (driver == "motor") for line in names)
 
 
-@pytest.mark.parametrize("driver", ["pymongo", "motor"])
+@pytest.mark.parametrize("driver", ["pymongo"])
 async def test_writes_are_acknowledged_by_a_majority(
     driver: str, mongodb_url: str, database_name: str
 ) -> None:

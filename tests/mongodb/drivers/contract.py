@@ -1,0 +1,25 @@
+"""The whole driver contract.
+
+What a store makes of an answer is checked by the conformance suite, which runs on PyMongo. That each driver
+that talks to a server gives the same answers, errors and endings is checked here.
+"""
+
+from __future__ import annotations
+
+from .answers import AnswerContract
+from .cancellation import CancellationContract
+from .change_streams import ChangeStreamContract
+from .closing import ClosingContract
+from .error_mapping import ErrorMappingContract
+from .transactions import TransactionContract
+
+
+class DriverContract(
+    AnswerContract,
+    ErrorMappingContract,
+    TransactionContract,
+    ChangeStreamContract,
+    ClosingContract,
+    CancellationContract,
+):
+    """Bound to a driver by a subclass that names it and its client's class."""
