@@ -8,6 +8,8 @@ import textwrap
 
 import pytest
 
+from .child_processes import CHILD_TIMEOUT_S
+
 BLOCK = """
 import sys
 
@@ -33,7 +35,7 @@ def _run(blocked: str, code: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=CHILD_TIMEOUT_S,
         env={"PATH": ""},
     )
 

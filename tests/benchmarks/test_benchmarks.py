@@ -25,6 +25,8 @@ from benchmarks.results import Results
 from deerflow_mongo import create_storage
 from deerflow_mongo.testing.methods import METHODS
 
+from ..child_processes import CHILD_TIMEOUT_S, communicate, run_child
+
 ROOT = Path(__file__).parents[2]
 SHORT_RUN = ("--seconds", "0.05", "--repetitions", "2")
 
@@ -201,9 +203,7 @@ def _command(*arguments: str | Path) -> list[str]:
 
 
 def _run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603 - our own command
-        _command(*arguments), cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
-    )
+    return run_child(_command(*arguments), cwd=ROOT)
 
 
 def test_run_writes_results_that_report_and_compare_read(tmp_path: Path) -> None:
@@ -282,11 +282,12 @@ def test_interrupted_run_keeps_finished_cases_and_leaves_no_process(
     process = subprocess.Popen(  # noqa: S603 - our own command
         command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, start_new_session=True, text=True
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + CHILD_TIMEOUT_S
     while not (out.exists() and Results.load(out).records) and time.monotonic() < deadline:
+        assert process.poll() is None, communicate(process)
         time.sleep(0.1)
     process.send_signal(how)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = communicate(process)
     assert process.returncode == 130, stderr
     assert "interrupted; finished cases are in the results file" in stderr
     results = Results.load(out)

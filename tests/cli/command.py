@@ -12,6 +12,8 @@ from typer.testing import CliRunner, Result
 
 from deerflow_mongo.cli.app import app
 
+from ..child_processes import run_child
+
 PROGRAM = "deerflow-mongo"
 COMMAND = [sys.executable, "-m", "deerflow_mongo"]
 UNREACHABLE = "mongodb://me:hunter2@127.0.0.1:9/?timeoutMS=300"
@@ -30,14 +32,7 @@ def output_of(*arguments: str, exit_code: int = 0) -> str:
 
 
 def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603
-        [*COMMAND, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env={**os.environ, **environment},
-    )
+    return run_child([*COMMAND, *arguments], env={**os.environ, **environment})
 
 
 def summary_of(*arguments: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pytest
 
 from deerflow_mongo import __version__
 
+from ..child_processes import communicate
 from ..demo.recordings import copied_sample
 from .command import COMMAND, UNREACHABLE, output_of, process
 
@@ -137,7 +138,7 @@ def test_ctrl_c_stops_the_demo_and_the_embedded_server(tmp_path: Path, users: st
         pid = int(json.loads((tmp_path / "data" / "server.json").read_text())["pid"])
         demo.send_signal(signal.SIGINT)
         printed = _rest_of(controller)
-        output, _ = demo.communicate(timeout=60)
+        output, _ = communicate(demo)
     assert (demo.returncode, output) == (130, ""), printed
     assert b"Traceback" not in printed
     assert b"stopped; the storage is closed" in printed

@@ -23,10 +23,11 @@ from deerflow_mongo.cli import events as events_module
 from deerflow_mongo.cli.events import line_of
 from deerflow_mongo.demo.text import first_words
 
+from ..child_processes import CHILD_TIMEOUT_S
 from .command import COMMAND, output_of, process, run
 
 Client = pymongo.MongoClient[dict[str, Any]]
-DEADLINE_S = 120.0
+DEADLINE_S = CHILD_TIMEOUT_S
 
 
 def event(number: int, *, run_id: str = "run-a", thread_id: str = "t") -> Any:

@@ -24,6 +24,8 @@ from deerflow_mongo.contract.actor import (
     resolve_user_id,
 )
 
+from ..child_processes import CHILD_TIMEOUT_S
+
 SEED_HOST = """
 from __future__ import annotations
 from contextvars import ContextVar
@@ -96,7 +98,7 @@ def _run(folder: Path, code: str) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=CHILD_TIMEOUT_S,
     )
     assert done.returncode == 0, done.stderr
 

@@ -34,6 +34,8 @@ from deerflow_mongo import (
 from deerflow_mongo.mongodb import storage as storage_module
 from deerflow_mongo.mongodb.embedded import EmbeddedServer
 
+from ..child_processes import CHILD_TIMEOUT_S, communicate
+
 pytest.importorskip("langgraph.checkpoint.mongodb")
 graphs: Any = pytest.importorskip("langgraph.graph")
 types: Any = pytest.importorskip("langgraph.types")
@@ -106,7 +108,7 @@ def _report(worker: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def _stop_normally(folder: Path, worker: subprocess.Popen[str]) -> None:
-    worker.communicate(timeout=60)
+    communicate(worker)
     assert worker.returncode == 0
     assert not (folder / "server.json").exists()
 
@@ -116,7 +118,7 @@ def _kill_everything(folder: Path, worker: subprocess.Popen[str]) -> None:
     supervisor = Path(f"/proc/{mongod}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1]
     for pid in (worker.pid, mongod, int(supervisor)):
         os.kill(pid, signal.SIGKILL)
-    worker.communicate(timeout=60)
+    communicate(worker)
 
 
 @pytest.mark.parametrize("end", [_stop_normally, _kill_everything])
@@ -385,6 +387,6 @@ asyncio.run(main(*sys.argv[1:]))
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=CHILD_TIMEOUT_S,
     )
     assert done.returncode == 0, done.stderr
