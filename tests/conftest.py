@@ -1,7 +1,11 @@
-"""A real server for the tests: one private `mongod` for the whole run, which dies with it."""
+"""A real server for the tests: one private `mongod` for the whole run, which dies with it.
+
+Under pytest-xdist each worker is a run of its own, with a server of its own.
+"""
 
 from __future__ import annotations
 
+import signal
 import uuid
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -10,6 +14,16 @@ import pymongo
 import pytest
 
 from deerflow_mongo.mongodb.embedded import EmbeddedServer, start_embedded
+
+
+@pytest.fixture(scope="session", autouse=True)
+def children_heed_interrupts() -> Iterator[None]:
+    """Also where the tests run in the background of a script, which ignores SIGINT."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
