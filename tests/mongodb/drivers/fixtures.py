@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pytest
 
 from deerflow_mongo import MongoStorage, StorageUnavailableError, create_storage
-from deerflow_mongo.mongodb.drivers.base import DuplicateKeyError as DuplicateKeyError  # for all parts
+from deerflow_mongo.mongodb.drivers.errors import DuplicateKeyError as DuplicateKeyError  # for all parts
 
 from ..lossy_proxy import LossyProxy
 
