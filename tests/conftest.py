@@ -8,12 +8,31 @@ from __future__ import annotations
 import signal
 import uuid
 from collections.abc import Generator, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pymongo
 import pytest
 
 from deerflow_mongo.mongodb.embedded import EmbeddedServer, start_embedded
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """A report may quote a lone surrogate, which pytest-xdist cannot send."""
+    return _without_surrogates((yield))
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        items = cast("dict[Any, Any]", value).items()
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in items}
+    if isinstance(value, list):
+        return [_without_surrogates(item) for item in cast("list[Any]", value)]
+    if isinstance(value, tuple):
+        return tuple(_without_surrogates(item) for item in cast("tuple[Any, ...]", value))
+    return value
 
 
 @pytest.fixture(scope="session", autouse=True)
