@@ -26,6 +26,7 @@ Command: TypeAlias = tuple[str, ...]
 
 MAX_USER_ROWS = 3
 MAX_DIFFERENCES_SHOWN = 5
+_GAP = 2
 _INDENT = "  "
 
 
@@ -82,7 +83,7 @@ def _show_check(console: Console, report: ConsistencyReport) -> None:
     )
     console.print("then every acknowledged write was looked up in the database:")
     table = _table("writes", "acknowledged", "lost", "doubled")
-    table.add_column("in the database", no_wrap=True)
+    table.add_column(f"{' ' * _GAP}in the database", no_wrap=True)
     gaps = report.missing_numbers
     numbers = "numbers without a gap" if gaps == 0 else f"{counted(gaps, 'number')} missing"
     tokens = f"{report.stored_tokens:,} of {report.recorded_tokens:,} tokens"
@@ -99,14 +100,15 @@ def _show_check(console: Console, report: ConsistencyReport) -> None:
 def _add_count(table: Table, name: str, count: WriteCount, found: str) -> None:
     style = "bold red" if count.lost or count.doubled or found == "FAILED" else ""
     numbers = (f"{count.acknowledged:,}", f"{count.lost:,}", f"{count.doubled:,}")
-    table.add_row(name, *numbers, found, style=style)
+    table.add_row(name, *numbers, f"{' ' * _GAP}{found}", style=style)
 
 
 def _table(name: str, *numbers: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    # The gaps are in the widths: versions of rich pad the last column differently.
+    table = Table(box=None, pad_edge=False, padding=0)
     table.add_column(name, no_wrap=True, min_width=13)
     for number in numbers:
-        table.add_column(number, justify="right", no_wrap=True, min_width=7)
+        table.add_column(number, justify="right", no_wrap=True, min_width=max(7, len(number)) + _GAP)
     return table
 
 
