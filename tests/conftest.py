@@ -36,7 +36,7 @@ def _without_surrogates(value: Any) -> Any:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def children_heed_interrupts() -> Iterator[None]:
+def children_react_to_interrupts() -> Iterator[None]:
     """Also where the tests run in the background of a script, which ignores SIGINT."""
     before = signal.getsignal(signal.SIGINT)
     if before is signal.SIG_IGN:
@@ -50,9 +50,8 @@ def server() -> Iterator[EmbeddedServer]:
     """A server in a temporary folder; its supervisor stops it, also when the tests are killed."""
     started = start_embedded()
     with pymongo.MongoClient[dict[str, Any]](started.url) as client:
-        client.admin.command(
-            {"setParameter": 1, "ttlMonitorSleepSecs": 1}
-        )  # in effect after the first minute
+        # In effect after the first minute.
+        client.admin.command({"setParameter": 1, "ttlMonitorSleepSecs": 1})
     yield started
     started.release()
 

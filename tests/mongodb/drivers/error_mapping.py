@@ -81,7 +81,7 @@ class ErrorMappingContract(DriverFixtures):
         self, storage: MongoStorage, new_storage: Opener, mongodb_url: str
     ) -> None:
         await storage.runs.create("r", "t", user_id=None)
-        # PyMongo heeds the pool's own timeout only where no `timeoutMS` is set.
+        # PyMongo applies the pool's own timeout only where no `timeoutMS` is set.
         url = f"{mongodb_url}&serverSelectionTimeoutMS=30000&maxPoolSize=1&waitQueueTimeoutMS=100"
         async with new_storage(url=url) as small:
             slow = asyncio.create_task(
