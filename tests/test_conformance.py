@@ -75,7 +75,7 @@ class TestMongomock(StorageConformance):
 
 # -- the suite itself ------------------------------------------------------------------------------
 
-_BACKEND_OF_A_STRANGER = """
+_BACKEND_OF_ANOTHER_PACKAGE = """
     import pytest
     from deerflow_mongo.testing import Contract, FeedbackStoreContract, needs
 
@@ -86,20 +86,20 @@ _BACKEND_OF_A_STRANGER = """
 
     class DiskContract(Contract):
         @needs("durability")
-        async def test_kept(self, storage):
+        async def test_acknowledged_run_is_durable(self, storage):
             assert await storage.runs.get("run-1", user_id=None) is not None
 
     class TestWithoutADisk(Mock, DiskContract):
         lacks = {"durability": "no disk"}
 
     class TestWithABrokenDisk(Mock, DiskContract):
-        expected_failures = {"test_kept": "broken"}
+        expected_failures = {"test_acknowledged_run_is_durable": "broken"}
 
     class TestWithADisk(Mock, DiskContract):
         pass
 
     class TestFeedback(Mock, FeedbackStoreContract):
-        expected_failures = {"test_get_of_unknown_feedback_returns_none": "it passes, which must be told"}
+        expected_failures = {"test_get_of_unknown_feedback_returns_none": "it passes, which must be reported"}
 """
 
 
@@ -107,23 +107,23 @@ def _tests_in(*contracts: type[Contract]) -> int:
     return len({name for contract in contracts for name in dir(contract) if name.startswith("test_")})
 
 
-def test_a_strangers_backend_is_tested_with_no_plugin_of_ours(pytester: pytest.Pytester) -> None:
+def test_another_packages_backend_needs_no_plugin_of_ours(pytester: pytest.Pytester) -> None:
     """Known failures must fail, what lacks is skipped by name, and each class keeps its marks to itself."""
-    pytester.makepyfile(_BACKEND_OF_A_STRANGER)
+    pytester.makepyfile(_BACKEND_OF_ANOTHER_PACKAGE)
     result = pytester.runpytest_subprocess("-rfsxX", "-o", "asyncio_mode=strict", "-p", "no:cacheprovider")
     passed = _tests_in(FeedbackStoreContract) - 1
     result.assert_outcomes(passed=passed, failed=2, skipped=1, xfailed=1)
     result.stdout.fnmatch_lines_random(
         [
-            "*XPASS(strict)*it passes, which must be told*",
-            "*test_kept needs durability: no disk*",
-            "XFAIL*TestWithABrokenDisk::test_kept*broken*",
-            "FAILED*TestWithADisk::test_kept*",
+            "*XPASS(strict)*it passes, which must be reported*",
+            "*test_acknowledged_run_is_durable needs durability: no disk*",
+            "XFAIL*TestWithABrokenDisk::test_acknowledged_run_is_durable*broken*",
+            "FAILED*TestWithADisk::test_acknowledged_run_is_durable*",
         ]
     )
 
 
-def test_a_failure_in_a_table_names_its_line(pytester: pytest.Pytester) -> None:
+def test_failure_in_a_table_names_its_case(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         from deerflow_mongo.testing.contract import case
@@ -137,19 +137,19 @@ def test_a_failure_in_a_table_names_its_line(pytester: pytest.Pytester) -> None:
     pytester.runpytest_subprocess("-p", "no:cacheprovider").stdout.fnmatch_lines(["*case: odd, 3*"])
 
 
-def test_an_unknown_kind_is_an_error() -> None:
+def test_unknown_kind_is_an_error() -> None:
     with pytest.raises(ValueError, match="unknown kind 'proceses'; expected one of durability, "):
         type("Misspelt", (RunStoreContract,), {"lacks": {"proceses": "a slip"}})
     with pytest.raises(ValueError, match="unknown kind 'proceses'"):
         needs("proceses")
 
 
-def test_an_expected_failure_that_is_no_test_is_an_error() -> None:
+def test_expected_failure_without_a_test_is_an_error() -> None:
     with pytest.raises(ValueError, match="unknown test 'test_no_such'"):
         type("Misspelt", (RunStoreContract,), {"expected_failures": {"test_no_such": "a slip"}})
 
 
-def test_a_promise_that_would_hide_another_is_an_error() -> None:
+def test_promise_that_hides_another_is_an_error() -> None:
     async def test_same(self: object) -> None: ...
 
     async def test_same_again(self: object) -> None: ...
