@@ -27,6 +27,7 @@ from ..contract.protocols import Storage
 from ..demo.text import counted, plain
 from ..mongodb.config import MongoConfig, redacted
 from ..mongodb.documents.versions import SCHEMA_VERSION
+from ..mongodb.drivers.errors import code_of
 from ..mongodb.migrations import SchemaReport
 from ..mongodb.schema import COLLECTIONS
 from ..mongodb.storage import MongoStorage
@@ -111,7 +112,7 @@ async def _examine(storage: Storage, timeout_ms: int, *, setup: bool) -> list[Fi
         return [Finding("note", "backend", text)]
     examined, finding = _config_to_examine(storage.config, timeout_ms)
     await storage.aclose()
-    if examined.driver == "mongomock":
+    if not examined.has_server:
         note = "mongomock has no server: data is in the host's memory until it ends; for tests only"
         return [finding, Finding("note", "server", note)]
     async with contextlib.aclosing(MongoStorage(examined)) as opened:
@@ -177,7 +178,7 @@ def _problem_of(error: StorageError) -> Finding:
             f"{error}. Start it (a majority of a replica set), or correct the hosts in `url`",
         )
     if isinstance(error, StorageAccessError):
-        if getattr(error.__cause__, "code", None) in _LOGIN_CODES:
+        if code_of(error) in _LOGIN_CODES:
             advice = "Check the user, the password and authSource in `url`"
         else:
             advice = "Log in (user:password@ in `url`), or grant the user the role readWrite on the database"

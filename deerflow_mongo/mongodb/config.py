@@ -156,10 +156,8 @@ def _parse_uri(url: str) -> Mapping[str, Any]:
     return parsed
 
 
-def mongo_config(options: Mapping[str, Any] | str) -> MongoConfig:
-    """The validated options of a mapping, or of a URL alone. Raises `StorageConfigError`."""
-    if isinstance(options, str):
-        return MongoConfig(url=options)
+def mongo_config(options: Mapping[str, Any]) -> MongoConfig:
+    """The validated options of a mapping. Raises `StorageConfigError`."""
     strange = [key for key in options if not isinstance(key, str)]  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
     if strange:
         raise StorageConfigError(f"storage configuration: a key must be text, not {strange[0]!r}")

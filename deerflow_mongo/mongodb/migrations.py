@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..contract.errors import StorageConfigError, StorageError
 from . import queries
@@ -22,6 +21,7 @@ from .documents.versions import (
 )
 from .drivers.collection import Collection
 from .drivers.driver import Driver
+from .drivers.errors import code_of
 from .schema import (
     COLLECTIONS,
     DAY_S,
@@ -167,7 +167,7 @@ async def _create_collection(driver: Driver, name: str, validator: Document) -> 
     try:
         await driver.create_collection(name, validator)
     except StorageError as error:
-        if _code(error) != _COLLECTION_EXISTS_CODE:
+        if code_of(error) != _COLLECTION_EXISTS_CODE:
             raise
         # Another process created it first. Its options are read, because setting the same validator again
         # would need a permission that a user with read and write access only does not have.
@@ -179,22 +179,18 @@ async def _create_index(driver: Driver, name: str, index: Index) -> None:
     try:
         await driver.create_index(name, index.specification())
     except StorageError as error:
-        if _code(error) in _INDEX_CONFLICT_CODES:
+        if code_of(error) in _INDEX_CONFLICT_CODES:
             raise StorageConfigError(
                 f"index {index.name!r} of collection {name!r} cannot be created: an index with the same name "
                 f"and other keys or options, or the same keys and another name, exists: {error}. Drop that "
                 "index, then run setup again"
             ) from error.__cause__
-        if _code(error) == _DUPLICATE_KEY_CODE:
+        if code_of(error) == _DUPLICATE_KEY_CODE:
             raise StorageConfigError(
                 f"unique index {index.name!r} of collection {name!r} cannot be created: the collection "
                 "contains duplicates. Remove them, then run setup again"
             ) from error.__cause__
         raise
-
-
-def _code(error: StorageError) -> Any:
-    return getattr(error.__cause__, "code", None)
 
 
 # -- retention of run events -----------------------------------------------------------------------

@@ -19,6 +19,7 @@ from ...contract.payloads import to_json, to_json_mapping
 from ...contract.protocols import RunEventStore
 from ...contract.rows import RunEventFields, RunEventRow
 from .. import queries
+from ..documents.counting import count_pipeline, counted
 from ..documents.encoding import Document, encode_content, encode_mapping
 from ..documents.run_events import ONCE, event_row, event_size_bytes, new_event, tombstone_update
 from ..documents.stored_times import stored_from_optional, stored_now
@@ -250,11 +251,8 @@ class MongoRunEventStore(RunEventStore, Following):
     async def count_messages(self, thread_id: str, *, user_id: UserId = None) -> int:
         query = queries.messages_of_thread(thread_id)
         queries.owned(query, user_id, "RunEventStore.count_messages")
-        counting = self._listed.aggregate(
-            [{"$match": query}, {"$group": {"_id": None, "messages": {"$sum": 1}}}]
-        )
-        counts = await self._if_allowed(query["thread_id"], counting)
-        return +counts[0]["messages"] if counts else 0
+        counting = self._listed.aggregate(count_pipeline(query))
+        return counted(await self._if_allowed(query["thread_id"], counting))
 
     async def _page(
         self, query: Document, limit: int, before_seq: int | None, after_seq: int | None
