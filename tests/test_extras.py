@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from .child_processes import CHILD_TIMEOUT_S
+from .child_processes import run_child
 
 BLOCK = """
 import sys
@@ -30,14 +30,9 @@ EXTRAS = "{'motor', 'mongomock', 'mongomock_motor', 'fiftyone', 'typer', 'rich',
 
 
 def _run(blocked: str, code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603 - our own code, in an interpreter without the extras
-        [sys.executable, "-c", f"BLOCKED = {blocked}\n{BLOCK}\n{textwrap.dedent(code)}"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=CHILD_TIMEOUT_S,
-        env={"PATH": ""},
-    )
+    """The code in an interpreter without the extras."""
+    source = f"BLOCKED = {blocked}\n{BLOCK}\n{textwrap.dedent(code)}"
+    return run_child([sys.executable, "-c", source], env={"PATH": ""})
 
 
 def test_importing_the_package_loads_no_driver_and_no_extra() -> None:

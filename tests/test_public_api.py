@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import shutil
-import subprocess
 import sys
 import typing
 from pathlib import Path
@@ -24,6 +23,8 @@ from deerflow_mongo import (
     UserId,
     UserStore,
 )
+
+from .child_processes import run_child
 
 PACKAGE = Path(deerflow_mongo.__file__).parent
 
@@ -81,13 +82,6 @@ def test_vendored_copy_finds_its_backend_without_metadata(tmp_path: Path) -> Non
         "print(create_storage('mongodb://127.0.0.1:1')); "
         "assert not [name for name in sys.modules if name.startswith('deerflow_mongo')]"
     )
-    done = subprocess.run(  # noqa: S603 - our own code
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = run_child([sys.executable, "-c", code], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("MongoStorage(") == 2

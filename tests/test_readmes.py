@@ -5,17 +5,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from .child_processes import run_child
+
 ROOT = Path(__file__).parents[1]
 READMES = [ROOT / "README.md", *sorted((ROOT / "deerflow_mongo").rglob("README.md"))]
-TIMEOUT_S = 600
-"""Only bounds a hang; pyright alone takes half a minute on a busy machine."""
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
@@ -51,14 +50,7 @@ def test_every_python_example_passes_pyright_strict(tmp_path: Path) -> None:
         (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
     settings = {"typeCheckingMode": "strict", "pythonVersion": "3.11", "include": ["."]}
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings), encoding="utf-8")
-    checked = subprocess.run(
-        [sys.executable, "-m", "pyright", "--pythonpath", sys.executable],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=TIMEOUT_S,
-    )
+    checked = run_child([sys.executable, "-m", "pyright", "--pythonpath", sys.executable], cwd=tmp_path)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
@@ -67,12 +59,6 @@ def test_the_example_of_a_host_runs(tmp_path: Path) -> None:
     [example] = [text for text in blocks(ROOT / "README.md", "python") if "asyncio.run" in text]
     path = tmp_path / "example.py"
     path.write_text(example, encoding="utf-8")
-    done = subprocess.run(  # noqa: S603 - the README's own code
-        [sys.executable, str(path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=TIMEOUT_S,
-    )
+    done = run_child([sys.executable, str(path)])
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("1 []")

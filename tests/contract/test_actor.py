@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -24,7 +23,7 @@ from deerflow_mongo.contract.actor import (
     resolve_user_id,
 )
 
-from ..child_processes import CHILD_TIMEOUT_S
+from ..child_processes import run_child
 
 SEED_HOST = """
 from __future__ import annotations
@@ -92,14 +91,8 @@ def _host(folder: Path, module: str, text: str) -> None:
 
 
 def _run(folder: Path, code: str) -> None:
-    done = subprocess.run(  # noqa: S603 - our own code, in an interpreter without a host loaded yet
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={"PYTHONPATH": str(folder)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=CHILD_TIMEOUT_S,
-    )
+    """The code in an interpreter that has no host loaded yet."""
+    done = run_child([sys.executable, "-c", textwrap.dedent(code)], env={"PYTHONPATH": str(folder)})
     assert done.returncode == 0, done.stderr
 
 
