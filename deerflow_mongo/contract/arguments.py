@@ -99,6 +99,32 @@ def count(name: str, value: object) -> int:
     return int(value)
 
 
+_MODEL_COUNTS = ("input_tokens", "output_tokens", "total_tokens", "llm_calls")
+
+
+def model_counts(name: str, value: object) -> dict[str, dict[str, int]] | None:
+    """A `token_usage_by_model`: the four counts of each model; None for None. Other keys are ignored."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise ArgumentTypeError(f"{name} must be a mapping or None, got {type(value).__name__}")
+    return {
+        _text(f"a model's name in {name}", model): _counts_of_model(f"{name}[{model!r}]", counts)
+        for model, counts in cast("Mapping[object, object]", value).items()
+    }
+
+
+def _counts_of_model(place: str, value: object) -> dict[str, int]:
+    if not isinstance(value, Mapping):
+        raise ArgumentTypeError(f"{place} must be a mapping, got {type(value).__name__}")
+    given = cast("Mapping[str, object]", value)
+    counts = {name: count(f"{place}.{name}", given.get(name)) for name in _MODEL_COUNTS}
+    if given.get("total_tokens") is None:
+        spent = counts["input_tokens"] + counts["output_tokens"]
+        counts["total_tokens"] = count(f"{place}.input_tokens + output_tokens", spent)
+    return counts
+
+
 def rating(value: object) -> int:
     """A vote: the integer 1 or -1 and nothing that merely equals it."""
     if type(value) is not int or value not in RATINGS:

@@ -31,6 +31,7 @@ from .rows import (
     CreationOrder,
     FeedbackRow,
     FeedbackTotals,
+    ModelTokenCounts,
     RunEventFields,
     RunEventRow,
     RunRow,
@@ -139,11 +140,13 @@ class RunWriteRepository(Protocol):
         last_ai_message: str | Unset | None = None,
         error: str | Unset | None = None,
         ended_at: TimeInput | None = None,
+        token_usage_by_model: Mapping[str, ModelTokenCounts] | None = None,
     ) -> None:
         """Set the status, all token counts, the texts and `ended_at` in one atomic update.
 
         An absent count becomes 0, an absent text None; a text that is `UNSET` stays as it is. `ended_at` is
-        the given one, or now where the status is an ending and none is set. Counts by model stay as recorded.
+        the given one, or now where the status is an ending and none is set. Counts by model stay as recorded,
+        unless `token_usage_by_model` replaces all of them; a model's name is text of at most 1,024 bytes.
         With an active status, an ended run stays as it is, except for times that are not set yet.
         """
         ...
@@ -522,6 +525,14 @@ class Storage(Protocol):
     def threads(self) -> ThreadStore: ...
     @property
     def run_events(self) -> RunEventStore: ...
+
+    @property
+    def max_payload_bytes(self) -> int | None:
+        """The size of a stored row, in the backend's encoding, above which a write raises an error.
+
+        The error is `PayloadTooLargeError`. None, the default: the backend has no limit of its own.
+        """
+        return None
 
     def observer(self) -> RunObserver:
         """An observer that writes to these stores."""

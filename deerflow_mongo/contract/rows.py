@@ -74,6 +74,15 @@ class RunStatusUpdateFields(TypedDict, total=False):
     error: str | None
 
 
+class ModelTokenCounts(TypedDict, total=False):
+    """What a run has spent on one model; absent counts are 0, an absent total is input plus output."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    llm_calls: int
+
+
 class RunCompletionFields(TypedDict, total=False):
     """What `runs.update_run_completion` takes; an absent count is 0, an absent text None."""
 
@@ -89,11 +98,14 @@ class RunCompletionFields(TypedDict, total=False):
     last_ai_message: str | Unset | None
     error: str | Unset | None
     ended_at: TimeInput | None
+    token_usage_by_model: Mapping[str, ModelTokenCounts] | None
 
 
 COMPLETION_TEXTS = ("first_human_message", "last_ai_message", "error")
 COMPLETION_COUNTS = tuple(
-    name for name in RunCompletionFields.__annotations__ if name not in (*COMPLETION_TEXTS, "ended_at")
+    name
+    for name in RunCompletionFields.__annotations__
+    if name not in (*COMPLETION_TEXTS, "ended_at", "token_usage_by_model")
 )
 """The two kinds of `RunCompletionFields`: whole numbers from 0 up, and texts."""
 

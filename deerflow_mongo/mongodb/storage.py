@@ -21,6 +21,7 @@ from .checkpointer import Checkpointer
 from .config import EMBEDDED, MongoConfig, mongo_config, redacted
 from .drivers.collection import Collection
 from .drivers.driver import READ_COMMITTED, READ_FROM_PRIMARY, Driver, DriverOptions
+from .drivers.errors import MAX_DOCUMENT_BYTES
 from .embedded import EmbeddedServer, start_embedded
 from .events.store import MongoRunEventStore
 from .events.thread_access import ThreadOwners
@@ -176,6 +177,10 @@ class MongoStorage(Storage, Accounts, Checkpointing):
     def users(self) -> MongoUserStore:
         """Accounts, for hosts that store theirs here; the other stores do not use them."""
         return self._users
+
+    @property
+    def max_payload_bytes(self) -> int:
+        return MAX_DOCUMENT_BYTES
 
     def observer(self) -> StorageRunObserver:
         return StorageRunObserver(self._runs, self._threads)

@@ -148,13 +148,34 @@ def status_update(
     return [{"$set": stage}]
 
 
+def counts_by_model(by_model: Mapping[str, Mapping[str, int]]) -> Document:
+    """Counts that `arguments.model_counts` checked, as the run's document has them."""
+    return {
+        model_key(model): {
+            "model": model,
+            "input": counts["input_tokens"],
+            "output": counts["output_tokens"],
+            "total": counts["total_tokens"],
+            "llm_calls": counts["llm_calls"],
+        }
+        for model, counts in by_model.items()
+    }
+
+
 def completion_update(
-    status: str, *, counts: Mapping[str, int], texts: Mapping[str, Any], ended_at: str | None
+    status: str,
+    *,
+    counts: Mapping[str, int],
+    by_model: Mapping[str, Mapping[str, int]] | None,
+    texts: Mapping[str, Any],
+    ended_at: str | None,
 ) -> Update:
     """Set the status, every count (named as in rows) and these texts; see `update_run_completion`."""
     changes: Document = {"status": status}
     for name, path in COUNT_PATHS.items():
         changes[path] = counts[name]
+    if by_model is not None:
+        changes["tokens.by_model"] = counts_by_model(by_model)
     changes |= texts
     if ended_at is not None:
         changes["ended_at"] = ended_at

@@ -11,7 +11,7 @@ from ...contract.actor import AUTO, UserId
 from ...contract.errors import RunExistsError
 from ...contract.payloads import to_json_mapping
 from ...contract.protocols import RunStore
-from ...contract.rows import UNSET, Caller, RunRow, TimeInput, TokenUsage, Unset
+from ...contract.rows import UNSET, Caller, ModelTokenCounts, RunRow, TimeInput, TokenUsage, Unset
 from ...contract.times import clock
 from .. import queries
 from ..documents.encoding import Document, Update, encode_mapping, encode_text
@@ -155,6 +155,7 @@ class MongoRunStore(RunStore):
         last_ai_message: str | Unset | None = None,
         error: str | Unset | None = None,
         ended_at: TimeInput | None = None,
+        token_usage_by_model: Mapping[str, ModelTokenCounts] | None = None,
     ) -> None:
         counts = {
             "total_input_tokens": total_input_tokens,
@@ -174,6 +175,7 @@ class MongoRunStore(RunStore):
         update = completion_update(
             arguments.status_text("status", status),
             counts={name: arguments.count(name, value) for name, value in counts.items()},
+            by_model=arguments.model_counts("token_usage_by_model", token_usage_by_model),
             texts={name: encode_text(name, text) for name, text in texts.items() if text is not UNSET},
             ended_at=stored_from_optional("ended_at", ended_at),
         )
