@@ -14,11 +14,18 @@ from typing import Any
 import pymongo
 import pytest
 
+from deerflow_mongo.mongodb.drivers import errors, mongomock
 from deerflow_mongo.mongodb.drivers.mongomock import UNSUPPORTED
+from deerflow_mongo.mongodb.events import store as event_store
+from deerflow_mongo.mongodb.storage import MongoStorage
 from deerflow_mongo.testing import (
     Contract,
+    ErrorContract,
+    EventPageContract,
     FeedbackStoreContract,
+    RunEventContract,
     RunStoreContract,
+    SizeContract,
     StorageConformance,
     needs,
     needs_new_database,
@@ -71,6 +78,34 @@ class TestMongomock(StorageConformance):
     @pytest.fixture
     def storage_config(self) -> Mapping[str, Any]:
         return {"backend": "mongodb", "driver": "mongomock"}
+
+
+def _with_limit(patch: pytest.MonkeyPatch, limit_bytes: int | None) -> Mapping[str, Any]:
+    """The mock with another limit than MongoDB's."""
+    for module in (errors, mongomock, event_store):
+        patch.setattr(module, "MAX_DOCUMENT_BYTES", 2**62 if limit_bytes is None else limit_bytes)
+    patch.setattr(MongoStorage, "max_payload_bytes", limit_bytes)
+    return {"backend": "mongodb", "driver": "mongomock"}
+
+
+class TestWithoutALimit(SizeContract):
+    @pytest.fixture
+    def storage_config(self, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Any]:
+        return _with_limit(monkeypatch, None)
+
+
+class TestWithALimitOf1Mebibyte(SizeContract, RunEventContract, EventPageContract, ErrorContract):
+    lacks = UNSUPPORTED
+
+    @pytest.fixture
+    def storage_config(self, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Any]:
+        return _with_limit(monkeypatch, 1024 * 1024)
+
+
+class TestWithALimitOf1Gibibyte(SizeContract):
+    @pytest.fixture
+    def storage_config(self, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Any]:
+        return _with_limit(monkeypatch, 1024 * 1024 * 1024)
 
 
 # -- the suite itself ------------------------------------------------------------------------------

@@ -96,14 +96,19 @@ class InvalidPayloadError(StorageError, ValueError):
 
 
 class PayloadTooLargeError(StorageError, ValueError):
-    """A document would exceed what the server stores; `field` is its largest part, sizes are in bytes."""
+    """A row would exceed `Storage.max_payload_bytes`; nothing was written.
+
+    `field` is the row's largest part, with its place in a batch: `events[1].content`. `size_bytes` is that of
+    this part, or of the row; None only where parts that fit one by one are too large together. `limit_bytes`
+    is the stated limit.
+    """
 
     def __init__(self, field: str, size_bytes: int | None, limit_bytes: int) -> None:
         self.field = field
         self.size_bytes = size_bytes
         self.limit_bytes = limit_bytes
         size = "too large" if size_bytes is None else f"{size_bytes:,} bytes large"
-        super().__init__(f"{field} is {size}; a document holds at most {limit_bytes:,} bytes")
+        super().__init__(f"{field} is {size}; a stored row has at most {limit_bytes:,} bytes")
 
 
 # -- the domain ------------------------------------------------------------------------------------

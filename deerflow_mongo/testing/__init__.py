@@ -19,12 +19,15 @@ from .accounts import AccountContract
 from .actors import ActorContract
 from .contention import ContentionContract
 from .contract import KINDS, Contract, needs, needs_new_database
+from .copies import CopyContract
 from .errors import ErrorContract
 from .event_access import EventAccessContract
 from .event_pages import EventPageContract
 from .feedback import FeedbackStoreContract
 from .following import FollowingContract
 from .identifiers import IdentifierContract
+from .many_rows import ManyRowsContract
+from .new_after_deletion import NewAfterDeletionContract
 from .observer import ObserverContract
 from .payloads import PayloadContract
 from .rows import RowContract
@@ -45,12 +48,15 @@ __all__ = [
     "ActorContract",
     "ContentionContract",
     "Contract",
+    "CopyContract",
     "ErrorContract",
     "EventAccessContract",
     "EventPageContract",
     "FeedbackStoreContract",
     "FollowingContract",
     "IdentifierContract",
+    "ManyRowsContract",
+    "NewAfterDeletionContract",
     "ObserverContract",
     "PayloadContract",
     "RowContract",
@@ -85,6 +91,9 @@ class StorageConformance(
     RunEventContract,
     EventPageContract,
     EventAccessContract,
+    NewAfterDeletionContract,
+    CopyContract,
+    ManyRowsContract,
     ObserverContract,
     PayloadContract,
     SizeContract,

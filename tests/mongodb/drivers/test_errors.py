@@ -74,7 +74,7 @@ _TEXTS: dict[str, tuple[Exception, type[StorageError], str]] = {
     "too large": (
         errors.DocumentTooLarge("BSON document too large"),
         PayloadTooLargeError,
-        "kwargs is 26 bytes large; a document holds at most 16,777,216 bytes",
+        "kwargs is 26 bytes large; a stored row has at most 16,777,216 bytes",
     ),
     "anything else": (
         errors.OperationFailure("unknown stage", 40324),
