@@ -13,7 +13,7 @@ from typing import cast
 
 from .actor import resolve_user_id
 from .errors import ArgumentTypeError, ArgumentValueError
-from .rows import CALLERS, MAX_COUNT, Caller
+from .rows import CALLERS, MAX_COUNT, AccountFields, Caller
 
 MAX_IDENTIFIER_BYTES = 1_024
 MAX_LIMIT = 2**31 - 1
@@ -62,6 +62,21 @@ def is_valid_id(*values: object) -> bool:
 def optional_text(name: str, value: object) -> str | None:
     """`value` as text of at most 1,024 bytes, possibly empty, or None."""
     return None if value is None else _text(name, value)
+
+
+def long_text(name: str, value: object) -> str | None:
+    """`value` as text of any length, or None: an error's text, a comment, a title, a message."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ArgumentTypeError(f"{name} must be text or None, got {type(value).__name__}")
+    return value if type(value) is str else str.__str__(value)
+
+
+def filter_text(name: str, value: object) -> str | None:
+    """A status or another text that a search filters by; None, which filters nothing, for a blank one."""
+    text = optional_text(name, value.value if isinstance(value, Enum) else value)
+    return text if text and not text.isspace() else None
 
 
 def status_text(name: str, value: object) -> str:
@@ -151,6 +166,28 @@ def flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise ArgumentTypeError(f"{name} must be True or False, got {type(value).__name__}")
     return value
+
+
+def account_fields(
+    *,
+    email: object,
+    password_hash: object,
+    system_role: object,
+    oauth_provider: object,
+    oauth_id: object,
+    needs_setup: object,
+    token_version: object,
+) -> AccountFields:
+    """The fields of an account besides its id and its time."""
+    return {
+        "email": identifier("email", email),
+        "password_hash": optional_text("password_hash", password_hash),
+        "system_role": identifier("system_role", system_role),
+        "oauth_provider": optional_text("oauth_provider", oauth_provider),
+        "oauth_id": optional_text("oauth_id", oauth_id),
+        "needs_setup": flag("needs_setup", needs_setup),
+        "token_version": count("token_version", token_version),
+    }
 
 
 def names(name: str, value: object) -> list[str] | None:

@@ -188,6 +188,18 @@ class FeedbackTotals(TypedDict):
     negative: int
 
 
+class AccountFields(TypedDict):
+    """What an update sets of an account: everything but its id and its time."""
+
+    email: str
+    password_hash: str | None
+    system_role: str
+    oauth_provider: str | None
+    oauth_id: str | None
+    needs_setup: bool
+    token_version: int
+
+
 class UserRow(TypedDict):
     """One account. `password_hash` is the host's own hash of the password; no store interprets it."""
 

@@ -1,23 +1,18 @@
-"""Run events: checks what callers pass, reads, follows and deletes. `writer.py` numbers and stores them."""
+"""Run events: reads, follows and deletes them. `writer.py` numbers and stores them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Unpack, cast
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
+from typing import Any, Unpack
 
 from ...contract import arguments
 from ...contract.actor import UserId, current_user_id
 from ...contract.capabilities import Following
-from ...contract.errors import (
-    ArgumentTypeError,
-    ArgumentValueError,
-    PayloadTooLargeError,
-    ThreadAccessError,
-)
-from ...contract.payloads import to_json, to_json_mapping
+from ...contract.errors import PayloadTooLargeError, ThreadAccessError
 from ...contract.protocols import RunEventStore
 from ...contract.rows import RunEventFields, RunEventRow
+from ...contract.run_event_fields import CheckedRunEvent, checked_event, checked_events
 from .. import queries
 from ..documents.counting import count_pipeline, counted
 from ..documents.encoding import Document, encode_content, encode_mapping
@@ -32,42 +27,24 @@ from .numbers import TOMBSTONE_LIFETIME, HadRetention, ThreadNumbers, utc_now
 from .thread_access import ThreadOwners
 from .writer import EventWriter
 
-_REQUIRED = ("thread_id", "run_id", "event_type", "category")
-_FIELDS = frozenset(RunEventFields.__annotations__)
 _NUMBERS_BYTES = 64
 """What `seq` and `stored_at` may add to a document's size, which is checked before they are set."""
 CLOSE_TIMEOUT_S = 10.0
 _FOLLOW_PAGE = 500
 
 
-def _encoded(place: str, event: object, now: str) -> Document:
-    """An event's document; `place` is the event's name in errors, "" for the only one of a call."""
-    if type(event) is not dict and not isinstance(event, Mapping):
-        raise ArgumentTypeError(f"{place or 'a run event'} must be a mapping, got {type(event).__name__}")
-    given = cast("Mapping[str, Any]", event)
-    prefix = f"{place}." if place else ""
-    if not _FIELDS.issuperset(given):
-        name = next(name for name in given if name not in _FIELDS)
-        path = f"{prefix}{name}: " if place else ""
-        raise ArgumentTypeError(
-            f"{path}unknown run event field {name!r}; expected one of {', '.join(sorted(_FIELDS))}"
-        )
-    thread_id, run_id, event_type, category = map(given.get, _REQUIRED)
-    if thread_id is None or run_id is None or event_type is None or category is None:
-        name = next(name for name in _REQUIRED if given.get(name) is None)
-        raise ArgumentValueError(f"{prefix}{name} is missing; a run event requires {', '.join(_REQUIRED)}")
-    content = given.get("content")
-    user_id = arguments.optional_text(prefix + "user_id", given.get("user_id"))
+def _encoded(event: CheckedRunEvent, now: str) -> Document:
+    """A checked event's document."""
     return new_event(
         {
-            "thread_id": arguments.identifier(prefix + "thread_id", thread_id),
-            "run_id": arguments.identifier(prefix + "run_id", run_id),
-            "event_type": arguments.status_text(prefix + "event_type", event_type),
-            "category": arguments.status_text(prefix + "category", category),
-            "content": encode_content(to_json("" if content is None else content, prefix + "content")),
-            "metadata": encode_mapping(to_json_mapping(given.get("metadata"), prefix + "metadata")),
-            "created_at": stored_from_optional(prefix + "created_at", given.get("created_at")) or now,
-            **({} if user_id is None else {"user_id": user_id}),
+            "thread_id": event.thread_id,
+            "run_id": event.run_id,
+            "event_type": event.event_type,
+            "category": event.category,
+            "content": encode_content(event.content),
+            "metadata": encode_mapping(event.metadata),
+            "created_at": stored_from_optional("created_at", event.created_at) or now,
+            **({} if event.user_id is None else {"user_id": event.user_id}),
         }
     )
 
@@ -119,24 +96,17 @@ class MongoRunEventStore(RunEventStore, Following):
     # Writing.
 
     async def put_batch(self, events: Sequence[RunEventFields]) -> list[RunEventRow]:
-        if isinstance(events, str | bytes | Mapping) or not isinstance(events, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
-            raise ArgumentTypeError(f"events must be a list of mappings, got {type(events).__name__}")
-        given, now = list(events), stored_now()
-        try:
-            documents = [_encoded("", event, now) for event in given]
-        except (TypeError, ValueError):
-            # A second pass only for the place in the error's text, which would cost time for every event.
-            documents = [_encoded(f"events[{i}]", event, now) for i, event in enumerate(given)]
-        return await self._put(documents, now)
+        given, now = checked_events(events), stored_now()
+        return await self._put([_encoded(event, now) for event in given], now)
 
     async def put(self, **event: Unpack[RunEventFields]) -> RunEventRow:
         now = stored_now()
-        [row] = await self._put([_encoded("", event, now)], now)
+        [row] = await self._put([_encoded(checked_event(event), now)], now)
         return row
 
     async def put_if_absent(self, **event: Unpack[RunEventFields]) -> tuple[RunEventRow, bool]:
         now = stored_now()
-        document: Document = {**_encoded("", event, now), ONCE: True}
+        document: Document = {**_encoded(checked_event(event), now), ONCE: True}
         query = queries.events_of_run(document["thread_id"], document["run_id"], document["event_type"])
         self._backlog.check_open()
         permit = self._permit([query["thread_id"]])

@@ -15,7 +15,6 @@ from ...contract.errors import UserExistsError
 from ...contract.rows import TimeInput, UserRow
 from .. import queries
 from ..documents.counting import count_pipeline, counted
-from ..documents.encoding import Document
 from ..documents.stored_times import stored_from_optional
 from ..documents.users import new_user, user_fields, user_row, user_update
 from ..drivers.collection import Collection
@@ -24,27 +23,6 @@ from ..queries import Query
 from ..schema import EMAIL_INDEX, OAUTH_INDEX, OLDEST_USER_FIRST
 
 _UNIQUE = ((EMAIL_INDEX, "email"), (OAUTH_INDEX, "OAuth identity"))
-
-
-def _checked_fields(
-    *,
-    email: object,
-    password_hash: object,
-    system_role: object,
-    oauth_provider: object,
-    oauth_id: object,
-    needs_setup: object,
-    token_version: object,
-) -> Document:
-    return user_fields(
-        email=arguments.identifier("email", email),
-        password_hash=arguments.optional_text("password_hash", password_hash),
-        system_role=arguments.identifier("system_role", system_role),
-        oauth_provider=arguments.optional_text("oauth_provider", oauth_provider),
-        oauth_id=arguments.optional_text("oauth_id", oauth_id),
-        needs_setup=arguments.flag("needs_setup", needs_setup),
-        token_version=arguments.count("token_version", token_version),
-    )
 
 
 def _exists_error(error: DuplicateKeyError) -> UserExistsError:
@@ -81,14 +59,16 @@ class MongoUserStore(UserStore):
     ) -> UserRow:
         document = new_user(
             arguments.identifier("user_id", user_id),
-            _checked_fields(
-                email=email,
-                password_hash=password_hash,
-                system_role=system_role,
-                oauth_provider=oauth_provider,
-                oauth_id=oauth_id,
-                needs_setup=needs_setup,
-                token_version=token_version,
+            user_fields(
+                **arguments.account_fields(
+                    email=email,
+                    password_hash=password_hash,
+                    system_role=system_role,
+                    oauth_provider=oauth_provider,
+                    oauth_id=oauth_id,
+                    needs_setup=needs_setup,
+                    token_version=token_version,
+                )
             ),
             stored_from_optional("created_at", created_at),
         )
@@ -119,7 +99,7 @@ class MongoUserStore(UserStore):
         needs_setup: bool,
         token_version: int,
     ) -> bool:
-        fields = _checked_fields(
+        fields = arguments.account_fields(
             email=email,
             password_hash=password_hash,
             system_role=system_role,
@@ -128,8 +108,9 @@ class MongoUserStore(UserStore):
             needs_setup=needs_setup,
             token_version=token_version,
         )
+        update = user_update(user_fields(**fields))
         try:
-            return bool(await self._collection.update_one(queries.user_by_id(user_id), user_update(fields)))
+            return bool(await self._collection.update_one(queries.user_by_id(user_id), update))
         except DuplicateKeyError as error:
             raise _exists_error(error) from error.__cause__
 
