@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, cast
 
+from .arguments import model_counts
+from .errors import InvalidArgumentError
 from .protocols import RunLifecycleEvent, RunObserver, RunWriteRepository, ThreadMetaStorage
 from .rows import COMPLETION_COUNTS, COMPLETION_TEXTS, MAX_COUNT, RunCompletionFields
 
@@ -71,22 +73,39 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
 
 
+def _are_model_counts(value: object) -> bool:
+    try:
+        return model_counts(_BY_MODEL, value) is not None
+    except InvalidArgumentError:
+        return False
+
+
+_BY_MODEL = "token_usage_by_model"
+_CHECKS: dict[str, Callable[[object], bool]] = {
+    **dict.fromkeys(COMPLETION_COUNTS, _is_count),
+    **dict.fromkeys(COMPLETION_TEXTS, lambda value: isinstance(value, str)),
+    _BY_MODEL: _are_model_counts,
+}
+"""Each field of a completion that a payload may have -> whether a value of it can be stored."""
+
+
 def _completion_of(event: RunLifecycleEvent) -> RunCompletionFields | None:
     """The payload's counts and texts of a completion, without invalid ones; None if it has none.
 
     A count of the wrong type must not stop the run's ending from being stored, so it is left out and logged.
+    One invalid model leaves out all counts by model: a part of them would look like the whole.
     """
     data = _payload_of(event).get("completion_data")
     if not isinstance(data, Mapping):
         return None
     fields: dict[str, Any] = {"ended_at": _time_of(event)}
     for name, value in cast("Mapping[str, object]", data).items():
-        fits = (name in COMPLETION_COUNTS and _is_count(value)) or (
-            name in COMPLETION_TEXTS and isinstance(value, str)
-        )
-        if fits:
+        check = _CHECKS.get(name)
+        if check is None:
+            continue
+        if check(value):
             fields[name] = value
-        elif name in COMPLETION_COUNTS or (name in COMPLETION_TEXTS and value is not None):
+        elif value is not None or name in COMPLETION_COUNTS:
             logger.warning(
                 "run %s: invalid completion value %s=%r was left out",
                 event.run_id,

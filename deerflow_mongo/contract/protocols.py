@@ -145,9 +145,13 @@ class RunWriteRepository(Protocol):
         """Set the status, all token counts, the texts and `ended_at` in one atomic update.
 
         An absent count becomes 0, an absent text None; a text that is `UNSET` stays as it is. `ended_at` is
-        the given one, or now where the status is an ending and none is set. Counts by model stay as recorded,
-        unless `token_usage_by_model` replaces all of them; a model's name is text of at most 1,024 bytes.
-        With an active status, an ended run stays as it is, except for times that are not set yet.
+        the given one, or now where the status is an ending and none is set. With an active status, an ended
+        run stays as it is, except for times that are not set yet.
+
+        With `token_usage_by_model` None, the counts by model stay as recorded; a mapping replaces all of
+        them, and an empty one clears them. `ModelTokenCounts` has the counts of a model and their defaults;
+        other keys are ignored. A model's name is any text of at most 1,024 bytes. The run's totals are not
+        derived from these counts.
         """
         ...
 

@@ -27,6 +27,7 @@ from .feedback import FeedbackStoreContract
 from .following import FollowingContract
 from .identifiers import IdentifierContract
 from .many_rows import ManyRowsContract
+from .model_counts import ModelCountContract
 from .new_after_deletion import NewAfterDeletionContract
 from .observer import ObserverContract
 from .payloads import PayloadContract
@@ -56,6 +57,7 @@ __all__ = [
     "FollowingContract",
     "IdentifierContract",
     "ManyRowsContract",
+    "ModelCountContract",
     "NewAfterDeletionContract",
     "ObserverContract",
     "PayloadContract",
@@ -83,6 +85,7 @@ class StorageConformance(
     RunStoreContract,
     RunUpdateContract,
     TokenUsageContract,
+    ModelCountContract,
     FeedbackStoreContract,
     VoteContract,
     ThreadStoreContract,

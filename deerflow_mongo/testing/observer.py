@@ -110,6 +110,41 @@ class ObserverContract(Contract):
                 assert (row["status"], row["ended_at"]) == (status, _AT_TEXT)
                 assert {name: row[name] for name in COMPLETION_DATA} == COMPLETION_DATA
 
+    async def test_ending_event_with_counts_by_model_stores_them(self, storage: Storage) -> None:
+        by_model = {"gpt-4.1": {"input_tokens": 5, "output_tokens": 2, "llm_calls": 3}}
+        expected = {"runs": 1, "tokens": 7, "input_tokens": 5, "output_tokens": 2, "llm_calls": 3}
+        for kind in _ENDINGS:
+            with case(kind):
+                data = {**COMPLETION_DATA, "token_usage_by_model": by_model}
+                await _after(storage, kind, {"completion_data": data}, thread_id=f"thread of {kind}")
+                usage = await storage.runs.token_usage_by_thread(f"thread of {kind}", user_id=None)
+                assert usage["by_model"] == {"gpt-4.1": expected}
+
+    async def test_invalid_counts_by_model_are_left_out_and_logged(
+        self, storage: Storage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """All of them; the other counts are stored, and the counts by model stay as recorded."""
+        invalid: tuple[Any, ...] = ("text", 5, ["m"], {"m": 5}, {5: {}}, {"a": {}, "b": {"llm_calls": -1}})
+        for value in invalid:
+            with case(value), caplog.at_level(logging.WARNING):
+                caplog.clear()
+                thread_id = f"thread {value!r}"
+                await given_run(storage, thread_id, thread_id, status="running")
+                await storage.runs.record_token_usage(
+                    thread_id, caller="subagent", model_name="m", input_tokens=1
+                )
+                data = {**COMPLETION_DATA, "token_usage_by_model": value}
+                await storage.observer().on_event(
+                    _event("run_completed", {"completion_data": data}, run_id=thread_id)
+                )
+                row = dict(await stored_run(storage, thread_id))
+                assert (row["status"], row["total_tokens"]) == ("success", COMPLETION_DATA["total_tokens"])
+                usage = await storage.runs.token_usage_by_thread(thread_id, user_id=None)
+                assert [(name, used["tokens"]) for name, used in usage["by_model"].items()] == [("m", 1)]
+                [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
+                assert thread_id in record.getMessage()
+                assert "token_usage_by_model" in record.getMessage()
+
     async def test_ending_event_with_empty_completion_data_ends_the_run(self, storage: Storage) -> None:
         for kind, status in _ENDINGS.items():
             with case(kind):

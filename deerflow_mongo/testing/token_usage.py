@@ -13,7 +13,7 @@ from ..contract.rows import CALLERS, Caller
 from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case, given_run, stored_run
 from .values import exactly
 
-_MODELS = (
+MODELS = (
     "gpt-4.1",
     "gpt-4%2E1",
     "claude-3.5-sonnet@2026.01",
@@ -34,9 +34,11 @@ _MODELS = (
     "..",
     "x" * 1_000,
 )
+"""Names with every character that a database may treat as syntax."""
 
 
-def _model_usage(runs: int, input_tokens: int, output_tokens: int, llm_calls: int) -> dict[str, int]:
+def model_usage(runs: int, input_tokens: int, output_tokens: int, llm_calls: int) -> dict[str, int]:
+    """One model's share in `by_model`, where the total is input plus output."""
     return {
         "runs": runs,
         "tokens": input_tokens + output_tokens,
@@ -113,7 +115,7 @@ class TokenUsageContract(Contract):
         assert await _counts(storage) == expected
         by_model = (await _usage(storage))["by_model"]
         for model in ("gpt-4.1", "small"):
-            assert by_model[model] == _model_usage(1, spent, 100, 100)
+            assert by_model[model] == model_usage(1, spent, 100, 100)
 
     async def test_tokens_recorded_after_the_end_are_counted(self, storage: Storage) -> None:
         await given_run(storage)
@@ -142,7 +144,7 @@ class TokenUsageContract(Contract):
         }
         assert await _counts(storage) == expected
         usage = await _usage(storage)
-        assert usage["by_model"] == {model: _model_usage(1, 7, 0, 1) for model in ("gpt-4.1", "small")}
+        assert usage["by_model"] == {model: model_usage(1, 7, 0, 1) for model in ("gpt-4.1", "small")}
         assert usage["by_caller"] == {"lead_agent": 2, "subagent": 0, "middleware": 0}
 
     async def test_thread_without_runs_has_zero_usage(self, storage: Storage) -> None:
@@ -181,9 +183,9 @@ class TokenUsageContract(Contract):
             "llm_call_count": 220,
             "by_caller": {"lead_agent": 550, "subagent": 605, "middleware": 0},
             "by_model": {
-                "model-0.0": _model_usage(55, 550, 0, 110),
-                "model-1.0": _model_usage(55, 550, 55, 110),
-                "unknown": _model_usage(1, 0, 0, 0),
+                "model-0.0": model_usage(55, 550, 0, 110),
+                "model-1.0": model_usage(55, 550, 55, 110),
+                "unknown": model_usage(1, 0, 0, 0),
             },
         }
         assert exactly(await _usage(storage)) == exactly(expected)
@@ -205,7 +207,7 @@ class TokenUsageContract(Contract):
                 usage = await _usage(storage, user_id=user_id)
                 assert (usage["total_runs"], usage["total_tokens"]) == (runs, tokens)
                 assert usage["by_caller"]["middleware"] == tokens
-                assert usage["by_model"] == ({"m": _model_usage(runs, tokens, 0, runs)} if runs else {})
+                assert usage["by_model"] == ({"m": model_usage(runs, tokens, 0, runs)} if runs else {})
         with acting_as(ALICE):
             assert (await storage.runs.token_usage_by_thread(THREAD))["total_tokens"] == 1
 
@@ -213,7 +215,7 @@ class TokenUsageContract(Contract):
         """With dots, dollar and percent signs, or empty; each is a separate model."""
         for number, run_id in enumerate(("run-a", "run-b")):
             await given_run(storage, run_id)
-            for position, model in enumerate(_MODELS):
+            for position, model in enumerate(MODELS):
                 with case(model):
                     await storage.runs.record_token_usage(
                         run_id,
@@ -223,7 +225,7 @@ class TokenUsageContract(Contract):
                         output_tokens=number,
                     )
         usage = await _usage(storage)
-        expected = {model: _model_usage(2, 2 * position, 1, 2) for position, model in enumerate(_MODELS)}
+        expected = {model: model_usage(2, 2 * position, 1, 2) for position, model in enumerate(MODELS)}
         assert exactly(usage["by_model"]) == exactly(expected)
         assert usage["total_tokens"] == sum(counts["tokens"] for counts in expected.values())
 
@@ -240,9 +242,9 @@ class TokenUsageContract(Contract):
                 llm_call_count=1,
             )
         expected = {
-            "gpt-4.1": _model_usage(2, 4, 2, 2),
-            "$a.b": _model_usage(1, 2, 1, 1),
-            "unknown": _model_usage(1, 2, 1, 1),
+            "gpt-4.1": model_usage(2, 4, 2, 2),
+            "$a.b": model_usage(1, 2, 1, 1),
+            "unknown": model_usage(1, 2, 1, 1),
         }
         assert (await _usage(storage))["by_model"] == expected
 
@@ -254,9 +256,9 @@ class TokenUsageContract(Contract):
         await storage.runs.record_token_usage("run-3", caller="lead_agent", model_name="small", llm_calls=0)
         usage = await _usage(storage)
         expected = {
-            "gpt-4.1": _model_usage(2, 0, 0, 0),
-            "unknown": _model_usage(1, 0, 0, 0),
-            "small": _model_usage(1, 0, 0, 0),
+            "gpt-4.1": model_usage(2, 0, 0, 0),
+            "unknown": model_usage(1, 0, 0, 0),
+            "small": model_usage(1, 0, 0, 0),
         }
         assert exactly(usage["by_model"]) == exactly(expected)
         assert (usage["total_runs"], usage["total_tokens"], usage["llm_call_count"]) == (4, 0, 0)
