@@ -158,18 +158,58 @@ def test_another_packages_backend_needs_no_plugin_of_ours(pytester: pytest.Pytes
     )
 
 
-def test_failure_in_a_table_names_its_case(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(
-        """
-        from deerflow_mongo.testing.contract import case
+_TABLES_OF_CASES = """
+    import pytest
+    from deerflow_mongo.testing import Contract, case
 
-        def test_table():
-            for number in (1, 2, 3):
-                with case("odd", number):
-                    assert number < 3
-        """
+    class Tables(Contract):
+        async def test_some_fail(self):
+            for number in range(5):
+                with case("number", number), pytest.raises(ValueError, match="odd"):
+                    if number != 1:
+                        raise ValueError("odd" if number != 3 else "even")
+            assert False, "the last line"
+
+        def test_none_fails(self):
+            for number in range(5):
+                with case(number):
+                    assert number < 5
+
+    class TestTables(Tables):
+        pass
+
+    class TestKnown(Tables):
+        expected_failures = {"test_some_fail": "known", "test_none_fails": "it passes"}
+
+    def test_outside_of_a_contract():
+        with case("first"):
+            assert False
+"""
+
+
+def test_every_failed_case_of_a_table_is_reported(pytester: pytest.Pytester) -> None:
+    """With its reason and its line, and what failed after the cases; a known failure stays strict."""
+    pytester.makepyfile(_TABLES_OF_CASES)
+    result = pytester.runpytest_subprocess("-rfxX", "-o", "asyncio_mode=strict", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=1, failed=3, xfailed=1)
+    result.stdout.fnmatch_lines(
+        [
+            '>*with case("number", number), pytest.raises(*',
+            "E*AssertionError: 2 of 5 cases failed",
+            "E*  case number, 1: test_*.py:*: Failed: DID NOT RAISE*",
+            "E*  case number, 3: test_*.py:*: AssertionError: Regex pattern did not match.",
+            "E*  after the cases: test_*.py:*: AssertionError: the last line",
+        ]
     )
-    pytester.runpytest_subprocess("-p", "no:cacheprovider").stdout.fnmatch_lines(["*case: odd, 3*"])
+    result.stdout.no_fnmatch_line("*case number, 2*")
+    result.stdout.fnmatch_lines_random(
+        [
+            "*XPASS(strict)*it passes*",
+            "FAILED*TestKnown::test_none_fails*",
+            "*case: first*",
+            "XFAIL*TestKnown::test_some_fail*known*",
+        ]
+    )
 
 
 def test_unknown_kind_is_an_error() -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from . import _requirements as _requirements  # first: what follows needs pytest
 from .accounts import AccountContract
 from .actors import ActorContract
+from .cases import case
 from .contention import ContentionContract
 from .contract import KINDS, Contract, needs, needs_new_database
 from .copies import CopyContract
@@ -73,6 +74,7 @@ __all__ = [
     "ThreadStoreContract",
     "TokenUsageContract",
     "VoteContract",
+    "case",
     "needs",
     "needs_new_database",
 ]

@@ -11,7 +11,8 @@ import pytest
 from ..contract.actor import AUTO
 from ..contract.factory import create_storage
 from ..contract.protocols import Storage
-from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case, given_run, snapshot
+from .cases import case
+from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, given_run, snapshot
 from .methods import OWNED, Method
 from .network import no_connections
 

@@ -10,12 +10,12 @@ from typing import Any
 from ..contract.factory import create_storage
 from ..contract.protocols import Storage
 from ..contract.rows import CALLERS
+from .cases import case
 from .contract import (
     ALICE,
     RUN,
     THREAD,
     Contract,
-    case,
     given_run,
     needs,
     on_new_database,

@@ -17,6 +17,7 @@ from ..contract.actor import ActorContext, bind_actor_context, reset_actor_conte
 from ..contract.factory import create_storage
 from ..contract.protocols import Storage
 from ..contract.rows import RunRow, ThreadMeta
+from .cases import collecting_cases
 
 KINDS: Mapping[str, str] = {
     "processes": "several processes share one database",
@@ -117,8 +118,11 @@ def _check_nothing_hidden(cls: type, tests: Mapping[str, FunctionType]) -> None:
 def _bind(cls: type[Contract], name: str, test: FunctionType) -> None:
     """Give `cls` its own copy of an inherited test if this backend's marks differ, and only then."""
     original = _original(test)
-    if inspect.iscoroutinefunction(original) and original is test and name in vars(cls):
-        pytest.mark.asyncio(original)
+    if original is test and name in vars(cls) and not hasattr(test, "__wrapped__"):
+        original = test = cast("FunctionType", collecting_cases(test))
+        if inspect.iscoroutinefunction(original):
+            pytest.mark.asyncio(original)
+        setattr(cls, name, original)
     marks = [
         pytest.mark.skip(reason=f"{name} needs {kind}: {reason}") for kind, reason in _lacking(cls, original)
     ]
@@ -148,16 +152,6 @@ def _copy(test: FunctionType) -> FunctionType:
 
 
 # -- what tests share ------------------------------------------------------------------------------
-
-
-@contextmanager
-def case(*names: object) -> Generator[None]:
-    """One row of a table of cases: a failure inside names it."""
-    try:
-        yield
-    except BaseException as error:
-        error.add_note("case: " + ", ".join(name if isinstance(name, str) else repr(name) for name in names))
-        raise
 
 
 @contextmanager

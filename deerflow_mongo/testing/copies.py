@@ -13,7 +13,8 @@ from typing import Any, cast
 from ..contract.capabilities import Accounts, Following
 from ..contract.protocols import Storage
 from ..contract.rows import ThreadMeta
-from .contract import ALICE, RUN, THREAD, Contract, case, snapshot
+from .cases import case
+from .contract import ALICE, RUN, THREAD, Contract, snapshot
 from .payloads import NEW_EVENT, payload_writes
 from .values import exactly
 

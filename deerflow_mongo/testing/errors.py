@@ -26,7 +26,8 @@ from ..contract.errors import (
 )
 from ..contract.protocols import Storage
 from ..contract.rows import ThreadMetaCreate
-from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case, given_run, snapshot
+from .cases import case
+from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, given_run, snapshot
 from .identifiers import invalid_calls
 from .limits import oversized_text
 from .methods import LIMITED, METHODS, OWNED

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from ..contract.protocols import Storage
-from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case
+from .cases import case
+from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as
 from .run_events import all_events, event, seqs
 
 _UNOWNED = "thread-without-owner"
@@ -89,15 +90,16 @@ class EventAccessContract(Contract):
         """Every call reads the owner again; permissions are not cached."""
         await _given(storage)
         for owner, other in ((BOB, ALICE), (ALICE, BOB), (BOB, ALICE)):
-            await storage.threads.delete_thread(THREAD)
-            await storage.threads.ensure_thread(thread_id=THREAD, user_id=owner)
-            with acting_as(other):
-                assert await _seen(storage, THREAD) == {0}
-                with pytest.raises(PermissionError):
+            with case(owner):
+                await storage.threads.delete_thread(THREAD)
+                await storage.threads.ensure_thread(thread_id=THREAD, user_id=owner)
+                with acting_as(other):
+                    assert await _seen(storage, THREAD) == {0}
+                    with pytest.raises(PermissionError):
+                        await storage.run_events.put(**event())
+                with acting_as(owner):
                     await storage.run_events.put(**event())
-            with acting_as(owner):
-                await storage.run_events.put(**event())
-                assert await _seen(storage, THREAD) != {0}
+                    assert await _seen(storage, THREAD) != {0}
 
     async def test_concurrent_writers_are_authorized_individually(self, storage: Storage) -> None:
         await _given(storage)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from ..contract.protocols import Storage
-from .contract import RUN, THREAD, Contract, case
+from .cases import case
+from .contract import RUN, THREAD, Contract
 from .limits import base_bytes
 from .run_events import event, seqs
 

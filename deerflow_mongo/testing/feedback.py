@@ -10,7 +10,8 @@ import pytest
 
 from ..contract.actor import AUTO
 from ..contract.protocols import Storage
-from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case
+from .cases import case
+from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as
 from .values import assert_is_now, assert_row_time, exactly, now
 
 _ON_RUN: dict[str, Any] = {"run_id": RUN, "thread_id": THREAD}

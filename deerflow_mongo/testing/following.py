@@ -13,7 +13,8 @@ from ..contract.capabilities import Following
 from ..contract.errors import InvalidArgumentError
 from ..contract.factory import create_storage
 from ..contract.protocols import Storage
-from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case, needs
+from .cases import case
+from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, needs
 from .run_events import event, seqs
 
 _TIMEOUT_S = 60

@@ -11,18 +11,8 @@ from ..contract.errors import StorageError
 from ..contract.factory import create_storage
 from ..contract.protocols import Storage
 from ..contract.rows import ThreadMetaCreate
-from .contract import (
-    ALICE,
-    BOB,
-    RUN,
-    THREAD,
-    Contract,
-    acting_as,
-    case,
-    given_run,
-    snapshot,
-    stored_thread,
-)
+from .cases import case
+from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, given_run, snapshot, stored_thread
 from .methods import LIMITED, METHODS, OPTIONAL, REQUIRED, Method
 from .network import no_connections
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..contract.capabilities import Accounts, Following
 from ..contract.protocols import Storage
+from .cases import case
 from .contract import ALICE, BOB, RUN, THREAD, Contract
 from .run_events import event, seqs
 
@@ -91,11 +92,12 @@ class ManyRowsContract(Contract):
             await threads.ensure_thread(thread_id=f"thread-{number}", metadata={"k": 1}, user_id=ALICE)
         newest = _falling("thread")
         for order in ("newest_first", "last_updated_first"):
-            arguments: dict[str, Any] = {"metadata": {"k": 1}, "user_id": ALICE, "order": order}
-            found = await threads.search_threads(**arguments, limit=10_000)
-            assert [thread.thread_id for thread in found] == newest
-            page = await threads.search_threads(**arguments, limit=10_000, offset=500)
-            assert [thread.thread_id for thread in page] == newest[500:]
+            with case(order):
+                arguments: dict[str, Any] = {"metadata": {"k": 1}, "user_id": ALICE, "order": order}
+                found = await threads.search_threads(**arguments, limit=10_000)
+                assert [thread.thread_id for thread in found] == newest
+                page = await threads.search_threads(**arguments, limit=10_000, offset=500)
+                assert [thread.thread_id for thread in page] == newest[500:]
 
     async def test_count_and_list_cover_more_than_500_accounts(self, storage: Storage) -> None:
         """Where the storage has accounts."""

@@ -11,7 +11,8 @@ import pytest
 from ..contract.errors import InvalidArgumentError
 from ..contract.protocols import Storage
 from ..contract.rows import ACTIVE_STATUSES, ENDED_STATUSES, MAX_COUNT
-from .contract import ALICE, RUN, THREAD, Contract, case, given_run, snapshot, stored_run
+from .cases import case
+from .contract import ALICE, RUN, THREAD, Contract, given_run, snapshot, stored_run
 from .token_usage import MODELS, model_usage
 from .values import exactly
 

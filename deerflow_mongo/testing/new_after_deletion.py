@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ..contract.protocols import Storage
-from ..contract.rows import ThreadMetaCreate
+from ..contract.rows import ThreadMeta, ThreadMetaCreate
+from .cases import case
 from .contract import ALICE, BOB, RUN, THREAD, Contract, given_run, stored_run, stored_thread
 from .values import COMPLETION_DATA, exactly
 
@@ -39,22 +41,25 @@ class NewAfterDeletionContract(Contract):
         """Neither in total nor by caller nor by model; what is recorded later is all that counts."""
         replacements: tuple[Any, ...] = (None, {"old": {"input_tokens": 3}})
         for replaced in replacements:
-            await given_run(storage)
-            await _spend(storage)
-            await storage.runs.update_run_completion(RUN, status="error", token_usage_by_model=replaced)
-            assert await storage.runs.delete(RUN, user_id=None) is True
-            assert (await storage.runs.token_usage_by_thread(THREAD, user_id=None))["by_model"] == {}
-            await given_run(storage, model_name="new")
-            usage = await storage.runs.token_usage_by_thread(THREAD, user_id=None)
-            assert list(usage["by_model"]) == ["new"]
-            assert (usage["total_runs"], usage["total_tokens"], usage["llm_call_count"]) == (1, 0, 0)
-            await storage.runs.record_token_usage(RUN, caller="subagent", model_name="new", input_tokens=1)
-            usage = await storage.runs.token_usage_by_thread(THREAD, user_id=None)
-            assert exactly(usage["by_model"]) == exactly(
-                {"new": {"runs": 1, "tokens": 1, "input_tokens": 1, "output_tokens": 0, "llm_calls": 1}}
-            )
-            assert usage["by_caller"] == {"lead_agent": 0, "subagent": 1, "middleware": 0}
-            await storage.runs.delete(RUN, user_id=None)
+            with case(replaced):
+                await given_run(storage)
+                await _spend(storage)
+                await storage.runs.update_run_completion(RUN, status="error", token_usage_by_model=replaced)
+                assert await storage.runs.delete(RUN, user_id=None) is True
+                assert (await storage.runs.token_usage_by_thread(THREAD, user_id=None))["by_model"] == {}
+                await given_run(storage, model_name="new")
+                usage = await storage.runs.token_usage_by_thread(THREAD, user_id=None)
+                assert list(usage["by_model"]) == ["new"]
+                assert (usage["total_runs"], usage["total_tokens"], usage["llm_call_count"]) == (1, 0, 0)
+                await storage.runs.record_token_usage(
+                    RUN, caller="subagent", model_name="new", input_tokens=1
+                )
+                usage = await storage.runs.token_usage_by_thread(THREAD, user_id=None)
+                assert exactly(usage["by_model"]) == exactly(
+                    {"new": {"runs": 1, "tokens": 1, "input_tokens": 1, "output_tokens": 0, "llm_calls": 1}}
+                )
+                assert usage["by_caller"] == {"lead_agent": 0, "subagent": 1, "middleware": 0}
+                await storage.runs.delete(RUN, user_id=None)
 
     async def test_run_created_again_belongs_to_its_new_owner_and_thread(self, storage: Storage) -> None:
         await given_run(storage)
@@ -84,20 +89,24 @@ class NewAfterDeletionContract(Contract):
             ThreadMetaCreate(thread_id=THREAD, status="old", metadata={"old": {"k": 1}}, **old)
         )
         await threads.merge_thread_metadata(THREAD, {"merged": 1})
-        for create in (
-            lambda: threads.create_thread_meta(ThreadMetaCreate(thread_id=THREAD, user_id=BOB)),
-            lambda: threads.ensure_thread(thread_id=THREAD, user_id=BOB),
-        ):
-            assert await threads.delete_thread(THREAD) is True
-            again = await create()
-            assert again == await stored_thread(storage)
-            assert (again.user_id, again.assistant_id, again.display_name) == (BOB, None, None)
-            assert (again.status, again.metadata) == ("idle", {})
-            assert again.created_time == again.updated_time > first.created_time
-            assert await threads.search_threads(metadata={"old": {"k": 1}}, user_id=None) == []
-            assert await threads.search_threads(metadata={"merged": 1}, user_id=None) == []
-            assert await threads.search_threads(user_id=ALICE) == []
-            await threads.update_thread_meta(THREAD, metadata={"old": {"k": 1}}, status="old")
+        creates: dict[str, Callable[[], Awaitable[ThreadMeta]]] = {
+            "create_thread_meta": lambda: threads.create_thread_meta(
+                ThreadMetaCreate(thread_id=THREAD, user_id=BOB)
+            ),
+            "ensure_thread": lambda: threads.ensure_thread(thread_id=THREAD, user_id=BOB),
+        }
+        for name, create in creates.items():
+            with case(name):
+                assert await threads.delete_thread(THREAD) is True
+                again = await create()
+                assert again == await stored_thread(storage)
+                assert (again.user_id, again.assistant_id, again.display_name) == (BOB, None, None)
+                assert (again.status, again.metadata) == ("idle", {})
+                assert again.created_time == again.updated_time > first.created_time
+                assert await threads.search_threads(metadata={"old": {"k": 1}}, user_id=None) == []
+                assert await threads.search_threads(metadata={"merged": 1}, user_id=None) == []
+                assert await threads.search_threads(user_id=ALICE) == []
+                await threads.update_thread_meta(THREAD, metadata={"old": {"k": 1}}, status="old")
 
     async def test_updates_before_a_thread_is_created_have_no_effect_on_it(self, storage: Storage) -> None:
         threads = storage.threads

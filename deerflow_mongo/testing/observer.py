@@ -12,7 +12,8 @@ import pytest
 
 from ..contract.observer import LifecycleEvent, LifecycleEventType, StorageRunObserver
 from ..contract.protocols import Storage
-from .contract import ALICE, RUN, THREAD, Contract, case, given_run, snapshot, stored_run, stored_thread
+from .cases import case
+from .contract import ALICE, RUN, THREAD, Contract, given_run, snapshot, stored_run, stored_thread
 from .values import COMPLETION_DATA
 
 _AT = datetime(2026, 4, 22, 8, 56, 38, 123456, tzinfo=timezone(timedelta(hours=5, minutes=30)))

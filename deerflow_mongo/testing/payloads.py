@@ -13,7 +13,8 @@ import pytest
 from ..contract.errors import InvalidPayloadError, PayloadTooLargeError
 from ..contract.protocols import Storage
 from ..contract.rows import ThreadMetaCreate
-from .contract import ALICE, RUN, THREAD, Contract, case, given_run, snapshot, stored_run, stored_thread
+from .cases import case
+from .contract import ALICE, RUN, THREAD, Contract, given_run, snapshot, stored_run, stored_thread
 from .payload_values import (
     BORDERLINE,
     CONVERSIONS,
@@ -272,11 +273,12 @@ class PayloadContract(Contract):
         """The error is an `InvalidPayloadError`, and a `ValueError` too."""
         payload = {"steps": [{"ok": 1}, {"broken": self_referencing(list)}]}
         for field in ("metadata", "kwargs"):
-            arguments: dict[str, Any] = {field: payload}
-            with pytest.raises(InvalidPayloadError, match=field) as raised:
-                await storage.runs.create(RUN, THREAD, user_id=None, **arguments)
-            assert "steps" in str(raised.value)
-            assert isinstance(raised.value, ValueError)
+            with case(field):
+                arguments: dict[str, Any] = {field: payload}
+                with pytest.raises(InvalidPayloadError, match=field) as raised:
+                    await storage.runs.create(RUN, THREAD, user_id=None, **arguments)
+                assert "steps" in str(raised.value)
+                assert isinstance(raised.value, ValueError)
 
     async def test_row_survives_a_json_round_trip(self, storage: Storage) -> None:
         row = await given_run(storage, metadata=ROUND_TRIPS)

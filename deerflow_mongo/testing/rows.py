@@ -13,7 +13,8 @@ import pytest
 
 from ..contract.protocols import Storage
 from ..contract.rows import FeedbackRow, RunRow, ThreadMeta
-from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case, given_run, stored_run, stored_thread
+from .cases import case
+from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, given_run, stored_run, stored_thread
 from .values import assert_plain, assert_row_time, now
 
 _IST = timezone(timedelta(hours=5, minutes=30))
@@ -117,7 +118,8 @@ class RowContract(Contract):
             "list_by_thread": await storage.runs.list_by_thread(THREAD, user_id=None),
             "token_usage_by_thread": await storage.runs.token_usage_by_thread(THREAD, user_id=None),
         }.items():
-            assert_plain(value, place)
+            with case(place):
+                assert_plain(value, place)
 
     async def test_feedback_and_threads_contain_only_plain_json_types(self, storage: Storage) -> None:
         vote: dict[str, Any] = {
@@ -140,8 +142,9 @@ class RowContract(Contract):
             "metadata": thread.metadata,
             "thread": [thread.thread_id, thread.user_id, thread.status],
         }.items():
-            assert_plain(value, place)
-            assert json.loads(json.dumps(value)) == value
+            with case(place):
+                assert_plain(value, place)
+                assert json.loads(json.dumps(value)) == value
 
     async def test_run_times_round_trip_to_the_microsecond(self, storage: Storage) -> None:
         """Any offset or `Z`, or a datetime; a naive one means UTC; a fraction of zero is not written."""

@@ -14,7 +14,8 @@ from ..contract.errors import InvalidPayloadError, PayloadTooLargeError
 from ..contract.factory import create_storage
 from ..contract.protocols import Storage
 from ..contract.rows import RunEventRow
-from .contract import RUN, THREAD, Contract, case, needs
+from .cases import case
+from .contract import RUN, THREAD, Contract, needs
 from .limits import must_raise, oversized_text
 from .payload_values import CONVERSIONS, ROUND_TRIPS, self_referencing, with_own_keys
 from .values import assert_is_now, assert_plain, assert_row_time, exactly, now
@@ -64,9 +65,10 @@ class RunEventContract(Contract):
     async def test_event_fields_have_the_documented_defaults(self, storage: Storage) -> None:
         since = now()
         for fields in ({}, {"content": None, "metadata": None, "created_at": None}):
-            row = await storage.run_events.put(**event(**fields))
-            assert (row["content"], row["metadata"]) == ("", {})
-            assert_is_now(assert_row_time(row["created_at"]), since=since)
+            with case(fields):
+                row = await storage.run_events.put(**event(**fields))
+                assert (row["content"], row["metadata"]) == ("", {})
+                assert_is_now(assert_row_time(row["created_at"]), since=since)
 
     async def test_event_time_is_stored_in_utc(self, storage: Storage) -> None:
         """To the microsecond."""
@@ -125,7 +127,8 @@ class RunEventContract(Contract):
         calls = [storage.run_events.put_batch([event(thread_id=f"thread-{n % 20}")] * 2) for n in range(100)]
         await asyncio.gather(*calls)
         for n in range(20):
-            assert seqs(await all_events(storage, f"thread-{n}")) == list(range(1, 11))
+            with case(n):
+                assert seqs(await all_events(storage, f"thread-{n}")) == list(range(1, 11))
 
     # Content and invalid input.
 

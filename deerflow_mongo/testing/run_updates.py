@@ -11,7 +11,8 @@ import pytest
 
 from ..contract.protocols import Storage
 from ..contract.rows import ACTIVE_STATUSES, COMPLETION_TEXTS, ENDED_STATUSES, UNSET
-from .contract import RUN, THREAD, Contract, case, given_run, snapshot, stored_run
+from .cases import case
+from .contract import RUN, THREAD, Contract, given_run, snapshot, stored_run
 from .values import COMPLETION_DATA, assert_is_now, assert_row_time, exactly, now
 
 _STATUSES = (*ACTIVE_STATUSES, *ENDED_STATUSES)
@@ -295,10 +296,11 @@ class RunUpdateContract(Contract):
         await storage.runs.update_run_completion(RUN, status="error", **_COMPLETION, ended_at=_EARLY)
         expected = {**_NO_COMPLETION, **{name: _COMPLETION[name] for name in texts}}
         for ended_at in (None, _LATE):
-            await storage.runs.update_run_completion(
-                RUN, status="success", ended_at=ended_at, **_other_texts_unset()
-            )
-            assert _of(await stored_run(storage), _COMPLETION) == expected
+            with case(ended_at):
+                await storage.runs.update_run_completion(
+                    RUN, status="success", ended_at=ended_at, **_other_texts_unset()
+                )
+                assert _of(await stored_run(storage), _COMPLETION) == expected
         for name in texts:
             for text in ("another $text", "", None):
                 with case(name, text):

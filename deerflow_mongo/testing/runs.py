@@ -11,7 +11,8 @@ import pytest
 from ..contract.errors import RunExistsError
 from ..contract.protocols import Storage
 from ..contract.rows import ACTIVE_STATUSES, ENDED_STATUSES, PENDING, RunRow
-from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case, given_run, stored_run
+from .cases import case
+from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, given_run, stored_run
 from .values import assert_is_now, assert_row_time, exactly, now
 
 _DAY = datetime(2026, 4, 22, tzinfo=UTC)

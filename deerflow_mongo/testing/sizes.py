@@ -9,7 +9,8 @@ from typing import Any
 
 from ..contract.errors import PayloadTooLargeError
 from ..contract.protocols import Storage
-from .contract import ALICE, RUN, THREAD, Contract, case, given_run, snapshot, stored_run, stored_thread
+from .cases import case
+from .contract import ALICE, RUN, THREAD, Contract, given_run, snapshot, stored_run, stored_thread
 from .limits import (
     MEBIBYTE,
     assert_as_stated,

@@ -13,18 +13,8 @@ import pytest
 from ..contract.errors import StorageConfigError, StorageError, StorageUnavailableError
 from ..contract.factory import create_storage
 from ..contract.protocols import FeedbackStore, RunEventStore, RunStore, Storage, ThreadStore
-from .contract import (
-    ALICE,
-    RUN,
-    THREAD,
-    Contract,
-    case,
-    given_run,
-    needs,
-    on_new_database,
-    snapshot,
-    stored_run,
-)
+from .cases import case
+from .contract import ALICE, RUN, THREAD, Contract, given_run, needs, on_new_database, snapshot, stored_run
 from .methods import METHODS
 from .network import no_connections
 from .run_events import event
@@ -138,7 +128,7 @@ class StorageContract(Contract):
         await given_run(storage)
         await storage.aclose()
         for method in METHODS:
-            with pytest.raises(StorageError):
+            with case(method.path), pytest.raises(StorageError):
                 await method(storage)
 
     async def test_ping_returns_while_the_storage_is_open(self, storage: Storage) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from ..contract.protocols import Storage
 from ..contract.rows import ThreadMetaCreate
-from .contract import ALICE, BOB, THREAD, Contract, case, stored_thread
+from .cases import case
+from .contract import ALICE, BOB, THREAD, Contract, stored_thread
 from .values import assert_is_now, exactly, now
 
 _KEYS: dict[str, Any] = {

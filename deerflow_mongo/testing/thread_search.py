@@ -11,7 +11,8 @@ import pytest
 from ..contract.errors import InvalidPayloadError
 from ..contract.protocols import Storage
 from ..contract.rows import ThreadMetaCreate
-from .contract import ALICE, BOB, Contract, acting_as, case
+from .cases import case
+from .contract import ALICE, BOB, Contract, acting_as
 
 _VALUES: dict[str, Any] = {
     "one": 1,
@@ -142,16 +143,17 @@ class ThreadSearchContract(Contract):
             *(storage.threads.update_thread_meta(f"thread-{number}", status="busy") for number in range(60))
         )
         for user_id in (None, ALICE):
-            found = await storage.threads.search_threads(
-                user_id=user_id, order="last_updated_first", limit=1_000
-            )
-            keys = [(thread.updated_time, thread.thread_id) for thread in found]
-            assert keys == sorted(keys, reverse=True)
-            pages = [
-                await _found(storage, user_id=user_id, order="last_updated_first", limit=7, offset=at)
-                for at in range(0, 63, 7)
-            ]
-            assert [thread_id for page in pages for thread_id in page] == [key[1] for key in keys]
+            with case(user_id):
+                found = await storage.threads.search_threads(
+                    user_id=user_id, order="last_updated_first", limit=1_000
+                )
+                keys = [(thread.updated_time, thread.thread_id) for thread in found]
+                assert keys == sorted(keys, reverse=True)
+                pages = [
+                    await _found(storage, user_id=user_id, order="last_updated_first", limit=7, offset=at)
+                    for at in range(0, 63, 7)
+                ]
+                assert [thread_id for page in pages for thread_id in page] == [key[1] for key in keys]
 
     async def test_unknown_thread_order_raises(self, storage: Storage) -> None:
         await _given(storage, "one")
@@ -338,5 +340,8 @@ class ThreadSearchContract(Contract):
         itself: list[Any] = []
         itself.append(itself)
         for metadata in ({"k": itself}, {"k": {"l": itself}}):
-            with pytest.raises(InvalidPayloadError, match="metadata"):
+            with (
+                case(type(metadata["k"]).__name__),
+                pytest.raises(InvalidPayloadError, match="metadata"),
+            ):
                 await _found(storage, metadata=metadata)

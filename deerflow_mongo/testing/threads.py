@@ -13,7 +13,8 @@ from ..contract.actor import AUTO
 from ..contract.errors import ThreadExistsError
 from ..contract.protocols import Storage
 from ..contract.rows import ThreadMeta, ThreadMetaCreate
-from .contract import ALICE, BOB, THREAD, Contract, acting_as, case, snapshot, stored_thread
+from .cases import case
+from .contract import ALICE, BOB, THREAD, Contract, acting_as, snapshot, stored_thread
 from .values import assert_is_now, exactly, now
 
 _FIELDS: dict[str, Any] = {

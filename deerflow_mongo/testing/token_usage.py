@@ -10,7 +10,8 @@ import pytest
 
 from ..contract.protocols import Storage
 from ..contract.rows import CALLERS, Caller
-from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, case, given_run, stored_run
+from .cases import case
+from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, given_run, stored_run
 from .values import exactly
 
 MODELS = (

@@ -7,7 +7,8 @@ from typing import Any
 
 from ..contract.protocols import Storage
 from ..contract.rows import FeedbackRow
-from .contract import ALICE, BOB, RUN, THREAD, Contract, case
+from .cases import case
+from .contract import ALICE, BOB, RUN, THREAD, Contract
 from .values import assert_is_now, assert_row_time, now
 
 _ON_RUN: dict[str, Any] = {"run_id": RUN, "thread_id": THREAD}
