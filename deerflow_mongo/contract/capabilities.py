@@ -18,8 +18,8 @@ class UserStore(Protocol):
     """Accounts, for a host that stores its users in the same database.
 
     No two accounts have the same id, email or OAuth identity, whatever races: the second one raises
-    `UserExistsError` and changes nothing. What a password hash, a role or a token version means is the host's
-    affair.
+    `UserExistsError` and changes nothing. What a password hash, a role or a token version means is up to the
+    host; a hash appears in no error, `repr` or log record.
     """
 
     async def create(

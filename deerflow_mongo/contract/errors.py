@@ -51,7 +51,10 @@ class StorageClosedError(StorageError):
 
 
 class StorageConfigError(StorageError):
-    """The configuration, the server or the stored schema does not fit; the text says what to change."""
+    """The configuration, the server or the stored schema does not fit; the text says what to change.
+
+    It names an unknown option and shows no password.
+    """
 
 
 class BackendNotFoundError(StorageConfigError):
@@ -75,7 +78,10 @@ class MissingDependencyError(StorageConfigError):
 
 
 class InvalidArgumentError(StorageError):
-    """An argument is wrong; nothing was read or written. Raised as one of the two below."""
+    """An argument is wrong; nothing was read or written. Raised as one of the two below.
+
+    The text names the argument; one of a batch of run events with its place: `events[1].run_id`.
+    """
 
 
 class ArgumentTypeError(InvalidArgumentError, TypeError):
@@ -87,7 +93,11 @@ class ArgumentValueError(InvalidArgumentError, ValueError):
 
 
 class InvalidPayloadError(StorageError, ValueError):
-    """A value cannot be stored; `field` is its place, such as `metadata.steps[3]`."""
+    """A value cannot be stored; nothing was written.
+
+    `field` is its place: the argument, and the path from there, as in `metadata.steps[3]`. One of a batch of
+    run events begins with the event's place: `events[1].metadata.steps[3]`. The text names it.
+    """
 
     def __init__(self, field: str, reason: str) -> None:
         self.field = field
@@ -115,7 +125,11 @@ class PayloadTooLargeError(StorageError, ValueError):
 
 
 class ActorMissingError(StorageError, RuntimeError):
-    """`user_id=AUTO`, and no actor with an id is bound; nothing was read or written."""
+    """`user_id=AUTO`, and no actor with an id is bound; nothing was read or written.
+
+    `method_name` ends in the method's name, as in "RunStore.get". The text begins with it and goes on "called
+    with user_id=AUTO but no actor context is set".
+    """
 
     def __init__(self, method_name: str) -> None:
         self.method_name = method_name
@@ -129,14 +143,14 @@ class ThreadAccessError(StorageError, PermissionError):
     """The thread belongs to another user; nothing was written, and the text reveals nothing about it."""
 
     def __init__(self, thread_id: str, action: str) -> None:
-        """`action` completes "not allowed to ..."."""
+        """`action` completes "not allowed to ..."; for run events it is "append events to"."""
         self.thread_id = thread_id
         self.action = action
         super().__init__(f"not allowed to {action} thread {thread_id!r}")
 
 
 class RunExistsError(StorageError):
-    """A run of this id exists already and was not changed."""
+    """A run of this id exists already and was not changed. The text names the id."""
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
@@ -144,7 +158,7 @@ class RunExistsError(StorageError):
 
 
 class ThreadExistsError(StorageError):
-    """A thread of this id exists already and was not changed."""
+    """A thread of this id exists already and was not changed. The text names the id."""
 
     def __init__(self, thread_id: str) -> None:
         self.thread_id = thread_id
@@ -152,7 +166,11 @@ class ThreadExistsError(StorageError):
 
 
 class UserExistsError(StorageError):
-    """Another account has this id, email or OAuth identity already; nothing was written."""
+    """Another account has this id, email or OAuth identity already; nothing was written.
+
+    `taken` is "id", "email" or "OAuth identity", or names all that it may be where the database does not
+    report which. The text names it, and no value or password hash of either account.
+    """
 
     def __init__(self, taken: str) -> None:
         self.taken = taken

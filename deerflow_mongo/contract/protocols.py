@@ -1,8 +1,8 @@
 """The core of the storage contract: runs, feedback, threads, run events, and the storage that has them.
 
-A host depends on these Protocols and on nothing below them; a backend's classes inherit them and document
-only how. What not every backend can do is a capability, in `capabilities.py`. For every method that takes
-`user_id`:
+A host depends on these Protocols and on nothing below them; a backend's classes inherit them, and with them
+the docstrings of their methods. What not every backend can do is a capability, in `capabilities.py`. For
+every method that takes `user_id`:
 
 - `AUTO` (where it is the default) is the current actor's id; with no actor, or one without an id, the method
   raises `ActorMissingError`, a `RuntimeError` that names it, before anything is read or written;
@@ -10,12 +10,13 @@ only how. What not every backend can do is a capability, in `capabilities.py`. F
 - None is no filter, for migrations and trusted code; where a vote is written or looked up, None is the one
   anonymous user.
 
-A row of another user, or of nobody, does not exist for a named caller. Identifiers are text of at most
-1,024 bytes; a `limit` is a whole number from 0 up, and 0 gives nothing. Every error is a `StorageError`. A
-wrong argument raises `ArgumentTypeError` or `ArgumentValueError` (a `TypeError` or `ValueError` too) before
-anything is read or written. Every method may raise `StorageUnavailableError`, which is safe to retry,
-`StorageAccessError`, and `StorageClosedError`; a write may raise `InvalidPayloadError` or
-`PayloadTooLargeError` and has then written nothing.
+A row of another user, or of nobody, does not exist for a named caller. Identifiers are text of at most 1,024
+bytes; a `limit` is a whole number from 0 up, and 0 gives nothing. Every error is a `StorageError`. A wrong
+argument raises `ArgumentTypeError` or `ArgumentValueError` (a `TypeError` or `ValueError` too), whose text
+names the argument, before anything is read or written; for a time it is always `ArgumentValueError`. What the
+text of another error has is stated at its class, in `errors.py`. Every method may raise
+`StorageUnavailableError`, which is safe to retry, `StorageAccessError`, and `StorageClosedError`; a write may
+raise `InvalidPayloadError` or `PayloadTooLargeError` and has then written nothing.
 """
 
 from __future__ import annotations
@@ -70,7 +71,10 @@ class RunReadRepository(Protocol):
 
 
 class RunWriteRepository(Protocol):
-    """Writes of runs. Updating a run that does not exist changes nothing and is logged at WARNING."""
+    """Writes of runs.
+
+    Updating a run that does not exist changes nothing and raises nothing; one record at WARNING has its id.
+    """
 
     async def create(
         self,
@@ -165,7 +169,10 @@ class RunDeleteRepository(Protocol):
 
 
 class TokenUsageRepository(Protocol):
-    """Token counts while a run is active, and their totals."""
+    """Token counts while a run is active, and their totals.
+
+    Recording for a run that does not exist changes nothing; one record at WARNING has its id.
+    """
 
     async def record_token_usage(
         self,
@@ -201,7 +208,7 @@ class RunStore(RunReadRepository, RunWriteRepository, RunDeleteRepository, Token
 class FeedbackStore(Protocol):
     """Votes and comments on runs and messages.
 
-    Raises `ArgumentValueError` for a rating other than the integers 1 and -1.
+    Raises `ArgumentValueError`, whose text names the value, for a rating other than the integers 1 and -1.
     """
 
     async def create(
@@ -301,7 +308,8 @@ class ThreadMetaRepository(Protocol):
     ) -> None:
         """Set what is given (None leaves a field as it is); `metadata` replaces the stored one as a whole.
 
-        For a missing thread nothing is changed, and a WARNING is logged.
+        For a missing thread, or with `user_id` one that does not belong to that user, nothing is changed or
+        raised; one record at WARNING has the thread's id.
         """
         ...
 
@@ -320,7 +328,10 @@ class ThreadMetaRepository(Protocol):
 
 
 class ThreadMetaStorage(Protocol):
-    """Thread metadata as the host's routes use it."""
+    """Thread metadata as the host's routes use it. A `sync_` method of a missing thread changes nothing.
+
+    It logs as `update_thread_meta` does.
+    """
 
     async def get_thread(self, thread_id: str, *, user_id: UserId = AUTO) -> ThreadMeta | None:
         """The thread, or None."""
@@ -389,6 +400,7 @@ class ThreadMetaStorage(Protocol):
 
         `metadata` matches whole values, equal in type and content, of any top-level key: 1 is not True, None
         is not "missing", the order of keys does not count. A blank `status` or `assistant_id` is ignored.
+        Raises `InvalidPayloadError` for metadata without a JSON form.
         """
         ...
 
@@ -405,8 +417,8 @@ class RunEventStore(Protocol):
     smaller seq appears later.
 
     With an actor bound, another user's thread is empty, and writing to it raises `ThreadAccessError`, a
-    `PermissionError`. A thread without an owner, or that `threads` does not have, is open to all. Each call
-    reads the owner again.
+    `PermissionError`, whose text begins "not allowed to append events". A thread without an owner, or that
+    `threads` does not have, is open to all. Each call reads the owner again.
 
     An event may belong to a user as well (`user_id`). A read or a deletion that names a user sees that user's
     events only, also where the thread itself does not exist any more; None, the default, does not filter.
@@ -416,8 +428,10 @@ class RunEventStore(Protocol):
         """Store events, those of one thread under consecutive numbers; rows in the order of the input.
 
         `RunEventFields` has the fields. Raises `ArgumentTypeError` for an unknown field and
-        `ArgumentValueError` for a missing one. Events of several threads are stored thread by thread. Raises
-        `ThreadAccessError` where one of the threads is another user's; then none of the batch is stored.
+        `ArgumentValueError` for a missing one. An error of an argument or a payload names the field and, of
+        several events, the place of its event: `events[1].run_id`; nothing of the batch is stored. Events of
+        several threads are stored thread by thread. Raises `ThreadAccessError` where one of the threads is
+        another user's; then none of the batch is stored.
 
         After a `StorageUnavailableError` the events may be stored or not. If the same process repeats the
         same batch, it is stored once.
@@ -513,13 +527,21 @@ class RunObserver(Protocol):
     """Receives every run lifecycle event."""
 
     async def on_event(self, event: RunLifecycleEvent) -> None:
-        """Store the event. An event that cannot be stored is logged; nothing is raised."""
+        """Store the event. Nothing is raised: the agent's run continues.
+
+        An event that cannot be stored is logged at ERROR, with its type and the run's id. An invalid value in
+        `completion_data` is left out and logged at WARNING, with its name and the run's id; the rest is
+        stored.
+        """
         ...
 
 
 @runtime_checkable
 class Storage(Protocol):
-    """One backend's stores. Building it connects to nothing; it is used within one event loop."""
+    """One backend's stores. Building it connects to nothing; it is used within one event loop.
+
+    No `repr`, error or log record of it shows a password.
+    """
 
     @property
     def runs(self) -> RunStore: ...

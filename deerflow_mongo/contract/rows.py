@@ -166,7 +166,7 @@ class TokenUsage(TypedDict):
 
 
 class FeedbackRow(TypedDict):
-    """One piece of feedback; `owner_id` always equals `user_id`."""
+    """One piece of feedback; `owner_id` always equals `user_id`, and `feedback_id` is a UUID4 as text."""
 
     feedback_id: str
     run_id: str

@@ -60,7 +60,11 @@ class EventAccessContract(Contract):
         """A `PermissionError`; none of the batch is written."""
         await _given(storage)
         for name, write in _writes(storage, THREAD).items():
-            with case(name), acting_as(BOB), pytest.raises(PermissionError, match="not allowed to append"):
+            with (
+                case(name),
+                acting_as(BOB),
+                pytest.raises(PermissionError, match="not allowed to append events"),
+            ):
                 await write()
         assert await _seen(storage, THREAD) == {2}
         assert await all_events(storage, "new") == []

@@ -162,12 +162,12 @@ class RunEventContract(Contract):
         wrong += [(event(**{name: {"$ne": None}}), name) for name in ("thread_id", "run_id", "event_type")]
         wrong += [(event(category=""), "category"), (event(run_id=5), "run_id")]
         wrong += [(event(unknown_field=1), "unknown_field"), (event(metadata=["a"]), "metadata")]
-        wrong += [("text", "mapping"), (None, "mapping"), ([("thread_id", THREAD)], "mapping")]
+        wrong += [("text", ""), (None, ""), ([("thread_id", THREAD)], "")]
         for value, named in wrong:
             with case(named, repr(value)[:60]):
                 with pytest.raises((TypeError, ValueError), match=named) as raised:
                     await storage.run_events.put_batch([event(), value, event()])
-                assert "1" in str(raised.value)  # its position in the batch
+                assert "events[1]" in str(raised.value)
         for value in ("text", {"thread_id": THREAD}, 5, None):
             with case(value), pytest.raises(TypeError):
                 await storage.run_events.put_batch(value)  # pyright: ignore[reportArgumentType]
