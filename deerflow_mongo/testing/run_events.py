@@ -162,7 +162,7 @@ class RunEventContract(Contract):
         wrong += [(event(**{name: {"$ne": None}}), name) for name in ("thread_id", "run_id", "event_type")]
         wrong += [(event(category=""), "category"), (event(run_id=5), "run_id")]
         wrong += [(event(unknown_field=1), "unknown_field"), (event(metadata=["a"]), "metadata")]
-        wrong += [("text", ""), (None, ""), ([("thread_id", THREAD)], "")]
+        wrong += [("text", "events"), (None, "events"), ([("thread_id", THREAD)], "events")]
         for value, named in wrong:
             with case(named, repr(value)[:60]):
                 with pytest.raises((TypeError, ValueError), match=named) as raised:
