@@ -77,11 +77,14 @@ from .contract.rows import (
 
 if TYPE_CHECKING:
     from .mongodb.config import MongoConfig
+    from .mongodb.embedded import EmbeddedServer, start_embedded
     from .mongodb.storage import MongoStorage
 
 _LAZY = {
+    "EmbeddedServer": ".mongodb.embedded",
     "MongoConfig": ".mongodb.config",
     "MongoStorage": ".mongodb.storage",
+    "start_embedded": ".mongodb.embedded",
 }
 
 __all__ = [
@@ -94,6 +97,7 @@ __all__ = [
     "ArgumentValueError",
     "BackendNotFoundError",
     "Checkpointing",
+    "EmbeddedServer",
     "FeedbackRow",
     "FeedbackStore",
     "FeedbackTotals",
@@ -148,6 +152,7 @@ __all__ = [
     "load_config",
     "reset_actor_context",
     "resolve_user_id",
+    "start_embedded",
 ]
 
 

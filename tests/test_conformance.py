@@ -27,6 +27,7 @@ from deerflow_mongo.testing import (
     RunStoreContract,
     SizeContract,
     StorageConformance,
+    StorageContract,
     needs,
     needs_new_database,
 )
@@ -210,6 +211,53 @@ def test_every_failed_case_of_a_table_is_reported(pytester: pytest.Pytester) -> 
             "XFAIL*TestKnown::test_some_fail*known*",
         ]
     )
+
+
+_TESTS_OF_A_HOST = """
+    from collections.abc import Mapping
+    from typing import Any
+
+    import pytest
+    from deerflow_mongo import Storage
+    from deerflow_mongo.testing import StorageContract
+
+    servers = set()
+
+    @pytest.mark.asyncio
+    @pytest.mark.parametrize("attempt", range(3))
+    async def test_database_is_empty(storage: Storage, mongodb_server: str, attempt: int) -> None:
+        servers.add(mongodb_server)
+        await storage.runs.create("run", "thread", user_id=None)
+        assert len(await storage.runs.list_by_thread("thread", user_id=None)) == 1
+        assert len(servers) == 1
+
+    class TestHost(StorageContract):
+        @pytest.fixture
+        def storage_config(self, mongodb_server: str, mongodb_database: str) -> Mapping[str, Any]:
+            return {"backend": "mongodb", "url": mongodb_server, "database": mongodb_database}
+"""
+
+
+def test_fixtures_for_hosts_give_each_test_an_empty_database(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, plain_client: PlainClient, mongodb_url: str
+) -> None:
+    """On the server that the environment names; its databases are dropped at the end."""
+    monkeypatch.setenv("DEERFLOW_MONGO_TEST_URL", mongodb_url)
+    pytester.makeconftest('pytest_plugins = ["deerflow_mongo.testing.fixtures"]')
+    pytester.makepyfile(_TESTS_OF_A_HOST)
+    result = pytester.runpytest_subprocess("-o", "asyncio_mode=strict", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=3 + _tests_in(StorageContract))
+    assert [name for name in plain_client.list_database_names() if name.startswith("deerflow_test_")] == []
+
+
+def test_fixtures_for_hosts_start_one_embedded_server_for_the_run(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DEERFLOW_MONGO_TEST_URL", raising=False)
+    pytester.makeconftest('pytest_plugins = ["deerflow_mongo.testing.fixtures"]')
+    pytester.makepyfile(_TESTS_OF_A_HOST)
+    options = ("-o", "asyncio_mode=strict", "-p", "no:cacheprovider", "-k", "test_database_is_empty")
+    pytester.runpytest_subprocess(*options).assert_outcomes(passed=3, deselected=_tests_in(StorageContract))
 
 
 def test_unknown_kind_is_an_error() -> None:
