@@ -28,7 +28,7 @@ from ..demo.text import counted, plain
 from ..mongodb.config import MongoConfig, redacted
 from ..mongodb.documents.versions import SCHEMA_VERSION
 from ..mongodb.drivers.errors import code_of
-from ..mongodb.migrations import SchemaReport
+from ..mongodb.inspection import SchemaReport
 from ..mongodb.schema import COLLECTIONS
 from ..mongodb.storage import MongoStorage
 from .options import (
@@ -288,11 +288,22 @@ async def _schema_findings(storage: MongoStorage) -> list[Finding]:
 
 def version_of_schema(report: SchemaReport, database: str) -> Finding:
     known, version = SCHEMA_VERSION, report.version
-    if version is not None and version > known:
-        text = f"database {database} has schema version {version}, this release supports up to {known}"
-        return Finding("PROBLEM", "schema", f"{text}: upgrade deerflow-mongo")
     if version is None:
         return Finding("note", "schema", "no schema version yet; created when a host starts")
+    if (report.readable_from or version) > known:
+        text = f"database {database} has schema version {version}, this release supports up to {known}"
+        return Finding("PROBLEM", "schema", f"{text}: upgrade deerflow-mongo")
+    if version > known:
+        text = f"version {version}, of a newer release; this one can use it and changes nothing of it"
+        return Finding("ok", "schema", text)
+    if report.migrating_from is not None:
+        text = f"an upgrade from version {report.migrating_from} is not complete; a host continues it"
+        return Finding("note", "schema", f"{text} when it starts")
+    if version < known:
+        text = (
+            f"version {version}; upgraded to {known} when a host starts, after which older releases refuse it"
+        )
+        return Finding("note", "schema", text)
     collections = counted(len(report.collections), "collection")
     return Finding(
         "ok", "schema", f"version {version}, {collections}, {counted(len(report.indexes), 'index')}"
@@ -328,10 +339,12 @@ def _deleted_after(days: float | None) -> str:
 
 
 def _index_problems(report: SchemaReport) -> Iterator[Finding]:
-    for label, what in (
-        *((label, "has the name of our index, but other keys or options") for label in report.other_indexes),
-        *((label, "has the keys of our index, but another name") for label in report.renamed_indexes),
-    ):
+    if report.operator_indexes:
+        yield Finding(
+            "ok", "indexes", f"not ours, and left as they are: {', '.join(report.operator_indexes)}"
+        )
+    what = "has the name of our index, but other keys or options"
+    for label in report.conflicting_indexes:
         collection, _, index = label.rpartition(".")
         drop = f'db.getCollection("{collection}").dropIndex("{index}")'
         yield Finding(

@@ -36,8 +36,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def json_text(value: object) -> str:
-    """The text of a value that JSON does not have: a time, or what others stored in a document."""
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+    """The text of a value that JSON does not have: a stored time, in UTC, or what others have stored."""
+    return f"{value.isoformat()}Z" if isinstance(value, datetime) else str(value)
 
 
 def first_words(content: JSONValue) -> str:

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from ..contract.arguments import acting_user, identifier, names, optional_text
 from ..contract.rows import MESSAGE, PENDING
 from .documents.run_events import ANCHOR_SEQ, ONCE
+from .documents.stored_times import ORDER
 from .documents.versions import DATABASE_VERSION_ID, RETENTION_MARK
 
 Query: TypeAlias = dict[str, Any]
@@ -49,9 +50,9 @@ def in_statuses(query: Query, statuses: object) -> Query:
     return query
 
 
-def pending_until(created_at: str) -> Query:
-    """Pending runs created at or before this stored time."""
-    return {"status": PENDING, "created_at": {"$lte": created_at}}
+def pending_until(stamp_us: int) -> Query:
+    """Pending runs created at or before this stamp."""
+    return {"status": PENDING, ORDER: {"$lte": stamp_us}}
 
 
 # -- feedback --------------------------------------------------------------------------------------
@@ -141,7 +142,9 @@ def anchor_of_thread(thread_id: str) -> Query:
 
 def anchor_not_renewed_since(thread_id: str, anchored_at: datetime) -> Query:
     """The thread's anchor, unless another process has changed it."""
-    return {**anchor_of_thread(thread_id), "founded_at": anchored_at}
+    # The second name is that of an anchor of version 1, while a database is upgraded.
+    names = ("anchored_at", "founded_at")
+    return {**anchor_of_thread(thread_id), "$or": [{name: anchored_at} for name in names]}
 
 
 def events_by_id(thread_id: str, event_ids: list[Any]) -> Query:
@@ -181,6 +184,20 @@ def users_of_role(system_role: object) -> Query:
 
 def database_version() -> Query:
     return {"_id": DATABASE_VERSION_ID}
+
+
+def not_ours(*, is_versions: bool) -> Query:
+    """Documents that no release of this package has written, in the versions' collection or in another."""
+    return {"_id": {"$ne": DATABASE_VERSION_ID}} if is_versions else {"schema_version": {"$exists": False}}
+
+
+def after_id(last: Any) -> Query:
+    """The documents behind this id in the order of ids; all with None."""
+    return {} if last is None else {"_id": {"$gt": last}}
+
+
+def of_version_between(schema_version: int, first: Any, last: Any) -> Query:
+    return {"_id": {"$gte": first, "$lte": last}, "schema_version": schema_version}
 
 
 def database_version_without_retention() -> Query:

@@ -1,7 +1,8 @@
 """Collections, indexes, validators and sort orders: data only. `migrations.py` applies it to a database.
 
-The operations that need an index are listed beside it. A validator refuses every document that `documents/`
-would not write.
+The operations that need an index are listed beside it. A validator describes the fields that `documents/`
+writes and refuses a document in which one of them is missing or of another type; other fields are allowed,
+an operator's own or those of a newer release.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..contract.arguments import RATINGS
-from ..contract.rows import CALLERS, MESSAGE, PENDING
+from ..contract.rows import CALLERS, MESSAGE
 from .documents.encoding import JSON_MARK, Document
 from .documents.feedback import VOTE
-from .documents.run_events import ONCE
-from .documents.versions import RETENTION_MARK
+from .documents.run_events import EXPIRES_AT, ONCE
+from .documents.stored_times import BELOW_MS, ORDER, ORDER_TIE
+from .documents.versions import MIGRATING_FROM, RETENTION_MARK, SCHEMA_VERSION
 
 RUNS = "runs"
 FEEDBACK = "feedback"
@@ -28,15 +30,17 @@ RETENTION = "retention"
 
 DAY_S = 86_400
 
+VALIDATOR_TITLE = f"deerflow-mongo, schema version {SCHEMA_VERSION}"
+"""Of every validator; by the number a release recognises the validator of a newer one."""
+
 Keys: TypeAlias = tuple[tuple[str, int], ...]
-NEWEST_FIRST: Keys = (("created_at", -1), ("order", -1))
-OLDEST_FIRST: Keys = (("created_at", 1), ("order", 1))
-LAST_UPDATED_FIRST: Keys = (("updated_at", -1), ("_id", -1))
+NEWEST_FIRST: Keys = ((ORDER, -1), (ORDER_TIE, -1))
+OLDEST_FIRST: Keys = ((ORDER, 1), (ORDER_TIE, 1))
+LAST_UPDATED_FIRST: Keys = (("updated_at", -1), ("updated_at" + BELOW_MS, -1), ("_id", -1))
 SEQ_RISING: Keys = (("seq", 1),)
 SEQ_FALLING: Keys = (("seq", -1),)
 VOTE_FIRST: Keys = ((VOTE, -1), *NEWEST_FIRST)
 """The document that is the vote, else the newest that can become it."""
-OLDEST_USER_FIRST: Keys = (("created_at", 1), ("_id", 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ class CollectionSchema:
     @property
     def stored_validator(self) -> Document:
         """The validator as the server takes it and lists it among a collection's options."""
-        return {"$jsonSchema": self.validator}
+        return {"$jsonSchema": {"title": VALIDATOR_TITLE, **self.validator}}
 
 
 # -- validators ------------------------------------------------------------------------------------
@@ -79,12 +83,11 @@ class CollectionSchema:
 _WHOLE = ["int", "long"]
 _ID: Document = {"bsonType": "string", "minLength": 1}
 _OPTIONAL_ID: Document = {"bsonType": ["string", "null"]}
-_TIME: Document = {
-    "bsonType": "string",
-    "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00$",
-}
-_OPTIONAL_TIME: Document = {"anyOf": [{"bsonType": "null"}, _TIME]}
+_DATE: Document = {"bsonType": "date"}
+_OPTIONAL_DATE: Document = {"bsonType": ["date", "null"]}
+_ORDERED: dict[str, Document] = {ORDER: {"bsonType": _WHOLE}, ORDER_TIE: {"bsonType": _WHOLE}}
 _COUNT: Document = {"bsonType": _WHOLE, "minimum": 0}
+_OPTIONAL_COUNT: Document = {"bsonType": [*_WHOLE, "null"], "minimum": 0}
 _PAYLOAD: Document = {"bsonType": "object"}
 _TEXT: Document = {
     "anyOf": [
@@ -100,13 +103,17 @@ _TEXT: Document = {
 
 
 def _object(properties: Document, *, optional: tuple[str, ...] = ()) -> Document:
-    """An object of exactly these properties."""
+    """An object with these properties, and any others."""
     return {
         "bsonType": "object",
         "required": [name for name in properties if name not in optional],
         "properties": properties,
-        "additionalProperties": False,
     }
+
+
+def _exact(*names: str) -> dict[str, Document]:
+    """The microseconds below a date's millisecond; absent where they are zero."""
+    return {name + BELOW_MS: {"bsonType": _WHOLE, "minimum": 1, "maximum": 999} for name in names}
 
 
 _SCHEMA_VERSION: Document = {"bsonType": _WHOLE, "minimum": 1}
@@ -126,6 +133,8 @@ _TOKENS = _object(
     }
 )
 
+_RUN_TIMES = _exact("updated_at", "started_at", "ended_at")
+
 _RUN = _object(
     {
         "_id": _ID,
@@ -139,17 +148,21 @@ _RUN = _object(
         "follow_up_to_run_id": _OPTIONAL_ID,
         "metadata": _PAYLOAD,
         "kwargs": _PAYLOAD,
-        "created_at": _TIME,
-        "started_at": _OPTIONAL_TIME,
-        "ended_at": _OPTIONAL_TIME,
-        "order": _COUNT,
-        "updated_at": _OPTIONAL_TIME,
+        "created_at": _DATE,
+        **_ORDERED,
+        "updated_at": _OPTIONAL_DATE,
+        "started_at": _OPTIONAL_DATE,
+        "ended_at": _OPTIONAL_DATE,
+        **_RUN_TIMES,
+        "duration_ms": _OPTIONAL_COUNT,
         "error": _TEXT,
+        "error_type": _OPTIONAL_ID,
         "tokens": _TOKENS,
         "message_count": _COUNT,
         "first_human_message": _TEXT,
         "last_ai_message": _TEXT,
-    }
+    },
+    optional=(ORDER_TIE, *_RUN_TIMES),
 )
 
 _FEEDBACK = _object(
@@ -162,12 +175,14 @@ _FEEDBACK = _object(
         "message_id": _OPTIONAL_ID,
         "rating": {"enum": list(RATINGS)},
         "comment": _TEXT,
-        "created_at": _TIME,
-        "order": _COUNT,
+        "created_at": _DATE,
+        **_ORDERED,
         VOTE: {"enum": [True]},
     },
-    optional=(VOTE,),
+    optional=(ORDER_TIE, VOTE),
 )
+
+_THREAD_TIMES = _exact("updated_at")
 
 _THREAD = _object(
     {
@@ -179,10 +194,12 @@ _THREAD = _object(
         "status": _ID,
         "metadata": _PAYLOAD,
         "metadata_digests": {"bsonType": "array", "items": {"bsonType": "string"}},
-        "created_at": _TIME,
-        "updated_at": _TIME,
-        "order": _COUNT,
-    }
+        "created_at": _DATE,
+        **_ORDERED,
+        "updated_at": _DATE,
+        **_THREAD_TIMES,
+    },
+    optional=(ORDER_TIE, *_THREAD_TIMES),
 )
 
 _USER = _object(
@@ -192,23 +209,25 @@ _USER = _object(
         "email": _ID,
         "password_hash": _OPTIONAL_ID,
         "system_role": _ID,
-        "created_at": _TIME,
+        "created_at": _DATE,
+        **_ORDERED,
         "oauth_provider": _OPTIONAL_ID,
         "oauth_id": _OPTIONAL_ID,
         "needs_setup": {"bsonType": "bool"},
         "token_version": _COUNT,
-    }
+    },
+    optional=(ORDER_TIE,),
 )
 
 _CONTENT: Document = {"bsonType": ["string", "object", "array", "bool", "double", *_WHOLE]}
-_DATE: Document = {"bsonType": "date"}
-_OPTIONAL_DATE: Document = {"bsonType": ["date", "null"]}
 _NUMBERED: Document = {
     "_id": {"bsonType": "objectId"},
     "schema_version": _SCHEMA_VERSION,
     "thread_id": _ID,
     "seq": _COUNT,
 }
+
+_EVENT_TIMES = _exact("created_at")
 
 _RUN_EVENT: Document = {
     "anyOf": [
@@ -220,21 +239,30 @@ _RUN_EVENT: Document = {
                 "category": _ID,
                 "content": _CONTENT,
                 "metadata": _PAYLOAD,
-                "created_at": _TIME,
+                "created_at": _DATE,
+                **_EVENT_TIMES,
                 "stored_at": _DATE,
                 "user_id": {"bsonType": "string"},
                 ONCE: {"enum": [True]},
             },
-            optional=("user_id", ONCE),
+            optional=("user_id", ONCE, *_EVENT_TIMES),
         ),
-        _object({**_NUMBERED, "was_stored_at": _DATE, "forget_at": _OPTIONAL_DATE}),
-        _object({**_NUMBERED, "floor": _COUNT, "founded_at": _DATE}),
+        _object({**_NUMBERED, "event_stored_at": _DATE, EXPIRES_AT: _OPTIONAL_DATE}),
+        _object({**_NUMBERED, "minimum_next_seq": _COUNT, "anchored_at": _DATE}),
     ]
 }
 
 _VERSION = _object(
-    {"_id": _ID, "version": _SCHEMA_VERSION, "updated_at": _TIME, RETENTION_MARK: _TIME},
-    optional=(RETENTION_MARK,),
+    {
+        "_id": _ID,
+        "version": _SCHEMA_VERSION,
+        "readable_from": _SCHEMA_VERSION,
+        "updated_at": _DATE,
+        RETENTION_MARK: _DATE,
+        MIGRATING_FROM: _SCHEMA_VERSION,
+        **_exact("updated_at", RETENTION_MARK),
+    },
+    optional=(RETENTION_MARK, MIGRATING_FROM, *_exact("updated_at", RETENTION_MARK)),
 )
 
 # -- collections -----------------------------------------------------------------------------------
@@ -270,11 +298,17 @@ OAUTH_INDEX = Index(
     partial={"oauth_provider": {"$gte": ""}, "oauth_id": {"$gte": ""}},
 )
 
-FEEDBACK_BY_RUN = Index(
-    "user_run_newest",
+FEEDBACK_BY_USER = Index(
+    "by_user",
     (("thread_id", 1), ("user_id", 1), ("run_id", 1), *NEWEST_FIRST),
     "feedback.list_by_run for one user, list_by_thread_grouped, upsert, delete_by_run",
 )
+
+ACTIVE_RANGE: Document = {"status": {"$gte": "pending", "$lte": "starting"}}
+"""Statuses from "pending" to "starting", "running" among them, and no ending of DeerFlow's.
+
+A range, because a partial index takes `$in` only from MongoDB 6.0 on.
+"""
 
 COLLECTIONS: tuple[CollectionSchema, ...] = (
     CollectionSchema(
@@ -282,20 +316,22 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
         _RUN,
         (
             Index(
-                "thread_newest",
+                "by_thread",
                 (("thread_id", 1), *NEWEST_FIRST),
                 "runs.list_by_thread and token_usage_by_thread for everybody",
             ),
             Index(
-                "thread_user_newest",
+                "by_thread_and_user",
                 (("thread_id", 1), ("user_id", 1), *NEWEST_FIRST),
                 "runs.list_by_thread and token_usage_by_thread for one user",
             ),
+            Index("by_user", (("user_id", 1), *NEWEST_FIRST), "a user's newest runs over all threads"),
+            Index("by_time", (("created_at", -1),), "runs of a period: per day, failures, slowest"),
             Index(
-                "pending_oldest",
-                OLDEST_FIRST,
-                "runs.list_pending",
-                partial={"status": PENDING},
+                "active",
+                (("status", 1), *OLDEST_FIRST),
+                "runs.list_pending; runs that were left running",
+                partial=ACTIVE_RANGE,
             ),
         ),
     ),
@@ -304,38 +340,38 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
         _FEEDBACK,
         (
             VOTE_INDEX,
-            Index("thread_newest", (("thread_id", 1), *NEWEST_FIRST), "feedback.list_by_thread"),
+            Index("by_thread", (("thread_id", 1), *NEWEST_FIRST), "feedback.list_by_thread"),
             Index(
-                "run_newest",
+                "by_run",
                 (("thread_id", 1), ("run_id", 1), *NEWEST_FIRST, ("rating", 1)),
                 "feedback.list_by_run for everybody; aggregate_by_run, from the index alone",
             ),
-            FEEDBACK_BY_RUN,
+            FEEDBACK_BY_USER,
         ),
     ),
     CollectionSchema(
         THREADS,
         _THREAD,
         (
-            Index("newest", NEWEST_FIRST, "threads.search_threads for everybody"),
-            Index("user_newest", (("user_id", 1), *NEWEST_FIRST), "threads.search_threads for one user"),
+            Index("by_time", NEWEST_FIRST, "threads.search_threads for everybody"),
+            Index("by_user", (("user_id", 1), *NEWEST_FIRST), "threads.search_threads for one user"),
             Index(
-                "user_status_newest",
+                "by_user_and_status",
                 (("user_id", 1), ("status", 1), *NEWEST_FIRST),
                 "threads.search_threads for one user by status",
             ),
             Index(
-                "user_updated",
+                "by_user_last_updated",
                 (("user_id", 1), *LAST_UPDATED_FIRST),
                 "threads.search_threads for one user, last updated first",
             ),
             Index(
-                "metadata_newest",
+                "by_metadata",
                 (("metadata_digests", 1), *NEWEST_FIRST),
                 "threads.search_threads by metadata, any key",
             ),
             Index(
-                "user_metadata_newest",
+                "by_user_and_metadata",
                 (("user_id", 1), ("metadata_digests", 1), *NEWEST_FIRST),
                 "threads.search_threads for one user by metadata, any key",
             ),
@@ -371,10 +407,10 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
                 partial={ONCE: True},
             ),
             Index(
-                "forget_stubs",
-                (("forget_at", 1),),
+                "expired_tombstones",
+                ((EXPIRES_AT, 1),),
                 "the server removes the tombstones of deleted events",
-                partial={"forget_at": {"$type": "date"}},
+                partial={EXPIRES_AT: {"$type": "date"}},
                 expire_after_s=0,
             ),
         ),
@@ -386,8 +422,8 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
             EMAIL_INDEX,
             OAUTH_INDEX,
             Index(
-                "role_oldest",
-                (("system_role", 1), *OLDEST_USER_FIRST),
+                "by_role",
+                (("system_role", 1), *OLDEST_FIRST),
                 "users.list_by_role; users.count of a role",
             ),
         ),

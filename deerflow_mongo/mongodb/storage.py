@@ -16,7 +16,7 @@ from ..contract.errors import MissingDependencyError, StorageClosedError, Storag
 from ..contract.factory import with_environment
 from ..contract.observer import StorageRunObserver
 from ..contract.protocols import Storage
-from . import migrations, schema
+from . import inspection, migrations, schema
 from .checkpointer import Checkpointer
 from .config import EMBEDDED, MongoConfig, mongo_config, redacted
 from .drivers.collection import Collection
@@ -219,9 +219,9 @@ class MongoStorage(Storage, Accounts, Checkpointing):
     async def ping(self) -> None:
         await self._driver.command({"ping": 1})
 
-    async def inspect(self) -> migrations.SchemaReport:
+    async def inspect(self) -> inspection.SchemaReport:
         """Report which collections and indexes exist, differ or are missing; changes nothing."""
-        return await migrations.inspect(self._driver, self._config.collection_prefix)
+        return await inspection.inspect(self._driver, self._config.collection_prefix)
 
     async def aclose(self) -> None:
         """Write the accepted run events, close the clients and release the embedded server; idempotent.

@@ -25,7 +25,7 @@ from deerflow_mongo.cli.check import (
 )
 from deerflow_mongo.mongodb.config import mongo_config
 from deerflow_mongo.mongodb.embedded import find_mongod
-from deerflow_mongo.mongodb.migrations import SchemaReport
+from deerflow_mongo.mongodb.inspection import SchemaReport
 
 from .command import output_of, summary_of
 
@@ -40,7 +40,7 @@ def test_check_changes_nothing_and_setup_creates_what_is_missing(
     assert "missing: runs, feedback, threads, run_events, users, schema_versions" in output
     assert "A host would work, with 2 notes." in output
     assert database_name not in raw_client.list_database_names()
-    assert "version 1, 6 collections, 22 indexes A host would work." in output_of(*place, "--setup")
+    assert "version 2, 6 collections, 24 indexes A host would work." in output_of(*place, "--setup")
 
 
 def test_check_reads_the_configuration_file_of_a_host(
@@ -73,15 +73,17 @@ def test_check_reports_the_retention_of_run_events(
 
 def test_check_names_conflicting_indexes(mongodb_url: str, database_name: str, raw_client: Client) -> None:
     database = raw_client[database_name]
-    database["runs"].create_index([("thread_id", 1)], name="thread_newest")
-    database["threads"].create_index([("created_at", -1), ("order", -1)], name="mine")
+    database["runs"].create_index([("thread_id", 1)], name="by_thread")
+    database["threads"].create_index([("order", -1)], name="by_time")
+    database["runs"].create_index([("status", 1)], name="own")
     place = ("check", "--url", mongodb_url, "--database", database_name)
     output = output_of(*place, exit_code=1)
-    assert "runs.thread_newest has the name of our index, but other keys" in output
-    assert 'drop it with db.getCollection("threads").dropIndex("mine")' in output
+    assert "runs.by_thread has the name of our index, but other keys" in output
+    assert "not ours, and left as they are: runs.own" in output
+    assert 'drop it with db.getCollection("threads").dropIndex("by_time")' in output
     assert "A host would fail: 2 problems." in output
     # Each of the two alone stops a host.
-    database["runs"].drop_index("thread_newest")
+    database["runs"].drop_index("by_thread")
     assert "cannot be created" in output_of("demo", *place[1:], exit_code=2)
 
 
@@ -91,6 +93,8 @@ def test_check_reports_a_newer_schema_as_a_problem(
     place = ("check", "--url", mongodb_url, "--database", database_name)
     output_of(*place, "--setup")
     raw_client[database_name]["schema_versions"].update_one({}, {"$set": {"version": 99}})
+    assert "version 99, of a newer release; this one can use it" in output_of(*place)
+    raw_client[database_name]["schema_versions"].update_one({}, {"$set": {"readable_from": 99}})
     assert "upgrade deerflow-mongo" in output_of(*place, exit_code=1)
 
 
@@ -134,8 +138,11 @@ def test_check_reports_a_data_folder_that_cannot_be_used(tmp_path: Path) -> None
         (topology_finding({"isWritablePrimary": False, "setName": "s", "hosts": ["a:1"]}), "PROBLEM"),
         (topology_finding({"isWritablePrimary": False, "isreplicaset": True}), "PROBLEM"),
         (version_of_schema(SchemaReport(version=None), "d"), "note"),
-        (version_of_schema(SchemaReport(version=1), "d"), "ok"),
-        (version_of_schema(SchemaReport(version=2), "d"), "PROBLEM"),
+        (version_of_schema(SchemaReport(version=1, readable_from=1), "d"), "note"),
+        (version_of_schema(SchemaReport(version=2, readable_from=2), "d"), "ok"),
+        (version_of_schema(SchemaReport(version=2, readable_from=2, migrating_from=1), "d"), "note"),
+        (version_of_schema(SchemaReport(version=3, readable_from=2), "d"), "ok"),
+        (version_of_schema(SchemaReport(version=3, readable_from=3), "d"), "PROBLEM"),
     ],
 )
 def test_each_reply_of_a_server_has_its_level(finding: Finding, level: str) -> None:

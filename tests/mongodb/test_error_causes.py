@@ -82,7 +82,7 @@ async def test_refused_write_has_the_drivers_error_as_cause(
 async def test_setup_that_an_index_prevents_has_the_drivers_error_as_cause(
     storage: MongoStorage, raw_client: Raw, database_name: str
 ) -> None:
-    raw_client[database_name]["runs"].create_index("status", name="thread_newest")
+    raw_client[database_name]["runs"].create_index("status", name="by_thread")
     with pytest.raises(StorageConfigError, match="cannot be created") as refused:
         await storage.setup()
     assert isinstance(refused.value.__cause__, OperationFailure)
@@ -92,7 +92,9 @@ async def test_setup_that_an_index_prevents_has_the_drivers_error_as_cause(
 async def test_setup_that_duplicates_prevent_has_the_drivers_error_as_cause(
     storage: MongoStorage, raw_client: Raw, database_name: str
 ) -> None:
-    raw_client[database_name]["users"].insert_many([{"email": "same"}, {"email": "same"}])
+    raw_client[database_name]["users"].insert_many(
+        [{"schema_version": 2, "email": "same"}, {"schema_version": 2, "email": "same"}]
+    )
     with pytest.raises(StorageConfigError, match="contains duplicates") as refused:
         await storage.setup()
     assert isinstance(refused.value.__cause__, OperationFailure)

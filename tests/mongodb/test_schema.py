@@ -25,17 +25,19 @@ async def storage(mongodb_url: str, database_name: str) -> AsyncIterator[MongoSt
 
 
 def _invalid(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Documents that `documents/` never writes: a field is missing, surplus or of another type."""
-    invalid: list[tuple[str, dict[str, Any]]] = [("surplus field", {**document, "surplus": 1})]
+    """Documents that `documents/` never writes: a field is missing or of another type."""
+    invalid: list[tuple[str, dict[str, Any]]] = []
     for name in document:
         rest = {key: item for key, item in document.items() if key != name}
-        if name not in ("_id", "vote"):
+        if name not in ("_id", "vote", "order_tie") and not name.endswith("_us"):
             invalid.append((f"without {name}", rest))
         invalid.append((f"other type in {name}", {**rest, name: False if name == "vote" else b"bytes"}))
         if name == "rating":
             invalid += [(f"rating {wrong}", {**rest, name: wrong}) for wrong in (0, 5, 1.5, "1", True)]
         if name.endswith("_at"):
-            invalid.append((f"other time in {name}", {**rest, name: "2026-01-01T00:00:00Z"}))
+            invalid.append((f"text in {name}", {**rest, name: "2026-01-01T00:00:00Z"}))
+        if name.endswith("_us"):
+            invalid += [(f"{wrong} in {name}", {**rest, name: wrong}) for wrong in (0, 1_000)]
     return invalid
 
 
@@ -57,6 +59,31 @@ async def test_validator_refuses_documents_that_the_stores_never_write(
         with pytest.raises(WriteError) as refused:
             handle.insert_one(invalid)
         assert refused.value.code == 121, case
+
+
+@pytest.mark.parametrize("collection", ["runs", "feedback", "threads", "run_events", "users"])
+async def test_operators_own_fields_are_allowed_and_stay(
+    storage: MongoStorage, raw_client: Raw, database_name: str, collection: str
+) -> None:
+    await storage.setup()
+    await storage.runs.create("r", "t", user_id="u")
+    vote: Any = {"run_id": "r", "thread_id": "t", "rating": 1, "user_id": "u"}
+    await storage.feedback.upsert(**vote)
+    await storage.threads.ensure_thread(thread_id="t", user_id="u")
+    await storage.users.create("u", email="u@example.org")
+    event: Any = {"thread_id": "t", "run_id": "r", "event_type": "said", "category": "message"}
+    await storage.run_events.put(**event)
+    handle = raw_client[database_name][collection]
+    handle.update_many({}, {"$set": {"team": "blue"}})
+    await storage.runs.update_run_completion("r", status="success")
+    await storage.feedback.upsert(**vote)
+    await storage.threads.merge_thread_metadata("t", {"a": 1})
+    assert await storage.runs.get("r", user_id="u") is not None
+    assert len(await storage.feedback.list_by_thread("t")) == 1
+    assert len(await storage.threads.search_threads(user_id="u")) == 1
+    assert len(await storage.run_events.list_messages("t")) == 1
+    assert await storage.users.get("u") is not None
+    assert {document["team"] for document in handle.find()} == {"blue"}
 
 
 async def test_validator_refuses_negative_and_incomplete_token_counts(

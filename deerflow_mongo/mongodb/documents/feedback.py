@@ -12,8 +12,9 @@ from typing import Any
 
 from ...contract.rows import FeedbackRow, FeedbackTotals
 from .encoding import Document, decode_text
-from .stored_times import row_time, stored_from_stamp
-from .versions import SCHEMA_VERSION, check_version
+from .stored_times import ORDER, created_fields, row_time_of_stamp
+from .version_1 import feedback_of_version_1, is_of_version_1
+from .versions import READABLE_FROM, check_version
 
 VOTE = "vote"
 """Present and true on the one feedback document that is a user's vote on a run."""
@@ -32,7 +33,7 @@ def new_feedback(
     """Feedback that is not a vote, created at the clock's stamp."""
     return {
         "_id": str(uuid.uuid4()),
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": READABLE_FROM,
         "thread_id": thread_id,
         "run_id": run_id,
         "user_id": user_id,
@@ -45,21 +46,18 @@ def vote_update(rating: int, comment: Any, stamp_us: int) -> Document:
     """The upsert that makes the document it finds, or a new one, the vote; the filter names the rest."""
     return {
         "$set": {VOTE: True, **_content(rating, comment, stamp_us)},
-        "$setOnInsert": {"_id": str(uuid.uuid4()), "schema_version": SCHEMA_VERSION},
+        "$setOnInsert": {"_id": str(uuid.uuid4()), "schema_version": READABLE_FROM},
     }
 
 
 def _content(rating: int, comment: Any, stamp_us: int) -> Document:
-    return {
-        "rating": rating,
-        "comment": comment,
-        "created_at": stored_from_stamp(stamp_us),
-        "order": stamp_us,
-    }
+    return {"rating": rating, "comment": comment, **created_fields(stamp_us, stamp_us)}
 
 
 def feedback_row(document: Document) -> FeedbackRow:
     check_version(document)
+    if is_of_version_1(document):
+        document = feedback_of_version_1(document)
     user_id = document["user_id"]
     return {
         "feedback_id": document["_id"],
@@ -70,7 +68,7 @@ def feedback_row(document: Document) -> FeedbackRow:
         "message_id": document["message_id"],
         "rating": +document["rating"],
         "comment": decode_text(document["comment"]),
-        "created_at": row_time(document["created_at"]),
+        "created_at": row_time_of_stamp(document[ORDER]),
     }
 
 

@@ -17,7 +17,14 @@ from bson import ObjectId
 from ...contract.rows import RunEventRow
 from .encoding import Document, decode_content, decode_mapping
 from .stored_times import row_time
-from .versions import SCHEMA_VERSION, check_version
+from .version_1 import (
+    ANCHOR_FIELDS_OF_VERSION_1,
+    NUMBER_FIELDS_OF_VERSION_1,
+    event_of_version_1,
+    is_of_version_1,
+    numbers_of_version_1,
+)
+from .versions import READABLE_FROM, check_version
 
 ONCE = "once"
 """Present and true on an event that `put_if_absent` stored."""
@@ -28,7 +35,18 @@ ANCHOR_SEQ = 0
 SERVER_FIELDS = ("_id", "seq", "stored_at")
 """An event's fields that no caller gives; two calls with the same event differ in them."""
 
-LAST_NUMBER_FIELDS = ["seq", "stored_at", "was_stored_at", "floor", "founded_at"]
+EXPIRES_AT = "expires_at"
+"""When the server removes a tombstone; null for never."""
+
+LAST_NUMBER_FIELDS = [
+    "schema_version",
+    "seq",
+    "stored_at",
+    "event_stored_at",
+    "minimum_next_seq",
+    "anchored_at",
+    *NUMBER_FIELDS_OF_VERSION_1,
+]
 """What is read of a thread's last document, which may be of any of the three kinds."""
 
 
@@ -38,38 +56,51 @@ class LastNumber(NamedTuple):
     seq: int
     stored_at: datetime
     """In UTC: when the event was stored (a tombstone's too), or when the anchor was created or renewed."""
-    minimum_seq: int
-    """Of an anchor: the number above which the thread continues; else 0."""
+    minimum_next_seq: int
+    """Of an anchor: no number below it is given again; else 1."""
     is_event: bool
 
 
 def last_number(document: Document) -> LastNumber:
     """`LAST_NUMBER_FIELDS` of an event, a tombstone or an anchor."""
-    stored_at = document.get("stored_at") or document.get("was_stored_at") or document["founded_at"]
-    aware = stored_at.replace(tzinfo=UTC) if stored_at.tzinfo is None else stored_at
-    return LastNumber(+document["seq"], aware, +document.get("floor", 0), "stored_at" in document)
+    if is_of_version_1(document):
+        document = numbers_of_version_1(document)
+    stored_at = document.get("stored_at") or document.get("event_stored_at") or document["anchored_at"]
+    return LastNumber(
+        +document["seq"],
+        stored_at.replace(tzinfo=UTC),
+        +document.get("minimum_next_seq", 1),
+        "stored_at" in document,
+    )
 
 
 def new_event(fields: Mapping[str, Any]) -> Document:
     """An event's document before it has a number. `fields` are checked and encoded."""
-    return {"_id": ObjectId(), "schema_version": SCHEMA_VERSION, "seq": 0, **fields, "stored_at": None}
+    return {"_id": ObjectId(), "schema_version": READABLE_FROM, "seq": 0, **fields, "stored_at": None}
 
 
 def anchor_document(thread_id: str, anchored_at: datetime) -> Document:
-    """What remains of a thread when all its events are gone, and the number above which it continues."""
+    """What remains of a thread when all its events are gone: where its numbers continue."""
     return {
         "_id": ObjectId(),
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": READABLE_FROM,
         "thread_id": thread_id,
         "seq": ANCHOR_SEQ,
-        "floor": 0,
-        "founded_at": anchored_at,
+        "minimum_next_seq": 1,
+        "anchored_at": anchored_at,
     }
 
 
-def new_minimum_update(minimum_seq: int, anchored_at: datetime) -> Document:
-    """The update of an anchor whose thread continues above `minimum_seq` from now on."""
-    return {"$set": {"floor": minimum_seq, "founded_at": anchored_at}}
+def new_minimum_update(minimum_next_seq: int, anchored_at: datetime) -> Document:
+    """The update of an anchor whose thread continues at `minimum_next_seq` or above from now on."""
+    return {
+        "$set": {
+            "schema_version": READABLE_FROM,
+            "minimum_next_seq": minimum_next_seq,
+            "anchored_at": anchored_at,
+        },
+        "$unset": dict.fromkeys(ANCHOR_FIELDS_OF_VERSION_1, ""),
+    }
 
 
 def tombstone_update(last_seq: int, expires_at: datetime) -> list[Document]:
@@ -78,9 +109,9 @@ def tombstone_update(last_seq: int, expires_at: datetime) -> list[Document]:
     Tombstones of numbers below `last_seq` are removed at `expires_at`. The others stay for ever, so that a
     thread's highest number is never lost.
     """
-    number = {"_id": "$_id", "schema_version": "$schema_version", "thread_id": "$thread_id", "seq": "$seq"}
+    number = {"_id": "$_id", "schema_version": READABLE_FROM, "thread_id": "$thread_id", "seq": "$seq"}
     expiry = {"$cond": [{"$lt": ["$seq", last_seq]}, expires_at, None]}
-    return [{"$replaceRoot": {"newRoot": {**number, "was_stored_at": "$stored_at", "forget_at": expiry}}}]
+    return [{"$replaceRoot": {"newRoot": {**number, "event_stored_at": "$stored_at", EXPIRES_AT: expiry}}}]
 
 
 def event_size_bytes(document: Document) -> int:
@@ -89,6 +120,8 @@ def event_size_bytes(document: Document) -> int:
 
 def event_row(document: Document) -> RunEventRow:
     check_version(document)
+    if is_of_version_1(document):
+        document = event_of_version_1(document)
     row: RunEventRow = {
         "thread_id": document["thread_id"],
         "run_id": document["run_id"],
@@ -96,7 +129,7 @@ def event_row(document: Document) -> RunEventRow:
         "category": document["category"],
         "content": decode_content(document["content"]),
         "metadata": decode_mapping(document["metadata"]),
-        "created_at": row_time(document["created_at"]),
+        "created_at": row_time(document, "created_at"),
         "seq": +document["seq"],
     }
     if "user_id" in document:

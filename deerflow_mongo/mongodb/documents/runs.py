@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, cast
 
 from ...contract.rows import ACTIVE_STATUSES, CALLERS, ENDED_STATUSES, Caller, RunRow, TokenUsage
-from .encoding import Document, Update, decode_mapping, decode_text
-from .stored_times import optional_row_time, row_time, stored_from_stamp, stored_now
-from .versions import SCHEMA_VERSION, check_version
+from .encoding import Document, decode_mapping, decode_text, encode_text
+from .stored_times import (
+    EARLIEST_DATE,
+    ORDER,
+    created_fields,
+    date_of,
+    optional_row_time,
+    row_time_of_stamp,
+    set_update,
+    time_fields,
+    time_stage,
+    update_stamp,
+)
+from .version_1 import is_of_version_1, run_of_version_1
+from .versions import READABLE_FROM, check_version
 
 COUNT_PATHS: dict[str, str] = {
     "total_input_tokens": "tokens.input",
@@ -24,6 +37,8 @@ COUNT_PATHS: dict[str, str] = {
 """A row's count -> its path in the document."""
 
 UNKNOWN_MODEL = "unknown"
+
+_ERROR_TYPE = re.compile(r"^([^\s:]{1,128}):", re.ASCII)
 
 _COUNTS_BY_MODEL = ("input", "output", "total", "llm_calls")
 _MODEL_KEY_TABLE = str.maketrans({"%": "%25", ".": "%2E", "$": "%24", "\0": "%00"})
@@ -48,16 +63,17 @@ def new_run(
     follow_up_to_run_id: str | None,
     metadata: Document,
     kwargs: Document,
-    created_at: str | None,
-    started_at: str | None,
-    ended_at: str | None,
-    error: Any,
+    created_stamp_us: int | None,
+    started_stamp_us: int | None,
+    ended_stamp_us: int | None,
+    error: str | None,
     stamp_us: int,
 ) -> Document:
     """A run that has spent nothing yet, created at the clock's stamp where no other time is given."""
+    created_us = stamp_us if created_stamp_us is None else created_stamp_us
     return {
         "_id": run_id,
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": READABLE_FROM,
         "thread_id": thread_id,
         "user_id": user_id,
         "assistant_id": assistant_id,
@@ -67,17 +83,37 @@ def new_run(
         "follow_up_to_run_id": follow_up_to_run_id,
         "metadata": metadata,
         "kwargs": kwargs,
-        "created_at": created_at or stored_from_stamp(stamp_us),
-        "started_at": started_at,
-        "ended_at": ended_at,
-        "error": error,
-        "order": stamp_us,
+        **created_fields(created_us, stamp_us),
         "updated_at": None,
+        **time_fields("started_at", started_stamp_us),
+        **time_fields("ended_at", ended_stamp_us),
+        "duration_ms": duration_ms(status, created_us, started_stamp_us, ended_stamp_us),
+        **error_fields(error),
         "tokens": no_tokens(),
         "message_count": 0,
         "first_human_message": None,
         "last_ai_message": None,
     }
+
+
+def duration_ms(status: str, created_us: int, started_us: int | None, ended_us: int | None) -> int | None:
+    """How long an ended run took: from `started_at` to `ended_at`, 0 at least; None while it is active.
+
+    A run that was never started counts from `created_at`. One that ended without an `ended_at` ends with the
+    update that set its status.
+    """
+    if not _is_ending(status):
+        return None
+    start = created_us if started_us is None else started_us
+    end = created_us if ended_us is None else ended_us
+    return max(0, end // 1_000 - start // 1_000)
+
+
+def error_fields(error: object) -> Document:
+    """A run's error, and its type: the text before the first ":" where that is one word."""
+    encoded = encode_text("error", error)
+    found = _ERROR_TYPE.match(encoded) if isinstance(encoded, str) else None
+    return {"error": encoded, "error_type": found and found[1]}
 
 
 def no_tokens() -> Document:
@@ -97,9 +133,10 @@ def no_tokens() -> Document:
 
 def run_row(document: Document) -> RunRow:
     check_version(document)
+    if is_of_version_1(document):
+        document = run_of_version_1(document)
     tokens = document["tokens"]
     by_caller = tokens["by_caller"]
-    updated_at = document["updated_at"]
     return {
         "run_id": document["_id"],
         "thread_id": document["thread_id"],
@@ -111,10 +148,10 @@ def run_row(document: Document) -> RunRow:
         "follow_up_to_run_id": document["follow_up_to_run_id"],
         "metadata": decode_mapping(document["metadata"]),
         "kwargs": decode_mapping(document["kwargs"]),
-        "created_at": row_time(document["created_at"]),
-        "updated_at": "" if updated_at is None else row_time(updated_at),
-        "started_at": optional_row_time(document["started_at"]),
-        "ended_at": optional_row_time(document["ended_at"]),
+        "created_at": row_time_of_stamp(document[ORDER]),
+        "updated_at": optional_row_time(document, "updated_at") or "",
+        "started_at": optional_row_time(document, "started_at"),
+        "ended_at": optional_row_time(document, "ended_at"),
         "error": decode_text(document["error"]),
         "total_input_tokens": +tokens["input"],
         "total_output_tokens": +tokens["output"],
@@ -133,19 +170,20 @@ def run_row(document: Document) -> RunRow:
 
 
 def status_update(
-    status: str, *, started_at: str | None, ended_at: str | None, error: Any, metadata: Document
-) -> Update:
+    status: str,
+    *,
+    started_stamp_us: int | None,
+    ended_stamp_us: int | None,
+    error: str | None,
+    metadata: Document,
+) -> list[Document]:
     """Set the status and what is not None, and merge `metadata`; see `RunStore.update_status`."""
-    changes: Document = {"status": status}
-    for name, value in (("started_at", started_at), ("ended_at", ended_at), ("error", error)):
-        if value is not None:
-            changes[name] = value
-    if _is_ending(status) and not metadata:
-        return _ending_update(changes)
-    stage = _transition_stage(changes)
+    changes: Document = {"status": status} if error is None else {"status": status, **error_fields(error)}
+    times = {"started_at": started_stamp_us, "ended_at": ended_stamp_us}
+    stages = _transition(changes, {name: stamp for name, stamp in times.items() if stamp is not None})
     if metadata:
-        stage["metadata"] = {"$mergeObjects": ["$metadata", _literal(metadata)]}
-    return [{"$set": stage}]
+        stages[0]["$set"]["metadata"] = {"$mergeObjects": ["$metadata", _literal(metadata)]}
+    return stages
 
 
 def counts_by_model(by_model: Mapping[str, Mapping[str, int]]) -> Document:
@@ -167,32 +205,27 @@ def completion_update(
     *,
     counts: Mapping[str, int],
     by_model: Mapping[str, Mapping[str, int]] | None,
-    texts: Mapping[str, Any],
-    ended_at: str | None,
-) -> Update:
+    texts: Mapping[str, str | None],
+    ended_stamp_us: int | None,
+) -> list[Document]:
     """Set the status, every count (named as in rows) and these texts; see `update_run_completion`."""
     changes: Document = {"status": status}
     for name, path in COUNT_PATHS.items():
         changes[path] = counts[name]
     if by_model is not None:
         changes["tokens.by_model"] = counts_by_model(by_model)
-    changes |= texts
-    if ended_at is not None:
-        changes["ended_at"] = ended_at
-        if _is_ending(status):
-            return _ending_update(changes)
-    stage = _transition_stage(changes)
-    if _is_ending(status):
-        stage["ended_at"] = {"$ifNull": ["$ended_at", _literal(stored_now())]}
-    return [{"$set": stage}]
+    for name, text in texts.items():
+        changes |= error_fields(text) if name == "error" else {name: encode_text(name, text)}
+    times = {} if ended_stamp_us is None else {"ended_at": ended_stamp_us}
+    return _transition(changes, times, ends_now=ended_stamp_us is None)
 
 
-def error_update(error: Any) -> Document:
-    return {"$set": {"status": "error", "error": error, "updated_at": stored_now()}}
+def error_update(error: str | None) -> list[Document]:
+    return _transition({"status": "error", **error_fields(error)}, {})
 
 
 def model_name_update(model_name: str | None) -> Document:
-    return {"$set": {"model_name": model_name, "updated_at": stored_now()}}
+    return set_update({"model_name": model_name}, updated_at=update_stamp())
 
 
 def token_usage_update(
@@ -208,40 +241,92 @@ def token_usage_update(
     spent = {"input": input_tokens, "output": output_tokens, "llm_calls": llm_calls, "total": total_tokens}
     increments = {f"tokens.{name}": count for name, count in spent.items()}
     increments[f"tokens.by_caller.{caller}"] = total_tokens
-    changes: Document = {"updated_at": stored_now()}
+    changes: Document = {}
     if model_name is not None:
         path = f"tokens.by_model.{model_key(model_name)}"
         increments |= {f"{path}.{name}": count for name, count in spent.items()}
         changes[f"{path}.model"] = model_name
-    return {"$inc": increments, "$set": changes}
+    return {"$inc": increments, **set_update(changes, updated_at=update_stamp())}
 
 
 def _is_ending(status: str) -> bool:
     return status not in ACTIVE_STATUSES
 
 
-def _ending_update(changes: Document) -> Document:
-    """An ending depends on nothing that is stored, so it needs no pipeline, which costs the server more."""
-    return {"$set": {**changes, "updated_at": stored_now()}}
-
-
-def _transition_stage(changes: Document) -> Document:
+def _transition(changes: Document, times: Mapping[str, int], *, ends_now: bool = False) -> list[Document]:
     """The `$set` stage that applies `changes`, a status among them, unless it would restart an ended run.
 
-    An ended run that gets an active status keeps every field, but a time that it lacks is set.
+    An ending replaces the times given; with `ends_now` it sets `ended_at` to now where no end is stored. An
+    ended run that gets an active status stays as it is, but a time that it lacks is set.
     """
-    now = stored_now()
+    now = update_stamp()
     if _is_ending(changes["status"]):
-        return {**{path: _literal(value) for path, value in changes.items()}, "updated_at": now}
-    stage: Document = {"updated_at": now}
-    for path, value in changes.items():
-        unchanged = {"$ifNull": [f"${path}", _literal(value)]} if path.endswith("_at") else f"${path}"
-        stage[path] = {"$cond": [_HAS_ENDED, unchanged, _literal(value)]}
-    return stage
+        stage = {path: _literal(value) for path, value in changes.items()}
+        for name, stamp in times.items():
+            stage |= time_stage(name, stamp)
+        if ends_now:
+            stage |= _time_unless(_is_set("ended_at"), "ended_at", now)
+        stage["duration_ms"] = _duration_ms(_after("started_at", times), _after("ended_at", times), now)
+    else:
+        stage = {path: _unless(_HAS_ENDED, path, _literal(value)) for path, value in changes.items()}
+        for name, stamp in times.items():
+            stage |= _time_unless({"$and": [_HAS_ENDED, _is_set(name)]}, name, stamp)
+        if times:
+            stage["duration_ms"] = _duration_after_late_times(times)
+    return [{"$set": stage | time_stage("updated_at", now)}]
+
+
+def _unless(is_kept: Document, path: str, value: object) -> Document:
+    """The stored value where the condition holds, else this one."""
+    return {"$cond": [is_kept, f"${path}", value]}
+
+
+def _time_unless(is_kept: Document, name: str, stamp_us: int) -> Document:
+    return {field: _unless(is_kept, field, value) for field, value in time_stage(name, stamp_us).items()}
+
+
+def _is_set(name: str) -> Document:
+    return {"$ne": [f"${name}", None]}
+
+
+def _after(name: str, times: Mapping[str, int]) -> object:
+    """The date that a run has after an update that sets these times."""
+    return date_of(times[name]) if name in times else f"${name}"
+
+
+def _duration_ms(started_at: object, ended_at: object, now: int) -> Document:
+    """The duration of a run that ends, as `duration_ms` has it; null where a time is a text of version 1."""
+    start = {"$ifNull": [started_at, "$created_at"]}
+    end = {"$ifNull": [ended_at, date_of(now)]}
+    are_dates = {"$and": [{"$gte": [start, EARLIEST_DATE]}, {"$gte": [end, EARLIEST_DATE]}]}
+    return {"$cond": [are_dates, {"$max": [0, {"$subtract": [end, start]}]}, None]}
+
+
+def _duration_after_late_times(times: Mapping[str, int]) -> Document:
+    """The duration of a run that had ended when a late update with an active status set times it lacked."""
+    start, end = (
+        {"$ifNull": [f"${name}", date_of(times[name])]} if name in times else f"${name}"
+        for name in ("started_at", "ended_at")
+    )
+    is_known = {"$and": [_HAS_ENDED, {"$ne": [{"$ifNull": [end, None]}, None]}]}
+    return {"$cond": [is_known, _duration_ms(start, end, 0), "$duration_ms"]}
 
 
 def _literal(value: Any) -> Document:
     return {"$literal": value}
+
+
+def derived_fields() -> Document:
+    """What a new run's document and its updates compute in Python, for stored ones: see `version_1.py`."""
+    end = {"$ifNull": ["$ended_at", {"$ifNull": ["$updated_at", "$created_at"]}]}
+    is_active = {"$in": ["$status", list(ACTIVE_STATUSES)]}
+    text = {"$cond": [{"$eq": [{"$type": "$error"}, "string"]}, "$error", ""]}
+    found = {"$regexFind": {"input": text, "regex": _ERROR_TYPE.pattern}}
+    captures = {"$getField": {"field": "captures", "input": found}}
+    return {
+        "duration_ms": {"$cond": [is_active, None, _duration_ms("$started_at", end, 0)]},
+        "error_type": {"$ifNull": [{"$arrayElemAt": [captures, 0]}, None]},
+    }
 
 
 # -- token usage of a thread -----------------------------------------------------------------------

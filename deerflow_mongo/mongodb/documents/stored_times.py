@@ -1,50 +1,134 @@
-"""Times as documents have them: text in UTC with exactly six digits of a second.
+"""Times as documents have them: BSON dates, and beside a date the microseconds that it cannot hold.
 
-`2026-04-22T03:26:38.123456+00:00` keeps the microseconds that a BSON date (milliseconds) would cut off, and
-sorts as text in the order of time. A row has the same text without a fraction of zero.
+A BSON date counts milliseconds. The microseconds below the millisecond of `started_at` are in
+`started_at_us` (1 to 999), which a document has only where they are not zero. The time of creation is in
+`order` as well, whole, in microseconds since 1970: rows are sorted by it and take `created_at` from it.
+Where a caller gave `created_at`, `order_tie` has the clock's stamp, so that rows of equal `created_at` are
+listed in the order in which they were created.
+
+A stamp is a time as microseconds since 1970, as the contract's clock counts them. Dates are naive and in UTC,
+as the driver returns them.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from typing import Any
 
 from ...contract.times import clock, parse_time
+from .encoding import Document
 
-_ZERO_FRACTION = ".000000"
+ORDER = "order"
+"""The stamp of creation."""
+
+ORDER_TIE = "order_tie"
+"""The stamp of the clock when a row was created with a given `created_at`; absent from other rows."""
+
+BELOW_MS = "_us"
+"""A date's field with this suffix has the microseconds below its millisecond."""
+
+REMOVED = "$$REMOVE"
+"""In an update's pipeline: the document does not have the field afterwards."""
+
+EARLIEST_DATE = datetime(1, 1, 1)  # noqa: DTZ001 - as the driver returns dates
+"""Not greater than any date, and greater than every value of the types that BSON sorts before dates."""
+
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001
+_EPOCH_UTC = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
-@lru_cache(maxsize=2)  # thousands of stamps are of the same second
+def stamp_of(moment: datetime) -> int:
+    """The stamp of an aware time."""
+    return (moment - _EPOCH_UTC) // _MICROSECOND
+
+
+def stamp_from_optional(name: str, value: object) -> int | None:
+    """The stamp of a time that a caller passed; None for None. Raises as `parse_time` does."""
+    return None if value is None else stamp_of(parse_time(name, value))
+
+
+def date_of(stamp_us: int) -> datetime:
+    """The stamp's BSON date, cut to its millisecond."""
+    return _EPOCH + timedelta(milliseconds=stamp_us // 1_000)
+
+
+# -- to documents ----------------------------------------------------------------------------------
+
+
+def time_fields(name: str, stamp_us: int | None) -> Document:
+    """The one or two fields of a time in a new document."""
+    if stamp_us is None:
+        return {name: None}
+    below_ms = stamp_us % 1_000
+    if below_ms == 0:
+        return {name: date_of(stamp_us)}
+    return {name: date_of(stamp_us), name + BELOW_MS: below_ms}
+
+
+def created_fields(created_us: int, stamp_us: int) -> Document:
+    """The fields of the time of creation; `stamp_us` is the clock's own."""
+    fields = {"created_at": date_of(created_us), ORDER: created_us}
+    return fields if created_us == stamp_us else {**fields, ORDER_TIE: stamp_us}
+
+
+def set_update(changes: Document, **times: int) -> Document:
+    """The update that sets `changes` and these times."""
+    below_ms = {name + BELOW_MS: stamp_us % 1_000 for name, stamp_us in times.items()}
+    dates = {name: date_of(stamp_us) for name, stamp_us in times.items()}
+    present = {name: us for name, us in below_ms.items() if us}
+    update: Document = {"$set": {**changes, **dates, **present}}
+    if len(present) < len(below_ms):
+        update["$unset"] = dict.fromkeys((name for name in below_ms if name not in present), "")
+    return update
+
+
+def time_stage(name: str, stamp_us: int) -> Document:
+    """The fields of a time in a `$set` stage of an update's pipeline."""
+    return {name: date_of(stamp_us), name + BELOW_MS: stamp_us % 1_000 or REMOVED}
+
+
+def update_stamp() -> int:
+    """The stamp of now, for `updated_at`."""
+    return clock.stamp_us()
+
+
+# -- from documents --------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=64)  # the rows of one list are often of the same seconds
 def _second_text(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).isoformat()[:19]
 
 
-def stored_from_stamp(stamp_us: int) -> str:
-    """The stored text of a clock's stamp."""
+def row_time_of_stamp(stamp_us: int) -> str:
+    """A stamp as rows have it."""
     second, us = divmod(stamp_us, 1_000_000)
-    return f"{_second_text(second)}.{us:06d}+00:00"
+    return f"{_second_text(second)}.{us:06d}+00:00" if us else f"{_second_text(second)}+00:00"
 
 
-def stored_now() -> str:
-    """The stored text of now."""
-    return stored_from_stamp(clock.stamp_us())
+def row_time(document: Document, name: str) -> str:
+    """A document's time as rows have it."""
+    return _exact_date(document, name).isoformat() + "+00:00"
 
 
-def stored_from_input(name: str, value: object) -> str:
-    """The stored text of a time that a caller passed. Raises `ArgumentValueError` as `parse_time` does."""
-    return parse_time(name, value).isoformat(timespec="microseconds")
+def optional_row_time(document: Document, name: str) -> str | None:
+    """As `row_time`, with None for null."""
+    return None if document[name] is None else row_time(document, name)
 
 
-def stored_from_optional(name: str, value: object) -> str | None:
-    """As `stored_from_input`, with None for None."""
-    return None if value is None else stored_from_input(name, value)
+def time_of(document: Document, name: str) -> datetime:
+    """A document's time, aware."""
+    return _exact_date(document, name).replace(tzinfo=UTC)
 
 
-def row_time(stored: str) -> str:
-    """A stored time as rows have it."""
-    return stored[:19] + stored[26:] if stored[19:26] == _ZERO_FRACTION else stored
+def time_of_stamp(stamp_us: int) -> datetime:
+    """The aware time of a stamp."""
+    return _EPOCH_UTC + timedelta(microseconds=stamp_us)
 
 
-def optional_row_time(stored: str | None) -> str | None:
-    """As `row_time`, with None for None."""
-    return None if stored is None else row_time(stored)
+def _exact_date(document: Document, name: str) -> datetime:
+    date: datetime = document[name]
+    below_ms: Any = document.get(name + BELOW_MS)
+    return date.replace(microsecond=date.microsecond + below_ms) if below_ms else date

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 from ...contract.rows import JSONValue, ThreadMeta
 from .digests import KEY_DIGEST_LENGTH, key_part, metadata_digests
 from .encoding import Document, decode_mapping, decode_text, encode_mapping
-from .stored_times import stored_from_stamp, stored_now
-from .versions import SCHEMA_VERSION, check_version
+from .stored_times import (
+    BELOW_MS,
+    ORDER,
+    created_fields,
+    set_update,
+    time_fields,
+    time_of,
+    time_of_stamp,
+    time_stage,
+    update_stamp,
+)
+from .version_1 import is_of_version_1, thread_of_version_1
+from .versions import READABLE_FROM, check_version
 
 
 def thread_fields(
@@ -22,17 +32,15 @@ def thread_fields(
     status: str = "idle",
 ) -> Document:
     """A new thread, created at the clock's stamp, without its id."""
-    created_at = stored_from_stamp(stamp_us)
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": READABLE_FROM,
         "user_id": user_id,
         "assistant_id": assistant_id,
         "display_name": display_name,
         "status": status,
         **thread_metadata(metadata),
-        "created_at": created_at,
-        "updated_at": created_at,
-        "order": stamp_us,
+        **created_fields(stamp_us, stamp_us),
+        **time_fields("updated_at", stamp_us),
     }
 
 
@@ -47,6 +55,8 @@ def thread_metadata(payload: dict[str, JSONValue]) -> Document:
 
 def thread_row(document: Document) -> ThreadMeta:
     check_version(document)
+    if is_of_version_1(document):
+        document = thread_of_version_1(document)
     return ThreadMeta(
         thread_id=document["_id"],
         assistant_id=document["assistant_id"],
@@ -54,8 +64,8 @@ def thread_row(document: Document) -> ThreadMeta:
         display_name=decode_text(document["display_name"]),
         status=document["status"],
         metadata=decode_mapping(document["metadata"]),
-        created_time=datetime.fromisoformat(document["created_at"]),
-        updated_time=datetime.fromisoformat(document["updated_at"]),
+        created_time=time_of_stamp(document[ORDER]),
+        updated_time=time_of(document, "updated_at"),
     )
 
 
@@ -70,13 +80,13 @@ def thread_update(
     metadata: dict[str, JSONValue] | None,
 ) -> Document:
     """Set what is not None; the metadata is replaced as a whole."""
-    changes: Document = {"updated_at": stored_now()}
+    changes: Document = {}
     for name, value in (("assistant_id", assistant_id), ("display_name", display_name), ("status", status)):
         if value is not None:
             changes[name] = value
     if metadata is not None:
         changes |= thread_metadata(metadata)
-    return {"$set": changes}
+    return set_update(changes, updated_at=update_stamp())
 
 
 def metadata_merge_update(payload: dict[str, JSONValue]) -> list[Document]:
@@ -90,7 +100,7 @@ def metadata_merge_update(payload: dict[str, JSONValue]) -> list[Document]:
     stage = {
         "metadata": {"$mergeObjects": ["$metadata", {"$literal": new["metadata"]}]},
         "metadata_digests": {"$concatArrays": [unchanged, digests]},
-        "updated_at": stored_now(),
+        **time_stage("updated_at", update_stamp()),
     }
     return [{"$set": stage}]
 
@@ -102,8 +112,7 @@ def insert_if_absent_update(fields: Document) -> Document:
 
 def running_update(fields: Document) -> Document:
     """The upsert that sets a thread's status to "running" and stores a new thread where there is none."""
-    changes = {"status": "running", "updated_at": stored_now()}
-    return {
-        "$set": changes,
-        "$setOnInsert": {name: value for name, value in fields.items() if name not in changes},
-    }
+    update = set_update({"status": "running"}, updated_at=update_stamp())
+    changed = ("status", "updated_at", "updated_at" + BELOW_MS)
+    update["$setOnInsert"] = {name: value for name, value in fields.items() if name not in changed}
+    return update

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ...contract.rows import UserRow
 from .encoding import Document
-from .stored_times import row_time, stored_now
-from .versions import SCHEMA_VERSION, check_version
+from .stored_times import ORDER, created_fields, row_time_of_stamp
+from .version_1 import is_of_version_1, user_of_version_1
+from .versions import READABLE_FROM, check_version
 
 
 def user_fields(
@@ -30,13 +31,14 @@ def user_fields(
     }
 
 
-def new_user(user_id: str, fields: Document, created_at: str | None) -> Document:
-    """A new account, created now where no other time is given."""
+def new_user(user_id: str, fields: Document, created_stamp_us: int | None, stamp_us: int) -> Document:
+    """A new account, created at the clock's stamp where no other time is given."""
+    created_us = stamp_us if created_stamp_us is None else created_stamp_us
     return {
         "_id": user_id,
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": READABLE_FROM,
         **fields,
-        "created_at": created_at or stored_now(),
+        **created_fields(created_us, stamp_us),
     }
 
 
@@ -46,12 +48,14 @@ def user_update(fields: Document) -> Document:
 
 def user_row(document: Document) -> UserRow:
     check_version(document)
+    if is_of_version_1(document):
+        document = user_of_version_1(document)
     return {
         "user_id": document["_id"],
         "email": document["email"],
         "password_hash": document["password_hash"],
         "system_role": document["system_role"],
-        "created_at": row_time(document["created_at"]),
+        "created_at": row_time_of_stamp(document[ORDER]),
         "oauth_provider": document["oauth_provider"],
         "oauth_id": document["oauth_id"],
         "needs_setup": document["needs_setup"],

@@ -1,26 +1,47 @@
 """The schema version: in every document, and once for the whole database.
 
-The database's own version and the time since which retention applies are one document of the collection
-`schema_versions`. The code that compares and upgrades versions is `migrations.py`.
+The database's version document has two numbers: `version`, the newest format that a release has set up, and
+`readable_from`, the oldest version of this package's format whose releases may still use the database. A
+release of an older version works with a newer database down to `readable_from`, and changes nothing of its
+schema. Format 1 is that of the first commits; it was never released and has no `readable_from`.
+
+A document's `schema_version` is the oldest version whose releases can read this document. The code that
+compares and upgrades versions is `migrations.py`.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple, TypeGuard
+
 from ...contract.errors import StorageError
 from .encoding import Document
-from .stored_times import stored_now
+from .stored_times import set_update, update_stamp
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """The version of the documents written here and of the indexes and validators beside them."""
+
+READABLE_FROM = 2
+"""The oldest version whose releases can read and write beside this one; in every document written here."""
 
 DATABASE_VERSION_ID = "deerflow-mongo"
 
 RETENTION_MARK = "retention_since"
 """In the database's version document once run events were first given a time to live; never removed."""
 
+MIGRATING_FROM = "migrating_from"
+"""In the database's version document while its documents are being upgraded: the version they had."""
+
+
+class DatabaseVersion(NamedTuple):
+    """What the version document of a database says; `readable_from` of version 1 is 1."""
+
+    version: int
+    readable_from: int
+    migrating_from: int | None
+
 
 def check_version(document: Document) -> None:
-    """Refuse a document that a newer release wrote, whose fields may mean something else."""
+    """Refuse a document that this release cannot read, whose fields may mean something else."""
     version = document["schema_version"]
     if version > SCHEMA_VERSION:
         raise StorageError(
@@ -29,18 +50,50 @@ def check_version(document: Document) -> None:
         )
 
 
-def database_version(document: Document | None) -> int | None:
-    """The version that the database's version document has; None without one."""
-    return None if document is None else document["version"]
+def database_version(document: Document | None) -> DatabaseVersion | None:
+    """What the version document says; None without one.
+
+    Raises `ValueError` for a document that no release of this package has written.
+    """
+    if document is None:
+        return None
+    version = document.get("version")
+    readable_from = document.get("readable_from", 1 if version == 1 else None)
+    migrating_from = document.get(MIGRATING_FROM)
+    if not _is_number(version) or not _is_number(readable_from):
+        raise ValueError(f"its version document has the version {version!r}")
+    return DatabaseVersion(+version, +readable_from, migrating_from)
 
 
-def database_version_update() -> Document:
+def _is_number(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def database_version_update(*, is_complete: bool) -> Document:
+    """Set this release's version, never a lower one; `is_complete` ends a migration."""
     # $max: when two releases set up the same database, the newer one's version stays.
-    return {"$max": {"version": SCHEMA_VERSION}, "$set": {"updated_at": stored_now()}}
+    update = set_update({}, updated_at=update_stamp())
+    update["$max"] = {"version": SCHEMA_VERSION, "readable_from": READABLE_FROM}
+    if is_complete:
+        update.setdefault("$unset", {})[MIGRATING_FROM] = ""
+    return update
+
+
+def migration_start_update(from_version: int, document: Document | None) -> Document:
+    """Set this release's version, which releases of the old one refuse, and that the upgrade has begun.
+
+    `document` is the version document before.
+    """
+    update = database_version_update(is_complete=False)
+    update["$set"][MIGRATING_FROM] = from_version
+    if document is not None and isinstance(document.get(RETENTION_MARK), str):
+        # A text in version 1. When retention was first enabled is not used; that it was is.
+        update["$set"] |= retention_mark_update()["$set"]
+    return update
 
 
 def retention_mark_update() -> Document:
-    return {"$set": {RETENTION_MARK: stored_now()}}
+    return set_update({}, retention_since=update_stamp())
 
 
 def has_retention_mark(document: Document | None) -> bool:

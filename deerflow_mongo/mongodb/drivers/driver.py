@@ -10,6 +10,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -26,7 +27,7 @@ from .errors import INDEX_NOT_FOUND_CODE, code_of, translating
 CLOSE_TIMEOUT_S = 1.0
 """A driver's close waits for a dead server without a limit of its own."""
 
-INDEX_BUILD_TIMEOUT_S = 3_600.0
+LONG_RUNNING_TIMEOUT_S = 3_600.0
 """An index on a large collection is built in minutes, far beyond the timeout of an operation."""
 
 DEFAULT_WRITE_CONCERN = WriteConcern(w="majority")
@@ -50,6 +51,11 @@ DRIVER_INFO = DriverInfo("deerflow-mongo", __version__)
 _LIST_BATCH = 10_000
 
 logger = logging.getLogger(__name__)
+
+
+def long_running() -> AbstractContextManager[object]:
+    """The time that a command of `setup()` may take, in place of the timeout of an operation."""
+    return timeout(LONG_RUNNING_TIMEOUT_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,15 +176,15 @@ class Driver(ABC):
     async def create_collection(self, name: str, validator: Document) -> None:
         await self.command({"create": name, "validator": validator})
 
-    async def set_validator(self, name: str, validator: Document) -> None:
-        await self.command({"collMod": name, "validator": validator})
+    async def set_validator(self, name: str, validator: Document, level: str) -> None:
+        await self.command({"collMod": name, "validator": validator, "validationLevel": level})
 
     async def list_indexes(self, name: str) -> list[Document]:
         answer = await self.command({"listIndexes": name, "cursor": {"batchSize": _LIST_BATCH}})
         return answer["cursor"]["firstBatch"]
 
     async def create_index(self, name: str, index: Document) -> None:
-        with timeout(INDEX_BUILD_TIMEOUT_S):
+        with long_running():
             await self.command({"createIndexes": name, "indexes": [index]})
 
     async def set_expiry(self, name: str, index: Document) -> None:

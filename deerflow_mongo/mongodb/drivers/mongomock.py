@@ -14,6 +14,7 @@ import bson
 from mongomock_motor import AsyncMongoMockClient  # pyright: ignore[reportMissingTypeStubs]
 
 from ...contract.errors import PayloadTooLargeError, StorageError
+from ..documents.stored_times import REMOVED
 from .collection import Collection, Document, Update
 from .driver import Driver, DriverOptions
 from .errors import MAX_DOCUMENT_BYTES, NO_CHANGE_STREAMS, too_large
@@ -100,7 +101,7 @@ class MongomockDriver(Driver):
     async def create_collection(self, name: str, validator: Document) -> None:
         await (await self.opened()).create_collection(name)
 
-    async def set_validator(self, name: str, validator: Document) -> None:
+    async def set_validator(self, name: str, validator: Document, level: str) -> None:
         """Nothing: mongomock has no validators."""
 
     async def list_indexes(self, name: str) -> list[Document]:
@@ -138,6 +139,8 @@ def _check_size(document: object, written: object) -> None:
 
 def _in_known_operators(expression: Any) -> Any:
     """`expression` with operators that mongomock knows in place of those that it lacks."""
+    if expression == REMOVED:
+        return None  # it does not remove fields; rows are the same
     if isinstance(expression, list):
         return [_in_known_operators(item) for item in cast("list[Any]", expression)]
     if not isinstance(expression, dict) or "$literal" in expression:

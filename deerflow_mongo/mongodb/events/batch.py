@@ -38,7 +38,11 @@ class Batch:
     )
 
     def __init__(
-        self, documents: list[Document], size_bytes: int, now: str, permit: asyncio.Future[None] | None = None
+        self,
+        documents: list[Document],
+        size_bytes: int,
+        now: Document,
+        permit: asyncio.Future[None] | None = None,
     ) -> None:
         """`now` is the time of events that have none of their own; `permit` is awaited before a write."""
         self.documents = documents
@@ -73,7 +77,7 @@ class Batch:
             {
                 name: value
                 for name, value in item.items()
-                if name not in SERVER_FIELDS and (name != "created_at" or value != self.now)
+                if name not in SERVER_FIELDS and (name not in self.now or value != self.now[name])
             }
             for item in self.documents
         ]

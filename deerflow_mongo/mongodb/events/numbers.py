@@ -86,10 +86,10 @@ class ThreadNumbers:
             cached.set(0, _BEFORE_ALL, has_anchor=False)
             return
         found = last_number(document)
-        minimum_seq = found.minimum_seq
+        next_seq = max(found.seq + 1, found.minimum_next_seq)
         if not found.is_event and not _is_recent(found.stored_at):
-            minimum_seq = await self._minimum_seq(thread_id, found.seq)
-        cached.set(max(found.seq, minimum_seq), found.stored_at)
+            next_seq = max(found.seq + 1, await self._minimum_next_seq(thread_id))
+        cached.set(next_seq - 1, found.stored_at)
 
     async def last_seq(self, thread_id: str, cached: CachedSeq | None) -> int:
         """The thread's highest number, tombstones included, at most seconds old; 0 for an empty thread."""
@@ -104,19 +104,19 @@ class ThreadNumbers:
         found = await self._events.find(query, sort=SEQ_FALLING, limit=1, projection=LAST_NUMBER_FIELDS)
         return found[0] if found else None
 
-    async def _minimum_seq(self, thread_id: str, last: int) -> int:
-        """The number after which an old thread without events continues; the same for every process.
+    async def _minimum_next_seq(self, thread_id: str) -> int:
+        """The number from which an old thread without events continues; the same for every process.
 
-        Retention may have removed events above `last`, whose numbers are unknown. No thread ever used a
-        million numbers a second, so the microseconds since 1970 exceed all of them.
+        Retention may have removed events above the last number that is stored. No thread ever used a million
+        numbers a second, so the microseconds since 1970 exceed all of them.
         """
         while True:
             document = await self._events.find_one(queries.anchor_of_thread(thread_id))
             if document is None:
-                return last
+                return 1
             anchor = last_number(document)
             if _is_recent(anchor.stored_at) or not await self._had_retention():
-                return anchor.minimum_seq
+                return anchor.minimum_next_seq
             # The first process renews the anchor; the others then read its minimum.
             await self._events.update_one(
                 queries.anchor_not_renewed_since(thread_id, anchor.stored_at),

@@ -13,11 +13,12 @@ from ...contract.errors import PayloadTooLargeError, ThreadAccessError
 from ...contract.protocols import RunEventStore
 from ...contract.rows import RunEventFields, RunEventRow
 from ...contract.run_event_fields import CheckedRunEvent, checked_event, checked_events
+from ...contract.times import clock
 from .. import queries
 from ..documents.counting import count_pipeline, counted
 from ..documents.encoding import Document, encode_content, encode_mapping
 from ..documents.run_events import ONCE, event_row, event_size_bytes, new_event, tombstone_update
-from ..documents.stored_times import stored_from_optional, stored_now
+from ..documents.stored_times import stamp_of, time_fields
 from ..drivers.collection import Collection, Sort
 from ..drivers.errors import DRIVER_ERRORS, MAX_DOCUMENT_BYTES, translate
 from ..schema import SEQ_FALLING, SEQ_RISING
@@ -33,8 +34,9 @@ CLOSE_TIMEOUT_S = 10.0
 _FOLLOW_PAGE = 500
 
 
-def _encoded(event: CheckedRunEvent, now: str) -> Document:
-    """A checked event's document."""
+def _encoded(event: CheckedRunEvent, now: Document) -> Document:
+    """A checked event's document; `now` is the time of an event that has none of its own."""
+    created_at = event.created_at
     return new_event(
         {
             "thread_id": event.thread_id,
@@ -43,10 +45,15 @@ def _encoded(event: CheckedRunEvent, now: str) -> Document:
             "category": event.category,
             "content": encode_content(event.content),
             "metadata": encode_mapping(event.metadata),
-            "created_at": stored_from_optional("created_at", event.created_at) or now,
+            **(now if created_at is None else time_fields("created_at", stamp_of(created_at))),
             **({} if event.user_id is None else {"user_id": event.user_id}),
         }
     )
+
+
+def _now() -> Document:
+    """The fields of an event's time that is now."""
+    return time_fields("created_at", clock.stamp_us())
 
 
 def _size_bytes(position: int | None, document: Document) -> int:
@@ -96,16 +103,16 @@ class MongoRunEventStore(RunEventStore, Following):
     # Writing.
 
     async def put_batch(self, events: Sequence[RunEventFields]) -> list[RunEventRow]:
-        given, now = checked_events(events), stored_now()
+        given, now = checked_events(events), _now()
         return await self._put([_encoded(event, now) for event in given], now)
 
     async def put(self, **event: Unpack[RunEventFields]) -> RunEventRow:
-        now = stored_now()
+        now = _now()
         [row] = await self._put([_encoded(checked_event(event), now)], now)
         return row
 
     async def put_if_absent(self, **event: Unpack[RunEventFields]) -> tuple[RunEventRow, bool]:
-        now = stored_now()
+        now = _now()
         document: Document = {**_encoded(checked_event(event), now), ONCE: True}
         query = queries.events_of_run(document["thread_id"], document["run_id"], document["event_type"])
         self._backlog.check_open()
@@ -123,7 +130,7 @@ class MongoRunEventStore(RunEventStore, Following):
             return row, True
 
     async def _put(
-        self, documents: list[Document], now: str, permit: asyncio.Future[None] | None = None
+        self, documents: list[Document], now: Document, permit: asyncio.Future[None] | None = None
     ) -> list[RunEventRow]:
         sizes = [_size_bytes(i if len(documents) > 1 else None, item) for i, item in enumerate(documents)]
         if not documents:

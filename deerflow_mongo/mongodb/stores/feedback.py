@@ -22,7 +22,7 @@ from ..documents.feedback import (
 from ..drivers.collection import Collection
 from ..drivers.errors import DuplicateKeyError
 from ..queries import Query
-from ..schema import FEEDBACK_BY_RUN, NEWEST_FIRST, OLDEST_FIRST, VOTE_FIRST, Keys
+from ..schema import FEEDBACK_BY_USER, NEWEST_FIRST, OLDEST_FIRST, VOTE_FIRST, Keys
 
 _ORDERS: dict[str, Keys] = {"newest_first": NEWEST_FIRST, "oldest_first": OLDEST_FIRST}
 
@@ -128,7 +128,7 @@ class MongoFeedbackStore(FeedbackStore):
     async def list_by_thread_grouped(self, thread_id: str, *, user_id: UserId) -> dict[str, FeedbackRow]:
         user = arguments.acting_user(user_id, "FeedbackStore.list_by_thread_grouped")
         query = queries.of_user_in_thread(thread_id, user)
-        pipeline = newest_by_run_pipeline(query, FEEDBACK_BY_RUN.keys)
+        pipeline = newest_by_run_pipeline(query, FEEDBACK_BY_USER.keys)
         return newest_by_run(await self._collection.aggregate(pipeline, batch_size=_RUNS_PER_BATCH))
 
     async def aggregate_by_run(self, thread_id: str, run_id: str) -> FeedbackTotals:

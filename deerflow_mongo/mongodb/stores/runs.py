@@ -11,10 +11,10 @@ from ...contract.actor import AUTO, UserId
 from ...contract.errors import RunExistsError
 from ...contract.payloads import to_json_mapping
 from ...contract.protocols import RunStore
-from ...contract.rows import UNSET, Caller, ModelTokenCounts, RunRow, TimeInput, TokenUsage, Unset
+from ...contract.rows import Caller, ModelTokenCounts, RunRow, TimeInput, TokenUsage, Unset
 from ...contract.times import clock
 from .. import queries
-from ..documents.encoding import Document, Update, encode_mapping, encode_text
+from ..documents.encoding import Document, Update, encode_mapping
 from ..documents.runs import (
     completion_update,
     error_update,
@@ -26,7 +26,7 @@ from ..documents.runs import (
     token_usage_pipeline,
     token_usage_update,
 )
-from ..documents.stored_times import stored_from_optional, stored_now
+from ..documents.stored_times import stamp_from_optional
 from ..drivers.collection import Collection
 from ..drivers.errors import DuplicateKeyError
 from ..schema import NEWEST_FIRST, OLDEST_FIRST
@@ -64,8 +64,8 @@ class MongoRunStore(RunStore):
         ]
 
     async def list_pending(self, *, before: TimeInput | None = None) -> list[RunRow]:
-        until = stored_from_optional("before", before) or stored_now()
-        query = queries.pending_until(until)
+        until = stamp_from_optional("before", before)
+        query = queries.pending_until(clock.stamp_us() if until is None else until)
         return [
             run_row(document)
             for document in await self._collection.find(query, sort=OLDEST_FIRST, limit=arguments.MAX_LIMIT)
@@ -101,10 +101,10 @@ class MongoRunStore(RunStore):
             follow_up_to_run_id=arguments.optional_text("follow_up_to_run_id", follow_up_to_run_id),
             metadata=_payload("metadata", metadata),
             kwargs=_payload("kwargs", kwargs),
-            created_at=stored_from_optional("created_at", created_at),
-            started_at=stored_from_optional("started_at", started_at),
-            ended_at=stored_from_optional("ended_at", ended_at),
-            error=encode_text("error", error),
+            created_stamp_us=stamp_from_optional("created_at", created_at),
+            started_stamp_us=stamp_from_optional("started_at", started_at),
+            ended_stamp_us=stamp_from_optional("ended_at", ended_at),
+            error=error,
             stamp_us=clock.stamp_us(),
         )
         try:
@@ -124,15 +124,15 @@ class MongoRunStore(RunStore):
     ) -> None:
         update = status_update(
             arguments.status_text("status", status),
-            started_at=stored_from_optional("started_at", started_at),
-            ended_at=stored_from_optional("ended_at", ended_at),
-            error=encode_text("error", error),
+            started_stamp_us=stamp_from_optional("started_at", started_at),
+            ended_stamp_us=stamp_from_optional("ended_at", ended_at),
+            error=error,
             metadata=_payload("metadata", metadata),
         )
         await self._update(run_id, update, "update_status")
 
     async def set_error(self, run_id: str, error: str) -> None:
-        await self._update(run_id, error_update(encode_text("error", error)), "set_error")
+        await self._update(run_id, error_update(error), "set_error")
 
     async def update_model_name(self, run_id: str, model_name: str | None) -> None:
         update = model_name_update(arguments.optional_text("model_name", model_name))
@@ -176,8 +176,8 @@ class MongoRunStore(RunStore):
             arguments.status_text("status", status),
             counts={name: arguments.count(name, value) for name, value in counts.items()},
             by_model=arguments.model_counts("token_usage_by_model", token_usage_by_model),
-            texts={name: encode_text(name, text) for name, text in texts.items() if text is not UNSET},
-            ended_at=stored_from_optional("ended_at", ended_at),
+            texts={name: text for name, text in texts.items() if not isinstance(text, Unset)},
+            ended_stamp_us=stamp_from_optional("ended_at", ended_at),
         )
         await self._update(run_id, update, "update_run_completion")
 

@@ -13,14 +13,15 @@ from ...contract import arguments
 from ...contract.capabilities import UserStore
 from ...contract.errors import UserExistsError
 from ...contract.rows import TimeInput, UserRow
+from ...contract.times import clock
 from .. import queries
 from ..documents.counting import count_pipeline, counted
-from ..documents.stored_times import stored_from_optional
+from ..documents.stored_times import stamp_from_optional
 from ..documents.users import new_user, user_fields, user_row, user_update
 from ..drivers.collection import Collection
 from ..drivers.errors import DuplicateKeyError
 from ..queries import Query
-from ..schema import EMAIL_INDEX, OAUTH_INDEX, OLDEST_USER_FIRST
+from ..schema import EMAIL_INDEX, OAUTH_INDEX, OLDEST_FIRST
 
 _UNIQUE = ((EMAIL_INDEX, "email"), (OAUTH_INDEX, "OAuth identity"))
 
@@ -70,7 +71,8 @@ class MongoUserStore(UserStore):
                     token_version=token_version,
                 )
             ),
-            stored_from_optional("created_at", created_at),
+            stamp_from_optional("created_at", created_at),
+            clock.stamp_us(),
         )
         try:
             await self._collection.insert_one(document)
@@ -123,7 +125,7 @@ class MongoUserStore(UserStore):
         if rows == 0:
             return []
         documents = await self._collection.find(
-            queries.users_of_role(system_role), sort=OLDEST_USER_FIRST, limit=rows
+            queries.users_of_role(system_role), sort=OLDEST_FIRST, limit=rows
         )
         return [user_row(document) for document in documents]
 

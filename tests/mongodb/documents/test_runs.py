@@ -24,9 +24,9 @@ def _run() -> dict[str, Any]:
         follow_up_to_run_id=None,
         metadata={},
         kwargs={},
-        created_at=None,
-        started_at=None,
-        ended_at=None,
+        created_stamp_us=None,
+        started_stamp_us=None,
+        ended_stamp_us=None,
         error=None,
         stamp_us=2**50,
     )

@@ -1,22 +1,29 @@
-"""The stored documents, pinned: a format must not change by accident (a change is a new schema version)."""
+"""The stored documents, pinned: a format must not change by accident (a change is a new schema version).
+
+The documents themselves are in `pinned.py`, from which the README prints them.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from bson import ObjectId
+from bson import Int64
 from pymongo import MongoClient
 
 from deerflow_mongo import MongoStorage, Storage, StorageError, create_storage
 from deerflow_mongo.mongodb.documents.versions import SCHEMA_VERSION
 
+from . import pinned
+
 Raw = MongoClient[dict[str, Any]]
-TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00")
+Document = dict[str, Any]
+
+THREAD, RUN = "thread-1", "run-1"
+CREATED_AT = "2026-04-22T11:26:38.123456+08:00"
 
 
 @pytest.fixture
@@ -26,83 +33,82 @@ async def storage(mongodb_url: str, database_name: str) -> AsyncIterator[Storage
         yield opened
 
 
-def test_pinned_documents_are_of_schema_version_1() -> None:
-    assert SCHEMA_VERSION == 1
+def _settled(document: Document | None, expected: Document, *names: str) -> Document:
+    """The document with the values of these fields, which depend on the clock, replaced by the pinned ones.
+
+    What lies below a millisecond may be absent, where it is zero.
+    """
+    assert document is not None
+    settled = dict(document)
+    for name in names:
+        if name.endswith("_us"):
+            assert 1 <= settled.get(name, 1) <= 999
+        else:
+            assert type(settled[name]) is type(expected[name])
+        settled[name] = expected[name]
+    return settled
+
+
+def test_pinned_documents_are_of_this_schema_version() -> None:
+    versions = {document.get("schema_version", SCHEMA_VERSION) for _, _, document in pinned.KINDS}
+    assert versions == {SCHEMA_VERSION}
+
+
+def test_readme_prints_the_pinned_documents() -> None:
+    """`python -m tests.mongodb.documents.pinned` writes them."""
+    assert pinned.README.read_text(encoding="utf-8") == pinned.readme_with_documents()
 
 
 async def test_run_document(storage: Storage, raw_client: Raw, database_name: str) -> None:
     await storage.runs.create(
-        "r",
-        "t",
+        RUN,
+        THREAD,
         user_id="alice",
-        assistant_id="lead",
-        model_name="gpt-4.1",
-        created_at="2026-04-22T11:26:38+08:00",
+        assistant_id="lead_agent",
+        created_at=CREATED_AT,
         metadata={"source": "web", "a.b": {"$gt": 1}, "big": 2**70, "n\0l": 1, "_json": "x"},
         kwargs={"input": {"messages": [{"$ref": "x", "$id": 1}]}},
     )
-    await storage.runs.update_status("r", "running", started_at="2026-04-22T03:26:39.5Z")
+    await storage.runs.update_model_name(RUN, "gpt-4.1")
+    await storage.runs.update_status(RUN, "running", started_at="2026-04-22T03:26:38.2Z")
     await storage.runs.record_token_usage(
-        "r", caller="lead_agent", model_name="gpt-4.1", input_tokens=7, output_tokens=5
+        RUN, caller="lead_agent", model_name="gpt-4.1", input_tokens=7, output_tokens=5
     )
-    await storage.runs.set_error("r", "lone \udc00")
-    document = raw_client[database_name]["runs"].find_one({"_id": "r"}) or {}
-    assert TIME.fullmatch(document.pop("updated_at"))
-    assert isinstance(document.pop("order"), int)
-    assert document == {
-        "_id": "r",
-        "schema_version": 1,
-        "thread_id": "t",
-        "user_id": "alice",
-        "assistant_id": "lead",
-        "status": "error",
-        "model_name": "gpt-4.1",
-        "multitask_strategy": "reject",
-        "follow_up_to_run_id": None,
-        "metadata": {
-            "source": "web",
-            "a.b": {"$gt": 1},
-            "big": {"_json": "1180591620717411303424"},
-            '_json"n\\u0000l"': 1,
-            '_json"_json"': "x",
-        },
-        "kwargs": {"input": {"_json": '{"messages":[{"$ref":"x","$id":1}]}'}},
-        "created_at": "2026-04-22T03:26:38.000000+00:00",
-        "started_at": "2026-04-22T03:26:39.500000+00:00",
-        "ended_at": None,
-        "error": {"_json": '"lone \\udc00"'},
-        "tokens": {
-            "input": 7,
-            "output": 5,
-            "total": 12,
-            "llm_calls": 1,
-            "by_caller": {"lead_agent": 12, "subagent": 0, "middleware": 0},
-            "by_model": {
-                "gpt-4%2E1": {"model": "gpt-4.1", "input": 7, "output": 5, "total": 12, "llm_calls": 1}
-            },
-        },
-        "message_count": 0,
-        "first_human_message": None,
-        "last_ai_message": None,
-    }
+    await storage.runs.update_status(
+        RUN, "error", ended_at="2026-04-22T03:27:02.000017Z", error="RateLimitError: the model is busy"
+    )
+    document = raw_client[database_name]["runs"].find_one({"_id": RUN})
+    assert _settled(document, pinned.RUN, "updated_at", "updated_at_us", "order_tie") == pinned.RUN
+
+
+async def test_run_created_now_has_no_order_tie_and_no_duration(
+    storage: Storage, raw_client: Raw, database_name: str
+) -> None:
+    await storage.runs.create(RUN, THREAD, user_id=None)
+    document = raw_client[database_name]["runs"].find_one({"_id": RUN}) or {}
+    absent = {"order_tie", "updated_at_us", "started_at_us", "ended_at_us"}
+    assert absent.isdisjoint(document)
+    assert set(pinned.RUN) - set(document) == {"order_tie", "updated_at_us", "ended_at_us"}
+    assert [document[name] for name in ("duration_ms", "error_type", "started_at", "updated_at")] == [
+        None
+    ] * 4
+    _assert_created_now(document)
+
+
+def _assert_created_now(document: Document) -> None:
+    """`order` has the microseconds of `created_at`, which has the milliseconds."""
+    assert type(document["order"]) is Int64
+    since_1970 = document["created_at"] - datetime(1970, 1, 1)  # noqa: DTZ001 - as the driver returns dates
+    assert since_1970 // timedelta(milliseconds=1) == document["order"] // 1_000
 
 
 async def test_feedback_document(storage: Storage, raw_client: Raw, database_name: str) -> None:
-    row = await storage.feedback.upsert(run_id="r", thread_id="t", rating=-1, user_id=None, comment="no")
-    document = raw_client[database_name]["feedback"].find_one({"_id": row["feedback_id"]}) or {}
-    assert TIME.fullmatch(document.pop("created_at"))
-    assert isinstance(document.pop("order"), int)
-    assert document == {
-        "_id": row["feedback_id"],
-        "schema_version": 1,
-        "run_id": "r",
-        "thread_id": "t",
-        "user_id": None,
-        "message_id": None,
-        "rating": -1,
-        "comment": "no",
-        "vote": True,
-    }
+    row = await storage.feedback.upsert(
+        run_id=RUN, thread_id=THREAD, rating=-1, user_id="alice", comment="too long"
+    )
+    document = raw_client[database_name]["feedback"].find_one({"_id": row["feedback_id"]})
+    assert _settled(document, pinned.VOTE, "_id", "created_at", "order") == pinned.VOTE
+    _assert_created_now(document or {})
 
 
 async def test_feedback_that_is_not_the_vote_has_no_vote_field(
@@ -110,34 +116,19 @@ async def test_feedback_that_is_not_the_vote_has_no_vote_field(
 ) -> None:
     row = await storage.feedback.create(run_id="r", thread_id="t", rating=1, user_id="a", message_id="m")
     document = raw_client[database_name]["feedback"].find_one({"_id": row["feedback_id"]}) or {}
-    assert "vote" not in document
+    assert set(pinned.VOTE) - set(document) == {"vote"}
     assert document["message_id"] == "m"
 
 
 async def test_thread_document(storage: Storage, raw_client: Raw, database_name: str) -> None:
     await storage.threads.ensure_thread(
-        thread_id="t", user_id="alice", assistant_id="lead", metadata={"source": "web", "n": 1}
+        thread_id=THREAD, user_id="alice", assistant_id="lead_agent", metadata={"source": "web", "n": 1}
     )
-    await storage.threads.sync_thread_title(thread_id="t", title="A title")
-    document = raw_client[database_name]["threads"].find_one({"_id": "t"}) or {}
-    for name in ("created_at", "updated_at"):
-        assert TIME.fullmatch(document.pop(name))
-    assert isinstance(document.pop("order"), int)
-    assert document == {
-        "_id": "t",
-        "schema_version": 1,
-        "user_id": "alice",
-        "assistant_id": "lead",
-        "display_name": "A title",
-        "status": "idle",
-        "metadata": {"source": "web", "n": 1},
-        # BLAKE2b-64 of the JSON text "source" and BLAKE2b-96 of ["source","web"]; of "n" and ["n",1].
-        # They are stored, so the way they are computed must not change.
-        "metadata_digests": [
-            "0f0bd31dd81b3045f2ce9504dde4b939b6724cae",
-            "fd661c26408c6ed2b88170f9cb4d5cff493f0fe9",
-        ],
-    }
+    await storage.threads.sync_thread_title(thread_id=THREAD, title="A title")
+    document = raw_client[database_name]["threads"].find_one({"_id": THREAD})
+    by_clock = ("created_at", "order", "updated_at", "updated_at_us")
+    assert _settled(document, pinned.THREAD, *by_clock) == pinned.THREAD
+    _assert_created_now(document or {})
 
 
 async def test_merged_thread_metadata_has_one_digest_for_each_key(
@@ -160,33 +151,23 @@ async def test_merged_thread_metadata_has_one_digest_for_each_key(
 async def test_user_document(storage: Storage, raw_client: Raw, database_name: str) -> None:
     assert isinstance(storage, MongoStorage)
     await storage.users.create(
-        "u",
+        pinned.USER["_id"],
         email="alice@example.org",
         password_hash="$2b$12$hash",  # noqa: S106 - made up
         system_role="admin",
-        created_at="2026-04-22T11:26:38+08:00",
+        created_at="2026-04-22T11:20:00+08:00",
         oauth_provider="github",
         oauth_id="4711",
         needs_setup=True,
     )
     await storage.users.create("v", email="bob@example.org")
     users = raw_client[database_name]["users"]
-    assert users.find_one({"_id": "u"}) == {
-        "_id": "u",
-        "schema_version": 1,
-        "email": "alice@example.org",
-        "password_hash": "$2b$12$hash",
-        "system_role": "admin",
-        "created_at": "2026-04-22T03:26:38.000000+00:00",
-        "oauth_provider": "github",
-        "oauth_id": "4711",
-        "needs_setup": True,
-        "token_version": 0,
-    }
+    document = users.find_one({"email": "alice@example.org"})
+    assert _settled(document, pinned.USER, "order_tie") == pinned.USER
     document = users.find_one({"_id": "v"}) or {}
-    assert TIME.fullmatch(document["created_at"])
     nothing = ("password_hash", "oauth_provider", "oauth_id")
     assert {name: document[name] for name in nothing} == dict.fromkeys(nothing)
+    _assert_created_now(document)
 
 
 async def test_event_stored_for_a_user_has_the_user_id(
@@ -198,8 +179,6 @@ async def test_event_stored_for_a_user_has_the_user_id(
         await storage.run_events.put(**event, user_id=user_id)
     _, *events = raw_client[database_name]["run_events"].find().sort("seq")
     assert [stored.get("user_id", "none") for stored in events] == ["alice", "none", ""]
-    common = {"_id", "schema_version", "thread_id", "seq", "stored_at", "run_id", "event_type", "category"}
-    assert set(events[0]) == common | {"content", "metadata", "created_at", "user_id"}
     await storage.run_events.delete_by_run("t", "r", user_id="alice")
     tombstone = raw_client[database_name]["run_events"].find_one({"seq": 1}) or {}
     assert "user_id" not in tombstone
@@ -207,57 +186,46 @@ async def test_event_stored_for_a_user_has_the_user_id(
 
 async def test_event_and_anchor_documents(storage: Storage, raw_client: Raw, database_name: str) -> None:
     await storage.run_events.put(
-        thread_id="t",
-        run_id="r",
+        thread_id=THREAD,
+        run_id=RUN,
         event_type="ai_message",
         category="message",
-        content={"text": "hi", "a.b": {"$gt": 1}, "big": 2**70},
+        content={"text": "Hello", "a.b": {"$gt": 1}, "big": 2**70},
         metadata={"caller": "lead_agent"},
-        created_at="2026-04-22T11:26:38+08:00",
+        created_at="2026-04-22T11:26:40.500007+08:00",
+        user_id="alice",
     )
-    await storage.run_events.put_if_absent(thread_id="t", run_id="r", event_type="end", category="lifecycle")
+    await storage.run_events.put_if_absent(
+        thread_id=THREAD, run_id=RUN, event_type="end", category="lifecycle"
+    )
     anchor, first, second = raw_client[database_name]["run_events"].find().sort("seq")
-    ids = {anchor.pop("_id"), first.pop("_id"), second.pop("_id")}
-    assert {type(document_id) for document_id in ids} == {ObjectId}
-    moments = {anchor.pop("founded_at"), first.pop("stored_at")}
-    assert len(moments) == 1
-    assert all(isinstance(moment, datetime) for moment in moments)
-    assert anchor == {"schema_version": 1, "thread_id": "t", "seq": 0, "floor": 0}
-    assert first == {
-        "schema_version": 1,
-        "thread_id": "t",
-        "seq": 1,
-        "run_id": "r",
-        "event_type": "ai_message",
-        "category": "message",
-        "content": {"text": "hi", "a.b": {"$gt": 1}, "big": {"_json": "1180591620717411303424"}},
-        "metadata": {"caller": "lead_agent"},
-        "created_at": "2026-04-22T03:26:38.000000+00:00",
-    }
+    assert anchor["anchored_at"] == first["stored_at"]
+    assert _settled(anchor, pinned.ANCHOR, "_id", "anchored_at") == pinned.ANCHOR
+    assert _settled(first, pinned.EVENT, "_id", "stored_at") == pinned.EVENT
     assert (second["seq"], second["content"], second["once"]) == (2, "", True)
 
 
 async def test_tombstone_of_a_deleted_event(storage: Storage, raw_client: Raw, database_name: str) -> None:
     """The tombstone of the thread's last number never expires, the others after a day."""
-    event: Any = {"thread_id": "t", "run_id": "r", "event_type": "said", "category": "message"}
+    event: Any = {"thread_id": THREAD, "run_id": RUN, "event_type": "said", "category": "message"}
     await storage.run_events.put_batch([event, event])
     collection = raw_client[database_name]["run_events"]
     before = {item["seq"]: item for item in collection.find({"seq": {"$gt": 0}})}
-    await storage.run_events.delete_by_run("t", "r")
+    await storage.run_events.delete_by_run(THREAD, RUN)
     first, last = collection.find({"seq": {"$gt": 0}}).sort("seq")
-    lifetime = first.pop("forget_at") - before[1]["stored_at"]
+    assert _settled(first, pinned.TOMBSTONE, "_id", "event_stored_at", "expires_at") == pinned.TOMBSTONE
+    lifetime = first["expires_at"] - before[1]["stored_at"]
     assert timedelta(days=1) <= lifetime < timedelta(days=1, minutes=5)
-    assert last.pop("forget_at") is None
+    assert last["expires_at"] is None
     for tombstone in (first, last):
         event_before = before[tombstone["seq"]]
-        unchanged = {name: event_before[name] for name in ("_id", "schema_version", "thread_id", "seq")}
-        assert tombstone == {**unchanged, "was_stored_at": event_before["stored_at"]}
+        assert tombstone["_id"] == event_before["_id"]
+        assert tombstone["event_stored_at"] == event_before["stored_at"]
 
 
 async def test_schema_version_document(storage: Storage, raw_client: Raw, database_name: str) -> None:
-    document = raw_client[database_name]["schema_versions"].find_one() or {}
-    assert TIME.fullmatch(document.pop("updated_at"))
-    assert document == {"_id": "deerflow-mongo", "version": 1}
+    document = raw_client[database_name]["schema_versions"].find_one()
+    assert _settled(document, pinned.VERSION, "updated_at", "updated_at_us") == pinned.VERSION
 
 
 async def test_stored_payloads_and_counts_can_be_queried(
@@ -269,7 +237,8 @@ async def test_stored_payloads_and_counts_can_be_queried(
     runs = raw_client[database_name]["runs"]
     assert [run["_id"] for run in runs.find({"metadata.n": {"$gte": 2}})] == ["r2"]
     assert [run["_id"] for run in runs.find({"tokens.by_caller.subagent": 1})] == ["r1"]
-    assert runs.count_documents({"created_at": {"$gt": "2020-01-01", "$lt": "2999"}}) == 3
+    since, until = (datetime(year, 1, 1, tzinfo=UTC) for year in (2020, 2999))
+    assert runs.count_documents({"created_at": {"$gt": since, "$lt": until}}) == 3
 
 
 async def test_document_with_a_newer_schema_version_is_refused(

@@ -1,32 +1,71 @@
-"""Stored times: text of one length that sorts in the order of time, and the row's form of it."""
+"""Stored times: a BSON date, what it cannot hold beside it, and the row's form of both."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
-from deerflow_mongo.mongodb.documents.stored_times import row_time, stored_from_input, stored_from_stamp
+from deerflow_mongo.mongodb.documents.stored_times import (
+    created_fields,
+    optional_row_time,
+    row_time,
+    row_time_of_stamp,
+    set_update,
+    stamp_from_optional,
+    stamp_of,
+    time_fields,
+    time_of,
+    time_of_stamp,
+)
+
+MOMENTS = [
+    datetime(2026, 4, 22, 3, 26, 38, 123456, UTC),
+    datetime(2026, 4, 22, 3, 26, 38, tzinfo=UTC),
+    datetime(2026, 4, 22, 3, 26, 38, 500_000, UTC),
+    datetime(1969, 12, 31, 23, 59, 59, 999_999, UTC),
+    datetime(1, 1, 1, 0, 0, 0, 1, UTC),
+    datetime(9999, 12, 31, 23, 59, 59, 999_999, UTC),
+]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_time_returns_equal_to_the_microsecond(moment: datetime) -> None:
+    fields = time_fields("t", stamp_of(moment))
+    assert fields["t"].microsecond % 1_000 == 0
+    assert ("t_us" in fields) == (moment.microsecond % 1_000 != 0)
+    assert time_of(fields, "t") == moment
+    assert row_time(fields, "t") == optional_row_time(fields, "t") == moment.isoformat()
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_stamp_of_creation_returns_equal_to_the_microsecond(moment: datetime) -> None:
+    fields = created_fields(stamp_of(moment), stamp_of(moment))
+    assert set(fields) == {"created_at", "order"}
+    assert row_time_of_stamp(fields["order"]) == moment.isoformat()
+    assert time_of_stamp(fields["order"]) == moment
+
+
+def test_given_time_of_creation_has_the_clocks_stamp_beside_it() -> None:
+    assert created_fields(1_000, 5_000)["order_tie"] == 5_000
+
+
+def test_absent_time_is_null() -> None:
+    assert time_fields("t", None) == {"t": None}
+    assert optional_row_time({"t": None}, "t") is None
+    assert stamp_from_optional("t", None) is None
 
 
 @pytest.mark.parametrize(
-    "moment",
-    [
-        datetime(2026, 4, 22, 3, 26, 38, 123456, UTC),
-        datetime(2026, 4, 22, 3, 26, 38, tzinfo=UTC),
-        datetime(2026, 4, 22, 3, 26, 38, 500_000, UTC),
-        datetime(1, 1, 1, tzinfo=UTC),
-        datetime(9999, 12, 31, 23, 59, 59, 999_999, UTC),
-    ],
+    ("stamp_us", "operators"),
+    [(1_001, {"$set": {"a": 1, "t_us": 1}}), (1_000, {"$set": {"a": 1}, "$unset": {"t_us": ""}})],
 )
-def test_stored_time_has_six_digits_and_its_row_is_isoformat(moment: datetime) -> None:
-    stored = stored_from_input("t", moment)
-    assert len(stored) == 32
-    assert row_time(stored) == moment.isoformat()
+def test_update_removes_the_microseconds_of_the_time_before(stamp_us: int, operators: dict[str, Any]) -> None:
+    update = set_update({"a": 1}, t=stamp_us)
+    assert row_time({"t": update["$set"].pop("t"), "t_us": stamp_us % 1_000}, "t").startswith("1970-01-01")
+    assert update == operators
 
 
-def test_stored_text_sorts_in_the_order_of_time() -> None:
-    stamps = [0, 1, 999_999, 1_000_000, 1_745_292_398_123_456, 2**52]
-    texts = [stored_from_stamp(stamp) for stamp in stamps]
-    assert texts == sorted(texts)
-    assert texts[0] == "1970-01-01T00:00:00.000000+00:00"
+def test_stamps_have_the_order_of_time() -> None:
+    assert [stamp_of(moment) for moment in sorted(MOMENTS)] == sorted(map(stamp_of, MOMENTS))

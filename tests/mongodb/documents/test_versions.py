@@ -21,5 +21,7 @@ def test_document_of_a_newer_release_is_refused_in_every_collection(
     to_row: Callable[[dict[str, Any]], object],
 ) -> None:
     newer = {"_id": "x", "schema_version": SCHEMA_VERSION + 1}
-    with pytest.raises(StorageError, match=r"'x' has schema version 2.*upgrade deerflow-mongo"):
+    with pytest.raises(
+        StorageError, match=rf"'x' has schema version {SCHEMA_VERSION + 1}.*upgrade deerflow-mongo"
+    ):
         to_row(newer)
