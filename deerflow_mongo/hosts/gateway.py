@@ -151,6 +151,7 @@ def _on_storage(inner: Lifespan, config: Mapping[str, Any] | None) -> Lifespan:
 async def _build_adapters(storage: GatewayStorage, settings: Any) -> dict[str, Any]:
     """What DeerFlow's routes read from `app.state`, by its names."""
     # Not at the top: an adapter's class needs DeerFlow's base class, and importing this module does not.
+    from .adapters.counts_by_model import CountsByModel
     from .adapters.feedback import FeedbackRepositoryAdapter
     from .adapters.run_events import RunEventStoreAdapter
     from .adapters.runs import RunStoreAdapter
@@ -158,7 +159,8 @@ async def _build_adapters(storage: GatewayStorage, settings: Any) -> dict[str, A
     from .run_manager import OwnerCheckingRunManager
 
     check_adapters(RunEventStoreAdapter, RunStoreAdapter, ThreadMetaStoreAdapter)
-    run_store = RunStoreAdapter(storage.runs)
+    counts = CountsByModel()
+    run_store = RunStoreAdapter(storage.runs, counts)
     thread_store = ThreadMetaStoreAdapter(storage.threads, storage.runs)
     return {
         "checkpointer": await storage.checkpointer(),
@@ -166,9 +168,9 @@ async def _build_adapters(storage: GatewayStorage, settings: Any) -> dict[str, A
         "feedback_repo": FeedbackRepositoryAdapter(storage.feedback),
         "thread_store": thread_store,
         "run_event_store": RunEventStoreAdapter(
-            storage.run_events, max_trace_content=settings.run_events.max_trace_content
+            storage.run_events, counts, max_trace_content=settings.run_events.max_trace_content
         ),
-        "run_manager": OwnerCheckingRunManager(storage.runs, thread_store),
+        "run_manager": OwnerCheckingRunManager(storage.runs, thread_store, counts),
     }
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from ..contract.actor import current_user_id
 from ..contract.errors import StorageError
 from ..contract.protocols import RunStore
+from .adapters.counts_by_model import CountsByModel
 from .adapters.runs import RunStoreAdapter
 from .deerflow import import_deerflow
 
@@ -28,8 +29,8 @@ _OWNER = "owner_id"
 class _RecordingRunStore(RunStoreAdapter):
     """Records which runs could not be stored: DeerFlow's manager continues after any error of `put`."""
 
-    def __init__(self, runs: RunStore) -> None:
-        super().__init__(runs)
+    def __init__(self, runs: RunStore, counts: CountsByModel | None) -> None:
+        super().__init__(runs, counts)
         self.failures: dict[str, Exception] = {}
 
     async def put(self, run_id: str, **fields: Any) -> None:
@@ -43,10 +44,10 @@ class _RecordingRunStore(RunStoreAdapter):
 class OwnerCheckingRunManager(_runtime.RunManager):
     """For a bound user, other users' threads and runs do not exist; without one, all do."""
 
-    def __init__(self, runs: RunStore, threads: Any) -> None:
-        """`threads` is DeerFlow's `ThreadMetaStore`."""
+    def __init__(self, runs: RunStore, threads: Any, counts: CountsByModel | None = None) -> None:
+        """`threads` is DeerFlow's `ThreadMetaStore`; `counts` is as in `RunStoreAdapter`."""
         self._deerflow: Any = super()
-        self._run_store = _RecordingRunStore(runs)
+        self._run_store = _RecordingRunStore(runs, counts)
         self._deerflow.__init__(store=self._run_store)
         self._threads = threads
 

@@ -19,6 +19,7 @@ from ...contract.protocols import RunEventStore
 from ...contract.rows import RunEventFields, RunEventRow
 from ..deerflow import import_deerflow
 from .actors import AUTO, acting_as, acting_user
+from .counts_by_model import CountsByModel
 from .truncation import content_text, storable_entries, truncate_text
 
 _base: Any = import_deerflow("deerflow.runtime.events.store.base")
@@ -49,9 +50,15 @@ class RunEventStoreAdapter(_base.RunEventStore):
     to somebody else. With None it covers all events.
     """
 
-    def __init__(self, events: RunEventStore, *, max_trace_content: int = 10240) -> None:
-        """`max_trace_content` is the size of a trace's content in bytes; the rest of it is cut off."""
+    def __init__(
+        self, events: RunEventStore, counts: CountsByModel | None = None, *, max_trace_content: int = 10240
+    ) -> None:
+        """`max_trace_content` is the size of a trace's content in bytes; the rest of it is cut off.
+
+        Stored events are added to `counts`, which the adapter of runs stores with a run's completion.
+        """
         self._events = events
+        self._counts = CountsByModel() if counts is None else counts
         self._max_trace_content = max_trace_content
 
     # Writing.
@@ -89,7 +96,7 @@ class RunEventStoreAdapter(_base.RunEventStore):
         fields, refusals = list(given), [Counter[str]() for _ in given]
         while True:
             try:
-                return [_row(row) for row in await self._events.put_batch(fields)]
+                rows = await self._events.put_batch(fields)
             except (InvalidPayloadError, PayloadTooLargeError) as error:
                 place = _PLACE.match(error.field)
                 if place is None:
@@ -100,6 +107,9 @@ class RunEventStoreAdapter(_base.RunEventStore):
                     raise
                 _log_truncation(given[position], error)
                 fields[position] = _truncated(given[position], refusals[position])
+            else:
+                self._counts.add(events)
+                return [_row(row) for row in rows]
 
     def _fields(self, event: Mapping[str, Any], bound: str | None) -> RunEventFields:
         user_id = event.get("user_id", bound)

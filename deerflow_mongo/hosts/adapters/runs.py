@@ -9,18 +9,18 @@ from typing import Any, Final
 
 from ...contract.actor import current_user_id
 from ...contract.arguments import is_valid_id, status_text
-from ...contract.errors import InvalidPayloadError, PayloadTooLargeError
+from ...contract.errors import InvalidPayloadError, PayloadTooLargeError, StorageError
 from ...contract.protocols import RunStore
 from ...contract.rows import CALLERS, ENDED_STATUSES, UNSET, RunCreateFields, RunRow, TimeInput, Unset
 from ..deerflow import import_deerflow
 from .actors import AUTO, acting_user
+from .counts_by_model import MAX_MODEL_NAME_CHARACTERS, CountsByModel, Tokens, counts_by_model
 from .truncation import storable_entries
 
 _base: Any = import_deerflow("deerflow.runtime.runs.store.base")
 
-MAX_MODEL_NAME_CHARACTERS: Final = 128
 MAX_MESSAGE_CHARACTERS: Final = 2_000
-"""What DeerFlow stores of a model's name, and of the two messages that stand for a run in lists."""
+"""What DeerFlow stores of the two messages that stand for a run in lists."""
 
 MAX_PAYLOAD_BYTES: Final = (4 * 1024 * 1024, 256 * 1024, 0)
 """The limits of metadata and of arguments that were refused: one for each further attempt."""
@@ -54,10 +54,15 @@ def _text_or_unset(text: str | None) -> str | Unset:
 
 
 async def _write_texts(run_id: str, write: Callable[..., Awaitable[None]], **texts: str | None) -> None:
-    """`write` these texts, shortened if the run's document has no room for them: a run must end."""
+    """`write` these texts, shortened if the run's document has no room for them: a run must end.
+
+    `write` gets their limit first; 0 means that nothing optional fits.
+    """
     for max_characters in MAX_TEXT_CHARACTERS:
         try:
-            await write(**{name: text and text[:max_characters] for name, text in texts.items()})
+            await write(
+                max_characters, **{name: text and text[:max_characters] for name, text in texts.items()}
+            )
         except PayloadTooLargeError as error:
             if max_characters == 0:
                 raise
@@ -80,11 +85,14 @@ def _no_usage() -> dict[str, Any]:
 class RunStoreAdapter(_base.RunStore):
     """Runs with DeerFlow's names and rows; a row has `started_at` and `ended_at` as well.
 
-    An ended run never becomes active again, whichever process sends an older status late.
+    An ended run never becomes active again, whichever process sends an older status late. A run that was
+    stored without a model's name gets the name of the lead agent's model when it ends.
     """
 
-    def __init__(self, runs: RunStore) -> None:
+    def __init__(self, runs: RunStore, counts: CountsByModel | None = None) -> None:
+        """`counts` is what the adapter of run events adds to; without it, runs have no counts by model."""
         self._runs = runs
+        self._counts = CountsByModel() if counts is None else counts
 
     async def put(
         self,
@@ -125,6 +133,7 @@ class RunStoreAdapter(_base.RunStore):
             logger.warning("run %r is stored truncated: %s", run_id, refusal, extra=ids)
             fields["error"] = _message(error)
             await self._create_truncated(run_id, thread_id, fields)
+        self._counts.start(run_id, model_name)
 
     async def _create_truncated(self, run_id: str, thread_id: str, fields: RunCreateFields) -> None:
         """Store the run with those of its metadata and arguments that can be stored."""
@@ -158,7 +167,7 @@ class RunStoreAdapter(_base.RunStore):
     async def update_status(self, run_id: str, status: str, *, error: str | None = None) -> None:
         now, plain = datetime.now(UTC), status_text("status", status)
 
-        async def write(error: str | None) -> None:
+        async def write(_: int | None, error: str | None) -> None:
             await self._runs.update_status(
                 run_id,
                 plain,
@@ -172,12 +181,13 @@ class RunStoreAdapter(_base.RunStore):
 
     async def delete(self, run_id: str, *, user_id: Any = AUTO) -> None:
         user = acting_user(user_id, "RunStore.delete")
-        if is_valid_id(run_id):
-            await self._runs.delete(run_id, user_id=user)
+        if is_valid_id(run_id) and await self._runs.delete(run_id, user_id=user):
+            self._counts.discard(run_id)
 
     async def update_model_name(self, run_id: str, model_name: str | None) -> None:
         if is_valid_id(run_id):
             await self._runs.update_model_name(run_id, _model_name(model_name))
+            self._counts.rename(run_id, model_name)
 
     async def update_run_completion(
         self,
@@ -195,10 +205,24 @@ class RunStoreAdapter(_base.RunStore):
         last_ai_message: str | None = None,
         first_human_message: str | None = None,
         error: str | None = None,
+        token_usage_by_model: Mapping[str, object] | None = None,
     ) -> None:
-        """Set the status and all counts. An absent text stays: a failed run has its error already."""
+        """Set the status and all counts. An absent text stays: a failed run has its error already.
 
-        async def write(**texts: str | None) -> None:
+        Without `token_usage_by_model`, which DeerFlow passes after release 0.1.7, the counts by model are
+        those of the run's events.
+        """
+        spent = {
+            "input_tokens": total_input_tokens,
+            "output_tokens": total_output_tokens,
+            "total_tokens": total_tokens,
+        }
+        if token_usage_by_model is None:
+            by_model = self._counts.of_run(run_id, Tokens.of(spent, llm_calls=llm_call_count))
+        else:
+            by_model = counts_by_model(token_usage_by_model)
+
+        async def write(max_characters: int | None, **texts: str | None) -> None:
             await self._runs.update_run_completion(
                 run_id,
                 status=status,
@@ -213,6 +237,7 @@ class RunStoreAdapter(_base.RunStore):
                 first_human_message=_text_or_unset(texts["first_human_message"]),
                 last_ai_message=_text_or_unset(texts["last_ai_message"]),
                 error=_text_or_unset(texts["error"]),
+                token_usage_by_model=None if max_characters == 0 else by_model,
             )
 
         if is_valid_id(run_id):
@@ -222,6 +247,20 @@ class RunStoreAdapter(_base.RunStore):
                 last_ai_message=_message(last_ai_message),
                 first_human_message=_message(first_human_message),
                 error=error,
+            )
+            await self._store_missing_model_name(run_id)
+            self._counts.discard(run_id)
+
+    async def _store_missing_model_name(self, run_id: str) -> None:
+        """A command of its own, for a run of whose model DeerFlow knew the name only after it was stored."""
+        name = self._counts.missing_model_name(run_id)
+        if name is None:
+            return
+        try:
+            await self._runs.update_model_name(run_id, name)
+        except StorageError as error:  # the run has ended and is stored
+            logger.warning(
+                "run %r is stored without its model's name: %s", run_id, error, extra={"run_id": run_id}
             )
 
     async def list_pending(self, *, before: TimeInput | None = None) -> list[dict[str, Any]]:
