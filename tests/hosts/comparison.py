@@ -90,6 +90,11 @@ DIFFERENCES: Sequence[Reason] = (
         "events of .*",
     ),
     Reason(
+        "tokens count for the models that answered; SQL counts a run for the model of its request",
+        r"answer\.by_model\..*",
+        step="token usage.*",
+    ),
+    Reason(
         "a user may have feedback on a message beside the vote; SQL has one row per user and run, and fails",
         r"status|answer.*",
         step="feedback on a message beside the vote",

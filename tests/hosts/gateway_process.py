@@ -35,9 +35,12 @@ START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 60.0
 _PR_SET_PDEATHSIG = 1
 
+MODEL, PROVIDERS_MODEL = "scripted", "scripted-2026-01-01"
+"""The model's name in DeerFlow, and the one in its responses."""
+
 CONFIG: dict[str, Any] = {
     "models": [
-        {"name": "scripted", "use": "tests.hosts.scripted_model:ScriptedChatModel", "model": "scripted"}
+        {"name": MODEL, "use": "tests.hosts.scripted_model:ScriptedChatModel", "model": PROVIDERS_MODEL}
     ],
     "sandbox": {"use": "deerflow.sandbox.local:LocalSandboxProvider"},
     "memory": {"enabled": False},

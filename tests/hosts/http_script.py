@@ -307,7 +307,12 @@ async def _state(alice: Browser, thread_id: str) -> None:
 
 async def _without_thread(alice: Browser) -> None:
     await alice.send("POST", "/api/runs/wait", step="a run without a thread", json=run_body("no thread"))
-    await alice.send("POST", "/api/threads/search", step="search its thread", json={"limit": 1})
+    found = await alice.ask("POST", "/api/threads/search", step="search its thread", json={"limit": 1})
+    runs = f"/api/threads/{found[0]['thread_id']}/runs"
+    unnamed = run_body("any model", context={})
+    await alice.send("POST", f"{runs}/wait", step="a run without a model's name", json=unnamed)
+    await alice.send("GET", runs, step="list it")
+    await alice.send("GET", runs.replace("/runs", "/token-usage"), step="token usage with that run")
 
 
 async def _probing(bob: Browser, thread_id: str, run_id: str) -> None:

@@ -27,7 +27,10 @@ _SLOWLY = re.compile(r"slowly (\d+): (.*)", re.DOTALL)
 
 
 class ScriptedChatModel(GenericFakeChatModel):
-    """Answers as the newest human message asks for; every call costs 7 + 3 tokens."""
+    """Answers as the newest human message asks for; every call costs 7 + 3 tokens.
+
+    Like a provider, it names itself in each response: by its configuration's `model`, not by its `name`.
+    """
 
     messages: Iterator[Any] = Field(default_factory=lambda: iter(()))
     model: str = ""
@@ -37,7 +40,12 @@ class ScriptedChatModel(GenericFakeChatModel):
 
     def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
         text, pieces = _script(_newest_human_text(messages))
-        message = AIMessage(content="".join(pieces), usage_metadata=USAGE, tool_calls=_tool_calls(text))
+        message = AIMessage(
+            content="".join(pieces),
+            usage_metadata=USAGE,
+            tool_calls=_tool_calls(text),
+            response_metadata={"model_name": self.model},
+        )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     async def _astream(
@@ -53,6 +61,7 @@ class ScriptedChatModel(GenericFakeChatModel):
                     content=piece,
                     usage_metadata=USAGE,
                     tool_calls=_tool_calls(text),
+                    response_metadata={"model_name": self.model},
                     chunk_position="last",
                 )
             chunk = ChatGenerationChunk(message=message)

@@ -20,8 +20,10 @@ from deerflow_mongo.mongodb.embedded import EmbeddedServer
 
 from .comparison import compare
 from .gateway_process import (
+    MODEL,
     ON_MONGODB,
     ON_SQL,
+    PROVIDERS_MODEL,
     SLOW,
     Gateway,
     environment,
@@ -153,6 +155,26 @@ def test_everything_that_requests_stored_is_in_mongodb(on_mongodb: Session, raw_
     assert stored.threads.find_one({"_id": answer("a thread to cancel in")["thread_id"]}) is not None
     assert stored.checkpoints.count_documents({"thread_id": answer("a thread to cancel in")["thread_id"]}) > 0
     assert stored.checkpoints.count_documents({"thread_id": _first_thread(on_mongodb)}) == 0
+
+
+def test_tokens_count_for_the_models_that_answered(on_mongodb: Session, raw_client: Raw) -> None:
+    usage = on_mongodb.transcript.answer("token usage of all runs")
+    assert usage["by_model"][PROVIDERS_MODEL]["tokens"] == usage["total_tokens"] > 0
+    assert usage["by_model"][MODEL] == {"tokens": 0, "runs": 1}  # the one that failed before any answer
+    for run in raw_client[DATABASE].runs.find({"status": "success"}):
+        assert run["model_name"] == MODEL
+        [counts] = run["tokens"]["by_model"].values()
+        assert (counts["model"], counts["total"]) == (PROVIDERS_MODEL, run["tokens"]["total"])
+
+
+def test_run_whose_request_names_no_model_is_stored_with_its_models_name(
+    on_mongodb: Session, raw_client: Raw
+) -> None:
+    [run, _] = on_mongodb.transcript.answer("list it")
+    stored = raw_client[DATABASE].runs.find_one({"_id": run["run_id"]}) or {}
+    assert stored["model_name"] == MODEL
+    usage = on_mongodb.transcript.answer("token usage with that run")
+    assert set(usage["by_model"]) == {PROVIDERS_MODEL}
 
 
 def test_failed_run_has_its_error_and_every_ended_run_its_times(on_mongodb: Session, raw_client: Raw) -> None:

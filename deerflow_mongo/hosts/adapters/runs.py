@@ -212,13 +212,9 @@ class RunStoreAdapter(_base.RunStore):
         Without `token_usage_by_model`, which DeerFlow passes after release 0.1.7, the counts by model are
         those of the run's events.
         """
-        spent = {
-            "input_tokens": total_input_tokens,
-            "output_tokens": total_output_tokens,
-            "total_tokens": total_tokens,
-        }
         if token_usage_by_model is None:
-            by_model = self._counts.of_run(run_id, Tokens.of(spent, llm_calls=llm_call_count))
+            totals = Tokens(total_input_tokens, total_output_tokens, total_tokens, llm_call_count)
+            by_model = self._counts.of_run(run_id, totals)
         else:
             by_model = counts_by_model(token_usage_by_model)
 
