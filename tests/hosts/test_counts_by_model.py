@@ -398,6 +398,17 @@ async def test_completion_that_failed_can_be_repeated(host: Host) -> None:
     assert await host.model_name() == LARGE
 
 
+async def test_events_that_are_stored_after_a_failed_completion_are_counted(host: Host) -> None:
+    journal = await host.start()
+    answer(journal, LARGE, 100)
+    await journal.flush()
+    answer(journal, SMALL, 10)
+    host.stored_runs.failures = ["before"]
+    with pytest.raises(StorageUnavailableError):
+        await host.complete(journal)
+    assert await host.end(journal) == {LARGE: counts(1, 100, 1), SMALL: counts(1, 10, 1)}
+
+
 async def test_number_of_runs_in_memory_is_bounded() -> None:
     counts_class = named("deerflow_mongo.hosts.adapters.counts_by_model:CountsByModel")
     held = counts_class(max_runs=3)
