@@ -13,8 +13,8 @@ from typing import Any
 from ...contract.rows import FeedbackRow, FeedbackTotals
 from .encoding import Document, decode_text
 from .stored_times import ORDER, created_fields, row_time_of_stamp
-from .version_1 import feedback_of_version_1, is_of_version_1
-from .versions import READABLE_FROM, check_version
+from .version_1 import as_current
+from .versions import READABLE_FROM, SCHEMA_VERSION
 
 VOTE = "vote"
 """Present and true on the one feedback document that is a user's vote on a run."""
@@ -55,9 +55,8 @@ def _content(rating: int, comment: Any, stamp_us: int) -> Document:
 
 
 def feedback_row(document: Document) -> FeedbackRow:
-    check_version(document)
-    if is_of_version_1(document):
-        document = feedback_of_version_1(document)
+    if document["schema_version"] != SCHEMA_VERSION:
+        document = as_current(document)
     user_id = document["user_id"]
     return {
         "feedback_id": document["_id"],

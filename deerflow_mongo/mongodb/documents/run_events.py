@@ -20,11 +20,11 @@ from .stored_times import row_time
 from .version_1 import (
     ANCHOR_FIELDS_OF_VERSION_1,
     NUMBER_FIELDS_OF_VERSION_1,
-    event_of_version_1,
+    as_current,
     is_of_version_1,
     numbers_of_version_1,
 )
-from .versions import READABLE_FROM, check_version
+from .versions import READABLE_FROM, SCHEMA_VERSION
 
 ONCE = "once"
 """Present and true on an event that `put_if_absent` stored."""
@@ -119,9 +119,8 @@ def event_size_bytes(document: Document) -> int:
 
 
 def event_row(document: Document) -> RunEventRow:
-    check_version(document)
-    if is_of_version_1(document):
-        document = event_of_version_1(document)
+    if document["schema_version"] != SCHEMA_VERSION:
+        document = as_current(document, "created_at")
     row: RunEventRow = {
         "thread_id": document["thread_id"],
         "run_id": document["run_id"],

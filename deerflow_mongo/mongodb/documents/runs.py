@@ -21,8 +21,8 @@ from .stored_times import (
     time_stage,
     update_stamp,
 )
-from .version_1 import is_of_version_1, run_of_version_1
-from .versions import READABLE_FROM, check_version
+from .version_1 import as_current
+from .versions import READABLE_FROM, SCHEMA_VERSION
 
 COUNT_PATHS: dict[str, str] = {
     "total_input_tokens": "tokens.input",
@@ -132,9 +132,8 @@ def no_tokens() -> Document:
 
 
 def run_row(document: Document) -> RunRow:
-    check_version(document)
-    if is_of_version_1(document):
-        document = run_of_version_1(document)
+    if document["schema_version"] != SCHEMA_VERSION:
+        document = as_current(document, "updated_at", "started_at", "ended_at")
     tokens = document["tokens"]
     by_caller = tokens["by_caller"]
     return {

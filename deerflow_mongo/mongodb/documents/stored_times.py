@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any
 
 from ...contract.times import clock, parse_time
 from .encoding import Document
@@ -51,7 +50,7 @@ def stamp_from_optional(name: str, value: object) -> int | None:
 
 def date_of(stamp_us: int) -> datetime:
     """The stamp's BSON date, cut to its millisecond."""
-    return _EPOCH + timedelta(milliseconds=stamp_us // 1_000)
+    return _EPOCH + timedelta(0, 0, stamp_us - stamp_us % 1_000)
 
 
 # -- to documents ----------------------------------------------------------------------------------
@@ -74,13 +73,15 @@ def created_fields(created_us: int, stamp_us: int) -> Document:
 
 
 def set_update(changes: Document, **times: int) -> Document:
-    """The update that sets `changes` and these times."""
-    below_ms = {name + BELOW_MS: stamp_us % 1_000 for name, stamp_us in times.items()}
-    dates = {name: date_of(stamp_us) for name, stamp_us in times.items()}
-    present = {name: us for name, us in below_ms.items() if us}
-    update: Document = {"$set": {**changes, **dates, **present}}
-    if len(present) < len(below_ms):
-        update["$unset"] = dict.fromkeys((name for name in below_ms if name not in present), "")
+    """The update that sets `changes`, which becomes part of it, and these times."""
+    update: Document = {"$set": changes}
+    for name, stamp_us in times.items():
+        changes[name] = date_of(stamp_us)
+        below_ms = stamp_us % 1_000
+        if below_ms:
+            changes[name + BELOW_MS] = below_ms
+        else:
+            update.setdefault("$unset", {})[name + BELOW_MS] = ""
     return update
 
 
@@ -97,38 +98,59 @@ def update_stamp() -> int:
 # -- from documents --------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=64)  # the rows of one list are often of the same seconds
-def _second_text(second: int) -> str:
-    return datetime.fromtimestamp(second, UTC).isoformat()[:19]
+# Several of these times are built for every row, and the same rows are read again and again: a cache answers
+# most. Otherwise the parts of a text come from tables, because `isoformat` and `replace` would double the
+# cost of a row.
+
+_CACHED_TIMES = 4_096
+_MINUTES = tuple(f"{minute // 60:02d}:{minute % 60:02d}:" for minute in range(24 * 60))
+_SECONDS = tuple(f"{second:02d}" for second in range(60))
+_THOUSANDTHS = tuple(f"{number:03d}" for number in range(1_000))
 
 
+@lru_cache(maxsize=1_024)
+def _day_text(ordinal: int) -> str:
+    return f"{datetime.fromordinal(ordinal).date().isoformat()}T"
+
+
+@lru_cache(maxsize=_CACHED_TIMES)
+def _text(date: datetime, below_ms: int) -> str:
+    """As `isoformat` writes the time in UTC."""
+    minute, us = _MINUTES[date.hour * 60 + date.minute], date.microsecond
+    whole = f"{_day_text(date.toordinal())}{minute}{_SECONDS[date.second]}"
+    if not us and not below_ms:
+        return f"{whole}+00:00"
+    return f"{whole}.{_THOUSANDTHS[us // 1_000]}{_THOUSANDTHS[below_ms]}+00:00"
+
+
+@lru_cache(maxsize=_CACHED_TIMES)
 def row_time_of_stamp(stamp_us: int) -> str:
-    """A stamp as rows have it."""
-    second, us = divmod(stamp_us, 1_000_000)
-    return f"{_second_text(second)}.{us:06d}+00:00" if us else f"{_second_text(second)}+00:00"
+    """A stamp as rows have it: as `isoformat` writes it, in UTC."""
+    return _text(date_of(stamp_us), stamp_us % 1_000)
 
 
 def row_time(document: Document, name: str) -> str:
     """A document's time as rows have it."""
-    return _exact_date(document, name).isoformat() + "+00:00"
+    return _text(document[name], document.get(name + BELOW_MS) or 0)
 
 
 def optional_row_time(document: Document, name: str) -> str | None:
     """As `row_time`, with None for null."""
-    return None if document[name] is None else row_time(document, name)
+    date = document[name]
+    return None if date is None else _text(date, document.get(name + BELOW_MS) or 0)
+
+
+@lru_cache(maxsize=_CACHED_TIMES)
+def time_of_stamp(stamp_us: int) -> datetime:
+    """The aware time of a stamp."""
+    return _EPOCH_UTC + timedelta(0, 0, stamp_us)
 
 
 def time_of(document: Document, name: str) -> datetime:
     """A document's time, aware."""
-    return _exact_date(document, name).replace(tzinfo=UTC)
+    return _aware(document[name], document.get(name + BELOW_MS) or 0)
 
 
-def time_of_stamp(stamp_us: int) -> datetime:
-    """The aware time of a stamp."""
-    return _EPOCH_UTC + timedelta(microseconds=stamp_us)
-
-
-def _exact_date(document: Document, name: str) -> datetime:
-    date: datetime = document[name]
-    below_ms: Any = document.get(name + BELOW_MS)
-    return date.replace(microsecond=date.microsecond + below_ms) if below_ms else date
+@lru_cache(maxsize=_CACHED_TIMES)
+def _aware(date: datetime, below_ms: int) -> datetime:
+    return _EPOCH_UTC + (date - _EPOCH) + timedelta(0, 0, below_ms)

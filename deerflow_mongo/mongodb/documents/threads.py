@@ -18,8 +18,8 @@ from .stored_times import (
     time_stage,
     update_stamp,
 )
-from .version_1 import is_of_version_1, thread_of_version_1
-from .versions import READABLE_FROM, check_version
+from .version_1 import as_current
+from .versions import READABLE_FROM, SCHEMA_VERSION
 
 
 def thread_fields(
@@ -54,9 +54,8 @@ def thread_metadata(payload: dict[str, JSONValue]) -> Document:
 
 
 def thread_row(document: Document) -> ThreadMeta:
-    check_version(document)
-    if is_of_version_1(document):
-        document = thread_of_version_1(document)
+    if document["schema_version"] != SCHEMA_VERSION:
+        document = as_current(document, "updated_at")
     return ThreadMeta(
         thread_id=document["_id"],
         assistant_id=document["assistant_id"],

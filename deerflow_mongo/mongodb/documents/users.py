@@ -5,8 +5,8 @@ from __future__ import annotations
 from ...contract.rows import UserRow
 from .encoding import Document
 from .stored_times import ORDER, created_fields, row_time_of_stamp
-from .version_1 import is_of_version_1, user_of_version_1
-from .versions import READABLE_FROM, check_version
+from .version_1 import as_current
+from .versions import READABLE_FROM, SCHEMA_VERSION
 
 
 def user_fields(
@@ -47,9 +47,8 @@ def user_update(fields: Document) -> Document:
 
 
 def user_row(document: Document) -> UserRow:
-    check_version(document)
-    if is_of_version_1(document):
-        document = user_of_version_1(document)
+    if document["schema_version"] != SCHEMA_VERSION:
+        document = as_current(document)
     return {
         "user_id": document["_id"],
         "email": document["email"],

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from .encoding import Document
 from .stored_times import BELOW_MS, ORDER, ORDER_TIE, stamp_of, time_fields
+from .versions import check_version
 
 VERSION: Final = 1
 _SCHEMA_VERSION_OF_CONVERTED: Final = 2
@@ -33,42 +34,21 @@ def is_of_version_1(document: Document) -> bool:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def _with_dates(document: Document, *names: str) -> Document:
-    """A copy with dates in place of these times' texts."""
+def as_current(document: Document, *times: str) -> Document:
+    """A copy of a document of version 1, with `order` and these times as this version has them.
+
+    Raises `StorageError` for a document of a newer version.
+    """
+    check_version(document)
     converted = dict(document)
-    for name in names:
+    for name in times:
         value = document.get(name)
         if isinstance(value, str):
             converted |= time_fields(name, stamp_of(datetime.fromisoformat(value)))
-    return converted
-
-
-def _created_and(document: Document, *names: str) -> Document:
-    converted = _with_dates(document, *names)
     created_at = document["created_at"]
     if isinstance(created_at, str):
         converted[ORDER] = stamp_of(datetime.fromisoformat(created_at))
     return converted
-
-
-def run_of_version_1(document: Document) -> Document:
-    return _created_and(document, "updated_at", "started_at", "ended_at")
-
-
-def thread_of_version_1(document: Document) -> Document:
-    return _created_and(document, "updated_at")
-
-
-def feedback_of_version_1(document: Document) -> Document:
-    return _created_and(document)
-
-
-def user_of_version_1(document: Document) -> Document:
-    return _created_and(document)
-
-
-def event_of_version_1(document: Document) -> Document:
-    return _with_dates(document, "created_at")
 
 
 def numbers_of_version_1(document: Document) -> Document:
