@@ -72,7 +72,8 @@ async def _complete(storage: Storage, by_model: Any, *, status: str = "success",
 
 
 async def _given(storage: Storage, **fields: Any) -> None:
-    """A run on which two models have spent tokens."""
+    """A new run on which two models have spent tokens."""
+    await storage.runs.delete(RUN, user_id=None)
     await given_run(storage, **fields)
     for model in ("gpt-4.1", "old"):
         await storage.runs.record_token_usage(RUN, caller="subagent", model_name=model, input_tokens=7)
@@ -111,7 +112,6 @@ class ModelCountContract(Contract):
                 await _given(storage, model_name=model_name)
                 await _complete(storage, {}, **totals)
                 assert exactly(await _by_model(storage)) == exactly({expected: model_usage(1, 3, 1, 2)})
-                await storage.runs.delete(RUN, user_id=None)
 
     async def test_absent_counts_of_a_model_have_the_documented_defaults(self, storage: Storage) -> None:
         """Absent counts are 0, an absent total is input plus output, and other keys are ignored."""
@@ -168,7 +168,6 @@ class ModelCountContract(Contract):
                     for by_model in ({}, {"new": _COUNTS}):
                         await _complete(storage, by_model, status=active, total_tokens=1)
                         assert await _by_model(storage) == before
-            await storage.runs.delete(RUN, user_id=None)
 
     async def test_completion_of_a_running_run_replaces_counts_by_model(self, storage: Storage) -> None:
         """With an active status too, which does not end the run."""
@@ -177,7 +176,6 @@ class ModelCountContract(Contract):
                 await _given(storage, status="running")
                 await _complete(storage, {"new": _COUNTS}, status=status)
                 assert await _by_model(storage) == {"new": _COUNTED}
-                await storage.runs.delete(RUN, user_id=None)
 
     async def test_completion_of_a_missing_run_stores_no_counts_by_model(self, storage: Storage) -> None:
         await _complete(storage, {"new": _COUNTS})

@@ -42,6 +42,7 @@ class NewAfterDeletionContract(Contract):
         replacements: tuple[Any, ...] = (None, {"old": {"input_tokens": 3}})
         for replaced in replacements:
             with case(replaced):
+                await storage.runs.delete(RUN, user_id=None)
                 await given_run(storage)
                 await _spend(storage)
                 await storage.runs.update_run_completion(RUN, status="error", token_usage_by_model=replaced)
@@ -59,7 +60,6 @@ class NewAfterDeletionContract(Contract):
                     {"new": {"runs": 1, "tokens": 1, "input_tokens": 1, "output_tokens": 0, "llm_calls": 1}}
                 )
                 assert usage["by_caller"] == {"lead_agent": 0, "subagent": 1, "middleware": 0}
-                await storage.runs.delete(RUN, user_id=None)
 
     async def test_run_created_again_belongs_to_its_new_owner_and_thread(self, storage: Storage) -> None:
         await given_run(storage)
