@@ -5,15 +5,18 @@ Motor has a contract of its own in `tests/mongodb/drivers`: the stores above a d
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pymongo
 import pytest
 
+from deerflow_mongo import testing
 from deerflow_mongo.mongodb.drivers import errors, mongomock
 from deerflow_mongo.mongodb.drivers.mongomock import UNSUPPORTED
 from deerflow_mongo.mongodb.events import store as event_store
@@ -27,7 +30,6 @@ from deerflow_mongo.testing import (
     RunStoreContract,
     SizeContract,
     StorageConformance,
-    StorageContract,
     needs,
     needs_new_database,
 )
@@ -213,40 +215,29 @@ def test_every_failed_case_of_a_table_is_reported(pytester: pytest.Pytester) -> 
     )
 
 
-_TESTS_OF_A_HOST = """
-    from collections.abc import Mapping
-    from typing import Any
+_EXAMPLE = re.compile(r"^```python\n# (\w+)\.py.*?^(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-    import pytest
-    from deerflow_mongo import Storage
-    from deerflow_mongo.testing import StorageContract
 
-    servers = set()
-
-    @pytest.mark.asyncio
-    @pytest.mark.parametrize("attempt", range(3))
-    async def test_database_is_empty(storage: Storage, mongodb_server: str, attempt: int) -> None:
-        servers.add(mongodb_server)
-        await storage.runs.create("run", "thread", user_id=None)
-        assert len(await storage.runs.list_by_thread("thread", user_id=None)) == 1
-        assert len(servers) == 1
-
-    class TestHost(StorageContract):
-        @pytest.fixture
-        def storage_config(self, mongodb_server: str, mongodb_database: str) -> Mapping[str, Any]:
-            return {"backend": "mongodb", "url": mongodb_server, "database": mongodb_database}
-"""
+def _make_example_of_a_host(pytester: pytest.Pytester) -> None:
+    """The files of the section "For hosts" of the suite's README."""
+    readme = Path(testing.__file__).with_name("README.md").read_text(encoding="utf-8")
+    files = dict(_EXAMPLE.findall(readme))
+    assert set(files) == {"conftest", "test_host", "test_storage"}
+    pytester.makepyfile(**files)
 
 
 def test_fixtures_for_hosts_give_each_test_an_empty_database(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, plain_client: PlainClient, mongodb_url: str
 ) -> None:
-    """On the server that the environment names; its databases are dropped at the end."""
+    """On the server that the environment names, where the database is dropped at the end."""
     monkeypatch.setenv("DEERFLOW_MONGO_TEST_URL", mongodb_url)
-    pytester.makeconftest('pytest_plugins = ["deerflow_mongo.testing.fixtures"]')
-    pytester.makepyfile(_TESTS_OF_A_HOST)
-    result = pytester.runpytest_subprocess("-o", "asyncio_mode=strict", "-p", "no:cacheprovider")
-    result.assert_outcomes(passed=3 + _tests_in(StorageContract))
+    _make_example_of_a_host(pytester)
+    names = "TestStorage and (setup or new_database or thread_create or connection)"
+    result = pytester.runpytest_subprocess(
+        "-o", "asyncio_mode=strict", "-p", "no:cacheprovider", "-k", f"test_run_is_listed or {names}"
+    )
+    assert result.parseoutcomes().keys() == {"passed", "deselected"}
+    assert result.parseoutcomes()["passed"] >= 10
     assert [name for name in plain_client.list_database_names() if name.startswith("deerflow_test_")] == []
 
 
@@ -254,10 +245,24 @@ def test_fixtures_for_hosts_start_one_embedded_server_for_the_run(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DEERFLOW_MONGO_TEST_URL", raising=False)
-    pytester.makeconftest('pytest_plugins = ["deerflow_mongo.testing.fixtures"]')
-    pytester.makepyfile(_TESTS_OF_A_HOST)
-    options = ("-o", "asyncio_mode=strict", "-p", "no:cacheprovider", "-k", "test_database_is_empty")
-    pytester.runpytest_subprocess(*options).assert_outcomes(passed=3, deselected=_tests_in(StorageContract))
+    _make_example_of_a_host(pytester)
+    pytester.makepyfile(
+        test_server="""
+        import pytest
+
+        servers = set()
+
+        @pytest.mark.asyncio
+        @pytest.mark.parametrize("attempt", range(3))
+        async def test_is_the_same(storage, mongodb_server, attempt):
+            servers.add(mongodb_server)
+            assert len(servers) == 1
+        """
+    )
+    result = pytester.runpytest_subprocess(
+        "-o", "asyncio_mode=strict", "-p", "no:cacheprovider", "test_host.py", "test_server.py"
+    )
+    result.assert_outcomes(passed=4)
 
 
 def test_unknown_kind_is_an_error() -> None:
