@@ -20,7 +20,7 @@ from .contract.actor import (
     reset_actor_context,
     resolve_user_id,
 )
-from .contract.capabilities import Accounts, Checkpointing, Following, UserStore
+from .contract.capabilities import Accounts, Checkpointing, Following, LimitedPayloads, UserStore
 from .contract.errors import (
     ActorMissingError,
     ArgumentTypeError,
@@ -106,6 +106,7 @@ __all__ = [
     "InvalidPayloadError",
     "LifecycleEvent",
     "LifecycleEventType",
+    "LimitedPayloads",
     "MissingDependencyError",
     "ModelTokenCounts",
     "ModelTokenUsage",

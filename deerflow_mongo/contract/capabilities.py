@@ -112,6 +112,26 @@ class Following(Protocol):
         ...
 
 
+@runtime_checkable
+class LimitedPayloads(Protocol):
+    """A storage that states how large a row may be; one without this property has no limit."""
+
+    @property
+    def max_payload_bytes(self) -> int | None:
+        """The size of a stored row, in the backend's encoding, above which a write raises an error.
+
+        The error is `PayloadTooLargeError`, and nothing is written; of a batch of events, none. A row counts
+        as a whole, with what a merge leaves in it. A limit is at least 1 MiB and does not change; a row whose
+        texts have half of it in UTF-8 is always stored. None: there is no limit.
+        """
+        ...
+
+
+def max_payload_bytes(storage: Storage) -> int | None:
+    """The limit that the storage states; None where it has none."""
+    return storage.max_payload_bytes if isinstance(storage, LimitedPayloads) else None
+
+
 CAPABILITIES: dict[type, str] = {
     Accounts: "accounts (`storage.users`)",
     Checkpointing: "checkpoints (`storage.checkpointer()`)",

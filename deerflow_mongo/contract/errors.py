@@ -106,7 +106,7 @@ class InvalidPayloadError(StorageError, ValueError):
 
 
 class PayloadTooLargeError(StorageError, ValueError):
-    """A row would exceed `Storage.max_payload_bytes`; nothing was written.
+    """A row would exceed the `max_payload_bytes` that the storage states; nothing was written.
 
     `field` is the row's largest part, with its place in a batch: `events[1].content`. `size_bytes` is that of
     this part, or of the row; None only where parts that fit one by one are too large together. `limit_bytes`

@@ -552,16 +552,6 @@ class Storage(Protocol):
     @property
     def run_events(self) -> RunEventStore: ...
 
-    @property
-    def max_payload_bytes(self) -> int | None:
-        """The size of a stored row, in the backend's encoding, above which a write raises an error.
-
-        The error is `PayloadTooLargeError`, and nothing is written; of a batch of events, none. A row counts
-        as a whole, with what a merge leaves in it. A limit is at least 1 MiB and does not change; a row whose
-        texts have half of it in UTF-8 is always stored. None, the default: the backend has no limit.
-        """
-        return None
-
     def observer(self) -> RunObserver:
         """An observer that writes to these stores."""
         ...

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any, Self
 
-from ..contract.capabilities import Accounts, Checkpointing
+from ..contract.capabilities import Accounts, Checkpointing, LimitedPayloads
 from ..contract.errors import MissingDependencyError, StorageClosedError, StorageConfigError
 from ..contract.factory import with_environment
 from ..contract.observer import StorageRunObserver
@@ -105,7 +105,7 @@ class _EmbeddedHold:
         return None
 
 
-class MongoStorage(Storage, Accounts, Checkpointing):
+class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
     """`Storage` on MongoDB, with accounts, checkpoints and run events that can be followed.
 
     Building it opens no connection; it belongs to one event loop and process. A `client` that is passed in is

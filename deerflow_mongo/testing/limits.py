@@ -6,6 +6,7 @@ limit, or with none, gets payloads of at most 20 MiB.
 
 from __future__ import annotations
 
+from ..contract.capabilities import max_payload_bytes
 from ..contract.errors import InvalidPayloadError, PayloadTooLargeError
 from ..contract.protocols import Storage
 
@@ -16,7 +17,7 @@ _MAX_BASE_BYTES = 18 * MEBIBYTE
 
 def base_bytes(storage: Storage) -> int:
     """The stated limit, or 16 MiB where there is none or it is larger than a test can try."""
-    limit_bytes = storage.max_payload_bytes
+    limit_bytes = max_payload_bytes(storage)
     if limit_bytes is None or limit_bytes > _MAX_BASE_BYTES:
         return _DEFAULT_BYTES
     return limit_bytes
@@ -39,13 +40,13 @@ def more_than_half_text(storage: Storage) -> str:
 
 def must_be_stored(storage: Storage, size_bytes: int) -> bool:
     """Whether a row with this much text is clearly below the limit."""
-    limit_bytes = storage.max_payload_bytes
+    limit_bytes = max_payload_bytes(storage)
     return limit_bytes is None or size_bytes <= limit_bytes // 2
 
 
 def must_raise(storage: Storage, size_bytes: int) -> bool:
     """Whether a row with this much text is above the limit."""
-    limit_bytes = storage.max_payload_bytes
+    limit_bytes = max_payload_bytes(storage)
     return limit_bytes is not None and size_bytes > limit_bytes
 
 
@@ -53,7 +54,7 @@ def assert_as_stated(
     storage: Storage, size_bytes: int, error: InvalidPayloadError | PayloadTooLargeError | None
 ) -> None:
     """Assert that a write of a row with this much text succeeded, or raised, as the limit demands."""
-    limit_bytes = storage.max_payload_bytes
+    limit_bytes = max_payload_bytes(storage)
     if error is None:
         assert not must_raise(storage, size_bytes), f"{size_bytes:,} bytes were stored; limit {limit_bytes}"
         return

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from ..contract.capabilities import max_payload_bytes
 from ..contract.errors import PayloadTooLargeError
 from ..contract.protocols import Storage
 from .cases import case
@@ -128,7 +129,7 @@ def _texts(found: object) -> list[str]:
 
 class SizeContract(Contract):
     async def test_stated_limit_is_none_or_at_least_1_mebibyte(self, storage: Storage) -> None:
-        limit_bytes = storage.max_payload_bytes
+        limit_bytes = max_payload_bytes(storage)
         assert limit_bytes is None or (type(limit_bytes) is int and limit_bytes >= _MIN_LIMIT_BYTES)
 
     async def test_payloads_are_stored_up_to_the_stated_limit(self, storage: Storage) -> None:

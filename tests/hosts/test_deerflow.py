@@ -19,7 +19,7 @@ from .gateway_process import needs_deerflow
 class CoreStorage:
     """A storage with the core of the contract and no capability."""
 
-    runs = feedback = threads = run_events = max_payload_bytes = None
+    runs = feedback = threads = run_events = None
 
     def observer(self) -> Any: ...
     async def setup(self) -> None: ...
