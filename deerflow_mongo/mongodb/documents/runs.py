@@ -10,7 +10,6 @@ from typing import Any, cast
 from ...contract.rows import ACTIVE_STATUSES, CALLERS, ENDED_STATUSES, Caller, RunRow, TokenUsage
 from .encoding import Document, decode_mapping, decode_text, encode_text
 from .stored_times import (
-    EARLIEST_DATE,
     ORDER,
     created_fields,
     date_of,
@@ -21,6 +20,7 @@ from .stored_times import (
     time_stage,
     update_stamp,
 )
+from .version_1 import VERSION as VERSION_1
 from .version_1 import as_current
 from .versions import READABLE_FROM, SCHEMA_VERSION
 
@@ -256,7 +256,8 @@ def _transition(changes: Document, times: Mapping[str, int], *, ends_now: bool =
     """The `$set` stage that applies `changes`, a status among them, unless it would restart an ended run.
 
     An ending replaces the times given; with `ends_now` it sets `ended_at` to now where no end is stored. An
-    ended run that gets an active status stays as it is, but a time that it lacks is set.
+    ended run that gets an active status stays as it is, but a time that it lacks is set; its duration stays
+    what it was at its end.
     """
     now = update_stamp()
     if _is_ending(changes["status"]):
@@ -270,8 +271,6 @@ def _transition(changes: Document, times: Mapping[str, int], *, ends_now: bool =
         stage = {path: _unless(_HAS_ENDED, path, _literal(value)) for path, value in changes.items()}
         for name, stamp in times.items():
             stage |= _time_unless({"$and": [_HAS_ENDED, _is_set(name)]}, name, stamp)
-        if times:
-            stage["duration_ms"] = _duration_after_late_times(times)
     return [{"$set": stage | time_stage("updated_at", now)}]
 
 
@@ -294,21 +293,10 @@ def _after(name: str, times: Mapping[str, int]) -> object:
 
 
 def _duration_ms(started_at: object, ended_at: object, now: int) -> Document:
-    """The duration of a run that ends, as `duration_ms` has it; null where a time is a text of version 1."""
-    start = {"$ifNull": [started_at, "$created_at"]}
-    end = {"$ifNull": [ended_at, date_of(now)]}
-    are_dates = {"$and": [{"$gte": [start, EARLIEST_DATE]}, {"$gte": [end, EARLIEST_DATE]}]}
-    return {"$cond": [are_dates, {"$max": [0, {"$subtract": [end, start]}]}, None]}
-
-
-def _duration_after_late_times(times: Mapping[str, int]) -> Document:
-    """The duration of a run that had ended when a late update with an active status set times it lacked."""
-    start, end = (
-        {"$ifNull": [f"${name}", date_of(times[name])]} if name in times else f"${name}"
-        for name in ("started_at", "ended_at")
-    )
-    is_known = {"$and": [_HAS_ENDED, {"$ne": [{"$ifNull": [end, None]}, None]}]}
-    return {"$cond": [is_known, _duration_ms(start, end, 0), "$duration_ms"]}
+    """The duration of a run that ends, as `duration_ms` has it; null in version 1, whose times are texts."""
+    start, end = {"$ifNull": [started_at, "$created_at"]}, {"$ifNull": [ended_at, date_of(now)]}
+    milliseconds = {"$max": [0, {"$subtract": [end, start]}]}
+    return {"$cond": [{"$eq": ["$schema_version", VERSION_1]}, None, milliseconds]}
 
 
 def _literal(value: Any) -> Document:

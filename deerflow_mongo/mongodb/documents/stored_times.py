@@ -30,9 +30,6 @@ BELOW_MS = "_us"
 REMOVED = "$$REMOVE"
 """In an update's pipeline: the document does not have the field afterwards."""
 
-EARLIEST_DATE = datetime(1, 1, 1)  # noqa: DTZ001 - as the driver returns dates
-"""Not greater than any date, and greater than every value of the types that BSON sorts before dates."""
-
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001
 _EPOCH_UTC = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
