@@ -50,6 +50,20 @@ def to_json_mapping(value: object, field: str) -> dict[str, JSONValue]:
     return converted
 
 
+def equal_json(left: JSONValue, right: JSONValue) -> bool:
+    """Whether two JSON values are equal in type and content, as a search by metadata compares them.
+
+    1 is neither True nor 1.0, and the order of keys does not count.
+    """
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(equal_json(left[key], right[key]) for key in left)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(equal_json, left, right))
+    return left == right
+
+
 def _convert(value: Any, depth: int) -> JSONValue:
     kind = type(value)  # pyright: ignore[reportUnknownVariableType]
     if kind in _SCALARS:

@@ -18,7 +18,7 @@ import pydantic
 import pytest
 
 from deerflow_mongo import InvalidPayloadError
-from deerflow_mongo.contract.payloads import MAX_DEPTH, to_json, to_json_mapping
+from deerflow_mongo.contract.payloads import MAX_DEPTH, equal_json, to_json, to_json_mapping
 
 
 class Colour(enum.Enum):
@@ -175,3 +175,21 @@ def test_value_that_contains_itself_is_refused() -> None:
 
 def test_largest_integer_with_a_decimal_text_is_accepted() -> None:
     assert to_json(10**4300 - 1, "f") == 10**4300 - 1
+
+
+def test_json_values_are_equal_only_in_type_and_content() -> None:
+    values: list[Any] = [0, False, 0.0, "", "0", None, [], {}, 1, True, 1.0, "1", [1], [True], [1, 2], [2, 1]]
+    values += [{"a": 1}, {"a": True}, {"a": 1, "b": None}, {"b": 1}, [{"a": [1]}], [{"a": [1.0]}], [[1]]]
+    for i, left in enumerate(values):
+        for j, right in enumerate(values):
+            assert equal_json(left, right) == (i == j), (left, right)
+
+
+def test_order_of_keys_and_sign_of_zero_do_not_make_json_values_differ() -> None:
+    equal: list[tuple[Any, Any]] = [
+        ({"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"d": 3, "c": 2}, "a": 1}),
+        (-0.0, 0.0),
+        ([{"x": [-0.0]}], [{"x": [0.0]}]),
+    ]
+    for left, right in equal:
+        assert equal_json(left, right)
