@@ -1,4 +1,4 @@
-"""The conformance suite on PyMongo and on the mock, and what the suite promises to a backend's author.
+"""The conformance suite on PyMongo, the mock and memory, and what the suite promises to a backend's author.
 
 Motor has a contract of its own in `tests/mongodb/drivers`: the stores above a driver are the same.
 """
@@ -11,7 +11,7 @@ import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pymongo
 import pytest
@@ -81,6 +81,18 @@ class TestMongomock(StorageConformance):
     @pytest.fixture
     def storage_config(self) -> Mapping[str, Any]:
         return {"backend": "mongodb", "driver": "mongomock"}
+
+
+class TestMemory(StorageConformance):
+    lacks: ClassVar[Mapping[str, str]] = {
+        "processes": "the data is in this process",
+        "durability": "the data is gone when the storage is closed",
+        "server": "there is no server",
+    }
+
+    @pytest.fixture
+    def storage_config(self) -> Mapping[str, Any]:
+        return {"backend": "memory"}
 
 
 def _with_limit(patch: pytest.MonkeyPatch, limit_bytes: int | None) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ ROOT = Path(deerflow_mongo.__file__).parent
 
 MAY_IMPORT: dict[str, set[str]] = {
     "contract": {"contract"},
+    "memory": {"contract", "memory"},
     "mongodb": {"contract", "mongodb"},
     "testing": {"contract", "testing"},
     "hosts": {"contract", "hosts"},
@@ -32,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 OUTSIDE: dict[str, set[str]] = {
     "contract": {"yaml"},
+    "memory": set(),
     "testing": {"pytest", "pytest_asyncio", "pydantic", "langchain_core", "numpy"},
 }
 """What a room without a driver may import besides the standard library."""

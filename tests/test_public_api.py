@@ -80,8 +80,10 @@ def test_vendored_copy_finds_its_backend_without_metadata(tmp_path: Path) -> Non
         "from vendor.storage import create_storage; import sys; "
         "print(create_storage({'backend': 'mongodb', 'driver': 'mongomock'})); "
         "print(create_storage('mongodb://127.0.0.1:1')); "
+        "print(create_storage('memory')); "
         "assert not [name for name in sys.modules if name.startswith('deerflow_mongo')]"
     )
     done = run_child([sys.executable, "-c", code], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("MongoStorage(") == 2
+    assert done.stdout.endswith("MemoryStorage()\n")

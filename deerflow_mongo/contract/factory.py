@@ -21,12 +21,16 @@ BACKENDS_GROUP: Final = "deerflow.storage_backends"
 """An entry point of this group is a callable: the configuration's mapping in, a `Storage` out."""
 
 BUILT_IN: Final[Mapping[str, tuple[str, str]]] = {
+    "memory": ("..memory.storage", "create_memory_storage"),
     "mongodb": ("..mongodb.storage", "create_mongo_storage"),
 }
 """Backends of this package: module and callable, found without installed metadata (in a vendored copy)."""
 
-URL_WORDS: Final[Mapping[str, str]] = {"embedded": "mongodb"}
-"""Configurations of one word that are no URL, and their backend."""
+URL_WORDS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "embedded": {"backend": "mongodb", "url": "embedded"},
+    "memory": {"backend": "memory"},
+}
+"""Configurations of one word that are no URL, and what they stand for."""
 
 _ENVIRONMENT_NAME = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9-]*)(?:\+[A-Za-z0-9.+-]*)?://")
@@ -64,15 +68,16 @@ def _mapping_of(config: Mapping[str, Any] | str) -> Mapping[str, Any]:
     if not isinstance(config, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
         raise StorageConfigError(f"the configuration must be a mapping or a URL, not {type(config).__name__}")
     url = cast("str", _from_environment("url", config))
+    if url in URL_WORDS:
+        return URL_WORDS[url]
     scheme = _SCHEME.match(url)
-    backend = URL_WORDS.get(url) if scheme is None else scheme[1].lower()
-    if backend is None:
+    if scheme is None:
         # The text itself is not shown: it may be a URL with a password and a slip in its scheme.
         raise StorageConfigError(
             "the configuration is a text that is not a URL; pass a mapping with `backend`, or a URL such as "
             "mongodb://localhost"
         )
-    return {"backend": backend, "url": url}
+    return {"backend": scheme[1].lower(), "url": url}
 
 
 def _known() -> str:

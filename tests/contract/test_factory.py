@@ -10,6 +10,7 @@ import pytest
 
 from deerflow_mongo import BackendNotFoundError, MongoStorage, Storage, StorageConfigError, create_storage
 from deerflow_mongo.contract import factory
+from deerflow_mongo.memory.storage import MemoryStorage
 from deerflow_mongo.mongodb.storage import create_mongo_storage
 
 seen: dict[str, Any] = {}
@@ -51,7 +52,8 @@ def test_built_in_backend_needs_no_installed_metadata(monkeypatch: pytest.Monkey
         return []
 
     monkeypatch.setattr(factory, "entry_points", none)
-    assert factory.backend_names() == ["mongodb"]
+    assert factory.backend_names() == ["memory", "mongodb"]
+    assert isinstance(create_storage({"backend": "memory"}), MemoryStorage)
     assert isinstance(create_storage({"backend": "mongodb", "driver": "mongomock"}), MongoStorage)
 
 
@@ -69,6 +71,12 @@ def test_url_alone_is_a_configuration(installed: None, monkeypatch: pytest.Monke
         assert storage.config.database == database
     create_storage("foreign+tls://user@host/x")
     assert seen == {"url": "foreign+tls://user@host/x"}
+
+
+def test_one_word_selects_the_backend_without_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_URL", "memory")
+    for word in ("memory", "$STORAGE_URL"):
+        assert isinstance(create_storage(word), MemoryStorage)
 
 
 def test_text_that_is_not_a_url_is_refused_without_being_shown() -> None:
@@ -91,13 +99,13 @@ def test_foreign_backend_gets_the_resolved_mapping_without_backend(
 
 
 def test_unknown_backend_lists_the_known_ones(installed: None) -> None:
-    with pytest.raises(BackendNotFoundError, match=r"'sqlite'; known: broken, foreign, mongodb, odd"):
+    with pytest.raises(BackendNotFoundError, match=r"'sqlite'; known: broken, foreign, memory, mongodb, odd"):
         create_storage({"backend": "sqlite"})
 
 
 @pytest.mark.parametrize("config", [{}, {"backend": ""}, {"backend": None}, {"backend": ["mongodb"]}])
 def test_configuration_without_backend_lists_the_known_ones(config: dict[str, Any], installed: None) -> None:
-    with pytest.raises(StorageConfigError, match="needs `backend`: one of broken, foreign, mongodb"):
+    with pytest.raises(StorageConfigError, match="needs `backend`: one of broken, foreign, memory, mongodb"):
         create_storage(config)
 
 

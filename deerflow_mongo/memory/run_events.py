@@ -1,0 +1,236 @@
+"""Run events: one list per thread, in which an event's number only ever rises."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any, Unpack, cast
+
+from ..contract import arguments
+from ..contract.actor import UserId, current_user_id
+from ..contract.capabilities import Following
+from ..contract.errors import ArgumentTypeError, ArgumentValueError, ThreadAccessError
+from ..contract.payloads import to_json, to_json_mapping
+from ..contract.protocols import RunEventStore
+from ..contract.rows import MESSAGE, RunEventFields, RunEventRow
+from .data import EventLog, Memory, is_visible, now, optional_time
+
+_REQUIRED = ("thread_id", "run_id", "event_type", "category")
+_FIELDS = tuple(sorted(RunEventFields.__annotations__))
+_FOLLOW_PAGE = 500
+
+
+class MemoryRunEventStore(RunEventStore, Following):
+    """`RunEventStore` in memory."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    # Writing.
+
+    async def put_batch(self, events: Sequence[RunEventFields]) -> list[RunEventRow]:
+        if isinstance(events, str | bytes | Mapping) or not isinstance(events, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+            raise ArgumentTypeError(f"events must be a list of mappings, got {type(events).__name__}")
+        rows = [_new_row(f"events[{position}].", event) for position, event in enumerate(events)]
+        return self._append(rows)
+
+    async def put(self, **event: Unpack[RunEventFields]) -> RunEventRow:
+        [row] = self._append([_new_row("", event)])
+        return row
+
+    async def put_if_absent(self, **event: Unpack[RunEventFields]) -> tuple[RunEventRow, bool]:
+        new = _new_row("", event)
+        self._check_access([new])
+        for row in self._log(new["thread_id"]).rows:
+            if row["run_id"] == new["run_id"] and row["event_type"] == new["event_type"]:
+                return deepcopy(row), False
+        [row] = self._append([new])
+        return row, True
+
+    def _append(self, rows: list[RunEventRow]) -> list[RunEventRow]:
+        """Number the rows and store them; copies of them in the same order."""
+        self._check_access(rows)
+        for row in rows:
+            log = self._log(row["thread_id"])
+            log.last_seq += 1
+            row["seq"] = log.last_seq
+            log.rows.append(row)
+        for thread_id in {row["thread_id"] for row in rows}:
+            log = self._log(thread_id)
+            changed, log.changed = log.changed, asyncio.Event()
+            changed.set()
+        return deepcopy(rows)
+
+    def _check_access(self, rows: Iterable[RunEventRow]) -> None:
+        """Raise `ThreadAccessError` if one of the threads is not the bound actor's to use."""
+        for row in rows:
+            if not self._may_use(row["thread_id"]):
+                raise ThreadAccessError(row["thread_id"], "append events to")
+
+    def _may_use(self, thread_id: str) -> bool:
+        """Whether the bound actor may use the thread: their own, one without an owner, or one not stored."""
+        thread = self._memory.data.threads.get(thread_id)
+        actor = current_user_id()
+        return actor is None or thread is None or thread.user_id in (None, actor)
+
+    def _log(self, thread_id: str) -> EventLog:
+        return self._memory.data.events.setdefault(thread_id, EventLog())
+
+    # Reading.
+
+    async def list_messages(
+        self,
+        thread_id: str,
+        *,
+        limit: int = 50,
+        before_seq: int | None = None,
+        after_seq: int | None = None,
+        user_id: UserId = None,
+    ) -> list[RunEventRow]:
+        user = arguments.acting_user(user_id, "RunEventStore.list_messages")
+        return _page(_messages(self._events(thread_id, user)), limit, before_seq, after_seq)
+
+    async def list_messages_by_run(
+        self,
+        thread_id: str,
+        run_id: str,
+        *,
+        limit: int = 50,
+        before_seq: int | None = None,
+        after_seq: int | None = None,
+        user_id: UserId = None,
+    ) -> list[RunEventRow]:
+        run_id = arguments.identifier("run_id", run_id)
+        user = arguments.acting_user(user_id, "RunEventStore.list_messages_by_run")
+        return _page(_messages(self._events(thread_id, user, run_id)), limit, before_seq, after_seq)
+
+    async def list_events(
+        self,
+        thread_id: str,
+        run_id: str,
+        *,
+        event_types: Sequence[str] | None = None,
+        limit: int = 500,
+        user_id: UserId = None,
+    ) -> list[RunEventRow]:
+        run_id = arguments.identifier("run_id", run_id)
+        user = arguments.acting_user(user_id, "RunEventStore.list_events")
+        types = arguments.names("event_types", event_types)
+        rows = arguments.row_limit("limit", limit)
+        found = self._events(thread_id, user, run_id)
+        return deepcopy([row for row in found if types is None or row["event_type"] in types][:rows])
+
+    async def list_thread_events(
+        self, thread_id: str, *, run_id: str | None = None, after_seq: int = 0, limit: int = 500
+    ) -> list[RunEventRow]:
+        run_id = None if run_id is None else arguments.identifier("run_id", run_id)
+        after = arguments.sequence_number("after_seq", after_seq)
+        rows = arguments.row_limit("limit", limit)
+        found = self._events(thread_id, None, run_id)
+        return deepcopy([row for row in found if after is None or row["seq"] > after][:rows])
+
+    async def count_messages(self, thread_id: str, *, user_id: UserId = None) -> int:
+        user = arguments.acting_user(user_id, "RunEventStore.count_messages")
+        return len(_messages(self._events(thread_id, user)))
+
+    def _events(self, thread_id: str, user: str | None, run_id: str | None = None) -> list[RunEventRow]:
+        """The stored events of the thread, or of one run, that this user and the bound actor may see."""
+        thread_id = arguments.identifier("thread_id", thread_id)
+        log = self._memory.data.events.get(thread_id)
+        if log is None or not self._may_use(thread_id):
+            return []
+        return [
+            row
+            for row in log.rows
+            if run_id in (None, row["run_id"]) and is_visible(row.get("user_id"), user)
+        ]
+
+    # Following.
+
+    async def follow(
+        self, thread_id: str, *, run_id: str | None = None, after_seq: int = 0
+    ) -> AsyncGenerator[RunEventRow]:
+        thread_id = arguments.identifier("thread_id", thread_id)
+        while True:
+            # Before the events are read: one that is stored while they are handed out sets it.
+            changed = self._log(thread_id).changed
+            rows = await self.list_thread_events(
+                thread_id, run_id=run_id, after_seq=after_seq, limit=_FOLLOW_PAGE
+            )
+            for row in rows:
+                after_seq = row["seq"]
+                yield row
+            if len(rows) < _FOLLOW_PAGE:
+                await changed.wait()
+
+    # Deleting.
+
+    async def delete_by_thread(self, thread_id: str, *, user_id: UserId = None) -> int:
+        user = arguments.acting_user(user_id, "RunEventStore.delete_by_thread")
+        return self._delete(thread_id, self._events(thread_id, user))
+
+    async def delete_by_run(self, thread_id: str, run_id: str, *, user_id: UserId = None) -> int:
+        run_id = arguments.identifier("run_id", run_id)
+        user = arguments.acting_user(user_id, "RunEventStore.delete_by_run")
+        return self._delete(thread_id, self._events(thread_id, user, run_id))
+
+    def _delete(self, thread_id: str, rows: list[RunEventRow]) -> int:
+        """Remove these events of the thread; their numbers are not given again."""
+        deleted = {row["seq"] for row in rows}
+        log = self._log(thread_id)
+        log.rows = [row for row in log.rows if row["seq"] not in deleted]
+        return len(deleted)
+
+
+def _messages(rows: list[RunEventRow]) -> list[RunEventRow]:
+    return [row for row in rows if row["category"] == MESSAGE]
+
+
+def _page(
+    rows: list[RunEventRow], limit: int, before_seq: int | None, after_seq: int | None
+) -> list[RunEventRow]:
+    """The first `limit` rows after `after_seq`, or the last `limit` without it."""
+    count = arguments.row_limit("limit", limit)
+    before = arguments.sequence_number("before_seq", before_seq)
+    after = arguments.sequence_number("after_seq", after_seq)
+    between = [
+        row
+        for row in rows
+        if (before is None or row["seq"] < before) and (after is None or row["seq"] > after)
+    ]
+    return deepcopy(between[:count] if after is not None else between[max(0, len(between) - count) :])
+
+
+def _new_row(prefix: str, event: object) -> RunEventRow:
+    """A checked event before it has a number; `prefix` is its place in the errors' texts."""
+    if not isinstance(event, Mapping):
+        raise ArgumentTypeError(
+            f"{prefix.rstrip('.') or 'a run event'} must be a mapping, got {type(event).__name__}"
+        )
+    given = cast("Mapping[str, Any]", event)
+    for name in given:
+        if name not in _FIELDS:
+            raise ArgumentTypeError(
+                f"{prefix}{name}: unknown run event field {name!r}; expected one of {', '.join(_FIELDS)}"
+            )
+    for name in _REQUIRED:
+        if given.get(name) is None:
+            raise ArgumentValueError(
+                f"{prefix}{name} is missing; a run event requires {', '.join(_REQUIRED)}"
+            )
+    content = given.get("content")
+    row: RunEventRow = {
+        "thread_id": arguments.identifier(prefix + "thread_id", given["thread_id"]),
+        "run_id": arguments.identifier(prefix + "run_id", given["run_id"]),
+        "event_type": arguments.status_text(prefix + "event_type", given["event_type"]),
+        "category": arguments.status_text(prefix + "category", given["category"]),
+        "content": to_json("" if content is None else content, prefix + "content"),
+        "metadata": to_json_mapping(given.get("metadata"), prefix + "metadata"),
+        "created_at": optional_time(prefix + "created_at", given.get("created_at")) or now().isoformat(),
+        "seq": 0,
+    }
+    user_id = arguments.optional_text(prefix + "user_id", given.get("user_id"))
+    if user_id is not None:
+        row["user_id"] = user_id
+    return row

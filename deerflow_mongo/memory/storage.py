@@ -1,0 +1,104 @@
+"""`MemoryStorage`: the storage contract on plain dicts, which are gone when the storage is closed.
+
+The reference for authors of backends, and a quick storage for a host's own tests. Not for production: nothing
+is stored beyond the process, other processes see nothing of it, and every list looks at all rows.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from ..contract.capabilities import Accounts, Checkpointing
+from ..contract.errors import MissingDependencyError, StorageConfigError
+from ..contract.observer import StorageRunObserver
+from ..contract.protocols import Storage
+from .data import Memory
+from .feedback import MemoryFeedbackStore
+from .run_events import MemoryRunEventStore
+from .runs import MemoryRunStore
+from .threads import MemoryThreadStore
+from .users import MemoryUserStore
+
+
+class MemoryStorage(Storage, Accounts, Checkpointing):
+    """`Storage` in memory, with accounts, checkpoints and run events that can be followed."""
+
+    def __init__(self) -> None:
+        self._memory = Memory()
+        self._runs = MemoryRunStore(self._memory)
+        self._feedback = MemoryFeedbackStore(self._memory)
+        self._threads = MemoryThreadStore(self._memory)
+        self._run_events = MemoryRunEventStore(self._memory)
+        self._users = MemoryUserStore(self._memory)
+        self._saver: Any = None
+
+    def __repr__(self) -> str:
+        return "MemoryStorage()"
+
+    @property
+    def runs(self) -> MemoryRunStore:
+        return self._runs
+
+    @property
+    def feedback(self) -> MemoryFeedbackStore:
+        return self._feedback
+
+    @property
+    def threads(self) -> MemoryThreadStore:
+        return self._threads
+
+    @property
+    def run_events(self) -> MemoryRunEventStore:
+        return self._run_events
+
+    @property
+    def users(self) -> MemoryUserStore:
+        return self._users
+
+    @property
+    def max_payload_bytes(self) -> None:
+        """None: a payload of any size is stored."""
+        return None
+
+    def observer(self) -> StorageRunObserver:
+        return StorageRunObserver(self._runs, self._threads)
+
+    async def checkpointer(self) -> Any:
+        """LangGraph's `InMemorySaver`, the same object at every call; the storage forgets it when closed.
+
+        Needs `langgraph-checkpoint`, which every LangGraph installation has.
+        """
+        await self.ping()
+        if self._saver is None:
+            try:
+                self._saver = importlib.import_module("langgraph.checkpoint.memory").InMemorySaver()
+            except ImportError as error:
+                raise MissingDependencyError(
+                    "storage.checkpointer()", "langgraph-checkpoint", "checkpointer"
+                ) from error
+        return self._saver
+
+    async def setup(self) -> None:
+        await self.ping()
+
+    async def ping(self) -> None:
+        _ = self._memory.data
+
+    async def aclose(self) -> None:
+        """Forget everything; idempotent."""
+        self._memory.close()
+        self._saver = None
+
+
+def create_memory_storage(options: Mapping[str, Any], *, client: Any = None) -> MemoryStorage:
+    """The backend `memory` of `create_storage`, which has no options."""
+    if client is not None:
+        raise StorageConfigError("`backend: memory` has no server and takes no client")
+    if options:
+        unknown = ", ".join(f"`{key}`" for key in options)
+        raise StorageConfigError(
+            f"storage configuration: unknown key {unknown}; expected `backend: memory` and nothing else"
+        )
+    return MemoryStorage()
