@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from ..contract.errors import ArgumentTypeError, StorageClosedError
+from ..contract.errors import StorageClosedError
 from ..contract.rows import FeedbackRow, RunEventRow, RunRow, ThreadMeta, UserRow
 from ..contract.times import clock, parse_time
 
@@ -86,12 +86,3 @@ def now() -> datetime:
 def optional_time(name: str, value: object) -> str | None:
     """A caller's time as rows have it; None for None."""
     return None if value is None else parse_time(name, value).isoformat()
-
-
-def long_text(name: str, value: object) -> str | None:
-    """A text of any length, or None."""
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise ArgumentTypeError(f"{name} must be text or None, got {type(value).__name__}")
-    return str.__str__(value)

@@ -10,7 +10,7 @@ from ..contract import arguments
 from ..contract.actor import UserId
 from ..contract.protocols import FeedbackStore
 from ..contract.rows import CreationOrder, FeedbackRow, FeedbackTotals
-from .data import Memory, creation, is_visible, long_text, now
+from .data import Memory, creation, is_visible, now
 
 _ORDERS: dict[str, bool] = {"newest_first": True, "oldest_first": False}
 """Each order, and whether it is the order of creation reversed."""
@@ -49,7 +49,7 @@ class MemoryFeedbackStore(FeedbackStore):
             user,
             message_id=arguments.optional_text("message_id", message_id),
             rating=arguments.rating(rating),
-            comment=long_text("comment", comment),
+            comment=arguments.long_text("comment", comment),
         )
         return row.copy()
 
@@ -64,7 +64,7 @@ class MemoryFeedbackStore(FeedbackStore):
     ) -> FeedbackRow:
         key = _vote_key(thread_id, run_id, arguments.acting_user(user_id, "FeedbackStore.upsert"))
         rating = arguments.rating(rating)
-        text = long_text("comment", comment)
+        text = arguments.long_text("comment", comment)
         vote = self._vote(key)
         if vote is None:
             vote = self._new_row(*key, message_id=None, rating=rating, comment=text)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from copy import deepcopy
-from typing import Any, Unpack, cast
+from typing import Unpack
 
 from ..contract import arguments
 from ..contract.actor import UserId, current_user_id
 from ..contract.capabilities import Following
-from ..contract.errors import ArgumentTypeError, ArgumentValueError, ThreadAccessError
-from ..contract.payloads import to_json, to_json_mapping
+from ..contract.errors import ThreadAccessError
 from ..contract.protocols import RunEventStore
 from ..contract.rows import MESSAGE, RunEventFields, RunEventRow
-from .data import EventLog, Memory, is_visible, now, optional_time
+from ..contract.run_event_fields import CheckedRunEvent, checked_event, checked_events
+from .data import EventLog, Memory, is_visible, now
 
-_REQUIRED = ("thread_id", "run_id", "event_type", "category")
-_FIELDS = tuple(sorted(RunEventFields.__annotations__))
 _FOLLOW_PAGE = 500
 
 
@@ -30,17 +28,14 @@ class MemoryRunEventStore(RunEventStore, Following):
     # Writing.
 
     async def put_batch(self, events: Sequence[RunEventFields]) -> list[RunEventRow]:
-        if isinstance(events, str | bytes | Mapping) or not isinstance(events, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
-            raise ArgumentTypeError(f"events must be a list of mappings, got {type(events).__name__}")
-        rows = [_new_row(f"events[{position}].", event) for position, event in enumerate(events)]
-        return self._append(rows)
+        return self._append([_new_row(event) for event in checked_events(events)])
 
     async def put(self, **event: Unpack[RunEventFields]) -> RunEventRow:
-        [row] = self._append([_new_row("", event)])
+        [row] = self._append([_new_row(checked_event(event))])
         return row
 
     async def put_if_absent(self, **event: Unpack[RunEventFields]) -> tuple[RunEventRow, bool]:
-        new = _new_row("", event)
+        new = _new_row(checked_event(event))
         self._check_access([new])
         for row in self._log(new["thread_id"]).rows:
             if row["run_id"] == new["run_id"] and row["event_type"] == new["event_type"]:
@@ -202,35 +197,18 @@ def _page(
     return deepcopy(between[:count] if after is not None else between[max(0, len(between) - count) :])
 
 
-def _new_row(prefix: str, event: object) -> RunEventRow:
-    """A checked event before it has a number; `prefix` is its place in the errors' texts."""
-    if not isinstance(event, Mapping):
-        raise ArgumentTypeError(
-            f"{prefix.rstrip('.') or 'a run event'} must be a mapping, got {type(event).__name__}"
-        )
-    given = cast("Mapping[str, Any]", event)
-    for name in given:
-        if name not in _FIELDS:
-            raise ArgumentTypeError(
-                f"{prefix}{name}: unknown run event field {name!r}; expected one of {', '.join(_FIELDS)}"
-            )
-    for name in _REQUIRED:
-        if given.get(name) is None:
-            raise ArgumentValueError(
-                f"{prefix}{name} is missing; a run event requires {', '.join(_REQUIRED)}"
-            )
-    content = given.get("content")
+def _new_row(event: CheckedRunEvent) -> RunEventRow:
+    """A checked event as a row, before it has a number."""
     row: RunEventRow = {
-        "thread_id": arguments.identifier(prefix + "thread_id", given["thread_id"]),
-        "run_id": arguments.identifier(prefix + "run_id", given["run_id"]),
-        "event_type": arguments.status_text(prefix + "event_type", given["event_type"]),
-        "category": arguments.status_text(prefix + "category", given["category"]),
-        "content": to_json("" if content is None else content, prefix + "content"),
-        "metadata": to_json_mapping(given.get("metadata"), prefix + "metadata"),
-        "created_at": optional_time(prefix + "created_at", given.get("created_at")) or now().isoformat(),
+        "thread_id": event.thread_id,
+        "run_id": event.run_id,
+        "event_type": event.event_type,
+        "category": event.category,
+        "content": event.content,
+        "metadata": event.metadata,
+        "created_at": (event.created_at or now()).isoformat(),
         "seq": 0,
     }
-    user_id = arguments.optional_text(prefix + "user_id", given.get("user_id"))
-    if user_id is not None:
-        row["user_id"] = user_id
+    if event.user_id is not None:
+        row["user_id"] = event.user_id
     return row

@@ -27,7 +27,7 @@ from ..contract.rows import (
 )
 from ..contract.statuses import is_ending, restarts_ended_run
 from ..contract.times import parse_time
-from .data import Memory, Run, creation, is_visible, long_text, now, optional_time
+from .data import Memory, Run, creation, is_visible, now, optional_time
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class MemoryRunStore(RunStore):
             "updated_at": "",
             "started_at": optional_time("started_at", started_at),
             "ended_at": optional_time("ended_at", ended_at),
-            "error": long_text("error", error),
+            "error": arguments.long_text("error", error),
             **dict.fromkeys(COMPLETION_COUNTS, 0),
             "first_human_message": None,
             "last_ai_message": None,
@@ -131,7 +131,7 @@ class MemoryRunStore(RunStore):
         }
         changes: dict[str, Any] = {"status": arguments.status_text("status", status)}
         if error is not None:
-            changes["error"] = long_text("error", error)
+            changes["error"] = arguments.long_text("error", error)
         merged = to_json_mapping(metadata, "metadata")
         run = self._run_to_update(run_id, "update_status")
         if run is not None:
@@ -145,7 +145,7 @@ class MemoryRunStore(RunStore):
             run.row["model_name"] = name
 
     async def set_error(self, run_id: str, error: str) -> None:
-        text = long_text("error", error)
+        text = arguments.long_text("error", error)
         run = self._run_to_update(run_id, "set_error")
         if run is not None:
             run.row["status"], run.row["error"] = "error", text
@@ -187,7 +187,9 @@ class MemoryRunStore(RunStore):
         }
         changes: dict[str, Any] = {"status": status}
         changes |= {name: arguments.count(name, value) for name, value in counts.items()}
-        changes |= {name: long_text(name, text) for name, text in texts.items() if text is not UNSET}
+        changes |= {
+            name: arguments.long_text(name, text) for name, text in texts.items() if text is not UNSET
+        }
         by_model = arguments.model_counts("token_usage_by_model", token_usage_by_model)
         end = optional_time("ended_at", ended_at)
         run = self._run_to_update(run_id, "update_run_completion")

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
-from enum import Enum
 from typing import Any
 
 from ..contract import arguments
@@ -15,7 +14,7 @@ from ..contract.errors import ThreadAccessError, ThreadExistsError
 from ..contract.payloads import equal_json, to_json_mapping
 from ..contract.protocols import ThreadStore
 from ..contract.rows import JSONValue, ThreadMeta, ThreadMetaCreate, ThreadOrder
-from .data import Memory, is_visible, long_text, now
+from .data import Memory, is_visible, now
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ class MemoryThreadStore(ThreadStore):
             assistant_id=data.assistant_id,
             user=arguments.optional_text("user_id", data.user_id),
             metadata=data.metadata,
-            display_name=long_text("display_name", data.display_name),
+            display_name=arguments.long_text("display_name", data.display_name),
             status=arguments.status_text("status", data.status),
         )
         if thread.thread_id in self._memory.data.threads:
@@ -63,7 +62,7 @@ class MemoryThreadStore(ThreadStore):
         user = arguments.acting_user(user_id, "ThreadStore.update_thread_meta")
         changes: dict[str, Any] = {
             "assistant_id": arguments.optional_text("assistant_id", assistant_id),
-            "display_name": long_text("display_name", display_name),
+            "display_name": arguments.long_text("display_name", display_name),
             "status": None if status is None else arguments.status_text("status", status),
             "metadata": None if metadata is None else to_json_mapping(metadata, "metadata"),
         }
@@ -153,8 +152,8 @@ class MemoryThreadStore(ThreadStore):
         key = _ORDERS[arguments.one_of("order", order, _ORDERS)]
         user = arguments.acting_user(user_id, "ThreadStore.search_threads")
         wanted = to_json_mapping(metadata, "metadata")
-        of_status = _filter_text("status", status.value if isinstance(status, Enum) else status)
-        of_assistant = _filter_text("assistant_id", assistant_id)
+        of_status = arguments.filter_text("status", status)
+        of_assistant = arguments.filter_text("assistant_id", assistant_id)
         rows, skipped = arguments.row_limit("limit", limit), arguments.row_limit("offset", offset)
         found = [
             thread
@@ -204,12 +203,6 @@ def _new_thread(
         created_time=created,
         updated_time=created,
     )
-
-
-def _filter_text(name: str, value: object) -> str | None:
-    """A text to search for; None for a blank one, which is ignored."""
-    text = arguments.optional_text(name, value)
-    return text if text and not text.isspace() else None
 
 
 def _has_metadata(thread: ThreadMeta, wanted: Mapping[str, JSONValue]) -> bool:

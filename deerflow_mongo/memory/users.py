@@ -30,17 +30,20 @@ class MemoryUserStore(UserStore):
         needs_setup: bool = False,
         token_version: int = 0,
     ) -> UserRow:
-        row = _row(
-            user_id,
+        fields = arguments.account_fields(
             email=email,
             password_hash=password_hash,
             system_role=system_role,
-            created_at=optional_time("created_at", created_at) or now().isoformat(),
             oauth_provider=oauth_provider,
             oauth_id=oauth_id,
             needs_setup=needs_setup,
             token_version=token_version,
         )
+        row: UserRow = {
+            "user_id": arguments.identifier("user_id", user_id),
+            "created_at": optional_time("created_at", created_at) or now().isoformat(),
+            **fields,
+        }
         if row["user_id"] in self._memory.data.users:
             raise UserExistsError("id")
         return self._store(row)
@@ -70,21 +73,19 @@ class MemoryUserStore(UserStore):
         needs_setup: bool,
         token_version: int,
     ) -> bool:
-        row = _row(
-            user_id,
+        fields = arguments.account_fields(
             email=email,
             password_hash=password_hash,
             system_role=system_role,
-            created_at="",
             oauth_provider=oauth_provider,
             oauth_id=oauth_id,
             needs_setup=needs_setup,
             token_version=token_version,
         )
-        stored = self._memory.data.users.get(row["user_id"])
+        stored = self._memory.data.users.get(arguments.identifier("user_id", user_id))
         if stored is None:
             return False
-        self._store({**row, "created_at": stored["created_at"]})
+        self._store({**stored, **fields})
         return True
 
     async def count(self, *, system_role: str | None = None) -> int:
@@ -122,28 +123,3 @@ def _oauth_identity(row: UserRow) -> tuple[str, str] | None:
     if row["oauth_provider"] is None or row["oauth_id"] is None:
         return None
     return row["oauth_provider"], row["oauth_id"]
-
-
-def _row(
-    user_id: str,
-    *,
-    email: str,
-    password_hash: str | None,
-    system_role: str,
-    created_at: str,
-    oauth_provider: str | None,
-    oauth_id: str | None,
-    needs_setup: bool,
-    token_version: int,
-) -> UserRow:
-    return {
-        "user_id": arguments.identifier("user_id", user_id),
-        "email": arguments.identifier("email", email),
-        "password_hash": arguments.optional_text("password_hash", password_hash),
-        "system_role": arguments.identifier("system_role", system_role),
-        "created_at": created_at,
-        "oauth_provider": arguments.optional_text("oauth_provider", oauth_provider),
-        "oauth_id": arguments.optional_text("oauth_id", oauth_id),
-        "needs_setup": arguments.flag("needs_setup", needs_setup),
-        "token_version": arguments.count("token_version", token_version),
-    }
