@@ -149,8 +149,8 @@ class RunWriteRepository(Protocol):
         """Set the status, all token counts, the texts and `ended_at` in one atomic update.
 
         An absent count becomes 0, an absent text None; a text that is `UNSET` stays as it is. `ended_at` is
-        the given one, or now where the status is an ending and none is set. With an active status, an ended
-        run stays as it is, except for times that are not set yet.
+        the given one, or now where none is set and the status is an ending: any but pending, starting and
+        running. With one of these, an ended run stays as it is, except for times that are not set yet.
 
         With `token_usage_by_model` None, the counts by model stay as recorded; a mapping replaces all of
         them, and an empty one clears them. `ModelTokenCounts` has the counts of a model and their defaults;

@@ -14,7 +14,7 @@ import pytest
 from ..contract.capabilities import Accounts, UserStore
 from ..contract.errors import InvalidArgumentError, StorageError, UserExistsError
 from ..contract.protocols import Storage
-from ..contract.rows import UserRow
+from ..contract.rows import MAX_COUNT, UserRow
 from .cases import case
 from .contract import Contract
 from .values import assert_is_now, assert_pickles_and_copies, assert_row_time, exactly, now
@@ -146,6 +146,18 @@ class AccountContract(Contract):
             await _given(users, f"u-{number}", **half)
         assert await users.count() == 8
         assert await users.get_by_oauth("github", "4711") is None
+
+    async def test_emails_that_differ_in_case_are_different(self, users: UserStore) -> None:
+        rows = [
+            await users.create(email, email=email) for email in ("alice@x.org", "Alice@x.org", "ALICE@X.ORG")
+        ]
+        for row in rows:
+            assert await users.get_by_email(row["email"]) == row
+
+    async def test_token_version_is_not_limited_to_32_bits(self, users: UserStore) -> None:
+        row = await _given(users, "u-1", token_version=MAX_COUNT)
+        assert exactly(row["token_version"]) == exactly(MAX_COUNT)
+        assert exactly(await users.get("u-1")) == exactly(row)
 
     async def test_any_account_text_round_trips(self, users: UserStore) -> None:
         texts = ["$ne", "a.b", " ", "a\0b", "é", "e\u0301", "x" * 1_024, "{'$gt': ''}", '{"_json":"1"}']
@@ -324,7 +336,7 @@ class AccountContract(Contract):
 
     async def test_accounts_of_a_role_are_listed_oldest_first(self, users: UserStore) -> None:
         """Accounts with equal `created_at` are listed by id."""
-        ages = {"d": 3, "b": 1, "c": 1, "a": 2, "e": 0}
+        ages = {"d": 3, "c": 1, "b": 1, "a": 2, "e": 0}
         for user_id, days in ages.items():
             await _given(users, user_id, system_role="admin", created_at=_DAY + timedelta(days=days))
         await _given(users, "user")

@@ -69,6 +69,14 @@ class EventAccessContract(Contract):
         assert await _seen(storage, THREAD) == {2}
         assert await all_events(storage, "new") == []
 
+    async def test_put_if_absent_never_returns_an_event_of_another_users_thread(
+        self, storage: Storage
+    ) -> None:
+        """It raises as `put` does where the run already has an event of this type."""
+        await _given(storage)
+        with acting_as(BOB), pytest.raises(PermissionError, match="not allowed to append events"):
+            await storage.run_events.put_if_absent(**event())
+
     async def test_own_and_unowned_threads_are_open(self, storage: Storage) -> None:
         await _given(storage)
         for user, thread_id in ((ALICE, THREAD), (BOB, _UNOWNED), (BOB, _UNKNOWN), ("", _UNOWNED)):

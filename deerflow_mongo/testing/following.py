@@ -119,6 +119,17 @@ class FollowingContract(Contract):
         assert follower.result() == [1, 3, 5, 7, 9]
 
     @needs("following")
+    async def test_follow_yields_an_event_stored_while_its_reader_was_busy(
+        self, storage: Storage, following: Following
+    ) -> None:
+        """It is not lost between the read of the stored events and the wait for new ones."""
+        await storage.run_events.put(**event())
+        async with asyncio.timeout(_TIMEOUT_S), aclosing(following.follow(THREAD)) as rows:
+            for seq in (1, 2, 3):
+                assert (await anext(rows))["seq"] == seq
+                await storage.run_events.put(**event())
+
+    @needs("following")
     async def test_many_followers_see_the_same_events(self, storage: Storage, following: Following) -> None:
         async with asyncio.TaskGroup() as group:
             followers = [group.create_task(_follow(following, 40)) for _ in range(5)]

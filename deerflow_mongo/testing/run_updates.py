@@ -353,6 +353,15 @@ class RunUpdateContract(Contract):
                 await storage.runs.update_run_completion(f"ended {status}", status=status)
                 assert (await stored_run(storage, f"ended {status}"))["ended_at"] == _EARLY
 
+    async def test_completion_sets_ended_at_only_with_an_ending(self, storage: Storage) -> None:
+        """Every status but pending, starting and running is one, also a status that only the host knows."""
+        for status in (*_STATUSES, "odd"):
+            with case(status):
+                await given_run(storage, status, status="running")
+                await storage.runs.update_run_completion(status, status=status)
+                row = await stored_run(storage, status)
+                assert (row["status"], row["ended_at"] is None) == (status, status in ACTIVE_STATUSES)
+
     async def test_completion_is_one_atomic_update(self, storage: Storage) -> None:
         """A reader sees one whole completion, never parts of two."""
         await given_run(storage)

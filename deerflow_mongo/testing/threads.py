@@ -97,6 +97,13 @@ class ThreadStoreContract(Contract):
         await storage.threads.update_thread_meta(THREAD, **_UPDATES)
         assert exactly(_fields(await stored_thread(storage))) == exactly({**_FIELDS, **_UPDATES})
 
+    async def test_thread_update_stores_empty_texts(self, storage: Storage) -> None:
+        """Only None leaves a field as it is."""
+        await storage.threads.create_thread_meta(ThreadMetaCreate(thread_id=THREAD, **_FIELDS))
+        await storage.threads.update_thread_meta(THREAD, assistant_id="", display_name="")
+        expected = {**_FIELDS, "assistant_id": "", "display_name": ""}
+        assert exactly(_fields(await stored_thread(storage))) == exactly(expected)
+
     async def test_thread_update_replaces_metadata_as_a_whole(self, storage: Storage) -> None:
         await storage.threads.create_thread_meta(ThreadMetaCreate(thread_id=THREAD, **_FIELDS))
         replacements: list[dict[str, Any]] = [{"a.b": 1, "$c": {"": 2}}, {"d": {}}, {}, {"e": None}]
@@ -307,15 +314,17 @@ class ThreadStoreContract(Contract):
         assert (await storage.threads.ensure_thread_running(thread_id=THREAD)).user_id is None
 
     async def test_ensure_thread_running_changes_only_the_status(self, storage: Storage) -> None:
-        """Of an existing thread, whoever owns it."""
-        before = await storage.threads.create_thread_meta(ThreadMetaCreate(thread_id=THREAD, **_FIELDS))
-        with acting_as(BOB):
-            after = await storage.threads.ensure_thread_running(
-                thread_id=THREAD, assistant_id="x", metadata={"x": 1}
-            )
-        assert exactly(_fields(after)) == exactly({**_FIELDS, "status": "running"})
-        assert after.created_time == before.created_time
-        assert await stored_thread(storage) == after
+        """Of an existing thread, whoever owns it: one without an owner does not get one."""
+        for owner in (ALICE, "", None):
+            with case(owner), acting_as(BOB):
+                fields: dict[str, Any] = {**_FIELDS, "thread_id": f"of {owner}", "user_id": owner}
+                before = await storage.threads.create_thread_meta(ThreadMetaCreate(**fields))
+                after = await storage.threads.ensure_thread_running(
+                    thread_id=before.thread_id, assistant_id="x", metadata={"x": 1}
+                )
+                assert exactly(_fields(after)) == exactly({**_FIELDS, "user_id": owner, "status": "running"})
+                assert after.created_time == before.created_time
+                assert await stored_thread(storage, before.thread_id) == after
 
     async def test_a_hundred_concurrent_ensure_thread_running_calls_create_one_thread(
         self, storage: Storage

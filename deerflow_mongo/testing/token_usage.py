@@ -232,7 +232,7 @@ class TokenUsageContract(Contract):
 
     async def test_run_without_counts_by_model_counts_under_its_model_name(self, storage: Storage) -> None:
         """Under its `model_name`, or "unknown" if it has none."""
-        for number, model in enumerate(("gpt-4.1", "$a.b", None, "gpt-4.1")):
+        for number, model in enumerate(("gpt-4.1", "$a.b", None, "gpt-4.1", "")):
             await given_run(storage, f"run-{number}", model_name=model)
             await storage.runs.update_run_completion(
                 f"run-{number}",
@@ -246,6 +246,7 @@ class TokenUsageContract(Contract):
             "gpt-4.1": model_usage(2, 4, 2, 2),
             "$a.b": model_usage(1, 2, 1, 1),
             "unknown": model_usage(1, 2, 1, 1),
+            "": model_usage(1, 2, 1, 1),
         }
         assert (await _usage(storage))["by_model"] == expected
 
