@@ -131,11 +131,38 @@ class RunUpdateContract(Contract):
             "update_model_name": lambda run_id: storage.runs.update_model_name(run_id, "m"),
         }
         for name, update in updates.items():
-            with case(name):
-                assert (await given_run(storage, name))["updated_at"] == ""
-                since = now()
-                await update(name)
-                assert_is_now(assert_row_time((await stored_run(storage, name))["updated_at"]), since=since)
+            for status in ("pending", "success"):
+                with case(name, status):
+                    run_id = f"{name} of {status}"
+                    assert (await given_run(storage, run_id, status=status))["updated_at"] == ""
+                    since = now()
+                    await update(run_id)
+                    moment = assert_row_time((await stored_run(storage, run_id))["updated_at"])
+                    assert_is_now(moment, since=since)
+
+    async def test_update_changes_nothing_that_it_does_not_name(self, storage: Storage) -> None:
+        """In any status: an absent time is neither set nor cleared, and counting tokens changes no status."""
+        updates: tuple[tuple[Callable[[str, str], Awaitable[None]], dict[str, Any]], ...] = (
+            (lambda run_id, status: storage.runs.update_status(run_id, status), {}),
+            (
+                lambda run_id, _: storage.runs.record_token_usage(run_id, caller="subagent"),
+                {"llm_call_count": 1},
+            ),
+            (lambda run_id, _: storage.runs.update_model_name(run_id, "m"), {"model_name": "m"}),
+            (lambda run_id, _: storage.runs.set_error(run_id, "e"), {"status": "error", "error": "e"}),
+        )
+        for status in (*_STATUSES, "odd"):
+            for time in (None, _EARLY):
+                run_id = f"{status} {time}"
+                expected = dict(
+                    await given_run(storage, run_id, status=status, started_at=time, ended_at=time)
+                )
+                for number, (update, changes) in enumerate(updates):
+                    with case(status, time, number):
+                        await update(run_id, status)
+                        row = await stored_run(storage, run_id)
+                        expected |= {**changes, "updated_at": row["updated_at"]}
+                        assert row == expected
 
     async def test_status_metadata_is_merged_by_top_level_key(self, storage: Storage) -> None:
         await given_run(storage, metadata={"a": {"x": 1}, "b": [1], "c": 1})

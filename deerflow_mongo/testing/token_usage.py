@@ -250,6 +250,19 @@ class TokenUsageContract(Contract):
         }
         assert (await _usage(storage))["by_model"] == expected
 
+    async def test_tokens_of_no_model_count_by_model_only_where_no_other_tokens_do(
+        self, storage: Storage
+    ) -> None:
+        """A run's tokens without a model stay under its `model_name` until tokens of a model are recorded."""
+        await given_run(storage, model_name="first")
+        await storage.runs.record_token_usage(RUN, caller="subagent", input_tokens=10)
+        await storage.runs.update_model_name(RUN, "second")
+        assert (await _usage(storage))["by_model"] == {"second": model_usage(1, 10, 0, 1)}
+        await storage.runs.record_token_usage(RUN, caller="subagent", model_name="third", input_tokens=5)
+        usage = await _usage(storage)
+        assert usage["by_model"] == {"third": model_usage(1, 5, 0, 1)}
+        assert usage["total_input_tokens"] == 15
+
     async def test_run_without_tokens_counts_under_its_model_name(self, storage: Storage) -> None:
         """Of any status, under its `model_name` or "unknown", with zero in every count."""
         for number, model in enumerate(("gpt-4.1", None, "gpt-4.1", "small")):
