@@ -77,6 +77,12 @@ class EventAccessContract(Contract):
         with acting_as(BOB), pytest.raises(PermissionError, match="not allowed to append events"):
             await storage.run_events.put_if_absent(**event())
 
+    async def test_put_if_absent_stores_one_event_for_all_users(self, storage: Storage) -> None:
+        stored, _ = await storage.run_events.put_if_absent(**event(user_id=ALICE))
+        for other in ({"user_id": BOB}, {}, {"user_id": ALICE, "category": "trace"}):
+            with case(other):
+                assert await storage.run_events.put_if_absent(**event(**other)) == (stored, False)
+
     async def test_own_and_unowned_threads_are_open(self, storage: Storage) -> None:
         await _given(storage)
         for user, thread_id in ((ALICE, THREAD), (BOB, _UNOWNED), (BOB, _UNKNOWN), ("", _UNOWNED)):

@@ -14,7 +14,7 @@ from ..contract.errors import ThreadExistsError
 from ..contract.protocols import Storage
 from ..contract.rows import ThreadMeta, ThreadMetaCreate
 from .cases import case
-from .contract import ALICE, BOB, THREAD, Contract, acting_as, snapshot, stored_thread
+from .contract import ALICE, BOB, RUN, THREAD, Contract, acting_as, given_run, snapshot, stored_thread
 from .values import assert_is_now, exactly, now
 
 _FIELDS: dict[str, Any] = {
@@ -167,6 +167,19 @@ class ThreadStoreContract(Contract):
         assert await storage.threads.get_thread_meta("thread-11") is not None
         deletes = (storage.threads.delete_thread("thread-11") for _ in range(100))
         assert sorted(await asyncio.gather(*deletes)) == [False] * 99 + [True]
+
+    async def test_deleting_a_thread_leaves_its_runs_feedback_and_events(self, storage: Storage) -> None:
+        """Only its metadata is deleted."""
+        await storage.threads.ensure_thread(thread_id=THREAD, user_id=ALICE)
+        await given_run(storage)
+        await storage.feedback.upsert(run_id=RUN, thread_id=THREAD, rating=1, user_id=ALICE)
+        await storage.run_events.put(
+            thread_id=THREAD, run_id=RUN, event_type="ai_message", category="message"
+        )
+        _, *before = await snapshot(storage)
+        assert await storage.threads.delete_thread(THREAD) is True
+        assert await snapshot(storage) == [[], *before]
+        assert [] not in before
 
     async def test_updating_another_users_thread_only_logs_a_warning(
         self, storage: Storage, caplog: pytest.LogCaptureFixture
