@@ -158,3 +158,10 @@ class EventAccessContract(Contract):
         assert seqs(await events.list_messages(THREAD)) == [3]
         new, _ = await events.put_if_absent(**event(event_type="more", user_id=BOB))
         assert (new["seq"], new.get("user_id")) == (5, BOB)
+
+    async def test_deleting_events_covers_every_category(self, storage: Storage) -> None:
+        events = storage.run_events
+        for delete in (lambda: events.delete_by_run(THREAD, RUN), lambda: events.delete_by_thread(THREAD)):
+            await events.put_batch([event(), event(category="trace")])
+            assert await delete() == 2
+            assert await all_events(storage) == []

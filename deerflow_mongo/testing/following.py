@@ -130,6 +130,29 @@ class FollowingContract(Contract):
                 await storage.run_events.put(**event())
 
     @needs("following")
+    async def test_follow_continues_after_a_delete(self, storage: Storage, following: Following) -> None:
+        await storage.run_events.put(**event())
+        async with asyncio.timeout(_TIMEOUT_S), aclosing(following.follow(THREAD)) as rows:
+            assert (await anext(rows))["seq"] == 1
+            waiting = asyncio.ensure_future(anext(rows))
+            await asyncio.sleep(0.1)
+            assert await storage.run_events.delete_by_thread(THREAD) == 1
+            await storage.run_events.put(**event())
+            assert (await waiting)["seq"] == 2
+
+    @needs("following")
+    async def test_follow_of_another_users_thread_yields_nothing(
+        self, storage: Storage, following: Following
+    ) -> None:
+        await storage.threads.ensure_thread(thread_id=THREAD, user_id=ALICE)
+        await storage.run_events.put(**event())
+        with acting_as(ALICE):
+            assert await _follow(following, 1) == [1]
+        with acting_as(BOB), pytest.raises(TimeoutError):
+            async with asyncio.timeout(1), aclosing(following.follow(THREAD)) as rows:
+                await anext(rows)
+
+    @needs("following")
     async def test_many_followers_see_the_same_events(self, storage: Storage, following: Following) -> None:
         async with asyncio.TaskGroup() as group:
             followers = [group.create_task(_follow(following, 40)) for _ in range(5)]
