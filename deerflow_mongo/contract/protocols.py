@@ -55,7 +55,7 @@ class RunReadRepository(Protocol):
     async def list_by_thread(
         self, thread_id: str, *, limit: int = 100, user_id: UserId = AUTO
     ) -> list[RunRow]:
-        """The thread's runs, newest `created_at` first, in the same order at every call; equal times by id.
+        """The thread's runs, newest `created_at` first, in the same order at every call.
 
         The limit counts rows of `user_id` only. Runs that one process creates one after the other are never
         tied or swapped.
@@ -65,7 +65,7 @@ class RunReadRepository(Protocol):
     async def list_pending(self, *, before: TimeInput | None = None) -> list[RunRow]:
         """The runs of every user that are "pending" and were created at or before `before` (now).
 
-        All of them, oldest first, equal times by id. No actor is needed.
+        All of them, oldest first. No actor is needed.
         """
         ...
 

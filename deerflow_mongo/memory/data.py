@@ -7,8 +7,10 @@ are never handed out: a store returns copies.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 from ..contract.errors import StorageClosedError
 from ..contract.rows import FeedbackRow, RunEventRow, RunRow, ThreadMeta, UserRow
@@ -73,9 +75,17 @@ def is_visible(owner: str | None, user: str | None) -> bool:
     return user is None or owner == user
 
 
-def creation(created_at: str, row_id: str) -> tuple[datetime, str]:
-    """The key of the order of creation: the time to the microsecond, then the id."""
-    return datetime.fromisoformat(created_at), row_id
+Row = TypeVar("Row")
+
+
+def oldest_first(rows: Iterable[Row], created_at: Callable[[Row], str]) -> list[Row]:
+    """By the time of creation; of equal times in the order of creation, which is that of the dict."""
+    return sorted(rows, key=lambda row: datetime.fromisoformat(created_at(row)))
+
+
+def newest_first(rows: Iterable[Row], created_at: Callable[[Row], str]) -> list[Row]:
+    """`oldest_first` in reverse."""
+    return oldest_first(rows, created_at)[::-1]
 
 
 def now() -> datetime:

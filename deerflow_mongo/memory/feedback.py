@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from datetime import datetime
 
 from ..contract import arguments
 from ..contract.actor import UserId
 from ..contract.protocols import FeedbackStore
 from ..contract.rows import CreationOrder, FeedbackRow, FeedbackTotals
-from .data import Memory, creation, is_visible, now
+from .data import Memory, is_visible, newest_first, now, oldest_first
 
-_ORDERS: dict[str, bool] = {"newest_first": True, "oldest_first": False}
-"""Each order, and whether it is the order of creation reversed."""
-
-
+_ORDERS = {"newest_first": newest_first, "oldest_first": oldest_first}
 _VoteKey = tuple[str, str, str | None]
 """A thread, a run in it, and the user whose vote it is; None is the anonymous user."""
 
 
-def _creation(row: FeedbackRow) -> tuple[datetime, str]:
-    return creation(row["created_at"], row["feedback_id"])
+def _created_at(row: FeedbackRow) -> str:
+    return row["created_at"]
 
 
 class MemoryFeedbackStore(FeedbackStore):
@@ -123,7 +119,7 @@ class MemoryFeedbackStore(FeedbackStore):
             for row in self._memory.data.feedback.values()
             if row["thread_id"] == thread_id and row["user_id"] == user
         ]
-        return {row["run_id"]: row.copy() for row in sorted(own, key=_creation)}
+        return {row["run_id"]: row.copy() for row in oldest_first(own, _created_at)}
 
     async def aggregate_by_run(self, thread_id: str, run_id: str) -> FeedbackTotals:
         thread_id = arguments.identifier("thread_id", thread_id)
@@ -173,9 +169,9 @@ class MemoryFeedbackStore(FeedbackStore):
     def _listed(
         self, matches: Callable[[FeedbackRow], bool], limit: int, order: CreationOrder
     ) -> list[FeedbackRow]:
-        reverse = _ORDERS[arguments.one_of("order", order, _ORDERS)]
+        in_order = _ORDERS[arguments.one_of("order", order, _ORDERS)]
         rows = arguments.row_limit("limit", limit)
-        found = sorted(filter(matches, self._memory.data.feedback.values()), key=_creation, reverse=reverse)
+        found = in_order(filter(matches, self._memory.data.feedback.values()), _created_at)
         return [row.copy() for row in found[:rows]]
 
     def _vote(self, key: _VoteKey) -> FeedbackRow | None:
@@ -186,9 +182,8 @@ class MemoryFeedbackStore(FeedbackStore):
             for row in data.feedback.values()
             if (row["thread_id"], row["run_id"], row["user_id"]) == key and row["message_id"] is None
         ]
-        return max(
-            candidates, key=lambda row: (row["feedback_id"] in data.votes, _creation(row)), default=None
-        )
+        votes = [row for row in candidates if row["feedback_id"] in data.votes]
+        return next(iter(votes or newest_first(candidates, _created_at)), None)
 
     def _remove(self, row: FeedbackRow) -> bool:
         del self._memory.data.feedback[row["feedback_id"]]

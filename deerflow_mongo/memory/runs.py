@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from datetime import datetime
 from typing import Any, cast
 
 from ..contract import arguments
@@ -27,7 +28,7 @@ from ..contract.rows import (
 )
 from ..contract.statuses import is_ending, restarts_ended_run
 from ..contract.times import parse_time
-from .data import Memory, Run, creation, is_visible, now, optional_time
+from .data import Memory, Run, is_visible, newest_first, now, oldest_first, optional_time
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +43,8 @@ _ROW_COUNTS = {
 """A count by model -> that of the whole run in its row."""
 
 
-def _creation(run: Run) -> Any:
-    return creation(run.row["created_at"], run.row["run_id"])
+def _created_at(run: Run) -> str:
+    return run.row["created_at"]
 
 
 class MemoryRunStore(RunStore):
@@ -64,13 +65,17 @@ class MemoryRunStore(RunStore):
         thread_id = arguments.identifier("thread_id", thread_id)
         user = arguments.acting_user(user_id, "RunStore.list_by_thread")
         rows = arguments.row_limit("limit", limit)
-        runs = sorted(self._of_thread(thread_id, user), key=_creation, reverse=True)
+        runs = newest_first(self._of_thread(thread_id, user), _created_at)
         return [deepcopy(run.row) for run in runs[:rows]]
 
     async def list_pending(self, *, before: TimeInput | None = None) -> list[RunRow]:
         until = now() if before is None else parse_time("before", before)
         pending = [run for run in self._memory.data.runs.values() if run.row["status"] == PENDING]
-        return [deepcopy(run.row) for run in sorted(pending, key=_creation) if _creation(run)[0] <= until]
+        return [
+            deepcopy(run.row)
+            for run in oldest_first(pending, _created_at)
+            if datetime.fromisoformat(_created_at(run)) <= until
+        ]
 
     async def create(
         self,

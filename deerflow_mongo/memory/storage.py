@@ -57,11 +57,6 @@ class MemoryStorage(Storage, Accounts, Checkpointing):
     def users(self) -> MemoryUserStore:
         return self._users
 
-    @property
-    def max_payload_bytes(self) -> None:
-        """None: a payload of any size is stored."""
-        return None
-
     def observer(self) -> StorageRunObserver:
         return StorageRunObserver(self._runs, self._threads)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, cast
 
 from ..contract import arguments
 from ..contract.capabilities import UserStore
 from ..contract.errors import UserExistsError
 from ..contract.rows import TimeInput, UserRow
-from .data import Memory, creation, now, optional_time
+from .data import Memory, now, optional_time
 
 
 class MemoryUserStore(UserStore):
@@ -96,7 +97,7 @@ class MemoryUserStore(UserStore):
         role = arguments.identifier("system_role", system_role)
         rows = arguments.row_limit("limit", limit)
         found = [row for row in self._memory.data.users.values() if row["system_role"] == role]
-        found.sort(key=lambda row: creation(row["created_at"], row["user_id"]))
+        found.sort(key=lambda row: (datetime.fromisoformat(row["created_at"]), row["user_id"]))
         return [row.copy() for row in found[:rows]]
 
     def _store(self, row: UserRow) -> UserRow:

@@ -20,6 +20,7 @@ from deerflow_mongo import (
     StorageConfigError,
     create_storage,
 )
+from deerflow_mongo.contract.capabilities import max_payload_bytes
 from deerflow_mongo.memory.storage import MemoryStorage
 
 from ..child_processes import run_child
@@ -34,7 +35,7 @@ async def storage() -> AsyncIterator[MemoryStorage]:
 
 
 async def test_payload_of_any_size_is_stored(storage: MemoryStorage) -> None:
-    assert storage.max_payload_bytes is None
+    assert max_payload_bytes(storage) is None
     text = "x" * (17 * 1024 * 1024)
     await storage.runs.create(**RUN, user_id=None, metadata={"text": text}, error=text)
     row = await storage.runs.get("run-1", user_id=None)
