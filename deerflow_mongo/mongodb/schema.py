@@ -39,6 +39,7 @@ OLDEST_FIRST: Keys = ((ORDER, 1), (ORDER_TIE, 1))
 LAST_UPDATED_FIRST: Keys = (("updated_at", -1), ("updated_at" + BELOW_MS, -1), ("_id", -1))
 SEQ_RISING: Keys = (("seq", 1),)
 SEQ_FALLING: Keys = (("seq", -1),)
+OLDEST_USER_FIRST: Keys = ((ORDER, 1), ("_id", 1))
 VOTE_FIRST: Keys = ((VOTE, -1), *NEWEST_FIRST)
 """The document that is the vote, else the newest that can become it."""
 
@@ -210,13 +211,12 @@ _USER = _object(
         "password_hash": _OPTIONAL_ID,
         "system_role": _ID,
         "created_at": _DATE,
-        **_ORDERED,
+        ORDER: _ORDERED[ORDER],
         "oauth_provider": _OPTIONAL_ID,
         "oauth_id": _OPTIONAL_ID,
         "needs_setup": {"bsonType": "bool"},
         "token_version": _COUNT,
-    },
-    optional=(ORDER_TIE,),
+    }
 )
 
 _CONTENT: Document = {"bsonType": ["string", "object", "array", "bool", "double", *_WHOLE]}
@@ -423,7 +423,7 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
             OAUTH_INDEX,
             Index(
                 "by_role",
-                (("system_role", 1), *OLDEST_FIRST),
+                (("system_role", 1), *OLDEST_USER_FIRST),
                 "users.list_by_role; users.count of a role",
             ),
         ),

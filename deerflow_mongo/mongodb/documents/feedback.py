@@ -51,7 +51,7 @@ def vote_update(rating: int, comment: Any, stamp_us: int) -> Document:
 
 
 def _content(rating: int, comment: Any, stamp_us: int) -> Document:
-    return {"rating": rating, "comment": comment, **created_fields(stamp_us, stamp_us)}
+    return {"rating": rating, "comment": comment, **created_fields(stamp_us)}
 
 
 def feedback_row(document: Document) -> FeedbackRow:

@@ -70,7 +70,10 @@ def new_run(
     stamp_us: int,
 ) -> Document:
     """A run that has spent nothing yet, created at the clock's stamp where no other time is given."""
-    created_us = stamp_us if created_stamp_us is None else created_stamp_us
+    if created_stamp_us is None:
+        created_us, created = stamp_us, created_fields(stamp_us)
+    else:
+        created_us, created = created_stamp_us, created_fields(created_stamp_us, stamp_us)
     return {
         "_id": run_id,
         "schema_version": READABLE_FROM,
@@ -83,7 +86,7 @@ def new_run(
         "follow_up_to_run_id": follow_up_to_run_id,
         "metadata": metadata,
         "kwargs": kwargs,
-        **created_fields(created_us, stamp_us),
+        **created,
         "updated_at": None,
         **time_fields("started_at", started_stamp_us),
         **time_fields("ended_at", ended_stamp_us),

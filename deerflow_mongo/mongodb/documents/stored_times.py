@@ -63,10 +63,10 @@ def time_fields(name: str, stamp_us: int | None) -> Document:
     return {name: date_of(stamp_us), name + BELOW_MS: below_ms}
 
 
-def created_fields(created_us: int, stamp_us: int) -> Document:
-    """The fields of the time of creation; `stamp_us` is the clock's own."""
+def created_fields(created_us: int, clock_us: int | None = None) -> Document:
+    """The fields of the time of creation; `clock_us` is the clock's stamp, where `created_us` was given."""
     fields = {"created_at": date_of(created_us), ORDER: created_us}
-    return fields if created_us == stamp_us else {**fields, ORDER_TIE: stamp_us}
+    return fields if clock_us is None else {**fields, ORDER_TIE: clock_us}
 
 
 def set_update(changes: Document, **times: int) -> Document:

@@ -39,7 +39,7 @@ def thread_fields(
         "display_name": display_name,
         "status": status,
         **thread_metadata(metadata),
-        **created_fields(stamp_us, stamp_us),
+        **created_fields(stamp_us),
         **time_fields("updated_at", stamp_us),
     }
 

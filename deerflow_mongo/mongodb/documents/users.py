@@ -31,15 +31,9 @@ def user_fields(
     }
 
 
-def new_user(user_id: str, fields: Document, created_stamp_us: int | None, stamp_us: int) -> Document:
-    """A new account, created at the clock's stamp where no other time is given."""
-    created_us = stamp_us if created_stamp_us is None else created_stamp_us
-    return {
-        "_id": user_id,
-        "schema_version": READABLE_FROM,
-        **fields,
-        **created_fields(created_us, stamp_us),
-    }
+def new_user(user_id: str, fields: Document, created_us: int) -> Document:
+    """A new account; those of equal time of creation are listed by id."""
+    return {"_id": user_id, "schema_version": READABLE_FROM, **fields, **created_fields(created_us)}
 
 
 def user_update(fields: Document) -> Document:

@@ -21,7 +21,7 @@ from ..documents.users import new_user, user_fields, user_row, user_update
 from ..drivers.collection import Collection
 from ..drivers.errors import DuplicateKeyError
 from ..queries import Query
-from ..schema import EMAIL_INDEX, OAUTH_INDEX, OLDEST_FIRST
+from ..schema import EMAIL_INDEX, OAUTH_INDEX, OLDEST_USER_FIRST
 
 _UNIQUE = ((EMAIL_INDEX, "email"), (OAUTH_INDEX, "OAuth identity"))
 
@@ -58,6 +58,7 @@ class MongoUserStore(UserStore):
         needs_setup: bool = False,
         token_version: int = 0,
     ) -> UserRow:
+        given_creation = stamp_from_optional("created_at", created_at)
         document = new_user(
             arguments.identifier("user_id", user_id),
             user_fields(
@@ -71,8 +72,7 @@ class MongoUserStore(UserStore):
                     token_version=token_version,
                 )
             ),
-            stamp_from_optional("created_at", created_at),
-            clock.stamp_us(),
+            clock.stamp_us() if given_creation is None else given_creation,
         )
         try:
             await self._collection.insert_one(document)
@@ -125,7 +125,7 @@ class MongoUserStore(UserStore):
         if rows == 0:
             return []
         documents = await self._collection.find(
-            queries.users_of_role(system_role), sort=OLDEST_FIRST, limit=rows
+            queries.users_of_role(system_role), sort=OLDEST_USER_FIRST, limit=rows
         )
         return [user_row(document) for document in documents]
 

@@ -151,7 +151,6 @@ USER: Final[Document] = {
     "token_version": 0,
     "created_at": _utc("2026-04-22T03:20:00.000"),
     "order": Int64(1776828000000000),
-    "order_tie": Int64(1776828398200000),
 }
 
 VERSION: Final[Document] = {

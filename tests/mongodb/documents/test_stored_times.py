@@ -41,7 +41,7 @@ def test_time_returns_equal_to_the_microsecond(moment: datetime) -> None:
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_stamp_of_creation_returns_equal_to_the_microsecond(moment: datetime) -> None:
-    fields = created_fields(stamp_of(moment), stamp_of(moment))
+    fields = created_fields(stamp_of(moment))
     assert set(fields) == {"created_at", "order"}
     assert row_time_of_stamp(fields["order"]) == moment.isoformat()
     assert time_of_stamp(fields["order"]) == moment
