@@ -13,8 +13,9 @@ from deerflow_mongo.contract.rows import ThreadMeta
 
 from .dataset import Dataset
 from .operations import Operation
+from .payloads import Call
 
-_IGNORED = frozenset(
+GENERATED = frozenset(
     {"created_at", "updated_at", "started_at", "ended_at", "created_time", "updated_time", "feedback_id"}
 )
 
@@ -26,20 +27,18 @@ async def answers(run: Run, operation: Operation, data: Dataset, numbers: Iterab
     """The answers to the calls of these numbers, each followed by what is read back."""
     found: list[Any] = []
     for number in numbers:
-        arguments = operation.arguments(data, number)
-        found.append(await _answer(run, operation.path, arguments))
-        if operation.read_back is not None:
-            call = operation.read_back(arguments)
-            found.append(await _answer(run, call.path, call.arguments))
+        call = Call(operation.path, operation.arguments(data, number))
+        found.append(await _answer(run, call))
+        if (read := operation.read_back(call.arguments)) is not None:
+            found.append(await _answer(run, read))
     return found
 
 
-async def _answer(run: Run, path: str, arguments: Mapping[str, Any]) -> Any:
-    call = run(path)
-    if call is None:
-        return {"lacks": path}
+async def _answer(run: Run, call: Call) -> Any:
+    if (method := run(call.path)) is None:
+        return {"lacks": call.path}
     try:
-        return comparable(await call(**arguments))
+        return comparable(await method(**call.arguments))
     except Exception as error:  # noqa: BLE001 - errors are compared, too
         return {"raises": f"{type(error).__name__}: {error}"[:300]}
 
@@ -47,10 +46,10 @@ async def _answer(run: Run, path: str, arguments: Mapping[str, Any]) -> Any:
 def comparable(value: Any) -> Any:
     """The value as JSON without the fields that may differ."""
     if isinstance(value, ThreadMeta):
-        return comparable(asdict(value))
+        value = asdict(value)
     if isinstance(value, Mapping):
         items = cast("Mapping[str, Any]", value).items()
-        return {str(name): comparable(item) for name, item in items if name not in _IGNORED}
+        return {str(name): comparable(item) for name, item in items if name not in GENERATED}
     if isinstance(value, list | tuple):
         return [comparable(item) for item in cast("list[Any]", value)]
     return value
@@ -65,16 +64,13 @@ def difference(
         names = sorted(left.keys() & right.keys() if common_keys_only else left.keys() | right.keys())
         pairs = [(f"{place}.{name}", left.get(name), right.get(name)) for name in names]
     elif isinstance(ours, list) and isinstance(theirs, list):
-        left_items, right_items = cast("list[Any]", ours), cast("list[Any]", theirs)
-        if len(left_items) != len(right_items):
-            return f"{place}: {len(left_items)} here, {len(right_items)} there"
-        both = zip(left_items, right_items, strict=True)
-        pairs = [(f"{place}[{i}]", left, right) for i, (left, right) in enumerate(both)]
+        left, right = cast("list[Any]", ours), cast("list[Any]", theirs)
+        if len(left) != len(right):
+            return f"{place}: {len(left)} here, {len(right)} there"
+        pairs = [(f"{place}[{i}]", *both) for i, both in enumerate(zip(left, right, strict=True))]
     elif common_keys_only and theirs is None and isinstance(ours, bool):
         return None  # DeerFlow's deletions return nothing
-    elif ours == theirs:
-        return None
     else:
-        return f"{place}: {ours!r:.80} here, {theirs!r:.80} there"
+        return None if ours == theirs else f"{place}: {ours!r:.80} here, {theirs!r:.80} there"
     found = (difference(a, b, common_keys_only=common_keys_only, place=where) for where, a, b in pairs)
     return next((text for text in found if text is not None), None)

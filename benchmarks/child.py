@@ -1,20 +1,17 @@
-"""The measuring process: `python -m benchmarks.child REQUEST` opens the contender in a JSON request.
+"""The measuring process of one contender: `python -m benchmarks.child CONTENDER [THREADS]`.
 
-It then reads one JSON request per line from stdin and writes one JSON response per line to stdout, until
-stdin ends.
+It reads one JSON request per line from stdin and writes one JSON response per line to stdout, until stdin
+ends. `open` opens a database, `close` closes it; the requests between them are the methods of `_Bench`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import cProfile
 import gc
 import importlib
-import io
 import itertools
 import json
-import pstats
 import resource
 import signal
 import sys
@@ -45,7 +42,6 @@ _DRAIN_TIMEOUT_S = 15.0
 """Calls that started in time and take longer than this count as failed."""
 _POLL_S, _AFTER_WRITERS_S, _READ_PAGE = 0.002, 1.0, 500
 _MAX_CALLS_PER_S = 12_000
-_PROFILE_LINES = 25
 
 
 @contextlib.asynccontextmanager
@@ -53,9 +49,9 @@ async def _opened(contender: Contender, url: str, database: str) -> AsyncGenerat
     if contender.kind == "storage":
         async with create_storage(contender.config(url, database)) as storage:
 
-            def method(path: str) -> Callable[..., Awaitable[Any]] | None:
+            def method(path: str) -> Callable[..., Awaitable[Any]]:
                 store, name = path.split(".")
-                return getattr(getattr(storage, store), name, None)
+                return getattr(getattr(storage, store), name)
 
             yield method
     elif contender.kind == "direct":
@@ -131,9 +127,8 @@ class _Bench:
 
     async def agree(self, request: Request) -> Response:
         """The results of the operation's first calls, made comparable."""
-        operation, data = _operation(request), self._dataset(request)
-        numbers = range(request["first"], request["first"] + request["calls"])
-        return {"answers": await agreement.answers(self._run, operation, data, numbers)}
+        operation, numbers = _operation(request), range(request["calls"])
+        return {"answers": await agreement.answers(self._run, operation, self._dataset(request), numbers)}
 
     async def warm_up(self, request: Request) -> Response:
         tally, took_s = await _load(self._run, self._sources(request), request["seconds"])
@@ -141,23 +136,17 @@ class _Bench:
         return {}
 
     async def measure(self, request: Request) -> Response:
-        profile = cProfile.Profile() if request.get("profiled") else None
         sources = self._sources(request)
         gc.collect()
         _reset_peak_memory()
         cpu_begin_s = time.process_time()
-        if profile is not None:
-            profile.enable()
         tally, took_s = await _load(self._run, sources, request["seconds"])
-        if profile is not None:
-            profile.disable()
         return {
             "latencies_us": tally.latencies_us,
             "took_s": took_s,
             "cpu_s": time.process_time() - cpu_begin_s,
             "peak_memory_bytes": _peak_memory_bytes(),
             "failures": dict(tally.failures),
-            "profile": None if profile is None else _top(profile),
         }
 
     async def read(self, request: Request) -> Response:
@@ -174,7 +163,7 @@ class _Bench:
     async def _read_pages(self, last: int, until: float) -> tuple[int, int]:
         """Reads pages until one is empty after that time; returns the last `seq` and the number of events."""
         list_messages = self._run("run_events.list_messages")
-        assert list_messages is not None  # noqa: S101 - requested only if the contender has it
+        assert list_messages is not None  # noqa: S101 - every contender has it
         seen = 0
         while True:
             page = await list_messages(thread_id=HOT_THREAD, limit=_READ_PAGE, after_seq=last)
@@ -221,28 +210,19 @@ def _operation(request: Request) -> Operation:
     return OPERATIONS[request["operation"]]
 
 
-def _top(profile: cProfile.Profile) -> str:
-    text = io.StringIO()
-    pstats.Stats(profile, stream=text).strip_dirs().sort_stats("tottime").print_stats(_PROFILE_LINES)
-    return text.getvalue()
-
-
 # -- memory ----------------------------------------------------------------------------------------
-
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_PEAK = "VmHWM:"
 
 
 def _reset_peak_memory() -> None:
     """Linux only; elsewhere the peak is that of the process so far."""
     with contextlib.suppress(OSError):
-        _CLEAR.write_text("5")
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_memory_bytes() -> int:
     with contextlib.suppress(OSError):
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith(_PEAK):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1_024
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest if sys.platform == "darwin" else largest * 1_024
@@ -251,13 +231,20 @@ def _peak_memory_bytes() -> int:
 # -- the process -----------------------------------------------------------------------------------
 
 
-async def _serve(request: Request, payloads: Payloads) -> None:
-    async with _opened(CONTENDERS[request["contender"]], request["url"], request["database"]) as run:
+async def _serve(contender: Contender, payloads: Payloads, request: Request) -> None:
+    """Handles the requests from `open` to `close`."""
+    async with _opened(contender, request["url"], request["database"]) as run:
         bench = _Bench(run, payloads)
-        _respond({"is_open": True})
-        while line := await asyncio.to_thread(sys.stdin.readline):
-            request = json.loads(line)
+        _respond({})
+        while (request := await asyncio.to_thread(_next_request))["do"] != "close":
             _respond(await getattr(bench, request["do"])(request))
+    _respond({})
+
+
+def _next_request() -> Request:
+    if line := sys.stdin.readline():
+        return json.loads(line)
+    sys.exit()
 
 
 def _respond(response: Response) -> None:
@@ -265,17 +252,22 @@ def _respond(response: Response) -> None:
     sys.stdout.flush()
 
 
-def _run(request: Request) -> None:
-    folder = request["threads"]
-    serving = _serve(request, payloads_of(None if folder is None else Path(folder)))
-    if CONTENDERS[request["contender"]].loop == UVLOOP:
+def _main(name: str, threads: str | None = None) -> None:
+    contender = CONTENDERS[name]
+    payloads = payloads_of(None if threads is None else Path(threads))
+    run = asyncio.run
+    if contender.kind == "deerflow":
+        from .contenders import deerflow_sql
+
+        deerflow_sql.missing()  # imports it
+    if contender.loop == UVLOOP:
         import uvloop
 
-        uvloop.run(serving)
-    else:
-        asyncio.run(serving)
+        run = uvloop.run
+    while True:
+        run(_serve(contender, payloads, _next_request()))
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # its parent stops it
-    _run(json.loads(sys.argv[1]))
+    _main(*sys.argv[1:])

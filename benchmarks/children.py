@@ -1,4 +1,7 @@
-"""Starts measuring processes, each with one contender on one database, and sends them requests."""
+"""Starts measuring processes, one or more for each contender, and sends them requests.
+
+A contender's first process serves all cases, one after another: importing DeerFlow takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,15 @@ class ChildError(RuntimeError):
 class Child:
     """One process; it is idle between requests."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    def __init__(self, contender: str, threads: Path | None) -> None:
+        arguments = [contender] if threads is None else [contender, str(threads)]
+        self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            [sys.executable, "-m", _MODULE, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=_ROOT,
+            text=True,
+        )
 
     def request(self, request: Request) -> Response:
         self.send(request)
@@ -39,29 +49,50 @@ class Child:
 
     def receive(self) -> Response:
         assert self._process.stdout is not None  # noqa: S101 - opened with PIPE
-        line = self._process.stdout.readline()
-        if not line:
-            raise ChildError(f"a measuring process ended with exit status {self._process.wait()}")
-        return json.loads(line)
+        if line := self._process.stdout.readline():
+            return json.loads(line)
+        raise ChildError(f"a measuring process ended with exit status {self._process.wait()}")
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()
 
 
-@contextlib.contextmanager
-def child(request: Request) -> Generator[Child]:
-    """A process that has opened the contender in `request`; it is always stopped afterwards."""
-    process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        [sys.executable, "-m", _MODULE, json.dumps(request)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=_ROOT,
-        text=True,
-    )
-    try:
-        started = Child(process)
-        started.receive()
-        yield started
-    except BaseException:
-        process.kill()
-        raise
-    finally:
-        with contextlib.suppress(BrokenPipeError):
-            process.communicate()
+class Children:
+    """The processes of all contenders. Those without a database wait for the next case."""
+
+    def __init__(self, threads: Path | None) -> None:
+        self._threads = threads
+        self._idle: dict[str, list[Child]] = {}
+
+    def start(self, contender: str, count: int = 1) -> None:
+        """Starts what is missing; the processes import their packages meanwhile."""
+        idle = self._idle.setdefault(contender, [])
+        idle += [Child(contender, self._threads) for _ in range(count - len(idle))]
+
+    @contextlib.contextmanager
+    def opened(self, contender: str, count: int, url: str, database: str) -> Generator[list[Child]]:
+        """Processes that have opened the contender on this database; after an error they are stopped."""
+        self.start(contender, count)
+        idle = self._idle[contender]
+        children = [idle.pop(0) for _ in range(count)]
+        try:
+            _request_all(children, {"do": "open", "url": url, "database": database})
+            yield children
+            _request_all(children, {"do": "close"})
+            idle.append(children.pop(0))
+        finally:
+            for one in children:
+                one.stop()
+
+    def stop(self) -> None:
+        for idle in self._idle.values():
+            for one in idle:
+                one.stop()
+
+
+def _request_all(children: Sequence[Child], request: Request) -> None:
+    for one in children:
+        one.send(request)
+    for one in children:
+        one.receive()

@@ -37,10 +37,6 @@ def an_id(kind: str, number: int) -> str:
     return str(uuid.UUID(bytes=hashlib.blake2b(f"{kind} {number}".encode(), digest_size=16).digest()))
 
 
-def user_id(number: int) -> str:
-    return an_id("user", number)
-
-
 def _list() -> list[dict[str, Any]]:
     return []
 
@@ -74,21 +70,23 @@ class Dataset:
     def pending_run(self, call: int) -> int:
         return self.any_run(call) | 1
 
-    def finished_run(self, call: int) -> int:
+    def ended_run(self, call: int) -> int:
         return self.any_run(call) & ~1
 
     def any_thread(self, call: int) -> int:
         return call * _SPREAD % self.threads
 
     def any_thread_with_events(self, call: int) -> int:
-        threads = self.threads // EVENT_THREAD_INTERVAL
-        return call * _SPREAD % threads * EVENT_THREAD_INTERVAL
+        return call * _SPREAD % (self.threads // EVENT_THREAD_INTERVAL) * EVENT_THREAD_INTERVAL
 
     def owner_of_run(self, run: int) -> str:
         return self.owner_of_thread(run // RUNS_PER_THREAD)
 
     def owner_of_thread(self, thread: int) -> str:
-        return user_id(thread // THREADS_PER_USER)
+        return an_id("user", thread // THREADS_PER_USER)
+
+    def owners_vote(self, run: int) -> str:
+        return an_id("feedback", run * (OTHER_VOTES + 1))
 
     def metadata(self, number: int) -> dict[str, Any]:
         return _one_of(self.payloads.run_metadata, number)
@@ -146,8 +144,10 @@ class Dataset:
         }
 
     def run_row(self, number: int, run_id: str, thread_id: str, owner: str) -> dict[str, Any]:
+        """Every second run has ended; the others are pending, without counts and texts."""
         end = self.completion(number)
-        has_ended = number % 2 == 0
+        if number % 2:
+            end = {name: 0 if isinstance(value, int) else None for name, value in end.items()}
         return {
             "run_id": run_id,
             "thread_id": thread_id,
@@ -158,9 +158,7 @@ class Dataset:
             "kwargs": self.kwargs(number),
             "created_at": _time_of(number),
             **end,
-            "status": "success" if has_ended else "pending",
-            "first_human_message": end.get("first_human_message") if has_ended else None,
-            "last_ai_message": end.get("last_ai_message") if has_ended else None,
+            "status": end["status"] or "pending",
         }
 
     def vote_row(self, number: int, run_id: str, thread_id: str, voter: str) -> dict[str, Any]:

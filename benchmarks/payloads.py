@@ -10,8 +10,7 @@ import asyncio
 import inspect
 import itertools
 import json
-import statistics
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -59,34 +58,6 @@ class Payloads:
     events: tuple[dict[str, Any], ...]
     """Events without thread and run ids."""
     scripts: tuple[Script, ...]
-
-    def sizes(self) -> list[tuple[str, str, float, float, float]]:
-        """Name, unit, median, mean and maximum of each kind of payload."""
-        sized = {
-            "runs.metadata": self.run_metadata,
-            "runs.kwargs": self.run_kwargs,
-            "run_events.content": [event["content"] for event in self.events],
-        }
-        rows = [(name, "bytes of JSON", *_spread(map(_json_bytes, of))) for name, of in sized.items()]
-        answers = [len(str(end["last_ai_message"]).encode()) for end in self.completions]
-        batches = [
-            len(call.arguments["events"])
-            for script in self.scripts
-            for call in script
-            if call.path == "run_events.put_batch"
-        ]
-        rows.append(("runs.last_ai_message", "bytes", *_spread(answers)))
-        rows.append(("run_events.put_batch", "events", *_spread(batches)))
-        return rows
-
-
-def _json_bytes(value: object) -> int:
-    return len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
-
-
-def _spread(values: Iterator[int] | Sequence[int]) -> tuple[float, float, float]:
-    found = list(values)
-    return statistics.median(found), round(statistics.mean(found), 1), max(found)
 
 
 def payloads_of(folder: Path | None) -> Payloads:

@@ -11,8 +11,9 @@ from .contenders.known import CONTENDERS, DEFAULT, OURS, RAW_PYMONGO
 from .measuring import Case
 from .operations import OPERATIONS
 from .results import Part
+from .servers import LARGE
 
-SMALL, LARGE, HUGE = 1_000, 100_000, 10_000_000
+SMALL = 1_000
 PARTS: tuple[Part, ...] = get_args(Part)
 
 QUICK_OPERATIONS = (
@@ -25,6 +26,7 @@ QUICK_OPERATIONS = (
     "run_events.list_messages",
 )
 MAIN_OPERATIONS = (*QUICK_OPERATIONS, "feedback.aggregate_by_run", "threads.search_threads")
+"""The headline operations, which every contender has."""
 _VARIANTS = (
     OURS,
     "mongodb-motor",
@@ -37,14 +39,7 @@ _VARIANTS = (
     "sqlite",
     "sqlite-full",
 )
-_VARIED_OPERATIONS = (
-    "runs.get",
-    "runs.list_by_thread",
-    "runs.create",
-    "runs.update_run_completion",
-    "feedback.upsert",
-    "run_events.put_batch",
-)
+_VARIED_OPERATIONS = ("runs.get", "runs.create", "run_events.put_batch")
 HOT_BATCHES = "run_events.put_batch.hot_thread"
 NUMBERING = ("transaction", "transaction-in-turn", "sqlite-for-update")
 """Other ways to number the events of one thread."""
@@ -58,7 +53,6 @@ class Options:
     """The options of a run; None is the default."""
 
     is_quick: bool = False
-    is_long: bool = False
     parts: Sequence[Part] | None = None
     backends: Sequence[str] | None = None
     operations: Sequence[str] | None = None
@@ -85,6 +79,11 @@ def parts_of(options: Options) -> tuple[Part, ...]:
     return tuple(part for part in PARTS if part != "variants" or not options.is_quick)
 
 
+def sizes_of(options: Options) -> tuple[int, ...]:
+    """The numbers of runs over which growth is measured."""
+    return (SMALL, LARGE // 10) if options.is_quick else (SMALL, LARGE)
+
+
 def cases_of(options: Options, available: Sequence[str]) -> list[Case]:
     """The cases for the available contenders."""
     makers = {
@@ -97,10 +96,16 @@ def cases_of(options: Options, available: Sequence[str]) -> list[Case]:
     return [case for part in parts_of(options) for case in makers[part](options, available)]
 
 
-def _selected(options: Options, available: Sequence[str]) -> tuple[str, ...]:
-    """The contenders without those for the variants only."""
-    wanted = DEFAULT if options.backends is None else (OURS, *options.backends)
+def _selected(options: Options, available: Sequence[str], names: Sequence[str] = DEFAULT) -> tuple[str, ...]:
+    """The available ones of these contenders, or of those in the options."""
+    wanted = names if options.backends is None else (OURS, *options.backends)
     return tuple(name for name in available if name in wanted)
+
+
+def _sql_and_ours(options: Options, available: Sequence[str]) -> tuple[str, ...]:
+    """Without raw PyMongo, which has few operations, and DeerFlow's code, which the baseline represents."""
+    selected = (name for name in _selected(options, available) if name != RAW_PYMONGO)
+    return tuple(name for name in selected if options.backends or CONTENDERS[name].kind != "deerflow")
 
 
 def _names(options: Options, *, is_hot: bool = False) -> list[str]:
@@ -118,35 +123,24 @@ def _tasks(options: Options) -> tuple[int, ...]:
 
 
 def _operations(options: Options, available: Sequence[str]) -> list[Case]:
-    """By default, DeerFlow's own code is measured in the main operations only; the baseline represents it."""
-    selected = _selected(options, available)
-    fewer = selected if options.backends is not None else _without_deerflow(selected)
+    every, fewer = _selected(options, available), _sql_and_ours(options, available)
     return [
-        Case("operations", name, selected if name in MAIN_OPERATIONS else fewer, _tasks(options), (SMALL,))
+        Case("operations", name, every if name in MAIN_OPERATIONS else fewer, _tasks(options), (SMALL,))
         for name in _names(options)
     ]
 
 
-def _without_deerflow(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name for name in names if CONTENDERS[name].kind != "deerflow")
-
-
 def _growth(options: Options, available: Sequence[str]) -> list[Case]:
-    """With one task, without raw PyMongo, which grows like the server."""
-    selected = tuple(name for name in _selected(options, available) if name != RAW_PYMONGO)
-    selected = selected if options.backends is not None else _without_deerflow(selected)
-    if options.is_quick:
-        selected, sizes = selected[:1], (SMALL, LARGE // 10)
-    else:
-        sizes = (SMALL, LARGE, HUGE) if options.is_long else (SMALL, LARGE)
-    names = _names(options)[:2] if options.is_quick else _names(options)
-    return [Case("growth", name, selected, (1,), sizes) for name in names]
+    """With one task."""
+    selected = _sql_and_ours(options, available)[: 1 if options.is_quick else None]
+    names = _names(options)[: 2 if options.is_quick else None]
+    return [Case("growth", name, selected, (1,), sizes_of(options)) for name in names]
 
 
 def _mixed_workload(options: Options, available: Sequence[str]) -> list[Case]:
-    selected = _without_deerflow(_selected(options, available))
     tasks = (options.concurrency or (_MIXED_TASKS,))[-1:]
-    return [Case("day", DAY, selected, tuple(tasks), (SMALL,), (1, 2, 4))]
+    processes = (1, 4) if options.is_quick else (1, 2, 4)
+    return [Case("day", DAY, _sql_and_ours(options, available), tuple(tasks), (SMALL,), processes)]
 
 
 def _contention(options: Options, available: Sequence[str]) -> list[Case]:
@@ -157,16 +151,13 @@ def _contention(options: Options, available: Sequence[str]) -> list[Case]:
         for name in names[: 1 if options.is_quick else None]
     ]
     if options.operations is None or HOT_BATCHES in options.operations:
-        numbering = (
-            selected if options.is_quick else tuple(n for n in available if n in (*selected, *NUMBERING))
-        )
+        numbering = selected if options.is_quick else _selected(options, available, (*DEFAULT, *NUMBERING))
         processes = (1,) if options.is_quick else (1, 4)
         cases.append(Case("contention", HOT_BATCHES, numbering, (8,), (SMALL,), processes, is_followed=True))
     return cases
 
 
 def _variants(options: Options, available: Sequence[str]) -> list[Case]:
-    wanted = _VARIANTS if options.backends is None else (OURS, *options.backends)
-    names = tuple(name for name in available if name in wanted)
+    names = _selected(options, available, _VARIANTS)
     operations = options.operations or _VARIED_OPERATIONS
     return [Case("variants", name, names, (1, 32), (SMALL,)) for name in operations]

@@ -1,4 +1,4 @@
-"""Starts the servers of a run and creates a new database for each contender of a case."""
+"""Starts the servers of a run and creates a new, loaded database for each contender of a case."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import importlib.metadata
 import importlib.util
+import shutil
 import subprocess
 import tempfile
 import uuid
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from deerflow_mongo import create_storage
@@ -19,11 +19,14 @@ from deerflow_mongo.mongodb.embedded import start_embedded
 
 from . import postgres
 from .contenders.known import CONTENDERS, OURS, UVLOOP, Contender, ServerName
-from .dataset import Rows
+from .dataset import Dataset, Rows
 from .loading import mongodb
 
 INSTALL = "pip install '.[bench]' && pip install ./benchmarks/sql_baseline"
 """Installs, in a checkout, everything that a full run needs except DeerFlow's own code."""
+
+LARGE = 100_000
+"""Datasets of this size are loaded once for all cases, and no copy of them is kept."""
 
 _PACKAGES = (
     "deerflow-mongo",
@@ -51,25 +54,45 @@ class Servers:
     """URL templates with `{database}`."""
     missing: dict[ServerName, str] = field(default_factory=lambda: dict[ServerName, str]())
     """Requested servers that do not run here -> reason."""
+    _copies: dict[tuple[str, str, int], str] = field(
+        default_factory=lambda: dict[tuple[str, str, int], str]()
+    )
+    """(server, kind, number of runs) -> URL of a loaded SQL database, from which others are copied."""
 
     @contextlib.contextmanager
-    def database(self, contender: Contender) -> Generator[Target]:
-        """A new database, dropped afterwards; the contender creates its tables when it opens it."""
+    def loaded(self, contender: Contender, data: Dataset) -> Generator[Target]:
+        """A new database with the dataset, dropped afterwards."""
+        target = self._new_target(contender)
+        if contender.server == "mongodb":
+            try:
+                asyncio.run(_set_up(contender, target))
+                mongodb.load(target.url, target.database, data.batches())
+                yield target
+            finally:
+                mongodb.drop(target.url, target.database)
+            return
+        from .loading import sql
+
+        key = contender.server, contender.kind, data.runs
+        if key not in self._copies:
+            source = target if data.runs >= LARGE else self._new_target(contender)
+            sql.create_database(source.url)
+            asyncio.run(_set_up(contender, source))
+            load(contender, source, data.batches())
+            if data.runs < LARGE:
+                self._copies[key] = source.url
+        try:
+            if key in self._copies:
+                sql.copy_database(self._copies[key], target.url)
+            yield target
+        finally:
+            sql.drop_database(target.url)
+
+    def _new_target(self, contender: Contender) -> Target:
         name = f"bench_{uuid.uuid4().hex[:16]}"
         url = self.urls[contender.server].format(database=name)
-        if contender.server != "mongodb":
-            from .loading import sql
-
-            sql.create_database(url)
-            try:
-                yield Target(_with_options(url, contender), name)
-            finally:
-                sql.drop_database(url)
-            return
-        try:
-            yield Target(_with_options(url, contender), name)
-        finally:
-            mongodb.drop(url, name)
+        options = [f"{name[1:]}={value}" for name, value in contender.options.items() if name.startswith("?")]
+        return Target(f"{url}{'&' if '?' in url else '/?'}{'&'.join(options)}" if options else url, name)
 
     def versions(self) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -86,35 +109,20 @@ class Servers:
         return found
 
 
-def _with_options(url: str, contender: Contender) -> str:
-    options = {name[1:]: value for name, value in contender.options.items() if name.startswith("?")}
-    if not options:
-        return url
-    query = "&".join(f"{name}={value}" for name, value in options.items())
-    return f"{url}{'&' if '?' in url else '/?'}{query}"
+async def _set_up(contender: Contender, target: Target) -> None:
+    """Creates the contender's tables or collections with their indexes: ours for kind `direct`."""
+    if contender.kind == "deerflow":
+        from .contenders import deerflow_sql
 
-
-def prepare(contender: Contender, target: Target) -> None:
-    """Creates the contender's tables or collections with their indexes."""
-
-    async def opened() -> None:
-        if contender.kind == "deerflow":
-            from .contenders import deerflow_sql
-
-            await deerflow_sql.prepare(target.url)
+        async with deerflow_sql.opened(target.url):
             return
-        async with create_storage(_as_storage(contender).config(target.url, target.database)):
-            pass
-
-    asyncio.run(opened())
-
-
-def _as_storage(contender: Contender) -> Contender:
-    """The contender whose collections are used: ours for kind `direct`."""
-    return CONTENDERS[OURS] if contender.kind == "direct" else contender
+    known = CONTENDERS[OURS] if contender.kind == "direct" else contender
+    async with create_storage(known.config(target.url, target.database)):
+        pass
 
 
 def load(contender: Contender, target: Target, batches: Iterable[Rows]) -> None:
+    """Adds rows to a database that is set up."""
     if contender.server == "mongodb":
         mongodb.load(target.url, target.database, batches)
     else:
@@ -151,7 +159,7 @@ def unavailable_reason(contender: Contender, servers: Servers) -> str | None:
         from .contenders import deerflow_sql
 
         return deerflow_sql.missing()
-    needed = {"sql": ("deerflow_sql_baseline",)}.get(contender.backend, ())
+    needed = ("deerflow_sql_baseline",) if contender.backend == "sql" else ()
     needed += ("motor",) if contender.driver == "motor" else ()
     needed += ("uvloop",) if contender.loop == UVLOOP else ()
     return _missing_modules(*needed)
@@ -178,8 +186,9 @@ def _add_sqlite(servers: Servers, stack: contextlib.ExitStack) -> None:
     if missing := _missing_modules("sqlalchemy", "greenlet", "aiosqlite"):
         servers.missing["sqlite"] = missing
         return
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-sqlite-"))
-    servers.urls["sqlite"] = f"sqlite+aiosqlite:///{Path(folder)}/{{database}}.db"
+    folder = tempfile.mkdtemp(prefix="bench-sqlite-")
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    servers.urls["sqlite"] = f"sqlite+aiosqlite:///{folder}/{{database}}.db"
 
 
 def _add_postgresql(servers: Servers, stack: contextlib.ExitStack) -> None:

@@ -17,10 +17,11 @@ all but one get an `IntegrityError`; on PostgreSQL so do concurrent first votes 
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -57,20 +58,18 @@ def missing() -> str | None:
 
 
 @asynccontextmanager
-async def opened(url: str, *, pool_size: int | None = None) -> AsyncGenerator[Mapping[str, Call]]:
+async def opened(url: str) -> AsyncGenerator[Mapping[str, Call]]:
     """Path -> call, on `sqlite+aiosqlite:` or `postgresql+asyncpg:`.
 
-    As in DeerFlow, `pool_size` affects PostgreSQL only; its default is 5, and SQLAlchemy opens up to 10 more.
-    DeerFlow's engine is a module global, so only one can be open at a time.
+    DeerFlow's engine is a module global, so only one can be open at a time. It creates missing tables and, on
+    PostgreSQL, a missing database.
     """
     module: Any = importlib.import_module(_ENGINE)
-    settings: dict[str, Any] = {} if pool_size is None else {"pool_size": pool_size}
     if url.startswith("sqlite"):
-        backend = "sqlite"
-        settings["sqlite_dir"] = str(_file_of(url).parent)
+        folder = str(Path(url.partition(":///")[2]).parent)
+        await module.init_engine("sqlite", url=url, sqlite_dir=folder)
     else:
-        backend = "postgres"
-    await module.init_engine(backend, url=url, **settings)
+        await module.init_engine("postgres", url=url)
     engine, sessions = module.get_engine(), module.get_session_factory()
     try:
         yield _calls(sessions)
@@ -78,21 +77,10 @@ async def opened(url: str, *, pool_size: int | None = None) -> AsyncGenerator[Ma
         await engine.dispose()
 
 
-async def prepare(url: str) -> None:
-    """Creates missing tables and, on PostgreSQL, a missing database."""
-    async with opened(url):
-        pass
-
-
 def metadata() -> Any:
     """SQLAlchemy's description of its tables."""
     importlib.import_module("deerflow.persistence.models")
     return importlib.import_module("deerflow.persistence.base").Base.metadata
-
-
-def _file_of(url: str) -> Path:
-    sqlalchemy: Any = importlib.import_module("sqlalchemy")
-    return Path(sqlalchemy.make_url(url).database)
 
 
 def _calls(sessions: Any) -> Mapping[str, Call]:
@@ -108,91 +96,77 @@ def _calls(sessions: Any) -> Mapping[str, Call]:
     }
 
 
+def _call(method: Any, **defaults: Any) -> Call:
+    """The method with these defaults; keywords that it does not have are dropped."""
+    known = inspect.signature(method).parameters
+
+    async def call(**given: Any) -> Any:
+        return await method(**{name: value for name, value in {**defaults, **given}.items() if name in known})
+
+    return call
+
+
 def _for_all_users(method: Any) -> Call:
-    """The method with `user_id=None` as the default."""
-    return partial(method, user_id=None)
+    return _call(method, user_id=None)
 
 
 def _run_calls(runs: Any) -> Mapping[str, Call]:
-    async def update_status(*, run_id: str, status: str, **_: Any) -> None:
-        await runs.update_status(run_id, status)
-
-    async def set_error(*, run_id: str, error: str) -> None:
-        await runs.update_status(run_id, "error", error=error)
-
-    async def update_run_completion(*, ended_at: Any = None, **fields: Any) -> None:
-        await runs.update_run_completion(**fields)
-
-    async def token_usage_by_thread(*, thread_id: str, user_id: str | None) -> Any:
-        return await runs.aggregate_tokens_by_thread(thread_id)
-
     return {
         "runs.get": _for_all_users(runs.get),
         "runs.list_by_thread": _for_all_users(runs.list_by_thread),
         "runs.create": _for_all_users(runs.put),
-        "runs.update_status": update_status,
-        "runs.set_error": set_error,
-        "runs.update_run_completion": update_run_completion,
+        "runs.update_status": _call(runs.update_status),
+        "runs.set_error": _call(runs.update_status, status="error"),
+        "runs.update_run_completion": _call(runs.update_run_completion),
         "runs.delete": _for_all_users(runs.delete),
-        "runs.token_usage_by_thread": token_usage_by_thread,
+        "runs.token_usage_by_thread": _call(runs.aggregate_tokens_by_thread),
     }
 
 
 def _feedback_calls(feedback: Any) -> Mapping[str, Call]:
-    async def list_by_run(**wanted: Any) -> Any:
-        return (await feedback.list_by_run(**{"user_id": None, **wanted}))[::-1]
+    def reversed_list(method: Any) -> Call:
+        listed = _for_all_users(method)
 
-    async def list_by_thread(**wanted: Any) -> Any:
-        return (await feedback.list_by_thread(**wanted, user_id=None))[::-1]
+        async def newest_first(**wanted: Any) -> Any:
+            return (await listed(**wanted))[::-1]
+
+        return newest_first
 
     return {
         "feedback.create": _for_all_users(feedback.create),
         "feedback.upsert": _for_all_users(feedback.upsert),
         "feedback.get": _for_all_users(feedback.get),
         "feedback.delete": _for_all_users(feedback.delete),
-        "feedback.list_by_run": list_by_run,
-        "feedback.list_by_thread": list_by_thread,
+        "feedback.list_by_run": reversed_list(feedback.list_by_run),
+        "feedback.list_by_thread": reversed_list(feedback.list_by_thread),
         "feedback.list_by_thread_grouped": _for_all_users(feedback.list_by_thread_grouped),
-        "feedback.aggregate_by_run": feedback.aggregate_by_run,
+        "feedback.aggregate_by_run": _call(feedback.aggregate_by_run),
         "feedback.delete_by_run": _for_all_users(feedback.delete_by_run),
     }
 
 
 def _thread_calls(threads: Any) -> Mapping[str, Call]:
-    async def create_thread_meta(*, data: ThreadMetaCreate) -> Any:
-        made = await threads.create(
-            data.thread_id,
-            assistant_id=data.assistant_id,
-            user_id=data.user_id,
-            display_name=data.display_name,
-            metadata=data.metadata,
-        )
-        return _thread_row(made)
+    create, find, search = map(_for_all_users, (threads.create, threads.get, threads.search))
 
-    async def get(*, thread_id: str, user_id: str | None = None) -> Any:
-        row = await threads.get(thread_id, user_id=user_id)
+    async def create_thread_meta(*, data: ThreadMetaCreate) -> Any:
+        return _thread_row(await create(**asdict(data)))
+
+    async def get(**wanted: Any) -> Any:
+        row = await find(**wanted)
         return None if row is None else _thread_row(row)
 
     async def search_threads(**wanted: Any) -> Any:
-        return [_thread_row(row) for row in await threads.search(**{"user_id": None, **wanted})]
+        return [_thread_row(row) for row in await search(**wanted)]
 
-    async def update_thread_meta(
-        *,
-        thread_id: str,
-        display_name: str | None = None,
-        status: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        assistant_id: str | None = None,
-    ) -> None:
-        """One update per given field."""
-        if assistant_id is not None:
-            raise NotImplementedError("DeerFlow's SQL code cannot change a thread's assistant_id")
-        if display_name is not None:
-            await threads.update_display_name(thread_id, display_name, user_id=None)
-        if status is not None:
-            await threads.update_status(thread_id, status, user_id=None)
-        if metadata is not None:
-            await threads.update_metadata(thread_id, metadata, user_id=None)
+    async def update_thread_meta(*, thread_id: str, **fields: Any) -> None:
+        """One update per given field; `assistant_id` cannot be changed."""
+        updates = {
+            "display_name": threads.update_display_name,
+            "status": threads.update_status,
+            "metadata": threads.update_metadata,
+        }
+        for name, value in fields.items():
+            await updates[name](thread_id, value, user_id=None)
 
     async def sync_thread_title(*, thread_id: str, title: str) -> None:
         await threads.update_display_name(thread_id, title, user_id=None)
@@ -215,13 +189,12 @@ def _thread_row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_event_calls(run_events: Any) -> Mapping[str, Call]:
+    names = ("list_messages", "list_events", "list_messages_by_run", "count_messages", "delete_by_thread")
     return {
         "run_events.put_batch": run_events.put_batch,
         "run_events.put": run_events.put,
-        "run_events.list_messages": _for_all_users(run_events.list_messages),
-        "run_events.list_events": _for_all_users(run_events.list_events),
-        "run_events.list_messages_by_run": _for_all_users(run_events.list_messages_by_run),
-        "run_events.count_messages": _for_all_users(run_events.count_messages),
-        "run_events.delete_by_thread": _for_all_users(run_events.delete_by_thread),
-        "run_events.delete_by_run": _for_all_users(run_events.delete_by_run),
+        **{
+            f"run_events.{name}": _for_all_users(getattr(run_events, name))
+            for name in (*names, "delete_by_run")
+        },
     }

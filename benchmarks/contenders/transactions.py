@@ -10,19 +10,18 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from typing import Any
 
-from bson import ObjectId
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
-from deerflow_mongo.mongodb.drivers.collection import Document
+from deerflow_mongo.mongodb.documents.encoding import Document
 from deerflow_mongo.mongodb.drivers.driver import DEFAULT_WRITE_CONCERN
-from deerflow_mongo.mongodb.schema import RUN_EVENTS
+from deerflow_mongo.mongodb.schema import RUN_EVENTS, SEQ_FALLING
 
+from ..loading.mongodb import event_document
 from . import raw_pymongo
 from .raw_pymongo import Call
 
@@ -64,19 +63,13 @@ async def _try_insert(
     try:
         async with await session.start_transaction(write_concern=DEFAULT_WRITE_CONCERN):
             last = await collection.find_one(
-                {"thread_id": thread_id}, {"seq": 1}, sort=[("seq", -1)], session=session
+                {"thread_id": thread_id}, {"seq": 1}, sort=SEQ_FALLING, session=session
             )
-            documents = _numbered(events, 0 if last is None else last["seq"])
+            first = 1 if last is None else last["seq"] + 1
+            documents = [event_document(event, seq) for seq, event in enumerate(events, first)]
             await collection.insert_many(documents, session=session)
     except OperationFailure as error:
         if isinstance(error, DuplicateKeyError) or error.has_error_label("TransientTransactionError"):
             return None
         raise
     return documents
-
-
-def _numbered(events: Sequence[Mapping[str, Any]], last: int) -> list[Document]:
-    now = datetime.now(UTC)
-    created_at = now.isoformat(timespec="microseconds")
-    made = {"schema_version": 1, "created_at": created_at, "stored_at": now}
-    return [{"_id": ObjectId(), **made, **event, "seq": seq} for seq, event in enumerate(events, last + 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -96,23 +97,35 @@ def _as_json(value: object) -> str:
 
 def create_database(url: str) -> None:
     if url.startswith("postgresql"):
-        asyncio.run(_maintain(url, "CREATE DATABASE"))
+        asyncio.run(_maintain(url, f'CREATE DATABASE "{_name(url)}"'))
+
+
+def copy_database(source: str, url: str) -> None:
+    """A new database at `url` with what is in `source`, which nobody has open."""
+    if url.startswith("postgresql"):
+        asyncio.run(_maintain(url, f'CREATE DATABASE "{_name(url)}" TEMPLATE "{_name(source)}"'))
+    else:
+        shutil.copyfile(_name(source), _name(url))
 
 
 def drop_database(url: str) -> None:
     if url.startswith("postgresql"):
-        asyncio.run(_maintain(url, "DROP DATABASE", " WITH (FORCE)"))
-        return
-    file = Path(str(sa.make_url(url).database))
-    for name in (file.name, f"{file.name}-wal", f"{file.name}-shm"):
-        file.with_name(name).unlink(missing_ok=True)
+        asyncio.run(_maintain(url, f'DROP DATABASE IF EXISTS "{_name(url)}" WITH (FORCE)'))
+    else:
+        for ending in ("", "-wal", "-shm"):
+            Path(f"{_name(url)}{ending}").unlink(missing_ok=True)
 
 
-async def _maintain(url: str, command: str, more: str = "") -> None:
+def _name(url: str) -> str:
+    """The database's name, or SQLite's file."""
+    return str(sa.make_url(url).database)
+
+
+async def _maintain(url: str, command: str) -> None:
     maintenance_url = sa.make_url(url).set(database="postgres")
     url_text = maintenance_url.render_as_string(hide_password=False)
     async with _engine(url_text, isolation_level="AUTOCOMMIT") as engine, engine.connect() as connection:
-        await connection.execute(sa.text(f'{command} "{sa.make_url(url).database}"{more}'))
+        await connection.execute(sa.text(command))
 
 
 def bytes_of_runs(url: str, metadata: sa.MetaData) -> int:

@@ -1,6 +1,6 @@
 """Reports of a results file: ratio tables, targets and charts."""
 
-from .document import report, write_report
-from .tables import summary
+from .cases import SQL
+from .document import compare, report, write_readmes, write_report
 
-__all__ = ["report", "summary", "write_report"]
+__all__ = ["SQL", "compare", "report", "write_readmes", "write_report"]

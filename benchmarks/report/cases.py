@@ -1,21 +1,26 @@
-"""Groups the records of a results file by case, to compare contenders; any record may be missing."""
+"""The records of a results file by case, to compare contenders; any record may be missing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from ..contenders.known import OURS, RAW_PYMONGO
-from ..results import Kind, Metric, Part, Record, Results
+from ..operations import OPERATIONS
+from ..results import Key, Metric, Part, Record, Results
 from .markdown import counted
-from .ratios import Ratio, of_records
+from .ratios import Ratio, paired, unpaired
+
+Case: TypeAlias = Key
+"""One load, measured for each contender."""
 
 MANY_TASKS = 32
 """The concurrency that throughput targets refer to."""
+GROWTH_BASE = 1_000
+"""The number of stored runs that growth is relative to."""
 SQL = ("sqlite", "postgresql")
 COMPARED = (*SQL, "deerflow-sqlite", "deerflow-postgresql", RAW_PYMONGO)
-
-_SHORT = {
+SHORT = {
     OURS: "deerflow-mongo",
     RAW_PYMONGO: "raw PyMongo",
     "sqlite": "SQLite",
@@ -23,42 +28,12 @@ _SHORT = {
     "deerflow-sqlite": "DeerFlow on SQLite",
     "deerflow-postgresql": "DeerFlow on PostgreSQL",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One load, measured for each contender."""
-
-    part: Part
-    operation: str
-    concurrency: int
-    processes: int
-    dataset: int
-    section: int
-    kind: Kind
-
-    def with_changes(
-        self, *, part: Part | None = None, processes: int | None = None, dataset: int | None = None
-    ) -> Case:
-        """The same case with another part, number of processes or dataset."""
-        return replace(
-            self,
-            part=part or self.part,
-            processes=processes or self.processes,
-            dataset=dataset or self.dataset,
-        )
-
-
-def _case(record: Record) -> Case:
-    return Case(
-        record.part,
-        record.operation,
-        record.concurrency,
-        record.processes,
-        record.dataset,
-        record.section,
-        record.kind,
-    )
+_SAME_LOAD_AS: dict[Part, tuple[Part, ...]] = {
+    "variants": ("variants", "operations", "day", "contention"),
+    "growth": ("growth", "operations"),
+}
+"""Parts whose missing records may be taken from other parts."""
+_ORDER = list(OPERATIONS)
 
 
 class Cases:
@@ -66,26 +41,20 @@ class Cases:
         self.results = results
         self._records: dict[Case, dict[str, Record]] = {}
         for record in results.records:
-            self._records.setdefault(_case(record), {}).setdefault(record.backend, record)
+            self._records.setdefault(record.key, {}).setdefault(record.backend, record)
 
     def of(self, part: Part, **given: object) -> list[Case]:
-        """Cases with these field values (`concurrency=32`), in contract order, the mixed workload last."""
+        """Cases with these field values (`concurrency=32`), in contract order."""
         found = [
             case
             for case in self._records
             if case.part == part and all(getattr(case, name) == value for name, value in given.items())
         ]
-        return sorted(found, key=lambda case: case.section or 99)
+        return sorted(found, key=lambda case: (section_of(case), _position(case)))
 
     def record(self, case: Case, backend: str) -> Record | None:
-        """Of this part or, for variants and growth, of another part that measures the same load."""
-        parts: dict[Part, tuple[Part, ...]] = {
-            "variants": ("variants", "operations", "day", "contention"),
-            "growth": ("growth", "operations"),
-        }
-        for part in parts.get(case.part, (case.part,)):
-            record = self._records.get(case.with_changes(part=part), {}).get(backend)
-            if record is not None:
+        for part in _SAME_LOAD_AS.get(case.part, (case.part,)):
+            if (record := self.records(case._replace(part=part)).get(backend)) is not None:
                 return record
         return None
 
@@ -94,14 +63,23 @@ class Cases:
         return self._records.get(case, {})
 
     def ratio(self, case: Case, metric: Metric, over: str, under: str) -> Ratio | None:
-        above, below = self.record(case, over), self.record(case, under)
-        return None if above is None or below is None else of_records(above, below, metric)
+        return self._ratio(case, over, case, under, metric)
 
     def growth(self, case: Case, backend: str, base: int) -> Ratio | None:
         """The p50 relative to that with `base` runs."""
-        above = self.record(case, backend)
-        below = self.record(case.with_changes(dataset=base), backend)
-        return None if above is None or below is None else of_records(above, below, "p50_ms")
+        return self._ratio(case, backend, case._replace(dataset=base), backend, "p50_ms")
+
+    def scaling(self, case: Case, backend: str) -> Ratio | None:
+        """The throughput relative to that of one process."""
+        return self._ratio(case, backend, case._replace(processes=1), backend, "ops_per_s")
+
+    def _ratio(self, over: Case, backend: str, under: Case, other: str, metric: Metric) -> Ratio | None:
+        """Records of one load were measured alternately, whatever the dataset; others were not."""
+        above, below = self.record(over, backend), self.record(under, other)
+        if above is None or below is None:
+            return None
+        alternated = above.key._replace(dataset=0) == below.key._replace(dataset=0)
+        return (paired if alternated else unpaired)(above.values(metric), below.values(metric))
 
     def backends(self, cases: Iterable[Case], known: Sequence[str] = ()) -> list[str]:
         """The backends with records of these cases; `known` ones first, in the given order."""
@@ -110,18 +88,21 @@ class Cases:
 
     def compared(self, cases: Iterable[Case]) -> list[str]:
         """The contenders that ours is compared with; no variants."""
-        return [
-            backend
-            for backend in self.backends(cases, COMPARED)
-            if backend != OURS and base_of(backend) is None
-        ]
-
-    def title(self, backend: str) -> str:
-        """The title in the results file."""
-        return str(self.results.contenders.get(backend, {}).get("title", backend))
+        known = self.backends(cases, COMPARED)
+        return [backend for backend in known if backend != OURS and base_of(backend) is None]
 
     def short(self, backend: str) -> str:
-        return _SHORT.get(backend) or self.title(backend)
+        return SHORT.get(backend) or str(self.results.contenders.get(backend, {}).get("title", backend))
+
+
+def section_of(case: Case) -> int:
+    """The section of the contract; 9 for what is no single operation."""
+    operation = OPERATIONS.get(case.operation)
+    return 9 if operation is None else operation.method.section
+
+
+def _position(case: Case) -> int:
+    return _ORDER.index(case.operation) if case.operation in OPERATIONS else len(_ORDER)
 
 
 def base_of(backend: str) -> str | None:
@@ -132,9 +113,9 @@ def base_of(backend: str) -> str | None:
 
 def label_of(cases: Sequence[Case]) -> Callable[[Case], str]:
     """Returns a function that labels a case by its operation and by whatever else differs among the cases."""
-    has_sizes = len({case.dataset for case in cases}) > 1
-    has_tasks = len({case.concurrency for case in cases}) > 1
-    has_processes = len({case.processes for case in cases}) > 1
+    has_tasks, has_processes, has_sizes = (
+        len({getattr(case, name) for case in cases}) > 1 for name in ("concurrency", "processes", "dataset")
+    )
 
     def label(case: Case) -> str:
         parts = [f"`{case.operation}`"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, TypeAlias
@@ -18,16 +17,25 @@ from deerflow_mongo.contract.errors import MissingDependencyError
 
 from ..contenders.known import OURS, RAW_PYMONGO
 from ..results import Metric
-from .cases import COMPARED, MANY_TASKS, SQL, Case, Cases
+from .cases import COMPARED, MANY_TASKS, SQL, Case, Cases, section_of
 from .markdown import counted
 from .ratios import Ratio, typical
-from .tables import GROWTH_BASE
+from .tables import growth_base
 
 FOLDER = "charts"
 
 _INK, _FAINT = "#222222", "#c8c8c8"
 _FONT_PT = 10
 _DOTS_PER_INCH = 130
+_MAX_PANELS = 12
+_LATENCY_OPERATIONS = (
+    "runs.get",
+    "runs.list_by_thread",
+    "runs.create",
+    "runs.update_run_completion",
+    "feedback.upsert",
+    "run_events.put_batch",
+)
 
 Drawn: TypeAlias = Any
 """A matplotlib Figure or Axes: its stubs are partial, and it may not be installed."""
@@ -36,10 +44,14 @@ Drawn: TypeAlias = Any
 class _Style(NamedTuple):
     """Colours from Okabe and Ito's palette; marker, line and hatch distinguish contenders in grey."""
 
-    colour: str
+    color: str
     marker: str
-    line: str
+    linestyle: str
     hatch: str
+
+    @property
+    def line(self) -> dict[str, str]:
+        return {"color": self.color, "marker": self.marker, "linestyle": self.linestyle}
 
 
 _STYLES = {
@@ -52,37 +64,22 @@ _STYLES = {
 }
 _OTHER = _Style("#56b4e9", "P", ":", "\\\\\\\\")
 
-_MAX_PANELS = 12
-_LATENCY_OPERATIONS = (
-    "runs.get",
-    "runs.list_by_thread",
-    "runs.create",
-    "runs.update_run_completion",
-    "feedback.upsert",
-    "run_events.put_batch",
-)
 
+def draw(cases: Cases, folder: Path) -> dict[str, str]:
+    """Writes to `charts/` in the folder; returns the charts' paths, relative to it, and titles.
 
-@dataclass(frozen=True, slots=True)
-class Chart:
-    path: str
-    """Relative to the report, with slashes."""
-    title: str
-
-
-def draw(cases: Cases, folder: Path) -> list[Chart]:
-    """Writes to `charts/` in the folder. Raises `MissingDependencyError` if matplotlib is not installed."""
+    Raises `MissingDependencyError` if matplotlib is not installed.
+    """
     _matplotlib("figure")
-    charts: list[Chart] = []
+    titles: dict[str, str] = {}
     for name, drawing in _CHARTS.items():
         figure = drawing(cases)
-        if figure is None:
-            continue
-        path = folder / FOLDER / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=_DOTS_PER_INCH, facecolor="white")
-        charts.append(Chart(f"{FOLDER}/{path.name}", figure.get_suptitle()))
-    return charts
+        if figure is not None:
+            path = f"{FOLDER}/{name}.png"
+            (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+            figure.savefig(folder / path, dpi=_DOTS_PER_INCH, facecolor="white")
+            titles[path] = figure.get_suptitle()
+    return titles
 
 
 def _matplotlib(module: str) -> Any:
@@ -99,37 +96,39 @@ def _style(backend: str) -> _Style:
 # -- parts of all charts ---------------------------------------------------------------------------
 
 
-def _panels(title: str, width: float, height: float, rows: int, columns: int) -> tuple[Drawn, list[Drawn]]:
-    """A figure and its axes, row by row, with shared scales."""
+def _panels(title: str, names: Sequence[str], size: tuple[float, float], columns: int) -> Drawn:
+    """A figure and its axes, one for each name, with shared scales; unused panels are hidden."""
+    columns = min(columns, len(names))
+    rows = math.ceil(len(names) / columns)
+    width, height = size[0] * columns, size[1] * rows + 1.2
     figure = _matplotlib("figure").Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(title, fontsize=_FONT_PT + 2, color=_INK, x=0.01, ha="left", fontweight="bold")
-    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axis in axes.flat:
-        _plain(axis)
-    return figure, list(axes.flat)
+    axes = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+    for place, axis in enumerate(axes):
+        axis.set_visible(place < len(names))
+        axis.tick_params(labelsize=_FONT_PT - 1, colors=_INK, length=0)
+        axis.tick_params(labelbottom=place + columns >= len(names))
+        axis.set_axisbelow(True)
+        axis.spines[:].set_visible(False)
+    for axis, name in zip(axes, names, strict=False):
+        axis.set_title(name, fontsize=_FONT_PT, color=_INK, loc="left")
+    return figure, axes[: len(names)]
 
 
-def _plain(axis: Drawn) -> None:
-    axis.tick_params(labelsize=_FONT_PT - 1, colors=_INK, length=0)
-    axis.set_axisbelow(True)
-    for side in ("top", "right", "left", "bottom"):
-        axis.spines[side].set_visible(False)
-
-
-def _log_ticks(axis: Drawn, low: float, high: float) -> None:
-    """1, 2 and 5 of each power of ten, as plain numbers."""
+def _log_scale(axis: Drawn, which: str, values: Sequence[float], room: float) -> None:
+    """A logarithmic axis around the values, with 1, 2 and 5 of each power of ten as plain numbers."""
     ticker = _matplotlib("ticker")
-
-    def label(value: float, _place: int) -> str:
-        return f"{value:,.4g} x"
-
+    finite = [value for value in values if 0 < value < math.inf] or [1.0]
+    low, high = min(finite) / room, max(finite) * room
+    axis.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
     steps = (1, 2, 5) if high / low < 1_000 else (1,)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [step * 10.0**power for power in powers for step in steps]
-    axis.set_major_locator(ticker.FixedLocator([tick for tick in ticks if low <= tick <= high]))
-    axis.set_major_formatter(ticker.FuncFormatter(label))
-    axis.set_minor_locator(ticker.NullLocator())
-    axis.grid(visible=True, color=_FAINT, linewidth=0.6)
+    scale = getattr(axis, f"{which}axis")
+    scale.set_major_locator(ticker.FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    scale.set_major_formatter(ticker.StrMethodFormatter("{x:,.4g} x"))
+    scale.set_minor_locator(ticker.NullLocator())
+    scale.grid(visible=True, color=_FAINT, linewidth=0.6)
 
 
 def _legend(figure: Drawn, entries: Sequence[Drawn]) -> None:
@@ -143,111 +142,58 @@ def _legend(figure: Drawn, entries: Sequence[Drawn]) -> None:
     )
 
 
-def _line_entries(cases: Cases, backends: Sequence[str]) -> list[Drawn]:
-    """Legend entries: a line with a marker for each contender."""
+def _line_legend(figure: Drawn, cases: Cases, backends: Sequence[str]) -> None:
     line = _matplotlib("lines").Line2D
-    return [
-        line([], [], color=style.colour, marker=style.marker, linestyle=style.line, label=cases.short(name))
-        for name in backends
-        for style in [_style(name)]
-    ]
+    _legend(figure, [line([], [], label=cases.short(name), **_style(name).line) for name in backends])
 
 
-def _name_axis(set_label: Callable[..., object], text: str) -> None:
-    set_label(text, fontsize=_FONT_PT, color=_INK)
-
-
-def _hide_unused(axes: Sequence[Drawn], used: int, columns: int) -> None:
-    """Hides unused panels; only the last panel of each column has tick labels."""
-    for place, axis in enumerate(axes):
-        axis.set_visible(place < used)
-        axis.tick_params(labelbottom=place + columns >= used)
-
-
-def _bounds(values: Sequence[float], room: float = 1.2) -> tuple[float, float]:
-    """The limits of a logarithmic axis, with a margin around the values."""
-    finite = [value for value in values if 0 < value < math.inf] or [1.0]
-    return min(finite) / room, max(finite) * room
+def _of_smallest_dataset(of: Sequence[Case]) -> list[Case]:
+    smallest = min((case.dataset for case in of), default=0)
+    return [case for case in of if case.dataset == smallest]
 
 
 # -- throughput ------------------------------------------------------------------------------------
 
 
-_Throughputs: TypeAlias = Mapping[Case, Mapping[str, Ratio]]
-
-
 def _throughput(cases: Cases) -> Drawn | None:
-    """One bar per operation and SQL baseline, from 1 to the ratio."""
-    ratios = _throughputs(cases)
+    """One bar per operation and SQL baseline, from 1 to the ratio, grouped by store."""
+    ratios: dict[Case, dict[str, Ratio]] = {}
+    for case in _of_smallest_dataset(cases.of("operations", concurrency=MANY_TASKS, processes=1)):
+        for name in SQL:
+            if (ratio := cases.ratio(case, "ops_per_s", OURS, name)) is not None:
+                ratios.setdefault(case, {})[name] = ratio
     if not ratios:
         return None
-    figure, [axis] = _panels(_throughput_title(ratios), 9.5, 1.6 + 0.34 * len(ratios), 1, 1)
-    ends = [end for each in ratios.values() for ratio in each.values() for end in (ratio.low, ratio.high)]
-    low, high = _bounds([1.0, *ends], 1.3)
-    axis.set_xscale("log")
-    axis.set_xlim(low, high)
-    heights = _heights(list(ratios))
-    for case, each in ratios.items():
-        for name, ratio in each.items():
-            _bar(axis, heights[case] + (SQL.index(name) - 0.5) * 0.38, ratio, cases.short(name), _style(name))
-    axis.axvline(1, color=_INK, linewidth=1.2)
-    axis.set_yticks(list(heights.values()), [case.operation for case in ratios])
-    axis.set_ylim(max(heights.values()) + 0.8, min(heights.values()) - 0.8)
-    _log_ticks(axis.xaxis, low, high)
-    axis.tick_params(labeltop=True)
-    _name_axis(
-        axis.set_xlabel,
-        "throughput of deerflow-mongo relative to the SQL baseline (lines: smallest to largest)",
-    )
-    patch = _matplotlib("patches").Patch
-    entries = [
-        patch(
-            facecolor=style.colour,
-            hatch=style.hatch,
-            edgecolor="white",
-            label=f"relative to {cases.short(name)}",
-        )
-        for name in SQL
-        for style in [_style(name)]
-    ]
-    _legend(figure, entries)
-    return figure
-
-
-def _throughputs(cases: Cases) -> _Throughputs:
-    """Ratios by operation with the smallest dataset, grouped by store, largest ratio first."""
-    of = cases.of("operations", concurrency=MANY_TASKS, processes=1)
-    smallest = min((case.dataset for case in of), default=0)
-    ratios: dict[Case, dict[str, Ratio]] = {}
-    for case in of:
-        each = {name: cases.ratio(case, "ops_per_s", OURS, name) for name in SQL}
-        known = {name: ratio for name, ratio in each.items() if ratio is not None}
-        if known and case.dataset == smallest:
-            ratios[case] = known
-    return dict(sorted(ratios.items(), key=lambda item: (item[0].section, -_least(item[1]))))
-
-
-def _least(ratios: Mapping[str, Ratio]) -> float:
-    return min(ratio.median for ratio in ratios.values())
-
-
-def _throughput_title(ratios: _Throughputs) -> str:
-    more = sum(_least(each) > 1 for each in ratios.values())
-    return (
+    least = {case: min(ratio.median for ratio in each.values()) for case, each in ratios.items()}
+    title = (
         f"Throughput with {MANY_TASKS} concurrent tasks: deerflow-mongo is faster than both SQL baselines\n"
-        f"in {more} of {counted(len(ratios), 'operation')}"
+        f"in {sum(value > 1 for value in least.values())} of {counted(len(ratios), 'operation')}"
     )
-
-
-def _heights(of: Sequence[Case]) -> dict[Case, float]:
-    """Vertical positions, with a gap between stores."""
-    heights: dict[Case, float] = {}
-    height, section = 0.0, of[0].section
-    for case in of:
-        height += 1.0 if case.section == section else 1.7
-        section = case.section
-        heights[case] = height
-    return heights
+    figure, [axis] = _panels(title, [""], (9.5, 0.4 + 0.34 * len(ratios)), 1)
+    ends = [end for each in ratios.values() for ratio in each.values() for end in (ratio.low, ratio.high)]
+    _log_scale(axis, "x", [1.0, *ends], 1.3)
+    heights: dict[str, float] = {}
+    height, section = 0.0, 0
+    for case in sorted(ratios, key=lambda case: (section_of(case), -least[case])):
+        height += 1.0 if section_of(case) == section else 1.7  # a gap between stores
+        section, heights[case.operation] = section_of(case), height
+        for name, ratio in ratios[case].items():
+            _bar(axis, height + (SQL.index(name) - 0.5) * 0.38, ratio, cases.short(name), _style(name))
+    axis.axvline(1, color=_INK, linewidth=1.2)
+    axis.set_yticks(list(heights.values()), list(heights))
+    axis.set_ylim(height + 0.8, min(heights.values()) - 0.8)
+    axis.tick_params(labeltop=True)
+    axis.set_xlabel("throughput relative to the SQL baseline (lines: smallest to largest)", fontsize=_FONT_PT)
+    patch = _matplotlib("patches").Patch
+    looks = {f"relative to {cases.short(name)}": _style(name) for name in SQL}
+    _legend(
+        figure,
+        [
+            patch(facecolor=style.color, hatch=style.hatch, edgecolor="white", label=label)
+            for label, style in looks.items()
+        ],
+    )
+    return figure
 
 
 def _bar(axis: Drawn, height: float, ratio: Ratio, name: str, style: _Style) -> None:
@@ -255,95 +201,67 @@ def _bar(axis: Drawn, height: float, ratio: Ratio, name: str, style: _Style) -> 
     if math.isinf(ratio.median):
         axis.text(1.02, height, f"all calls failed on {name}", ha="left", **small)
         return
-    axis.barh(
-        height,
-        ratio.median - 1,
-        left=1,
-        height=0.36,
-        color=style.colour,
-        hatch=style.hatch,
-        edgecolor="white",
-        linewidth=0,
-    )
+    look = {"color": style.color, "hatch": style.hatch, "edgecolor": "white", "linewidth": 0}
+    axis.barh(height, ratio.median - 1, left=1, height=0.36, **look)
     axis.plot([ratio.low, ratio.high], [height, height], color=_INK, linewidth=1)
     decimals = 2 if ratio.median < 1 else 1 if ratio.median < 10 else 0
-    text = f"{ratio.median:,.{decimals}f}"
-    if ratio.median >= 1:
-        axis.text(ratio.high, height, f" {text}", ha="left", **small)
-    else:
-        axis.text(ratio.low, height, f"{text} ", ha="right", **small)
+    is_more = ratio.median >= 1
+    end, side = (ratio.high, "left") if is_more else (ratio.low, "right")
+    axis.text(end, height, f" {ratio.median:,.{decimals}f} ", ha=side, **small)
 
 
 # -- growth ----------------------------------------------------------------------------------------
 
-
-_Lines: TypeAlias = Mapping[Case, Mapping[str, Sequence[tuple[int, Ratio]]]]
+_Lines: TypeAlias = Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]
+"""Operation -> contender -> number of runs and p50, relative to that of the smallest dataset."""
 
 
 def _growth(cases: Cases) -> Drawn | None:
-    """One panel per operation: the p50 relative to that of the smallest dataset."""
     of = cases.of("growth")
-    sizes = sorted({case.dataset for case in of})
-    base = GROWTH_BASE if GROWTH_BASE in sizes else min(sizes, default=0)
+    base, sizes = growth_base(cases), sorted({case.dataset for case in of})
     backends = cases.backends(of, (OURS, *SQL))
-    every = _growth_lines(cases, of, backends, sizes, base)
+    every: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for case in dict.fromkeys(case._replace(dataset=base) for case in of):
+        for name in backends:
+            grown = {size: cases.growth(case._replace(dataset=size), name, base) for size in sizes}
+            line = [(size, ratio.median) for size, ratio in grown.items() if ratio is not None]
+            if len(line) > 1:
+                every.setdefault(case.operation, {})[name] = line
     if not every:
         return None
-    rows = _largest_growth(every)
-    columns = min(4, len(rows))
-    deep = math.ceil(len(rows) / columns)
-    title = _growth_title(every, max(sizes), base)
-    figure, axes = _panels(title, 2.7 * columns + 0.8, 2.1 * deep + 1.2, deep, columns)
-    medians = [ratio.median for lines in rows.values() for line in lines.values() for _, ratio in line]
-    low, high = _bounds([0.8, 1.8, *medians])
-    for axis, (row, lines) in zip(axes, rows.items(), strict=False):
+    shown = _largest_growth(every)
+    figure, axes = _panels(_growth_title(every, max(sizes), base), list(shown), (2.9, 2.1), 4)
+    values = [value for lines in shown.values() for line in lines.values() for _, value in line]
+    for axis, lines in zip(axes, shown.values(), strict=True):
+        _log_scale(axis, "y", [0.8, 1.8, *values], 1.2)
         axis.set_xscale("log")
-        axis.set_yscale("log")
         axis.set_xlim(min(sizes) / 1.4, max(sizes) * 1.4)
-        axis.set_ylim(low, high)
         axis.axhline(1, color=_INK, linewidth=0.8)
         for name, line in reversed(list(lines.items())):
-            _line(axis, [(size, ratio.median) for size, ratio in line], _style(name))
-        axis.set_title(_panel_title(row, list(rows)), fontsize=_FONT_PT, color=_INK, loc="left")
-        _log_ticks(axis.yaxis, low, high)
-        _size_ticks(axis, sizes)
-    _hide_unused(axes, len(rows), columns)
-    _legend(figure, _line_entries(cases, backends))
+            axis.plot(*zip(*line, strict=True), linewidth=1.8, markersize=6, **_style(name).line)
+        axis.set_xticks(sizes, [f"{size / 1_000:g}k" for size in sizes])
+        axis.xaxis.set_minor_locator(_matplotlib("ticker").NullLocator())
+    _line_legend(figure, cases, backends)
     return figure
 
 
-def _growth_lines(
-    cases: Cases, of: Sequence[Case], backends: Sequence[str], sizes: Sequence[int], base: int
-) -> _Lines:
-    """The cases that were measured with more than one dataset."""
-    rows: dict[Case, dict[str, list[tuple[int, Ratio]]]] = {}
-    for row in dict.fromkeys(case.with_changes(dataset=base) for case in of):
-        for name in backends:
-            grown = [(size, cases.growth(row.with_changes(dataset=size), name, base)) for size in sizes]
-            line = [(size, ratio) for size, ratio in grown if ratio is not None]
-            if len(line) > 1:
-                rows.setdefault(row, {})[name] = line
-    return rows
+def _largest_growth(every: _Lines) -> _Lines:
+    """At most `_MAX_PANELS` operations, alternately by deerflow-mongo's growth and by any contender's."""
 
+    def ours(name: str) -> float:
+        return every[name][OURS][-1][1] if OURS in every[name] else 0.0
 
-def _largest_growth(rows: _Lines) -> _Lines:
-    """At most `_MAX_PANELS` rows, alternately by deerflow-mongo's growth and by any contender's."""
+    def anyone(name: str) -> float:
+        return max(line[-1][1] for line in every[name].values())
 
-    def ours(row: Case) -> float:
-        return rows[row][OURS][-1][1].median if OURS in rows[row] else 0.0
-
-    def anyone(row: Case) -> float:
-        return max(line[-1][1].median for line in rows[row].values())
-
-    ranks = [sorted(rows, key=growth, reverse=True) for growth in (ours, anyone)]
-    chosen = list(dict.fromkeys(row for pair in zip(*ranks, strict=True) for row in pair))[:_MAX_PANELS]
-    return {row: lines for row, lines in rows.items() if row in chosen}
+    ranks = [sorted(every, key=growth, reverse=True) for growth in (ours, anyone)]
+    chosen = list(dict.fromkeys(name for pair in zip(*ranks, strict=True) for name in pair))[:_MAX_PANELS]
+    return {name: lines for name, lines in every.items() if name in chosen}
 
 
 def _growth_title(every: _Lines, most: int, base: int) -> str:
     title = f"p50 with up to {most:,} stored runs relative to {base:,}"
-    grown = [lines[OURS][-1][1].median for lines in every.values() if OURS in lines]
-    if grown:
+    if grown := [lines[OURS][-1][1] for lines in every.values() if OURS in lines]:
         title += f": at most {max(grown):.2f} x for deerflow-mongo"
     if len(every) > _MAX_PANELS:
         title += f"\n({_MAX_PANELS} of {len(every)} operations:"
@@ -351,83 +269,46 @@ def _growth_title(every: _Lines, most: int, base: int) -> str:
     return title
 
 
-def _panel_title(case: Case, rows: Sequence[Case]) -> str:
-    alone = len({row.concurrency for row in rows}) == 1
-    return case.operation if alone else f"{case.operation}, {counted(case.concurrency, 'task')}"
-
-
-def _size_ticks(axis: Drawn, sizes: Sequence[int]) -> None:
-    ticker = _matplotlib("ticker")
-    axis.set_xticks(sizes, [_short_size(size) for size in sizes])
-    axis.xaxis.set_minor_locator(ticker.NullLocator())
-
-
-def _short_size(size: int) -> str:
-    for unit, name in ((1_000_000, "M"), (1_000, "k")):
-        if size >= unit:
-            return f"{size / unit:g}{name}"
-    return str(size)
-
-
-def _line(axis: Drawn, points: Sequence[tuple[float, float]], style: _Style) -> None:
-    axis.plot(
-        [x for x, _ in points],
-        [y for _, y in points],
-        color=style.colour,
-        marker=style.marker,
-        linestyle=style.line,
-        linewidth=1.8,
-        markersize=6,
-    )
-
-
 # -- mixed workload --------------------------------------------------------------------------------
 
 
 def _mixed_workload(cases: Cases) -> Drawn | None:
     """One line per contender: throughput relative to deerflow-mongo with the fewest processes."""
-    of = _mixed_cases(cases)
+    every = cases.of("day")
+    most = max((case.concurrency for case in every), default=0)
+    of = _of_smallest_dataset([case for case in every if case.concurrency == most])
+    of.sort(key=lambda case: case.processes)
     unit = next((one.median("ops_per_s") for case in of if (one := cases.record(case, OURS))), None)
     if not unit:
         return None
     backends = cases.backends(of, (OURS, *COMPARED))
-    figure, [axis] = _panels(_mixed_title(cases, of), 7.5, 4.6, 1, 1)
+    figure, [axis] = _panels(_mixed_title(cases, of[-1]), [""], (7.5, 3.4), 1)
     for name in reversed(backends):
-        points: list[tuple[float, float]] = []
-        for case in of:
-            if (record := cases.record(case, name)) is not None:
-                rates = [one.ops_per_s / unit for one in record.rounds]
-                points.append((case.processes, median(rates)))
-                axis.plot([case.processes] * 2, [min(rates), max(rates)], color=_style(name).colour)
-        _line(axis, points, _style(name))
+        records = {case.processes: cases.record(case, name) for case in of}
+        rates = {
+            number: [one.ops_per_s / unit for one in record.rounds]
+            for number, record in records.items()
+            if record is not None
+        }
+        for number, values in rates.items():
+            axis.plot([number] * 2, [min(values), max(values)], color=_style(name).color)
+        axis.plot(list(rates), list(map(median, rates.values())), linewidth=1.8, **_style(name).line)
     axis.set_ylim(bottom=0)
     axis.set_xticks([case.processes for case in of])
     axis.grid(visible=True, axis="y", color=_FAINT, linewidth=0.6)
-    tasks = counted(of[0].concurrency, "task")
-    _name_axis(
-        axis.set_xlabel, f"processes with {tasks} each (vertical lines: smallest to largest repetition)"
-    )
-    _name_axis(axis.set_ylabel, f"throughput (1 = deerflow-mongo, {counted(of[0].processes, 'process')})")
-    _legend(figure, _line_entries(cases, backends))
+    axis.set_xlabel(f"processes with {counted(most, 'task')} each (vertical lines: smallest to largest)")
+    axis.set_ylabel(f"throughput (1 = deerflow-mongo, {counted(of[0].processes, 'process')})")
+    _line_legend(figure, cases, backends)
     return figure
 
 
-def _mixed_cases(cases: Cases) -> list[Case]:
-    """One case per number of processes, with the default or highest concurrency and the smallest dataset."""
-    every = cases.of("day")
-    tasks = {case.concurrency for case in every}
-    chosen = MANY_TASKS if MANY_TASKS in tasks else max(tasks, default=0)
-    smallest = min((case.dataset for case in every), default=0)
-    of = [case for case in every if (case.concurrency, case.dataset) == (chosen, smallest)]
-    return sorted(of, key=lambda case: case.processes)
-
-
-def _mixed_title(cases: Cases, of: Sequence[Case]) -> str:
-    title = f"Mixed workload, {counted(of[-1].processes, 'process')}"
+def _mixed_title(cases: Cases, case: Case) -> str:
+    title = f"Mixed workload, {counted(case.processes, 'process')}"
+    found = {name: cases.ratio(case, "ops_per_s", OURS, name) for name in SQL}
     ratios = [
         f"{ratio.median:.1f} x that of {cases.short(name)}"
-        for name in SQL
-        if (ratio := cases.ratio(of[-1], "ops_per_s", OURS, name)) is not None and ratio.median < math.inf
+        for name, ratio in found.items()
+        if ratio is not None and ratio.median < math.inf
     ]
     return f"{title}: throughput of deerflow-mongo is\n{' and '.join(ratios)}" if ratios else title
 
@@ -437,46 +318,34 @@ def _mixed_title(cases: Cases, of: Sequence[Case]) -> str:
 
 def _latency(cases: Cases) -> Drawn | None:
     """One panel per operation: p50 to p99, relative to deerflow-mongo's p50 with the fewest tasks."""
-    panels = _latency_panels(cases)
-    if not panels:
-        return None
-    every = [case for of in panels.values() for case in of]
-    backends = [name for name in (OURS, *SQL) if name in cases.backends(every)]
-    tasks = sorted({case.concurrency for case in every})
-    columns = min(3, len(panels))
-    deep = math.ceil(len(panels) / columns)
-    title = _latency_title(cases, every, tasks[0])
-    figure, axes = _panels(title, 3.6 * columns, 2.7 * deep + 1.2, deep, columns)
-    drawn: list[float] = []
-    for axis, (operation, of) in zip(axes, panels.items(), strict=False):
-        unit = _metric(cases, of[0], OURS, "p50_ms") or math.nan
-        for place, name in enumerate(backends):
-            shift = (place - (len(backends) - 1) / 2) * 0.24
-            for case in of:
-                drawn += _dumbbell(axis, tasks.index(case.concurrency) + shift, cases, case, name, unit)
-        axis.set_title(operation, fontsize=_FONT_PT, color=_INK, loc="left")
-        axis.set_yscale("log")
-        axis.set_xticks(range(len(tasks)), [counted(number, "task") for number in tasks])
-    low, high = _bounds(drawn, 1.5)
-    for axis in axes:
-        axis.set_ylim(low, high)
-        _log_ticks(axis.yaxis, low, high)
-    _hide_unused(axes, len(panels), columns)
-    _legend(figure, _line_entries(cases, backends))
-    return figure
-
-
-def _latency_panels(cases: Cases) -> dict[str, list[Case]]:
-    """The cases of each operation by number of tasks, with the smallest dataset."""
-    every = cases.of("operations", processes=1)
-    smallest = min((case.dataset for case in every), default=0)
+    every = _of_smallest_dataset(cases.of("operations", processes=1))
     panels: dict[str, list[Case]] = {}
     for name in _LATENCY_OPERATIONS:
-        of = [case for case in every if (case.operation, case.dataset) == (name, smallest)]
-        of.sort(key=lambda case: case.concurrency)
+        of = sorted((case for case in every if case.operation == name), key=lambda case: case.concurrency)
         if of and _metric(cases, of[0], OURS, "p50_ms"):
             panels[name] = of
-    return panels
+    if not panels:
+        return None
+    of = [case for of in panels.values() for case in of]
+    backends = [name for name in (OURS, *SQL) if name in cases.backends(of)]
+    tasks = sorted({case.concurrency for case in of})
+    figure, axes = _panels(_latency_title(cases, of, tasks[0]), list(panels), (3.6, 2.7), 3)
+    drawn: list[float] = []
+    for axis, panel in zip(axes, panels.values(), strict=True):
+        unit = _metric(cases, panel[0], OURS, "p50_ms") or math.nan
+        for place, name in enumerate(backends):
+            shift = (place - (len(backends) - 1) / 2) * 0.24
+            for case in panel:
+                p50, p99 = (_metric(cases, case, name, metric) for metric in ("p50_ms", "p99_ms"))
+                if p50 is not None and p99 is not None:
+                    x, ends = tasks.index(case.concurrency) + shift, [p50 / unit, p99 / unit]
+                    _dumbbell(axis, x, ends, _style(name))
+                    drawn += ends
+        axis.set_xticks(range(len(tasks)), [counted(number, "task") for number in tasks])
+    for axis in axes:
+        _log_scale(axis, "y", drawn, 1.5)
+    _line_legend(figure, cases, backends)
+    return figure
 
 
 def _metric(cases: Cases, case: Case, backend: str, metric: Metric) -> float | None:
@@ -484,16 +353,11 @@ def _metric(cases: Cases, case: Case, backend: str, metric: Metric) -> float | N
     return None if record is None else record.median(metric)
 
 
-def _dumbbell(axis: Drawn, x: float, cases: Cases, case: Case, backend: str, unit: float) -> list[float]:
-    """Draws the p50 as the contender's marker and the p99 as a bar; returns the drawn values."""
-    p50, p99 = (_metric(cases, case, backend, metric) for metric in ("p50_ms", "p99_ms"))
-    if p50 is None or p99 is None:
-        return []
-    style = _style(backend)
-    axis.plot([x, x], [p50 / unit, p99 / unit], color=style.colour, linewidth=2)
-    axis.plot([x], [p50 / unit], color=style.colour, marker=style.marker, markersize=7)
-    axis.plot([x], [p99 / unit], color=style.colour, marker="_", markersize=9, markeredgewidth=2)
-    return [p50 / unit, p99 / unit]
+def _dumbbell(axis: Drawn, x: float, ends: Sequence[float], style: _Style) -> None:
+    """The p50 as the contender's marker and the p99 as a bar."""
+    axis.plot([x, x], ends, color=style.color, linewidth=2)
+    axis.plot([x], [ends[0]], color=style.color, marker=style.marker, markersize=7)
+    axis.plot([x], [ends[1]], color=style.color, marker="_", markersize=9, markeredgewidth=2)
 
 
 def _latency_title(cases: Cases, every: Sequence[Case], fewest: int) -> str:

@@ -1,20 +1,40 @@
-"""Writes the report: one Markdown file and a folder of charts."""
+"""Writes the report (one Markdown file and a folder of charts), and the tables of the READMEs."""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ..contenders.known import OURS
 from ..results import Results
-from . import charts, tables
-from .cases import Cases
-from .targets import targets
+from . import charts, tables, targets
+from .cases import SQL, Cases
+from .markdown import Table, items, with_spread
 
-_REPORT = "report.md"
+_BENCHMARKS = Path(__file__).parents[1]
+READMES = (_BENCHMARKS / "README.md", _BENCHMARKS.parent / "README.md")
+PUBLISHED = _BENCHMARKS / "full-run.json"
+"""The results that the READMEs show."""
+
 _INTERRUPTED = (
     "**Interrupted: the benchmark did not finish. The records in this report are complete; the others are"
     " missing.**"
 )
+_MARKED = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+
+_README_TABLES: Mapping[str, Callable[[Cases], str]] = {
+    "summary": tables.summary,
+    "overview": tables.overview,
+    "losses": tables.losses,
+    "numbering": tables.numbering,
+    "variants": tables.variants,
+    "equal-terms": tables.equal_terms,
+    "targets": targets.targets,
+    "setup": lambda cases: tables.setup(cases.results),
+}
+"""Name in a README's `<!-- table: NAME -->` -> what stands there."""
 
 
 def report(results: Results, folder: str | os.PathLike[str] | None = None) -> str:
@@ -23,29 +43,28 @@ def report(results: Results, folder: str | os.PathLike[str] | None = None) -> st
     Raises `MissingDependencyError` if charts are requested and matplotlib is not installed.
     """
     cases = Cases(results)
-    drawn = [] if folder is None else charts.draw(cases, Path(folder))
+    drawn = {} if folder is None else charts.draw(cases, Path(folder))
     sections = (
         "# Benchmark of deerflow-mongo",
         "" if results.finished else _INTERRUPTED,
         "This report shows ratios only; absolute values depend on the machine and are in the results file.",
-        f"## Summary\n\n{tables.summary(results)}",
-        targets(cases),
-        tables.setup(results),
-        "\n\n".join(("## Charts", *(_embedded(chart) for chart in drawn))) if drawn else "",
+        f"## Summary\n\n{tables.summary(cases)}",
+        f"## All operations\n\n{tables.overview(cases)}",
+        f"## Slower than SQL\n\n{tables.losses(cases)}",
+        f"## Targets\n\n{targets.targets(cases)}",
+        f"## Setup\n\n{tables.setup(results)}\n\n{tables.contenders(results)}",
+        *(f"![{' '.join(title.split())}]({path})" for path, title in drawn.items()),
         tables.operations(cases),
+        targets.missed(cases),
         tables.growth(cases),
-        tables.cpu(cases),
         tables.stored_bytes(cases),
         tables.mixed_workload(cases),
         tables.contention(cases),
-        tables.variants(cases),
-        tables.memory(cases),
+        f"## Variants\n\n{tables.variants(cases)}\n\n{tables.equal_terms(cases)}"
+        if cases.of("variants")
+        else "",
     )
     return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def _embedded(chart: charts.Chart) -> str:
-    return f"![{' '.join(chart.title.split())}]({chart.path})"
 
 
 def write_report(results_path: str | os.PathLike[str], folder: str | os.PathLike[str] | None = None) -> Path:
@@ -56,8 +75,38 @@ def write_report(results_path: str | os.PathLike[str], folder: str | os.PathLike
     """
     source = Path(results_path)
     target = source.with_name(f"{source.stem}-report") if folder is None else Path(folder)
-    text = report(Results.load(source), target)
     target.mkdir(parents=True, exist_ok=True)
-    path = target / _REPORT
-    path.write_text(text, encoding="utf-8")
+    path = target / "report.md"
+    path.write_text(report(Results.load(source), target), encoding="utf-8")
     return path
+
+
+def write_readmes(results_path: str | os.PathLike[str]) -> list[Path]:
+    """Writes the tables of the READMEs and the charts of the benchmarks' README; returns their paths."""
+    cases = Cases(Results.load(results_path))
+    for path in READMES:
+        path.write_text(with_tables(path.read_text(encoding="utf-8"), cases), encoding="utf-8")
+    return [*READMES, *(_BENCHMARKS / chart for chart in charts.draw(cases, _BENCHMARKS))]
+
+
+def with_tables(text: str, cases: Cases) -> str:
+    """The text with the tables of these results between its marks."""
+    return _MARKED.sub(lambda found: f"{found[1]}{_README_TABLES[found[2]](cases)}{found[3]}", text)
+
+
+def compare(old: Results, new: Results) -> str:
+    """The ratios of the summary and of all operations, side by side: they depend little on the machine."""
+    before, after = Cases(old), Cases(new)
+    heads = [f"{after.short(name)}, {when}" for name in SQL for when in ("old", "new")]
+    table = Table("operation", "processes x tasks", *heads)
+    for case in (*after.of("operations"), *after.of("day")):
+        ratios = [of.ratio(case, "ops_per_s", OURS, name) for name in SQL for of in (before, after)]
+        table.add(f"`{case.operation}`", f"{case.processes} x {case.concurrency}", *map(with_spread, ratios))
+    different = [
+        f"{name}, {key}: {getattr(old, name).get(key)} -> {getattr(new, name).get(key)}"
+        for name in ("versions", "settings", "machine")
+        for key in dict.fromkeys((*getattr(old, name), *getattr(new, name)))
+        if getattr(old, name).get(key) != getattr(new, name).get(key)
+    ]
+    note = "Throughput of deerflow-mongo relative to the SQL baseline."
+    return "\n\n".join((note, str(table), *(["Different:", items(different)] if different else [])))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from ..results import Metric, Record
+Values = Sequence[float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,49 +18,28 @@ class Ratio:
     high: float
 
 
-def paired(over: Sequence[float | None], under: Sequence[float | None]) -> Ratio | None:
+def paired(over: Values, under: Values) -> Ratio | None:
     """For alternating measurements: one ratio per repetition, so that a slow phase affects both sides."""
-    quotients = [
+    return _spread(
         a / b if b else math.inf
         for a, b in zip(over, under, strict=False)
         if a is not None and b is not None and (a or b)
-    ]
-    return Ratio(median(quotients), min(quotients), max(quotients)) if quotients else None
-
-
-def unpaired(over: Sequence[float | None], under: Sequence[float | None]) -> Ratio | None:
-    """For measurements at different times: the ratio of the medians, with the widest possible spread."""
-    above, below = _known(over), _known(under)
-    if not above or not below or not (median(above) or median(below)):
-        return None
-    return Ratio(
-        _quotient(median(above), median(below)),
-        _quotient(min(above), max(below)),
-        _quotient(max(above), min(below)),
     )
 
 
-def of_records(over: Record, under: Record, metric: Metric) -> Ratio | None:
-    """Records of one load were measured alternately, whatever the dataset; others were not."""
-    alternated = _load(over) == _load(under)
-    return (paired if alternated else unpaired)(over.values(metric), under.values(metric))
+def unpaired(over: Values, under: Values) -> Ratio | None:
+    """For measurements at different times: the ratio of the medians, with the widest possible spread."""
+    above, below = _spread(over), _spread(under)
+    if above is None or below is None or below.low <= 0:
+        return None
+    return Ratio(above.median / below.median, above.low / below.high, above.high / below.low)
 
 
 def typical(ratios: Iterable[Ratio | None]) -> Ratio | None:
     """The median of the ratios' medians, with the smallest and the largest of them."""
-    medians = [ratio.median for ratio in ratios if ratio is not None]
-    return Ratio(median(medians), min(medians), max(medians)) if medians else None
+    return _spread(ratio.median for ratio in ratios if ratio is not None)
 
 
-def _load(record: Record) -> tuple[object, ...]:
-    return record.part, record.operation, record.concurrency, record.processes
-
-
-def _known(values: Sequence[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
-
-
-def _quotient(over: float, under: float) -> float:
-    if under:
-        return over / under
-    return math.inf if over else 0.0
+def _spread(values: Iterable[float | None]) -> Ratio | None:
+    known = [value for value in values if value is not None]
+    return Ratio(median(known), min(known), max(known)) if known else None

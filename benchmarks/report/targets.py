@@ -2,150 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from ..contenders.known import OURS, RAW_PYMONGO
-from ..results import Kind, Metric, Part
-from .cases import MANY_TASKS, SQL, Case, Cases, label_of
-from .markdown import counted, items, spread, times
+from ..operations import OPERATIONS
+from ..results import Part
+from .cases import GROWTH_BASE, MANY_TASKS, SQL, Case, Cases, label_of
+from .markdown import NOTHING, Table, times, with_spread
 from .ratios import Ratio
-from .tables import GROWTH_BASE
 
-Measure = Callable[[Cases, Case], Ratio | None]
+Measure = Callable[[Cases, Case, str], Ratio | None]
+"""Of this backend: deerflow-mongo, or raw PyMongo, which no code on top of PyMongo can exceed."""
 
-_AT_LEAST, _AT_MOST = "at least", "at most"
+_GROWTH_RUNS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     title: str
-    bound: float
     limit: Literal["at least", "at most"]
+    bound: float
     part: Part
     measure: Measure
-    concurrency: int | None = None
-    processes: int | None = None
-    kind: Kind | None = None
-    dataset: int | None = None
-    raw_pymongo: Measure | None = None
-    """The same measure of raw PyMongo, which no code on top of PyMongo can exceed."""
+    given: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Field values of the cases."""
+    kind: str | None = None
 
     def cases(self, cases: Cases) -> list[Case]:
-        names = ("concurrency", "processes", "kind", "dataset")
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return [case for case in cases.of(self.part, **given) if OURS in cases.records(case)]
+        found = [case for case in cases.of(self.part, **self.given) if OURS in cases.records(case)]
+        if self.kind is None:
+            return found
+        return [case for case in found if OPERATIONS[case.operation].method.kind == self.kind]
 
     def meets(self, ratio: Ratio) -> bool:
-        if self.limit == _AT_LEAST:
-            return ratio.median >= self.bound
-        return ratio.median <= self.bound
-
-    def is_within_spread(self, ratio: Ratio) -> bool:
-        return ratio.low <= self.bound <= ratio.high
-
-    def distance(self, ratio: Ratio) -> float:
-        """Distance from the bound as a fraction of the bound."""
-        return abs(ratio.median - self.bound) / self.bound
+        return ratio.median >= self.bound if self.limit == "at least" else ratio.median <= self.bound
 
 
-def _relative_to(other: str, metric: Metric = "ops_per_s", backend: str = OURS) -> Measure:
-    return lambda cases, case: cases.ratio(case, metric, backend, other)
+def _throughput_relative_to(other: str) -> Measure:
+    return lambda cases, case, backend: (
+        None if backend == other else cases.ratio(case, "ops_per_s", backend, other)
+    )
 
 
-def _relative_to_faster_sql(backend: str = OURS) -> Measure:
-    """Relative to the faster SQL baseline; None unless both are measured."""
-
-    def measure(cases: Cases, case: Case) -> Ratio | None:
-        ratios = [cases.ratio(case, "ops_per_s", backend, other) for other in SQL]
-        known = [ratio for ratio in ratios if ratio is not None]
-        return min(known, key=lambda ratio: ratio.median) if len(known) == len(SQL) else None
-
-    return measure
+def _relative_to_faster_sql(cases: Cases, case: Case, backend: str) -> Ratio | None:
+    """None unless both baselines are measured."""
+    ratios = [cases.ratio(case, "ops_per_s", backend, other) for other in SQL]
+    known = [ratio for ratio in ratios if ratio is not None]
+    return min(known, key=lambda ratio: ratio.median) if len(known) == len(SQL) else None
 
 
-def _growth(cases: Cases, case: Case) -> Ratio | None:
-    return cases.growth(case, OURS, GROWTH_BASE)
+def _p50_relative_to_raw(cases: Cases, case: Case, backend: str) -> Ratio | None:
+    return None if backend == RAW_PYMONGO else cases.ratio(case, "p50_ms", backend, RAW_PYMONGO)
 
 
-_GROWTH_RUNS = 100_000
+def _growth(cases: Cases, case: Case, backend: str) -> Ratio | None:
+    return cases.growth(case, backend, GROWTH_BASE)
+
+
+_ONE: dict[str, Any] = {"concurrency": 1, "processes": 1}
+_MANY: dict[str, Any] = {"concurrency": MANY_TASKS, "processes": 1}
+_TO_RAW = _throughput_relative_to(RAW_PYMONGO)
+_TO_POSTGRESQL, _TO_SQLITE = _throughput_relative_to("postgresql"), _throughput_relative_to("sqlite")
 
 TARGETS = (
     Target(
-        "throughput relative to the SQL baseline on PostgreSQL, 32 tasks",
-        3.0,
-        _AT_LEAST,
-        "operations",
-        _relative_to("postgresql"),
-        concurrency=MANY_TASKS,
-        processes=1,
-        raw_pymongo=_relative_to("postgresql", backend=RAW_PYMONGO),
+        "throughput relative to PostgreSQL, 32 tasks", "at least", 3.0, "operations", _TO_POSTGRESQL, _MANY
     ),
-    Target(
-        "throughput relative to the SQL baseline on SQLite, 32 tasks",
-        5.0,
-        _AT_LEAST,
-        "operations",
-        _relative_to("sqlite"),
-        concurrency=MANY_TASKS,
-        processes=1,
-        raw_pymongo=_relative_to("sqlite", backend=RAW_PYMONGO),
-    ),
+    Target("throughput relative to SQLite, 32 tasks", "at least", 5.0, "operations", _TO_SQLITE, _MANY),
     Target(
         "throughput relative to the faster SQL baseline, 1 task",
+        "at least",
         0.95,
-        _AT_LEAST,
         "operations",
-        _relative_to_faster_sql(),
-        concurrency=1,
-        processes=1,
-        raw_pymongo=_relative_to_faster_sql(RAW_PYMONGO),
+        _relative_to_faster_sql,
+        _ONE,
     ),
     Target(
         "throughput of reads by id relative to the faster SQL baseline, 1 task",
+        "at least",
         2.0,
-        _AT_LEAST,
         "operations",
-        _relative_to_faster_sql(),
-        concurrency=1,
-        processes=1,
-        raw_pymongo=_relative_to_faster_sql(RAW_PYMONGO),
-        kind="read_by_id",
+        _relative_to_faster_sql,
+        _ONE,
+        "read_by_id",
     ),
-    Target(
-        "p50 relative to raw PyMongo, 1 task",
-        1.10,
-        _AT_MOST,
-        "operations",
-        _relative_to(RAW_PYMONGO, "p50_ms"),
-        concurrency=1,
-        processes=1,
-    ),
-    Target(
-        "throughput relative to raw PyMongo, 32 tasks",
-        0.90,
-        _AT_LEAST,
-        "operations",
-        _relative_to(RAW_PYMONGO),
-        concurrency=MANY_TASKS,
-        processes=1,
-    ),
+    Target("p50 relative to raw PyMongo, 1 task", "at most", 1.10, "operations", _p50_relative_to_raw, _ONE),
+    Target("throughput relative to raw PyMongo, 32 tasks", "at least", 0.90, "operations", _TO_RAW, _MANY),
     Target(
         f"p50 with {_GROWTH_RUNS:,} stored runs relative to {GROWTH_BASE:,}",
+        "at most",
         1.3,
-        _AT_MOST,
         "growth",
         _growth,
-        dataset=_GROWTH_RUNS,
+        {"dataset": _GROWTH_RUNS},
     ),
     Target(
-        "throughput of the mixed workload relative to the SQL baseline on PostgreSQL, 4 processes",
+        "throughput of the mixed workload relative to PostgreSQL, 4 processes",
+        "at least",
         3.0,
-        _AT_LEAST,
         "day",
-        _relative_to("postgresql"),
-        processes=4,
+        _TO_POSTGRESQL,
+        {"processes": 4},
     ),
 )
 
@@ -155,17 +114,15 @@ class Outcome:
     target: Target
     measured: dict[str, Ratio]
     """Label of the case -> ratio."""
-    missing: tuple[str, ...]
-    """Labels of the cases without records of both contenders."""
     raw_pymongo: dict[str, Ratio]
-    """Label of the case -> ratio of raw PyMongo, if the target has one."""
+    """The same of raw PyMongo."""
 
     @property
     def misses(self) -> dict[str, Ratio]:
         """Missed cases, the largest distance first."""
-        target = self.target
-        found = [(label, ratio) for label, ratio in self.measured.items() if not target.meets(ratio)]
-        return dict(sorted(found, key=lambda pair: -target.distance(pair[1])))
+        bound, meets = self.target.bound, self.target.meets
+        found = [(label, ratio) for label, ratio in self.measured.items() if not meets(ratio)]
+        return dict(sorted(found, key=lambda pair: -abs(pair[1].median - bound)))
 
     @property
     def verdict(self) -> Literal["met", "MISSED", "not measured"]:
@@ -177,59 +134,35 @@ class Outcome:
 def outcome(target: Target, cases: Cases) -> Outcome:
     selected = target.cases(cases)
     label = label_of(selected)
-    ratios = {label(case): target.measure(cases, case) for case in selected}
-    return Outcome(
-        target,
-        {name: ratio for name, ratio in ratios.items() if ratio is not None},
-        tuple(name for name, ratio in ratios.items() if ratio is None),
-        {name: ratio for name, ratio in _raw_pymongo(target, cases) if ratio is not None},
+    measured, raw = (
+        {
+            label(case): ratio
+            for case in selected
+            if (ratio := target.measure(cases, case, backend)) is not None
+        }
+        for backend in (OURS, RAW_PYMONGO)
     )
-
-
-def _raw_pymongo(target: Target, cases: Cases) -> Iterator[tuple[str, Ratio | None]]:
-    if target.raw_pymongo is not None:
-        selected = target.cases(cases)
-        label = label_of(selected)
-        for case in selected:
-            yield label(case), target.raw_pymongo(cases, case)
+    return Outcome(target, measured, raw)
 
 
 def targets(cases: Cases) -> str:
-    outcomes = [outcome(target, cases) for target in TARGETS]
-    lists = [text for one in outcomes for text in _missed(one)]
-    return "\n\n".join(("## Targets", items(_line(one) for one in outcomes), *lists))
+    table = Table("target", "", "met by", "raw PyMongo, where missed", texts=4)
+    for one in (outcome(target, cases) for target in TARGETS):
+        number = len(one.measured)
+        met = f"{number - len(one.misses)} of {number}" if number else NOTHING
+        raw = [one.target.meets(one.raw_pymongo[name]) for name in one.misses if name in one.raw_pymongo]
+        reaches = f"meets {sum(raw)} of {len(raw)}" if raw else NOTHING
+        title = f"{one.target.title}: {one.target.limit} {one.target.bound:g} x"
+        table.add(title, f"**{one.verdict}**", met, reaches)
+    return str(table)
 
 
-def _description(target: Target) -> str:
-    return f"{target.title}: {target.limit} {target.bound:g} x"
-
-
-def _line(one: Outcome) -> str:
-    text = f"**{one.verdict}**: {_description(one.target)}"
-    if one.measured:
-        text += f"; {len(one.measured) - len(one.misses)} of {counted(len(one.measured), 'case')}"
-    if one.measured and one.missing:
-        text += f", {len(one.missing)} not measured"
-    misses = [name for name in one.misses if name in one.raw_pymongo]
-    if misses:
-        missed = sum(not one.target.meets(one.raw_pymongo[name]) for name in misses)
-        text += f"; raw PyMongo misses {missed} of the {counted(len(misses), 'missed case')}, too"
-    return text
-
-
-def _missed(one: Outcome) -> Iterator[str]:
-    if one.misses:
-        yield f"Missed, {_description(one.target)}:"
-        yield items(_miss(one, label, ratio) for label, ratio in one.misses.items())
-    if one.measured and one.missing:
-        yield f"Not measured for both contenders, {_description(one.target)}: {', '.join(one.missing)}."
-
-
-def _miss(one: Outcome, label: str, ratio: Ratio) -> str:
-    text = f"{label}: {times(ratio.median)} {spread(ratio)}".strip()
-    share = one.target.distance(ratio) * 100
-    text += f", missed by {share:.0f} %" if share >= 1 else ", missed by less than 1 %"
-    if one.target.is_within_spread(ratio):
-        text += "; the spread includes the target"
-    raw = one.raw_pymongo.get(label)
-    return text if raw is None else f"{text}; raw PyMongo: {times(raw.median)}"
+def missed(cases: Cases) -> str:
+    """The missed cases of all targets."""
+    table = Table("target", "case", "deerflow-mongo", "raw PyMongo", texts=2)
+    for one in (outcome(target, cases) for target in TARGETS):
+        for label, ratio in one.misses.items():
+            raw = one.raw_pymongo.get(label)
+            bound = f"{one.target.title}: {one.target.limit} {one.target.bound:g} x"
+            table.add(bound, label, with_spread(ratio), NOTHING if raw is None else times(raw.median))
+    return f"## Missed targets\n\n{table}" if table else ""
