@@ -20,7 +20,8 @@ from .children import ChildError
 from .contenders.known import CONTENDERS, OURS
 from .measuring import Bench, Case, Settings
 from .operations import OPERATIONS
-from .payloads import Payloads, payloads_of
+from .payloads import Payloads
+from .recordings import payloads_of
 from .results import Results, ResultsError, Size
 
 _SECONDS = 0.2
@@ -102,13 +103,15 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.quick, arguments.parts, arguments.backends, arguments.operations, arguments.concurrency
     )
     payloads = payloads_of(arguments.threads)
-    settings = Settings(arguments.seconds, arguments.repetitions, arguments.threads)
+    settings = Settings(arguments.seconds, arguments.repetitions)
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         running = stack.enter_context(servers.running(plan.contenders_of(options)))
         results = Results(settings=_settings(options, settings, payloads), machine=_machine())
         available = _add_contenders(results, options, running)
         bench = Bench(stack, running, payloads, settings)
+        for name in available:
+            bench.start(name)
         cases = plan.cases_of(options, available)
         if "growth" in plan.parts_of(options):
             _measure_sizes(results, bench, plan.sizes_of(options), available)

@@ -1,4 +1,4 @@
-"""The measuring process of one contender: `python -m benchmarks.child CONTENDER [THREADS]`.
+"""The measuring process of one contender: `python -m benchmarks.child CONTENDER PAYLOADS`.
 
 It reads one JSON request per line from stdin and writes one JSON response per line to stdout, until stdin
 ends. `open` opens a database, `close` closes it; the requests between them are the methods of `_Bench`.
@@ -12,6 +12,7 @@ import gc
 import importlib
 import itertools
 import json
+import pickle
 import resource
 import signal
 import sys
@@ -31,7 +32,7 @@ from .children import Request, Response
 from .contenders.known import CONTENDERS, UVLOOP, Contender
 from .dataset import Dataset, an_id
 from .operations import HOT_THREAD, OPERATIONS, Operation
-from .payloads import Payloads, payloads_of, session
+from .payloads import Payloads, session
 
 Step: TypeAlias = tuple[str, Mapping[str, Any]]
 
@@ -252,9 +253,9 @@ def _respond(response: Response) -> None:
     sys.stdout.flush()
 
 
-def _main(name: str, threads: str | None = None) -> None:
+def _main(name: str, payloads_file: str) -> None:
     contender = CONTENDERS[name]
-    payloads = payloads_of(None if threads is None else Path(threads))
+    payloads = pickle.loads(Path(payloads_file).read_bytes())  # noqa: S301 - its parent's own file
     run = asyncio.run
     if contender.kind == "deerflow":
         from .contenders import deerflow_sql

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickle
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
+
+from .payloads import Payloads
 
 _ROOT = Path(__file__).parents[1]
 _MODULE = "benchmarks.child"
@@ -27,10 +32,9 @@ class ChildError(RuntimeError):
 class Child:
     """One process; it is idle between requests."""
 
-    def __init__(self, contender: str, threads: Path | None) -> None:
-        arguments = [contender] if threads is None else [contender, str(threads)]
+    def __init__(self, contender: str, payloads: Path) -> None:
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", _MODULE, *arguments],
+            [sys.executable, "-m", _MODULE, contender, payloads],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=_ROOT,
@@ -61,14 +65,16 @@ class Child:
 class Children:
     """The processes of all contenders. Those without a database wait for the next case."""
 
-    def __init__(self, threads: Path | None) -> None:
-        self._threads = threads
+    def __init__(self, payloads: Payloads) -> None:
         self._idle: dict[str, list[Child]] = {}
+        self._folder = Path(tempfile.mkdtemp(prefix="bench-payloads-"))
+        self._payloads = self._folder / "payloads"
+        self._payloads.write_bytes(pickle.dumps(payloads))
 
     def start(self, contender: str, count: int = 1) -> None:
         """Starts what is missing; the processes import their packages meanwhile."""
         idle = self._idle.setdefault(contender, [])
-        idle += [Child(contender, self._threads) for _ in range(count - len(idle))]
+        idle += [Child(contender, self._payloads) for _ in range(count - len(idle))]
 
     @contextlib.contextmanager
     def opened(self, contender: str, count: int, url: str, database: str) -> Generator[list[Child]]:
@@ -89,6 +95,7 @@ class Children:
         for idle in self._idle.values():
             for one in idle:
                 one.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _request_all(children: Sequence[Child], request: Request) -> None:

@@ -13,7 +13,6 @@ import math
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, cast
 
 from . import agreement, servers
@@ -42,8 +41,6 @@ class Settings:
     seconds: float
     """Duration of one measurement."""
     repetitions: int
-    threads: Path | None
-    """The folder of recorded threads."""
 
     def warm_up_s(self, tasks: int) -> float:
         """Long enough for a pool to open a connection per task, which takes some thousand calls."""
@@ -96,13 +93,15 @@ class Bench:
         self._payloads = payloads
         self._settings = settings
         self._shared: dict[tuple[str, int], Target] = {}
-        self._children = Children(settings.threads)
+        self._children = Children(payloads)
         stack.callback(self._children.stop)
+
+    def start(self, contender: str) -> None:
+        """Starts the contender's process, which imports its packages meanwhile."""
+        self._children.start(contender)
 
     def measure(self, case: Case) -> Outcome:
         outcome = Outcome()
-        for name in case.contenders:
-            self._children.start(name)
         with contextlib.ExitStack() as stack:
             lanes = [
                 stack.enter_context(self._lane(case, CONTENDERS[name], dataset))

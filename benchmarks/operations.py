@@ -1,6 +1,6 @@
 """The measured operations: for each, the arguments of its n-th call, and the rows that its calls delete.
 
-Which methods there are, and which of them read or write, is in `deerflow_mongo.testing.methods`. Arguments
+Which methods there are, and which of them read or write, is in `deerflow_mongo.contract.methods`. Arguments
 depend only on the number of the call and the dataset, so all contenders get the same calls.
 """
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
+from deerflow_mongo.contract.methods import METHOD_KINDS, Kind, section_of, store_of
 from deerflow_mongo.contract.rows import ThreadMetaCreate
-from deerflow_mongo.testing.methods import METHODS, Method
 
 from .dataset import EVENTS_PER_RUN, RUNS_PER_THREAD, Dataset, Rows, an_id
 from .payloads import Call
@@ -26,7 +26,6 @@ _HOT_RUN = 1  # pending
 _NEW_RUNS_PER_THREAD = 10
 _NOW = datetime(2026, 6, 1, tzinfo=UTC)
 _SPARE_USER = an_id("spare user", 0)
-_METHODS: Mapping[str, Method] = {method.path: method for method in METHODS}
 
 NOT_MEASURED: Mapping[str, str] = {
     "runs.update_model_name": "the same command as runs.set_error",
@@ -50,8 +49,12 @@ class Operation:
         return ".".join(self.name.split(".")[:2])
 
     @property
-    def method(self) -> Method:
-        return _METHODS[self.path]
+    def kind(self) -> Kind:
+        return METHOD_KINDS[self.path]
+
+    @property
+    def section(self) -> int:
+        return section_of(self.path)
 
     @property
     def is_hot(self) -> bool:
@@ -65,11 +68,12 @@ class Operation:
 
     def read_back(self, arguments: Arguments) -> Call | None:
         """The read that shows the effect of a write."""
-        if self.method.kind != "write":
+        store = store_of(self.path)
+        if self.kind != "write":
             return None
-        if self.method.store == "runs":
+        if store == "runs":
             return Call("runs.get", {"run_id": arguments["run_id"], "user_id": None})
-        if self.method.store == "threads":
+        if store == "threads":
             thread_id = arguments["data"].thread_id if "data" in arguments else arguments["thread_id"]
             return Call("threads.get_thread_meta", {"thread_id": thread_id})
         if "feedback_id" in arguments:
@@ -78,7 +82,7 @@ class Operation:
         if "run_id" not in first:
             return Call("run_events.count_messages", arguments)
         of_run = {name: first[name] for name in ("thread_id", "run_id")}
-        if self.method.store == "feedback":
+        if store == "feedback":
             return Call("feedback.list_by_run", {**of_run, "limit": 100, "user_id": None})
         return Call("run_events.list_events", {**of_run, "limit": 500})
 

@@ -1,39 +1,12 @@
-"""The payloads and sessions of the benchmarks, taken from recorded threads.
-
-A recording is replayed once against stores that only record their calls. These calls are the mixed workload;
-the events, metadata and texts in them are the payloads of the single operations.
-"""
+"""The payloads and sessions of the benchmarks, which `recordings.py` takes from recorded threads."""
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-import itertools
-import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-import deerflow_mongo
-from deerflow_mongo.contract import protocols
-from deerflow_mongo.contract.actor import AUTO, resolve_user_id
-from deerflow_mongo.contract.observer import StorageRunObserver
-from deerflow_mongo.demo.recording import RecordedThread, load_thread
-from deerflow_mongo.demo.replay import Replayer
-
-_SAMPLES = Path(deerflow_mongo.__file__).parent / "demo" / "samples"
-_PROTOCOLS: Mapping[str, type] = {
-    "runs": protocols.RunStore,
-    "feedback": protocols.FeedbackStore,
-    "threads": protocols.ThreadStore,
-    "run_events": protocols.RunEventStore,
-}
-_USERS = ("user-1", "user-2")
-_RUN_CONFIG = {
-    "recursion_limit": 100,
-    "configurable": {"model_name": "gpt-4.1", "thinking_enabled": True, "is_plan_mode": False},
-}
+_IDS = frozenset({"thread_id", "run_id", "follow_up_to_run_id", "user_id"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,119 +33,6 @@ class Payloads:
     scripts: tuple[Script, ...]
 
 
-def payloads_of(folder: Path | None) -> Payloads:
-    """Payloads from the recordings in `folder`, or from the packaged sample if it is None."""
-    files = sorted((folder or _SAMPLES).glob("*.json"))
-    if not files:
-        raise FileNotFoundError(f"no recorded thread (*.json) in {folder}")
-    scripts = tuple(_script(load_thread(file), _recorded_metadata(file)) for file in files)
-    calls = list(itertools.chain.from_iterable(scripts))
-    created = [call.arguments for call in calls if call.path == "runs.create"]
-    batches = [call.arguments["events"] for call in calls if call.path == "run_events.put_batch"]
-    return Payloads(
-        f"{len(files)} recorded threads" if folder else "the packaged sample thread",
-        tuple(run["metadata"] for run in created),
-        tuple(run["kwargs"] for run in created),
-        tuple(
-            {name: value for name, value in call.arguments.items() if name != "run_id"}
-            for call in calls
-            if call.path == "runs.update_run_completion" and call.arguments.get("last_ai_message")
-        ),
-        tuple(
-            {name: value for name, value in event.items() if name not in ("thread_id", "run_id")}
-            for event in itertools.chain.from_iterable(batches)
-        ),
-        tuple(_with_reads(script) for script in scripts),
-    )
-
-
-def _recorded_metadata(file: Path) -> dict[str, Any]:
-    """The run metadata in the recording, as a host would pass it."""
-    metadata = cast("dict[str, Any]", json.loads(file.read_text(encoding="utf-8")).get("metadata") or {})
-    return {name: value for name, value in metadata.items() if name not in ("thread_id", "run_id", "user_id")}
-
-
-# -- recording calls -------------------------------------------------------------------------------
-
-
-class _RecordingStore:
-    """A store that records every call with the contract's argument names."""
-
-    def __init__(self, name: str, calls: list[Call]) -> None:
-        self._name = name
-        self._calls = calls
-
-    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
-        signature = inspect.signature(getattr(_PROTOCOLS[self._name], method))
-
-        async def record(*args: Any, **kwargs: Any) -> Any:
-            arguments = dict(signature.bind(None, *args, **kwargs).arguments)
-            del arguments["self"]
-            parameter = signature.parameters.get("user_id")
-            if parameter is not None and arguments.get("user_id", parameter.default) is AUTO:
-                arguments["user_id"] = resolve_user_id(AUTO, method_name=method)
-            self._calls.append(Call(f"{self._name}.{method}", arguments))
-            return arguments.get("events")
-
-        return record
-
-
-class _RecordingStorage:
-    """The part of `Storage` that a replay uses."""
-
-    def __init__(self) -> None:
-        self.calls: list[Call] = []
-        self.runs = cast("Any", _RecordingStore("runs", self.calls))
-        self.feedback = cast("Any", _RecordingStore("feedback", self.calls))
-        self.threads = cast("Any", _RecordingStore("threads", self.calls))
-        self.run_events = cast("Any", _RecordingStore("run_events", self.calls))
-
-    def observer(self) -> StorageRunObserver:
-        return StorageRunObserver(self.runs, self.threads)
-
-
-def _script(thread: RecordedThread, metadata: dict[str, Any]) -> Script:
-    storage = _RecordingStorage()
-    asyncio.run(Replayer(cast("Any", storage), _USERS).replay([thread]))
-    return tuple(_with_host_arguments(call, metadata) for call in storage.calls)
-
-
-def _with_host_arguments(call: Call, metadata: dict[str, Any]) -> Call:
-    """Adds the recorded metadata and the settings that hosts pass to `runs.create`."""
-    if call.path != "runs.create":
-        return call
-    return replace(
-        call,
-        arguments={
-            **call.arguments,
-            "metadata": metadata,
-            "kwargs": {**call.arguments["kwargs"], "config": _RUN_CONFIG},
-        },
-    )
-
-
-def _with_reads(script: Script) -> Script:
-    """The script with the reads of the user's browser."""
-    return tuple(itertools.chain.from_iterable((call, *_reads_after(call, script)) for call in script))
-
-
-def _reads_after(call: Call, script: Script) -> Iterator[Call]:
-    thread_id = next(given.arguments["thread_id"] for given in script)
-    owner = next(given.arguments["user_id"] for given in script if given.path == "threads.ensure_thread")
-    if call.path in ("runs.create", "runs.update_run_completion"):
-        yield Call("runs.get", {"run_id": call.arguments["run_id"], "user_id": owner})
-    if call.path == "run_events.put_batch":
-        yield Call("run_events.list_messages", {"thread_id": thread_id, "limit": 50})
-    if call.path == "runs.update_run_completion":
-        yield Call("runs.list_by_thread", {"thread_id": thread_id, "limit": 20, "user_id": owner})
-        yield Call("runs.token_usage_by_thread", {"thread_id": thread_id, "user_id": owner})
-        yield Call("feedback.list_by_thread_grouped", {"thread_id": thread_id, "user_id": owner})
-        yield Call("threads.search_threads", {"user_id": owner, "limit": 20})
-
-
-# -- replaying -------------------------------------------------------------------------------------
-
-
 def session(script: Script, names: Callable[[str], str]) -> Iterator[Call]:
     """The script with other ids: `names` maps each id to its replacement."""
     for call in script:
@@ -187,6 +47,3 @@ def _renamed(arguments: Mapping[str, Any], names: Callable[[str], str]) -> dict[
         name: names(value) if name in _IDS and value is not None else value
         for name, value in arguments.items()
     }
-
-
-_IDS = frozenset({"thread_id", "run_id", "follow_up_to_run_id", "user_id"})

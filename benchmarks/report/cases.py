@@ -98,7 +98,7 @@ class Cases:
 def section_of(case: Case) -> int:
     """The section of the contract; 9 for what is no single operation."""
     operation = OPERATIONS.get(case.operation)
-    return 9 if operation is None else operation.method.section
+    return 9 if operation is None else operation.section
 
 
 def _position(case: Case) -> int:

@@ -34,7 +34,7 @@ class Target:
         found = [case for case in cases.of(self.part, **self.given) if OURS in cases.records(case)]
         if self.kind is None:
             return found
-        return [case for case in found if OPERATIONS[case.operation].method.kind == self.kind]
+        return [case for case in found if OPERATIONS[case.operation].kind == self.kind]
 
     def meets(self, ratio: Ratio) -> bool:
         return ratio.median >= self.bound if self.limit == "at least" else ratio.median <= self.bound

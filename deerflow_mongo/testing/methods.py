@@ -1,10 +1,10 @@
-"""A table for other tests and for the benchmarks: every method of the stores, with valid arguments."""
+"""A table for other tests: every method of the stores (`contract/methods.py`) with valid arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from ..contract.protocols import Storage
 from ..contract.rows import ThreadMetaCreate
@@ -14,32 +14,17 @@ REQUIRED = frozenset({"run_id", "thread_id", "feedback_id"})
 OPTIONAL = frozenset({"user_id", "owner_id", "assistant_id", "message_id", "follow_up_to_run_id"})
 
 
-Kind: TypeAlias = Literal["read_by_id", "read", "write"]
-
-SECTIONS: Mapping[str, int] = {"runs": 3, "feedback": 4, "threads": 5, "run_events": 6}
-"""Store -> the section of the contract that describes it."""
-
-
 @dataclass(frozen=True)
 class Method:
     """One method with valid arguments; `path` is `store.name`."""
 
     path: str
-    kind: Kind
     arguments: Mapping[str, Any]
     auto_by_default: bool = False
 
     @property
-    def store(self) -> str:
-        return self.path.partition(".")[0]
-
-    @property
     def name(self) -> str:
         return self.path.partition(".")[2]
-
-    @property
-    def section(self) -> int:
-        return SECTIONS[self.store]
 
     def named(self, names: frozenset[str]) -> list[str]:
         return [name for name in self.arguments if name in names]
@@ -61,91 +46,74 @@ _OF_RUN = {"thread_id": THREAD, "run_id": RUN}
 _EVENT = {"event_type": "ai_message", "category": "message"}
 
 METHODS: tuple[Method, ...] = (
-    Method("runs.get", "read_by_id", {"run_id": RUN, "user_id": ALICE}, auto_by_default=True),
-    Method("runs.list_by_thread", "read", {"thread_id": THREAD, "user_id": ALICE}, auto_by_default=True),
+    Method("runs.get", {"run_id": RUN, "user_id": ALICE}, auto_by_default=True),
+    Method("runs.list_by_thread", {"thread_id": THREAD, "user_id": ALICE}, auto_by_default=True),
     Method(
         "runs.create",
-        "write",
         {**_OF_RUN, "user_id": ALICE, "assistant_id": "assistant", "follow_up_to_run_id": "run-0"},
         auto_by_default=True,
     ),
-    Method("runs.update_status", "write", {"run_id": RUN, "status": "running"}),
-    Method("runs.set_error", "write", {"run_id": RUN, "error": "broken"}),
-    Method("runs.update_run_completion", "write", {"run_id": RUN, "status": "success"}),
-    Method("runs.update_model_name", "write", {"run_id": RUN, "model_name": "model"}),
-    Method("runs.list_pending", "read", {}),
-    Method("runs.delete", "write", {"run_id": RUN, "user_id": ALICE}, auto_by_default=True),
-    Method("runs.record_token_usage", "write", {"run_id": RUN, "caller": "lead_agent"}),
+    Method("runs.update_status", {"run_id": RUN, "status": "running"}),
+    Method("runs.set_error", {"run_id": RUN, "error": "broken"}),
+    Method("runs.update_run_completion", {"run_id": RUN, "status": "success"}),
+    Method("runs.update_model_name", {"run_id": RUN, "model_name": "model"}),
+    Method("runs.list_pending", {}),
+    Method("runs.delete", {"run_id": RUN, "user_id": ALICE}, auto_by_default=True),
+    Method("runs.record_token_usage", {"run_id": RUN, "caller": "lead_agent"}),
+    Method("runs.token_usage_by_thread", {"thread_id": THREAD, "user_id": ALICE}, auto_by_default=True),
+    Method("feedback.create", {**_OF_RUN, "rating": 1, "user_id": ALICE, "message_id": "message"}),
+    Method("feedback.create", {**_OF_RUN, "rating": 1, "owner_id": ALICE}),
+    Method("feedback.upsert", {**_OF_RUN, "rating": 1, "user_id": ALICE}),
+    Method("feedback.get", {"feedback_id": _FEEDBACK_ID, "user_id": ALICE}),
+    Method("feedback.delete", {"feedback_id": _FEEDBACK_ID, "user_id": ALICE}),
+    Method("feedback.list_by_run", {**_OF_RUN, "user_id": ALICE}),
+    Method("feedback.list_by_thread", {"thread_id": THREAD, "user_id": ALICE}),
+    Method("feedback.list_by_thread_grouped", {"thread_id": THREAD, "user_id": ALICE}),
+    Method("feedback.aggregate_by_run", _OF_RUN),
+    Method("feedback.delete_by_run", {**_OF_RUN, "user_id": ALICE}),
     Method(
-        "runs.token_usage_by_thread", "read", {"thread_id": THREAD, "user_id": ALICE}, auto_by_default=True
+        "threads.create_thread_meta", {"thread_id": THREAD, "assistant_id": "assistant", "user_id": ALICE}
     ),
-    Method("feedback.create", "write", {**_OF_RUN, "rating": 1, "user_id": ALICE, "message_id": "message"}),
-    Method("feedback.create", "write", {**_OF_RUN, "rating": 1, "owner_id": ALICE}),
-    Method("feedback.upsert", "write", {**_OF_RUN, "rating": 1, "user_id": ALICE}),
-    Method("feedback.get", "read_by_id", {"feedback_id": _FEEDBACK_ID, "user_id": ALICE}),
-    Method("feedback.delete", "write", {"feedback_id": _FEEDBACK_ID, "user_id": ALICE}),
-    Method("feedback.list_by_run", "read", {**_OF_RUN, "user_id": ALICE}),
-    Method("feedback.list_by_thread", "read", {"thread_id": THREAD, "user_id": ALICE}),
-    Method("feedback.list_by_thread_grouped", "read", {"thread_id": THREAD, "user_id": ALICE}),
-    Method("feedback.aggregate_by_run", "read", _OF_RUN),
-    Method("feedback.delete_by_run", "write", {**_OF_RUN, "user_id": ALICE}),
+    Method("threads.get_thread_meta", {"thread_id": THREAD}),
     Method(
-        "threads.create_thread_meta",
-        "write",
-        {"thread_id": THREAD, "assistant_id": "assistant", "user_id": ALICE},
+        "threads.update_thread_meta", {"thread_id": THREAD, "assistant_id": "assistant", "user_id": ALICE}
     ),
-    Method("threads.get_thread_meta", "read_by_id", {"thread_id": THREAD}),
-    Method(
-        "threads.update_thread_meta",
-        "write",
-        {"thread_id": THREAD, "assistant_id": "assistant", "user_id": ALICE},
-    ),
-    Method(
-        "threads.merge_thread_metadata",
-        "write",
-        {"thread_id": THREAD, "metadata": {"a": 1}, "user_id": ALICE},
-    ),
-    Method("threads.get_thread", "read_by_id", {"thread_id": THREAD, "user_id": ALICE}, auto_by_default=True),
+    Method("threads.merge_thread_metadata", {"thread_id": THREAD, "metadata": {"a": 1}, "user_id": ALICE}),
+    Method("threads.get_thread", {"thread_id": THREAD, "user_id": ALICE}, auto_by_default=True),
     Method(
         "threads.ensure_thread",
-        "write",
         {"thread_id": THREAD, "assistant_id": "assistant", "user_id": ALICE},
         auto_by_default=True,
     ),
-    Method("threads.ensure_thread_running", "write", {"thread_id": THREAD, "assistant_id": "assistant"}),
-    Method("threads.sync_thread_title", "write", {"thread_id": THREAD, "title": "a title"}),
-    Method("threads.sync_thread_assistant_id", "write", {"thread_id": THREAD, "assistant_id": "assistant"}),
-    Method("threads.sync_thread_status", "write", {"thread_id": THREAD, "status": "busy"}),
-    Method("threads.sync_thread_metadata", "write", {"thread_id": THREAD, "metadata": {"a": 1}}),
-    Method(
-        "threads.search_threads",
-        "read",
-        {"user_id": ALICE, "assistant_id": "assistant"},
-        auto_by_default=True,
-    ),
-    Method("threads.delete_thread", "write", {"thread_id": THREAD, "user_id": ALICE}),
-    Method("run_events.put_batch", "write", {"events": [{**_OF_RUN, **_EVENT, "user_id": ALICE}]}),
-    Method("run_events.put", "write", {**_OF_RUN, **_EVENT, "user_id": ALICE}),
-    Method("run_events.put_if_absent", "write", {**_OF_RUN, **_EVENT, "user_id": ALICE}),
-    Method("run_events.list_messages", "read", {"thread_id": THREAD, "user_id": ALICE}),
-    Method("run_events.list_events", "read", {**_OF_RUN, "user_id": ALICE}),
-    Method("run_events.list_messages_by_run", "read", {**_OF_RUN, "user_id": ALICE}),
-    Method("run_events.count_messages", "read", {"thread_id": THREAD, "user_id": ALICE}),
-    Method("run_events.delete_by_run", "write", {**_OF_RUN, "user_id": ALICE}),
-    Method("run_events.delete_by_thread", "write", {"thread_id": THREAD, "user_id": ALICE}),
+    Method("threads.ensure_thread_running", {"thread_id": THREAD, "assistant_id": "assistant"}),
+    Method("threads.sync_thread_title", {"thread_id": THREAD, "title": "a title"}),
+    Method("threads.sync_thread_assistant_id", {"thread_id": THREAD, "assistant_id": "assistant"}),
+    Method("threads.sync_thread_status", {"thread_id": THREAD, "status": "busy"}),
+    Method("threads.sync_thread_metadata", {"thread_id": THREAD, "metadata": {"a": 1}}),
+    Method("threads.search_threads", {"user_id": ALICE, "assistant_id": "assistant"}, auto_by_default=True),
+    Method("threads.delete_thread", {"thread_id": THREAD, "user_id": ALICE}),
+    Method("run_events.put_batch", {"events": [{**_OF_RUN, **_EVENT, "user_id": ALICE}]}),
+    Method("run_events.put", {**_OF_RUN, **_EVENT, "user_id": ALICE}),
+    Method("run_events.put_if_absent", {**_OF_RUN, **_EVENT, "user_id": ALICE}),
+    Method("run_events.list_messages", {"thread_id": THREAD, "user_id": ALICE}),
+    Method("run_events.list_events", {**_OF_RUN, "user_id": ALICE}),
+    Method("run_events.list_messages_by_run", {**_OF_RUN, "user_id": ALICE}),
+    Method("run_events.count_messages", {"thread_id": THREAD, "user_id": ALICE}),
+    Method("run_events.delete_by_run", {**_OF_RUN, "user_id": ALICE}),
+    Method("run_events.delete_by_thread", {"thread_id": THREAD, "user_id": ALICE}),
 )
 
 LIMITED: tuple[tuple[Method, str], ...] = (
-    (Method("runs.list_by_thread", "read", {"thread_id": THREAD, "user_id": None}), "limit"),
-    (Method("feedback.list_by_run", "read", {**_OF_RUN, "user_id": None}), "limit"),
-    (Method("feedback.list_by_thread", "read", {"thread_id": THREAD}), "limit"),
-    (Method("threads.search_threads", "read", {"user_id": None}), "limit"),
-    (Method("threads.search_threads", "read", {"user_id": None}), "offset"),
-    (Method("threads.search_threads", "read", {"user_id": None, "order": "last_updated_first"}), "limit"),
-    (Method("threads.search_threads", "read", {"user_id": None, "order": "last_updated_first"}), "offset"),
-    (Method("run_events.list_messages", "read", {"thread_id": THREAD}), "limit"),
-    (Method("run_events.list_events", "read", _OF_RUN), "limit"),
-    (Method("run_events.list_messages_by_run", "read", _OF_RUN), "limit"),
+    (Method("runs.list_by_thread", {"thread_id": THREAD, "user_id": None}), "limit"),
+    (Method("feedback.list_by_run", {**_OF_RUN, "user_id": None}), "limit"),
+    (Method("feedback.list_by_thread", {"thread_id": THREAD}), "limit"),
+    (Method("threads.search_threads", {"user_id": None}), "limit"),
+    (Method("threads.search_threads", {"user_id": None}), "offset"),
+    (Method("threads.search_threads", {"user_id": None, "order": "last_updated_first"}), "limit"),
+    (Method("threads.search_threads", {"user_id": None, "order": "last_updated_first"}), "offset"),
+    (Method("run_events.list_messages", {"thread_id": THREAD}), "limit"),
+    (Method("run_events.list_events", _OF_RUN), "limit"),
+    (Method("run_events.list_messages_by_run", _OF_RUN), "limit"),
 )
 """Methods with a limit or an offset, and the argument's name."""
 
