@@ -46,7 +46,8 @@ _MAX_CALLS_PER_S = 12_000
 
 
 @contextlib.asynccontextmanager
-async def _opened(contender: Contender, url: str, database: str) -> AsyncGenerator[Run]:
+async def opened(contender: Contender, url: str, database: str) -> AsyncGenerator[Run]:
+    """The contender's calls on this database, by path."""
     if contender.kind == "storage":
         async with create_storage(contender.config(url, database)) as storage:
 
@@ -57,8 +58,8 @@ async def _opened(contender: Contender, url: str, database: str) -> AsyncGenerat
             yield method
     elif contender.kind == "direct":
         module, _, opener = contender.opener.partition(".")
-        opened = getattr(importlib.import_module(f".contenders.{module}", __package__), opener)
-        async with opened(url, database) as calls:
+        function = getattr(importlib.import_module(f".contenders.{module}", __package__), opener)
+        async with function(url, database) as calls:
             yield calls.get
     else:
         from .contenders import deerflow_sql
@@ -234,7 +235,7 @@ def _peak_memory_bytes() -> int:
 
 async def _serve(contender: Contender, payloads: Payloads, request: Request) -> None:
     """Handles the requests from `open` to `close`."""
-    async with _opened(contender, request["url"], request["database"]) as run:
+    async with opened(contender, request["url"], request["database"]) as run:
         bench = _Bench(run, payloads)
         _respond({})
         while (request := await asyncio.to_thread(_next_request))["do"] != "close":

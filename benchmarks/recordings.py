@@ -25,7 +25,7 @@ from deerflow_mongo.demo.replay import Replayer
 from .payloads import Call, Payloads, Script
 
 _SAMPLES = Path(deerflow_mongo.__file__).parent / "demo" / "samples"
-_PROTOCOLS: Mapping[str, type] = {
+PROTOCOLS: Mapping[str, type] = {
     "runs": protocols.RunStore,
     "feedback": protocols.FeedbackStore,
     "threads": protocols.ThreadStore,
@@ -81,7 +81,7 @@ class _RecordingStore:
         self._calls = calls
 
     def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
-        signature = inspect.signature(getattr(_PROTOCOLS[self._name], method))
+        signature = inspect.signature(getattr(PROTOCOLS[self._name], method))
 
         async def record(*args: Any, **kwargs: Any) -> Any:
             arguments = dict(signature.bind(None, *args, **kwargs).arguments)

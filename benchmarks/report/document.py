@@ -22,7 +22,7 @@ _INTERRUPTED = (
     "**Interrupted: the benchmark did not finish. The records in this report are complete; the others are"
     " missing.**"
 )
-_MARKED = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+_MARKED = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 _README_TABLES: Mapping[str, Callable[[Cases], str]] = {
     "summary": tables.summary,
@@ -91,7 +91,7 @@ def write_readmes(results_path: str | os.PathLike[str]) -> list[Path]:
 
 def with_tables(text: str, cases: Cases) -> str:
     """The text with the tables of these results between its marks."""
-    return _MARKED.sub(lambda found: f"{found[1]}{_README_TABLES[found[2]](cases)}{found[3]}", text)
+    return _MARKED.sub(lambda found: f"{found[1]}{_README_TABLES[found[2]](cases)}\n{found[3]}", text)
 
 
 def compare(old: Results, new: Results) -> str:

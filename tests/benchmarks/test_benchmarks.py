@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import signal
 import subprocess
@@ -19,10 +19,12 @@ from benchmarks import agreement, plan, servers
 from benchmarks.contenders.known import CONTENDERS, OURS, RAW_PYMONGO
 from benchmarks.dataset import EVENTS_PER_RUN, OTHER_VOTES, Dataset, an_id
 from benchmarks.measuring import Bench, Case, Settings
-from benchmarks.operations import OPERATIONS
-from benchmarks.payloads import Payloads, payloads_of, session
+from benchmarks.operations import NOT_MEASURED, OPERATIONS
+from benchmarks.payloads import Payloads, session
+from benchmarks.recordings import PROTOCOLS, payloads_of
 from benchmarks.results import Results
 from deerflow_mongo import create_storage
+from deerflow_mongo.contract.methods import METHOD_KINDS
 from deerflow_mongo.testing.methods import METHODS
 
 from ..child_processes import CHILD_TIMEOUT_S, communicate, run_child
@@ -38,22 +40,22 @@ def payloads() -> Payloads:
 
 # -- operations and datasets -----------------------------------------------------------------------
 
-_SAME_COMMAND_AS = {
-    "runs.update_model_name": "runs.set_error",
-    "threads.sync_thread_title": "threads.sync_thread_status",
-    "threads.sync_thread_assistant_id": "threads.sync_thread_status",
-    "threads.sync_thread_metadata": "threads.update_thread_meta",
-}
-"""Methods that send the same command with another field."""
 
-_NOT_MEASURED = {"runs.list_pending", "threads.merge_thread_metadata"}
-"""Newer than the published full run, and without an adapter of the app layer."""
+def test_every_method_of_the_protocols_is_in_the_tables() -> None:
+    declared = {
+        f"{store}.{name}"
+        for store, protocol in PROTOCOLS.items()
+        for name in dir(protocol)
+        if not name.startswith("_")
+    }
+    assert set(METHOD_KINDS) == declared
+    assert {method.path for method in METHODS} == declared
 
 
-def test_every_contract_method_is_measured() -> None:
+def test_every_method_is_measured_or_has_a_reason_why_not() -> None:
     measured = {operation.path for operation in OPERATIONS.values()}
-    promised = {_SAME_COMMAND_AS.get(method.path, method.path) for method in METHODS}
-    assert promised - _NOT_MEASURED | {"run_events.put_batch"} == measured
+    assert measured | set(NOT_MEASURED) == set(METHOD_KINDS)
+    assert measured.isdisjoint(NOT_MEASURED)
 
 
 def test_dataset_and_arguments_are_deterministic(payloads: Payloads) -> None:
@@ -70,7 +72,8 @@ def test_dataset_has_the_documented_row_counts(payloads: Payloads) -> None:
     assert len(rows.threads) == runs // 10
     assert len(rows.feedback) == runs + runs // 10 * OTHER_VOTES
     assert len(rows.run_events) == runs // 10 * EVENTS_PER_RUN
-    assert Counter(run["status"] for run in rows.runs) == {"success": 500, "pending": 500}
+    assert Counter(run["status"] == "pending" for run in rows.runs) == {True: 500, False: 500}
+    assert {frozenset(run) for run in rows.runs} == {frozenset(rows.runs[0])}, "one statement inserts all"
     assert len({run["run_id"] for run in rows.runs}) == runs
     numbers: dict[str, list[int]] = {}
     for event in rows.run_events:
@@ -129,10 +132,11 @@ def test_quick_plan_omits_slow_cases() -> None:
     assert measured == {name for name, operation in OPERATIONS.items() if not operation.is_hot}
 
 
-def test_only_long_plan_has_ten_million_runs() -> None:
-    for is_long in (False, True):
-        cases = plan.cases_of(plan.Options(is_long=is_long), (OURS,))
-        assert any(plan.HUGE in case.datasets for case in cases) is is_long
+def test_every_contender_has_the_main_operations_and_raw_pymongo_no_others() -> None:
+    available = (OURS, RAW_PYMONGO, "sqlite", "deerflow-sqlite")
+    for case in plan.cases_of(plan.Options(), available):
+        if case.part == "operations":
+            assert (RAW_PYMONGO in case.contenders) is (case.operation in plan.MAIN_OPERATIONS)
 
 
 def test_deerflow_mongo_is_always_measured() -> None:
@@ -208,13 +212,12 @@ def _run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def test_run_writes_results_that_report_and_compare_read(tmp_path: Path) -> None:
     out = tmp_path / "results.json"
-    operations = ("runs.get", "runs.delete", "run_events.put_batch")
+    operations = ("runs.get", "feedback.upsert", "run_events.put_batch")
     done = _run(
         "run", "--backends", RAW_PYMONGO, "--operations", *operations, "--concurrency", "1", "4",
         *SHORT_RUN, "--out", out,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    raw: dict[str, Any] = json.loads(out.read_text())
     results = Results.load(out)
     assert results.finished
     assert results.disagreements == []
@@ -225,18 +228,29 @@ def test_run_writes_results_that_report_and_compare_read(tmp_path: Path) -> None
         for backend in (OURS, RAW_PYMONGO)
         for tasks in (1, 4)
     }
-    for record in raw["records"]:
-        assert record["repetitions"] == len(record["rounds"]) == 2
-        assert record["failures"] == {}
-        assert record["ops_per_s"] > 0
-        assert 0 < record["p50_ms"] <= record["p95_ms"] <= record["p99_ms"]
-        assert record["cpu_us_per_op"] > 0
-        assert record["peak_memory_mb"] > 1
+    for record in results.records:
+        assert len(record.rounds) == 2
+        assert not record.failures
+        for one in record.rounds:
+            assert one.ops_per_s > 0
+            assert 0 < (one.p50_ms or 0) <= (one.p95_ms or 0) <= (one.p99_ms or 0)
+            assert (one.cpu_us_per_op or 0) > 0
+            assert (one.peak_memory_mb or 0) > 1
     reported = _run("report", out)
     assert reported.returncode == 0, reported.stderr
     assert "`runs.get`" in reported.stdout
     compared = _run("compare", out, out)
     assert compared.returncode == 0, compared.stderr
+    assert "`runs.get`" in compared.stdout
+
+
+def test_operation_that_a_contender_lacks_is_not_measured(tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    done = _run("run", "--backends", RAW_PYMONGO, "--operations", "runs.delete", "--concurrency", "1",
+                *SHORT_RUN, "--out", out)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    [record] = Results.load(out).records
+    assert (record.operation, record.backend) == ("runs.delete", OURS)
 
 
 def test_different_answer_excludes_the_contender(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,8 +259,9 @@ def test_different_answer_excludes_the_contender(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(agreement, "difference", differ)
     case = Case("operations", "runs.get", (OURS, "mongodb-motor"), (1,), (100,))
-    settings = Settings(0.05, 1, None)
-    with servers.running([OURS]) as running, Bench(running, payloads_of(None), settings) as bench:
+    with contextlib.ExitStack() as stack:
+        running = stack.enter_context(servers.running([OURS]))
+        bench = Bench(stack, running, payloads_of(None), Settings(0.05, 1))
         outcome = bench.measure(case)
     assert [record.backend for record in outcome.records] == [OURS]
     [found] = outcome.disagreements

@@ -131,9 +131,8 @@ class SqlRunEventStore:
         after_seq: int | None = None,
         user_id: UserId = None,
     ) -> list[RunEventRow]:
-        query = select(RunEvent).where(RunEvent.thread_id == thread_id, RunEvent.category == MESSAGE)
-        query = query.where(*_user_filter(user_id, "list_messages"))
-        return await self._page(thread_id, query, limit, before_seq, after_seq)
+        of_thread = (RunEvent.thread_id == thread_id, *_user_filter(user_id, "list_messages"))
+        return await self._page(thread_id, of_thread, limit, before_seq, after_seq)
 
     async def list_messages_by_run(
         self,
@@ -145,11 +144,9 @@ class SqlRunEventStore:
         after_seq: int | None = None,
         user_id: UserId = None,
     ) -> list[RunEventRow]:
-        query = select(RunEvent).where(
-            RunEvent.thread_id == thread_id, RunEvent.run_id == run_id, RunEvent.category == MESSAGE
-        )
-        query = query.where(*_user_filter(user_id, "list_messages_by_run"))
-        return await self._page(thread_id, query, limit, before_seq, after_seq)
+        of_run = (RunEvent.thread_id == thread_id, RunEvent.run_id == run_id)
+        conditions = (*of_run, *_user_filter(user_id, "list_messages_by_run"))
+        return await self._page(thread_id, conditions, limit, before_seq, after_seq)
 
     async def list_events(
         self,
@@ -240,11 +237,12 @@ class SqlRunEventStore:
     async def _page(
         self,
         thread_id: str,
-        query: Select[Any],
+        conditions: Iterable[ColumnElement[bool]],
         limit: int,
         before_seq: int | None,
         after_seq: int | None,
     ) -> list[RunEventRow]:
+        query = select(RunEvent).where(*conditions, RunEvent.category == MESSAGE)
         if before_seq is None and after_seq is not None:
             query = query.where(RunEvent.seq > after_seq).order_by(RunEvent.seq.asc()).limit(limit)
             return await self._read(thread_id, query)

@@ -23,6 +23,7 @@ from deerflow_mongo import (
     TokenUsage,
     resolve_user_id,
 )
+from deerflow_mongo.contract import arguments
 from deerflow_mongo.contract.actor import UserId
 from deerflow_mongo.contract.rows import CALLERS, COMPLETION_COUNTS, PENDING, UNSET, Caller, TimeInput
 
@@ -90,24 +91,16 @@ class SqlRunStore:
         self, thread_id: str, *, limit: int = 100, user_id: UserId = AUTO
     ) -> list[RunRow]:
         owner = resolve_user_id(user_id, method_name="runs.list_by_thread")
-        query = (
-            select(Run)
-            .where(Run.thread_id == thread_id)
-            .order_by(Run.created_time.desc())
-            .limit(limit)
-            .offset(0)
-        )
+        query = select(Run).where(Run.thread_id == thread_id).order_by(Run.created_time.desc())
+        query = query.limit(limit).offset(0)
         async with self._sessions.reading() as session:
             runs = (await session.execute(query)).scalars().all()
         return [_row(run) for run in runs if owner is None or run.user_id == owner]
 
     async def list_pending(self, *, before: TimeInput | None = None) -> list[RunRow]:
         until = now() if before is None else moment(before)
-        query = (
-            select(Run)
-            .where(Run.status == PENDING, Run.created_time <= until)
-            .order_by(Run.created_time.asc())
-        )
+        query = select(Run).where(Run.status == PENDING, Run.created_time <= until)
+        query = query.order_by(Run.created_time.asc())
         async with self._sessions.reading() as session:
             return [_row(run) for run in (await session.execute(query)).scalars()]
 
@@ -154,7 +147,7 @@ class SqlRunStore:
     async def update_run_completion(
         self, run_id: str, *, status: str, **fields: Unpack[RunCompletionFields]
     ) -> None:
-        """Absent texts stay as they are, and so do texts that are None."""
+        """Absent texts stay as they are, and so do texts that are None. Counts by model are dropped."""
         given = cast("Mapping[str, Any]", fields)
         values: dict[str, Any] = {name: given.get(name, 0) for name in COMPLETION_COUNTS}
         for name in _MESSAGES:
@@ -174,10 +167,8 @@ class SqlRunStore:
         output_tokens: int = 0,
         llm_calls: int = 1,
     ) -> None:
-        if caller not in CALLERS:
-            raise ValueError(f"caller must be one of {', '.join(CALLERS)}, got {caller!r}")
         tokens = input_tokens + output_tokens
-        own = f"{caller}_tokens"
+        own = f"{arguments.caller(caller)}_tokens"
         await self._update(
             run_id,
             total_input_tokens=Run.total_input_tokens + input_tokens,
