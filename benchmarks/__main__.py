@@ -9,7 +9,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,10 @@ from deerflow_mongo import StorageError
 from . import plan, report, servers
 from .children import ChildError
 from .contenders.known import CONTENDERS, OURS
-from .measuring import Bench, Case, Settings
+from .measuring import Bench, Settings
 from .operations import OPERATIONS
-from .payloads import Payloads
 from .recordings import payloads_of
-from .results import Results, ResultsError, Size
-
-_SECONDS = 0.2
-_REPETITIONS = 5
+from .results import Results, ResultsError
 
 
 def _positive(text: str) -> int:
@@ -35,63 +31,45 @@ def _positive(text: str) -> int:
     return number
 
 
-# option of `run` -> its argparse settings
-_RUN_OPTIONS: dict[str, dict[str, Any]] = {
-    "--out": {"type": Path, "metavar": "FILE", "required": True, "help": "the results file (JSON)"},
-    "--quick": {"action": "store_true", "help": "the main operations only, in less than 5 minutes"},
-    "--parts": {"nargs": "+", "choices": plan.PARTS, "metavar": "PART", "help": ", ".join(plan.PARTS)},
-    "--backends": {
-        "nargs": "+",
-        "choices": list(CONTENDERS),
-        "metavar": "NAME",
-        "help": f"measure only {OURS} and these: {', '.join(CONTENDERS)}",
+# command -> option -> its argparse settings
+_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "run": {
+        "--out": {"type": Path, "metavar": "FILE", "required": True, "help": "the results file (JSON)"},
+        "--quick": {"action": "store_true", "help": "the main operations only, in less than 5 minutes"},
+        "--parts": {"nargs": "+", "choices": plan.PARTS, "metavar": "PART", "help": ", ".join(plan.PARTS)},
+        "--backends": {
+            "nargs": "+",
+            "choices": list(CONTENDERS),
+            "metavar": "NAME",
+            "help": f"measure only {OURS} and these: {', '.join(CONTENDERS)}",
+        },
+        "--operations": {"nargs": "+", "choices": list(OPERATIONS), "metavar": "NAME", "help": "only these"},
+        "--concurrency": {"nargs": "+", "type": _positive, "metavar": "TASKS", "help": "such as 1 32 256"},
+        "--seconds": {"type": float, "default": 0.2, "help": "of one measurement (default: %(default)s)"},
+        "--repetitions": {"type": _positive, "default": 5, "help": "at least 3 (default: %(default)s)"},
+        "--threads": {"type": Path, "metavar": "FOLDER", "help": "recorded threads to take payloads from"},
     },
-    "--operations": {
-        "nargs": "+",
-        "choices": list(OPERATIONS),
-        "metavar": "NAME",
-        "help": "measure only these, such as runs.get",
+    "report": {
+        "results": {"type": Path},
+        "--out": {"type": Path, "metavar": "FOLDER", "help": "default: NAME-report beside the file"},
+        "--readme": {"action": "store_true", "help": "write the tables and charts of the READMEs instead"},
     },
-    "--concurrency": {
-        "nargs": "+",
-        "type": _positive,
-        "metavar": "TASKS",
-        "help": "concurrent tasks, such as 1 32 256",
-    },
-    "--seconds": {"type": float, "default": _SECONDS, "help": "of one measurement (default: %(default)s)"},
-    "--repetitions": {
-        "type": _positive,
-        "default": _REPETITIONS,
-        "help": "of each measurement, at least 3 (default: %(default)s)",
-    },
-    "--threads": {"type": Path, "metavar": "FOLDER", "help": "recorded threads to take payloads from"},
+    "compare": {"old": {"type": Path}, "new": {"type": Path}},
+}
+_HELP = {
+    "run": "run the benchmark, on servers that it starts itself, and write the results after every case",
+    "report": "write a Markdown report with PNG charts of a results file",
+    "compare": "list the ratios of two results files side by side",
 }
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser(
-        "run",
-        help="run the benchmark and write the results file after every case",
-        description="Measures deerflow-mongo, the SQL baseline, DeerFlow's own SQL code (if installed) and"
-        " raw PyMongo, on servers that it starts and stops itself.",
-    )
-    for name, settings in _RUN_OPTIONS.items():
-        run.add_argument(name, **settings)
-    reporting = commands.add_parser(
-        "report", help="write a Markdown report with PNG charts of a results file"
-    )
-    reporting.add_argument("results", type=Path)
-    reporting.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="output folder (default: NAME-report beside the file)"
-    )
-    reporting.add_argument(
-        "--readme", action="store_true", help="write the tables and charts of the READMEs instead"
-    )
-    comparing = commands.add_parser("compare", help="list the ratios of two results files side by side")
-    comparing.add_argument("old", type=Path)
-    comparing.add_argument("new", type=Path)
+    for name, options in _OPTIONS.items():
+        command = commands.add_parser(name, help=_HELP[name])
+        for option, settings in options.items():
+            command.add_argument(option, **settings)
     return parser
 
 
@@ -107,18 +85,34 @@ def _run(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         running = stack.enter_context(servers.running(plan.contenders_of(options)))
-        results = Results(settings=_settings(options, settings, payloads), machine=_machine())
+        results = Results(
+            settings={
+                "quick": options.is_quick,
+                "parts": plan.parts_of(options),
+                **asdict(settings),
+                "payloads_from": payloads.source,
+            },
+            machine={
+                "system": platform.system(),
+                "machine": platform.machine(),
+                "cpus": os.cpu_count(),
+                "python": platform.python_version(),
+            },
+        )
         available = _add_contenders(results, options, running)
-        bench = Bench(stack, running, payloads, settings)
+        bench = Bench(stack, running, payloads, settings, results)
         for name in available:
-            bench.start(name)
+            bench.children.start(name)
         cases = plan.cases_of(options, available)
-        if "growth" in plan.parts_of(options):
-            _measure_sizes(results, bench, plan.sizes_of(options), available)
+        for size, name in plan.stored_of(options, available):
+            bench.measure_size(name, size)
         for number, case in enumerate(cases):
             passed_s = time.monotonic() - began
             _print(f"[{number}/{len(cases)}, {passed_s:,.0f} s] {case.part}: {case.operation}", sys.stderr)
-            _measure(results, bench, case)
+            try:
+                bench.measure(case)
+            except ChildError as error:
+                _print(f"{case.part}: {case.operation}: {error}; not measured")
             results.took_s = round(time.monotonic() - began)
             results.save(arguments.out)
         results.finished = True
@@ -134,7 +128,7 @@ def _add_contenders(results: Results, options: plan.Options, running: servers.Se
     """Records all contenders in the results; returns the available ones."""
     for name in plan.contenders_of(options):
         contender = CONTENDERS[name]
-        if (reason := servers.unavailable_reason(contender, running)) is not None:
+        if (reason := servers.unavailable_reason(contender)) is not None:
             results.left_out[name] = reason
             _print(f"not measured: {name}: {reason}")
             continue
@@ -142,44 +136,6 @@ def _add_contenders(results: Results, options: plan.Options, running: servers.Se
         results.contenders[name] = {field: getattr(contender, field) for field in fields}
     results.versions = {**running.versions()}
     return list(results.contenders)
-
-
-def _measure(results: Results, bench: Bench, case: Case) -> None:
-    try:
-        outcome = bench.measure(case)
-    except ChildError as error:
-        _print(f"{case.part}: {case.operation}: {error}; not measured")
-        return
-    results.records += outcome.records
-    results.disagreements += outcome.disagreements
-
-
-def _measure_sizes(results: Results, bench: Bench, sizes: Sequence[int], available: Sequence[str]) -> None:
-    """Disk space per run as the number of runs grows; the smallest number only in a quick run."""
-    for size in sizes if max(sizes) >= servers.LARGE else sizes[:1]:
-        for name in (name for name in available if name in (OURS, *report.SQL)):
-            stored = bench.bytes_per_run(name, size)
-            results.sizes.append(Size(backend=name, dataset=size, bytes_per_run=stored))
-
-
-def _settings(options: plan.Options, settings: Settings, payloads: Payloads) -> dict[str, Any]:
-    return {
-        "quick": options.is_quick,
-        "parts": plan.parts_of(options),
-        "seconds": settings.seconds,
-        "warm_up_s": [settings.warm_up_s(tasks) for tasks in (1, 32)],
-        "repetitions": settings.repetitions,
-        "payloads_from": payloads.source,
-    }
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-    }
 
 
 def _print(text: str, stream: Any = None) -> None:

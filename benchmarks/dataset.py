@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from .payloads import Payloads
 
@@ -30,6 +30,7 @@ _SPREAD = 2_654_435_761  # Knuth's multiplier: visits the runs in no visible ord
 _MODELS = ("gpt-4.1", "deepseek-v3.2", "claude-sonnet-4.5")
 
 Payload = TypeVar("Payload")
+Row: TypeAlias = dict[str, Any]
 
 
 def an_id(kind: str, number: int) -> str:
@@ -37,18 +38,14 @@ def an_id(kind: str, number: int) -> str:
     return str(uuid.UUID(bytes=hashlib.blake2b(f"{kind} {number}".encode(), digest_size=16).digest()))
 
 
-def _list() -> list[dict[str, Any]]:
-    return []
-
-
 @dataclass(slots=True)
 class Rows:
     """The rows to load, with the contract's field names; times are datetimes."""
 
-    threads: list[dict[str, Any]] = field(default_factory=_list)
-    runs: list[dict[str, Any]] = field(default_factory=_list)
-    feedback: list[dict[str, Any]] = field(default_factory=_list)
-    run_events: list[dict[str, Any]] = field(default_factory=_list)
+    threads: list[Row] = field(default_factory=list[Row])
+    runs: list[Row] = field(default_factory=list[Row])
+    feedback: list[Row] = field(default_factory=list[Row])
+    run_events: list[Row] = field(default_factory=list[Row])
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +85,11 @@ class Dataset:
     def owners_vote(self, run: int) -> str:
         return an_id("feedback", run * (OTHER_VOTES + 1))
 
-    def metadata(self, number: int) -> dict[str, Any]:
-        return _one_of(self.payloads.run_metadata, number)
-
-    def kwargs(self, number: int) -> dict[str, Any]:
-        return _one_of(self.payloads.run_kwargs, number)
-
-    def completion(self, number: int) -> dict[str, Any]:
+    def completion(self, number: int) -> Row:
         """The arguments of `update_run_completion` except the run's id."""
         return _one_of(self.payloads.completions, number)
 
-    def event(self, number: int, thread_id: str, run_id: str) -> dict[str, Any]:
+    def event(self, number: int, thread_id: str, run_id: str) -> Row:
         return {"thread_id": thread_id, "run_id": run_id, **_one_of(self.payloads.events, number)}
 
     def thread_metadata(self, thread: int) -> dict[str, str]:
@@ -132,7 +123,7 @@ class Dataset:
                     seq += 1
                     rows.run_events.append(self.event_row(run * EVENTS_PER_RUN + seq, seq, run_id, thread_id))
 
-    def thread_row(self, number: int, thread_id: str, owner: str) -> dict[str, Any]:
+    def thread_row(self, number: int, thread_id: str, owner: str) -> Row:
         return {
             "thread_id": thread_id,
             "user_id": owner,
@@ -143,25 +134,27 @@ class Dataset:
             "created_at": _time_of(number),
         }
 
-    def run_row(self, number: int, run_id: str, thread_id: str, owner: str) -> dict[str, Any]:
+    def run_row(self, number: int, run_id: str, thread_id: str, owner: str) -> Row:
         """Every second run has ended; the others are pending, without counts and texts."""
         end = self.completion(number)
         if number % 2:
             end = {name: 0 if isinstance(value, int) else None for name, value in end.items()}
+        run = self.new_run(number, run_id, thread_id, owner)
+        own = {"model_name": _one_of(_MODELS, number), "created_at": _time_of(number)}
+        return {**run, **own, **end, "status": end["status"] or "pending"}
+
+    def new_run(self, number: int, run_id: str, thread_id: str, owner: str) -> Row:
+        """The arguments of `runs.create`."""
         return {
             "run_id": run_id,
             "thread_id": thread_id,
             "user_id": owner,
             "assistant_id": "lead_agent",
-            "model_name": _one_of(_MODELS, number),
-            "metadata": self.metadata(number),
-            "kwargs": self.kwargs(number),
-            "created_at": _time_of(number),
-            **end,
-            "status": end["status"] or "pending",
+            "metadata": _one_of(self.payloads.run_metadata, number),
+            "kwargs": _one_of(self.payloads.run_kwargs, number),
         }
 
-    def vote_row(self, number: int, run_id: str, thread_id: str, voter: str) -> dict[str, Any]:
+    def vote_row(self, number: int, run_id: str, thread_id: str, voter: str) -> Row:
         return {
             "feedback_id": an_id("feedback", number),
             "run_id": run_id,
@@ -172,7 +165,7 @@ class Dataset:
             "created_at": _time_of(number),
         }
 
-    def event_row(self, number: int, seq: int, run_id: str, thread_id: str) -> dict[str, Any]:
+    def event_row(self, number: int, seq: int, run_id: str, thread_id: str) -> Row:
         return {**self.event(number, thread_id, run_id), "seq": seq, "created_at": _time_of(number)}
 
 

@@ -22,7 +22,7 @@ from .contenders.known import CONTENDERS, Contender
 from .dataset import Dataset, Rows
 from .operations import OPERATIONS, Operation
 from .payloads import Payloads
-from .results import Disagreement, Part, Record, Round
+from .results import Disagreement, Part, Record, Results, Round, Size
 from .servers import Servers, Target
 
 FOLLOWED = "run_events.list_messages.following"
@@ -76,53 +76,51 @@ class Lane:
     rounds: list[Round] = field(default_factory=lambda: list[Round]())
 
 
-@dataclass(slots=True)
-class Outcome:
-    records: list[Record] = field(default_factory=lambda: list[Record]())
-    disagreements: list[Disagreement] = field(default_factory=lambda: list[Disagreement]())
-
-
 class Bench:
     """Measures cases on running servers; `stack` stops the processes and drops the shared datasets."""
 
     def __init__(
-        self, stack: contextlib.ExitStack, running: Servers, payloads: Payloads, settings: Settings
+        self,
+        stack: contextlib.ExitStack,
+        running: Servers,
+        payloads: Payloads,
+        settings: Settings,
+        results: Results,
     ) -> None:
         self._stack = stack
+        self._results = results
         self._servers = running
         self._payloads = payloads
         self._settings = settings
         self._shared: dict[tuple[str, int], Target] = {}
-        self._children = Children(payloads)
-        stack.callback(self._children.stop)
+        self.children = Children(payloads)
+        stack.callback(self.children.stop)
 
-    def start(self, contender: str) -> None:
-        """Starts the contender's process, which imports its packages meanwhile."""
-        self._children.start(contender)
-
-    def measure(self, case: Case) -> Outcome:
-        outcome = Outcome()
+    def measure(self, case: Case) -> None:
+        """Adds the case's records to the results."""
+        records: list[Record] = []
         with contextlib.ExitStack() as stack:
             lanes = [
                 stack.enter_context(self._lane(case, CONTENDERS[name], dataset))
                 for dataset in case.datasets
                 for name in case.contenders
             ]
-            lanes = self._with_equal_results(case, lanes, outcome)
+            lanes = self._with_equal_results(case, lanes)
             for block, (tasks, processes) in enumerate(case.loads):
                 self._measure_load(case, lanes, block, tasks, processes)
                 for lane in lanes:
-                    outcome.records.append(_record(case, lane, tasks, processes))
+                    records.append(_record(case, lane, tasks, processes))
                     lane.rounds = []
             if case.is_followed:
-                outcome.records += [self._followed(case, lane) for lane in lanes]
-        return outcome
+                records += [self._followed(case, lane) for lane in lanes]
+        self._results.records += records
 
-    def bytes_per_run(self, contender: str, dataset: int) -> float:
+    def measure_size(self, contender: str, dataset: int) -> None:
         """Disk space per run, indexes included, with this number of stored runs."""
         known = CONTENDERS[contender]
         with self._target(known, dataset) as target:
-            return servers.bytes_of_runs(known, target) / dataset
+            stored = servers.bytes_of_runs(known, target) / dataset
+        self._results.sizes.append(Size(backend=contender, dataset=dataset, bytes_per_run=stored))
 
     # -- databases and processes ---------------------------------------------------------------------
 
@@ -132,7 +130,7 @@ class Bench:
         with self._target(contender, dataset) as target:
             if rows := self._consumed_rows(case, dataset):
                 servers.load(contender, target, rows)
-            with self._children.opened(contender.name, count, target.url, target.database) as children:
+            with self.children.opened(contender.name, count, target.url, target.database) as children:
                 yield Lane(contender, dataset, children)
 
     def _target(self, contender: Contender, dataset: int) -> contextlib.AbstractContextManager[Target]:
@@ -165,7 +163,7 @@ class Bench:
 
     # -- requests ------------------------------------------------------------------------------------
 
-    def _with_equal_results(self, case: Case, lanes: Sequence[Lane], outcome: Outcome) -> list[Lane]:
+    def _with_equal_results(self, case: Case, lanes: Sequence[Lane]) -> list[Lane]:
         """The lanes whose results equal ours; contenders of kind `direct` are not checked.
 
         Only smaller datasets are checked: a large one differs between contenders, since each case changes as
@@ -188,7 +186,7 @@ class Bench:
                 why = agreement.difference(known, found, common_keys_only=common) or _call_error(found)
                 if why is not None:
                     excluded.add(name)
-                    outcome.disagreements.append(
+                    self._results.disagreements.append(
                         Disagreement(operation=case.operation, dataset=lane.dataset, backend=name, why=why)
                     )
                     continue

@@ -126,14 +126,8 @@ def _thread_with_events(data: Dataset, n: int, **more: Any) -> Arguments:
 
 
 def _new_run(data: Dataset, n: int) -> Arguments:
-    return {
-        "run_id": an_id("new run", n),
-        "thread_id": an_id("new thread", n // _NEW_RUNS_PER_THREAD),
-        "user_id": an_id("new user", n // _NEW_RUNS_PER_THREAD),
-        "assistant_id": "lead_agent",
-        "metadata": data.metadata(n),
-        "kwargs": data.kwargs(n),
-    }
+    thread = n // _NEW_RUNS_PER_THREAD
+    return data.new_run(n, an_id("new run", n), an_id("new thread", thread), an_id("new user", thread))
 
 
 def _usage(run: int, n: int) -> Arguments:
@@ -234,16 +228,10 @@ _ARGUMENTS: Mapping[str, Callable[[Dataset, int], Arguments]] = {
         "status": "running",
         "started_at": _NOW,
     },
-    "runs.set_error": lambda data, n: {
-        **_run(data.ended_run(n)),
-        "error": "TimeoutError: the model is busy",
-    },
+    "runs.set_error": lambda data, n: {**_run(data.ended_run(n)), "error": "TimeoutError: the model is busy"},
     "runs.update_run_completion": lambda data, n: {**_run(data.ended_run(n)), **data.completion(n)},
     "runs.record_token_usage": lambda data, n: _usage(data.any_run(n), n),
-    "runs.delete": lambda _, n: {
-        "run_id": _spare_run("runs.delete", n)["run_id"],
-        "user_id": _SPARE_USER,
-    },
+    "runs.delete": lambda _, n: {"run_id": _spare_run("runs.delete", n)["run_id"], "user_id": _SPARE_USER},
     "feedback.get": lambda data, n: {"feedback_id": data.owners_vote(data.any_run(n))},
     "feedback.list_by_run": lambda data, n: _of_first_run(data, n, limit=100, user_id=None),
     "feedback.list_by_thread": lambda data, n: {**_thread(data.any_thread(n)), "limit": 100},

@@ -84,6 +84,14 @@ def sizes_of(options: Options) -> tuple[int, ...]:
     return (SMALL, LARGE // 10) if options.is_quick else (SMALL, LARGE)
 
 
+def stored_of(options: Options, available: Sequence[str]) -> list[tuple[int, str]]:
+    """Numbers of runs and contenders whose disk space is measured; the smallest number only if quick."""
+    if "growth" not in parts_of(options):
+        return []
+    sizes = sizes_of(options)[: 1 if options.is_quick else None]
+    return [(size, name) for size in sizes for name in available if name in (OURS, "sqlite", "postgresql")]
+
+
 def cases_of(options: Options, available: Sequence[str]) -> list[Case]:
     """The cases for the available contenders."""
     makers = {
@@ -103,9 +111,9 @@ def _selected(options: Options, available: Sequence[str], names: Sequence[str] =
 
 
 def _sql_and_ours(options: Options, available: Sequence[str]) -> tuple[str, ...]:
-    """Without raw PyMongo, which has few operations, and DeerFlow's code, which the baseline represents."""
-    selected = (name for name in _selected(options, available) if name != RAW_PYMONGO)
-    return tuple(name for name in selected if options.backends or CONTENDERS[name].kind != "deerflow")
+    """Without raw PyMongo and DeerFlow's code, which have the main operations only."""
+    selected = _selected(options, available)
+    return tuple(name for name in selected if name != RAW_PYMONGO and CONTENDERS[name].kind != "deerflow")
 
 
 def _names(options: Options, *, is_hot: bool = False) -> list[str]:

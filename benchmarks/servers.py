@@ -7,7 +7,6 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import shutil
-import subprocess
 import tempfile
 import uuid
 from collections.abc import Generator, Iterable
@@ -28,16 +27,12 @@ INSTALL = "pip install '.[bench]' && pip install ./benchmarks/sql_baseline"
 LARGE = 100_000
 """Datasets of this size are loaded once for all cases, and no copy of them is kept."""
 
-_PACKAGES = (
-    "deerflow-mongo",
-    "pymongo",
-    "motor",
-    "uvloop",
-    "sqlalchemy",
-    "aiosqlite",
-    "asyncpg",
-    "deerflow-kernel",
-)
+_PACKAGES = ("deerflow-mongo", "pymongo", "motor", "uvloop", "sqlalchemy", "aiosqlite", "asyncpg")
+_NEEDED_MODULES: dict[ServerName, tuple[str, ...]] = {
+    "mongodb": (),
+    "sqlite": ("sqlalchemy", "greenlet", "aiosqlite"),
+    "postgresql": ("sqlalchemy", "greenlet", "asyncpg", postgres.PACKAGE),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +47,6 @@ class Target:
 class Servers:
     urls: dict[ServerName, str] = field(default_factory=lambda: dict[ServerName, str]())
     """URL templates with `{database}`."""
-    missing: dict[ServerName, str] = field(default_factory=lambda: dict[ServerName, str]())
-    """Requested servers that do not run here -> reason."""
     _copies: dict[tuple[str, str, int], str] = field(
         default_factory=lambda: dict[tuple[str, str, int], str]()
     )
@@ -103,7 +96,7 @@ class Servers:
                 from .loading import sql
 
                 found[server] = sql.version(url.format(database="postgres" if server == "postgresql" else ""))
-        for package in _PACKAGES:
+        for package in (*_PACKAGES, "deerflow-kernel"):
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 found[package] = importlib.metadata.version(package)
         return found
@@ -151,23 +144,25 @@ def _metadata(contender: Contender) -> Any:
     return Base.metadata
 
 
-def unavailable_reason(contender: Contender, servers: Servers) -> str | None:
+def unavailable_reason(contender: Contender) -> str | None:
     """The reason why a contender cannot be measured here, or None."""
-    if contender.server in servers.missing:
-        return servers.missing[contender.server]
+    needed = [*_NEEDED_MODULES[contender.server]]
+    needed += ["deerflow_sql_baseline"] if contender.backend == "sql" and contender.kind == "storage" else []
+    needed += [contender.driver] if contender.driver == "motor" else []
+    needed += [contender.loop] if contender.loop == UVLOOP else []
+    absent = [module for module in needed if importlib.util.find_spec(module) is None]
+    if absent:
+        return f"{', '.join(absent)} is not installed: {INSTALL}"
     if contender.kind == "deerflow":
         from .contenders import deerflow_sql
 
         return deerflow_sql.missing()
-    needed = ("deerflow_sql_baseline",) if contender.backend == "sql" else ()
-    needed += ("motor",) if contender.driver == "motor" else ()
-    needed += ("uvloop",) if contender.loop == UVLOOP else ()
-    return _missing_modules(*needed)
+    return None
 
 
 @contextlib.contextmanager
 def running(names: Iterable[str]) -> Generator[Servers]:
-    """Starts the servers that these contenders need, if installed, and stops them afterwards."""
+    """Starts the servers that these contenders need and stops them afterwards."""
     needed = {CONTENDERS[name].server for name in names}
     servers = Servers()
     with contextlib.ExitStack() as stack:
@@ -176,35 +171,9 @@ def running(names: Iterable[str]) -> Generator[Servers]:
             stack.callback(server.release)
             servers.urls["mongodb"] = server.url.replace("{", "{{").replace("}", "}}")
         if "sqlite" in needed:
-            _add_sqlite(servers, stack)
-        if "postgresql" in needed:
-            _add_postgresql(servers, stack)
+            folder = tempfile.mkdtemp(prefix="bench-sqlite-")
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            servers.urls["sqlite"] = f"sqlite+aiosqlite:///{folder}/{{database}}.db"
+        if "postgresql" in needed and (binaries := postgres.find_binaries()) is not None:
+            servers.urls["postgresql"] = stack.enter_context(postgres.running(binaries))
         yield servers
-
-
-def _add_sqlite(servers: Servers, stack: contextlib.ExitStack) -> None:
-    if missing := _missing_modules("sqlalchemy", "greenlet", "aiosqlite"):
-        servers.missing["sqlite"] = missing
-        return
-    folder = tempfile.mkdtemp(prefix="bench-sqlite-")
-    stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    servers.urls["sqlite"] = f"sqlite+aiosqlite:///{folder}/{{database}}.db"
-
-
-def _add_postgresql(servers: Servers, stack: contextlib.ExitStack) -> None:
-    binaries = postgres.find_binaries()
-    missing = _missing_modules("sqlalchemy", "greenlet", "asyncpg")
-    if binaries is None or missing:
-        servers.missing["postgresql"] = (
-            missing or f"no package with a PostgreSQL server is installed: {INSTALL}"
-        )
-        return
-    try:
-        servers.urls["postgresql"] = stack.enter_context(postgres.running(binaries))
-    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
-        servers.missing["postgresql"] = f"the PostgreSQL server did not start: {error}"
-
-
-def _missing_modules(*modules: str) -> str | None:
-    absent = [module for module in modules if importlib.util.find_spec(module) is None]
-    return f"{', '.join(absent)} is not installed: {INSTALL}" if absent else None

@@ -14,13 +14,12 @@ OURS = "mongodb"
 RAW_PYMONGO = "raw-pymongo"
 UVLOOP = "uvloop"
 
-_MAJORITY = "majority, journaled"
-_WAL = "WAL with synchronous=NORMAL, as DeerFlow sets it: no sync to the disk per commit"
-_SYNCED = "synchronous_commit=on"
-
-
-def _no_options() -> dict[str, Any]:
-    return {}
+_DURABILITY: Mapping[ServerName, str] = {
+    "mongodb": "majority, journaled",
+    "sqlite": "WAL with synchronous=NORMAL, as DeerFlow sets it: no sync to the disk per commit",
+    "postgresql": "synchronous_commit=on",
+}
+_DRIVERS: Mapping[ServerName, str] = {"mongodb": "pymongo", "sqlite": "aiosqlite", "postgresql": "asyncpg"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +27,26 @@ class Contender:
     name: str
     title: str
     server: ServerName
-    driver: str
-    durability: str
     kind: Kind = "storage"
-    backend: str = ""
-    """Backend name, for kind `storage`."""
     opener: str = ""
     """`module.function` in this package, for kind `direct`."""
-    options: Mapping[str, Any] = field(default_factory=_no_options)
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Configuration of the backend, or URL options if a name starts with `?`."""
     loop: str = "asyncio"
+    own_durability: str = ""
+    """If it is not the server's default."""
+
+    @property
+    def backend(self) -> str:
+        return "mongodb" if self.server == "mongodb" else "sql"
+
+    @property
+    def driver(self) -> str:
+        return str(self.options.get("driver", _DRIVERS[self.server]))
+
+    @property
+    def durability(self) -> str:
+        return self.own_durability or _DURABILITY[self.server]
 
     def config(self, url: str, database: str) -> dict[str, Any]:
         """The configuration for `create_storage`."""
@@ -46,82 +55,47 @@ class Contender:
         return {**config, "database": database} if self.server == "mongodb" else config
 
 
-def _ours(name: str, title: str, **changes: Any) -> Contender:
-    fields: dict[str, Any] = {
-        "server": "mongodb",
-        "driver": "pymongo",
-        "durability": _MAJORITY,
-        "backend": "mongodb",
-        "options": {},
-        **changes,
-    }
-    return Contender(name, title, **fields)
-
-
-def _sql(
-    name: str, title: str, server: ServerName, durability: str, loop: str = "asyncio", **options: Any
-) -> Contender:
-    driver = "aiosqlite" if server == "sqlite" else "asyncpg"
-    return Contender(name, title, server, driver, durability, backend="sql", options=options, loop=loop)
-
+_W1 = "w=1: in memory, lost by a failover or a crash"
+_OFF = "synchronous_commit=off: a crash loses what was just acknowledged"
+_FULL = "WAL with synchronous=FULL: a sync per commit"
+_LITE, _PG = "SQL baseline on SQLite", "SQL baseline on PostgreSQL"
+_TRANSACTION = "a transaction per batch"
 
 _ALL = (
-    _ours(OURS, "deerflow-mongo"),
-    _ours(RAW_PYMONGO, "raw PyMongo", kind="direct", opener="raw_pymongo.opened"),
-    _sql("sqlite", "SQL baseline on SQLite", "sqlite", _WAL),
-    _sql("postgresql", "SQL baseline on PostgreSQL", "postgresql", _SYNCED),
-    Contender("deerflow-sqlite", "DeerFlow's SQL code on SQLite", "sqlite", "aiosqlite", _WAL, "deerflow"),
+    Contender(OURS, "deerflow-mongo", "mongodb"),
+    Contender(RAW_PYMONGO, "raw PyMongo", "mongodb", "direct", "raw_pymongo.opened"),
+    Contender("sqlite", _LITE, "sqlite"),
+    Contender("postgresql", _PG, "postgresql"),
+    Contender("deerflow-sqlite", "DeerFlow's SQL code on SQLite", "sqlite", "deerflow"),
+    Contender("deerflow-postgresql", "DeerFlow's SQL code on PostgreSQL", "postgresql", "deerflow"),
+    Contender("transaction", _TRANSACTION, "mongodb", "direct", "transactions.opened"),
     Contender(
-        "deerflow-postgresql",
-        "DeerFlow's SQL code on PostgreSQL",
-        "postgresql",
-        "asyncpg",
-        _SYNCED,
-        "deerflow",
-    ),
-    _ours("transaction", "a transaction per batch", kind="direct", opener="transactions.opened"),
-    _ours(
         "transaction-in-turn",
-        "a transaction per batch, a lock per thread",
-        kind="direct",
-        opener="transactions.in_turn",
+        f"{_TRANSACTION}, a lock per thread",
+        "mongodb",
+        "direct",
+        "transactions.in_turn",
     ),
-    _sql(
+    Contender(
         "sqlite-for-update",
-        "SQL baseline on SQLite, events without a lock",
+        f"{_LITE}, events without a lock",
         "sqlite",
-        _WAL,
-        run_event_numbers="for_update",
+        options={"run_event_numbers": "for_update"},
     ),
-    _ours("mongodb-motor", "deerflow-mongo on Motor", driver="motor", options={"driver": "motor"}),
-    _ours("mongodb-uvloop", "deerflow-mongo with uvloop", loop=UVLOOP),
-    _ours(
-        "mongodb-w1",
-        "deerflow-mongo, w=1",
-        durability="w=1: in memory, lost by a failover or a crash",
-        options={"?w": "1"},
-    ),
-    _sql("postgresql-uvloop", "SQL baseline on PostgreSQL with uvloop", "postgresql", _SYNCED, UVLOOP),
-    _sql(
-        "postgresql-pool32",
-        "SQL baseline on PostgreSQL, 32 connections",
-        "postgresql",
-        _SYNCED,
-        pool_size=32,
-    ),
-    _sql(
+    Contender("mongodb-motor", "deerflow-mongo on Motor", "mongodb", options={"driver": "motor"}),
+    Contender("mongodb-uvloop", "deerflow-mongo with uvloop", "mongodb", loop=UVLOOP),
+    Contender("mongodb-w1", "deerflow-mongo, w=1", "mongodb", options={"?w": "1"}, own_durability=_W1),
+    Contender("postgresql-uvloop", f"{_PG} with uvloop", "postgresql", loop=UVLOOP),
+    Contender("postgresql-pool32", f"{_PG}, 32 connections", "postgresql", options={"pool_size": 32}),
+    Contender(
         "postgresql-off",
-        "SQL baseline on PostgreSQL, not synced",
+        f"{_PG}, not synced",
         "postgresql",
-        "synchronous_commit=off: a crash loses what was just acknowledged",
-        synchronous="off",
+        options={"synchronous": "off"},
+        own_durability=_OFF,
     ),
-    _sql(
-        "sqlite-full",
-        "SQL baseline on SQLite, synced",
-        "sqlite",
-        "WAL with synchronous=FULL: a sync per commit",
-        synchronous="full",
+    Contender(
+        "sqlite-full", f"{_LITE}, synced", "sqlite", options={"synchronous": "full"}, own_durability=_FULL
     ),
 )
 

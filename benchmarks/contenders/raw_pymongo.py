@@ -46,16 +46,9 @@ Collection: TypeAlias = AsyncCollection[Document]
 COUNTERS = "counters"
 """The last number of each thread."""
 
-_NEW_RUN: Mapping[str, Any] = {
-    "status": "pending",
-    "model_name": None,
-    "multitask_strategy": "reject",
-    "follow_up_to_run_id": None,
-    "created_at": None,
-    "started_at": None,
-    "ended_at": None,
-    "error": None,
-}
+_NEW_RUN: Mapping[str, Any] = {"status": "pending", "multitask_strategy": "reject"} | dict.fromkeys(
+    ("model_name", "follow_up_to_run_id", "created_at", "started_at", "ended_at", "error")
+)
 _TEXTS = ("first_human_message", "last_ai_message", "error")
 
 

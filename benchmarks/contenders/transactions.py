@@ -13,8 +13,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from pymongo import AsyncMongoClient
-from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from deerflow_mongo.mongodb.documents.encoding import Document
@@ -25,20 +23,39 @@ from ..loading.mongodb import event_document
 from . import raw_pymongo
 from .raw_pymongo import Call
 
+Events = Sequence[Mapping[str, Any]]
+
 
 @asynccontextmanager
 async def opened(url: str, database: str) -> AsyncGenerator[Mapping[str, Call]]:
     """Raw PyMongo's calls with another `run_events.put_batch`."""
     client: AsyncMongoClient[Document] = AsyncMongoClient(url, timeoutMS=25_000)
+    collection = client[database][RUN_EVENTS]
+
+    async def try_insert(events: Events) -> list[Document] | None:
+        """One attempt; None after a conflict with another writer."""
+        thread = {"thread_id": events[0]["thread_id"]}
+        try:
+            async with (
+                client.start_session() as session,
+                await session.start_transaction(write_concern=DEFAULT_WRITE_CONCERN),
+            ):
+                last = await collection.find_one(thread, {"seq": 1}, sort=SEQ_FALLING, session=session)
+                first = 1 if last is None else last["seq"] + 1
+                documents = [event_document(event, seq) for seq, event in enumerate(events, first)]
+                await collection.insert_many(documents, session=session)
+        except OperationFailure as error:
+            if isinstance(error, DuplicateKeyError) or error.has_error_label("TransientTransactionError"):
+                return None
+            raise
+        return documents
+
+    async def put_batch(*, events: Events) -> list[Document]:
+        while (stored := await try_insert(events)) is None:
+            pass
+        return stored
+
     async with client, raw_pymongo.opened(url, database) as calls:
-        collection = client[database][RUN_EVENTS]
-
-        async def put_batch(*, events: Sequence[Mapping[str, Any]]) -> list[Document]:
-            async with client.start_session() as session:
-                while (stored := await _try_insert(session, collection, events)) is None:
-                    pass
-            return stored
-
         yield {**calls, "run_events.put_batch": put_batch}
 
 
@@ -46,30 +63,9 @@ async def opened(url: str, database: str) -> AsyncGenerator[Mapping[str, Call]]:
 async def in_turn(url: str, database: str) -> AsyncGenerator[Mapping[str, Call]]:
     locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
     async with opened(url, database) as calls:
-        put_at_once = calls["run_events.put_batch"]
 
-        async def put_batch(*, events: Sequence[Mapping[str, Any]]) -> list[Document]:
+        async def put_batch(*, events: Events) -> Any:
             async with locks[events[0]["thread_id"]]:
-                return await put_at_once(events=events)
+                return await calls["run_events.put_batch"](events=events)
 
         yield {**calls, "run_events.put_batch": put_batch}
-
-
-async def _try_insert(
-    session: AsyncClientSession, collection: AsyncCollection[Document], events: Sequence[Mapping[str, Any]]
-) -> list[Document] | None:
-    """One attempt; None after a conflict with another writer."""
-    thread_id = events[0]["thread_id"]
-    try:
-        async with await session.start_transaction(write_concern=DEFAULT_WRITE_CONCERN):
-            last = await collection.find_one(
-                {"thread_id": thread_id}, {"seq": 1}, sort=SEQ_FALLING, session=session
-            )
-            first = 1 if last is None else last["seq"] + 1
-            documents = [event_document(event, seq) for seq, event in enumerate(events, first)]
-            await collection.insert_many(documents, session=session)
-    except OperationFailure as error:
-        if isinstance(error, DuplicateKeyError) or error.has_error_label("TransientTransactionError"):
-            return None
-        raise
-    return documents

@@ -33,12 +33,8 @@ def _stamp_us(row: Mapping[str, Any]) -> int:
 
 def _run(row: Mapping[str, Any]) -> Document:
     document = new_run(
-        run_id=row["run_id"],
-        thread_id=row["thread_id"],
-        user_id=row["user_id"],
-        assistant_id=row["assistant_id"],
+        **{name: row[name] for name in ("run_id", "thread_id", "user_id", "assistant_id", "model_name")},
         status="pending",
-        model_name=row["model_name"],
         multitask_strategy="reject",
         follow_up_to_run_id=None,
         metadata=encode_mapping(row["metadata"]),

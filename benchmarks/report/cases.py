@@ -27,6 +27,13 @@ SHORT = {
     "postgresql": "PostgreSQL",
     "deerflow-sqlite": "DeerFlow on SQLite",
     "deerflow-postgresql": "DeerFlow on PostgreSQL",
+    "mongodb-motor": "Motor",
+    "mongodb-uvloop": "uvloop",
+    "mongodb-w1": "w=1",
+    "postgresql-uvloop": "PostgreSQL, uvloop",
+    "postgresql-pool32": "PostgreSQL, 32 connections",
+    "postgresql-off": "PostgreSQL, not synced",
+    "sqlite-full": "SQLite, synced",
 }
 _SAME_LOAD_AS: dict[Part, tuple[Part, ...]] = {
     "variants": ("variants", "operations", "day", "contention"),

@@ -18,7 +18,7 @@ from deerflow_mongo.contract.errors import MissingDependencyError
 from ..contenders.known import OURS, RAW_PYMONGO
 from ..results import Metric
 from .cases import COMPARED, MANY_TASKS, SQL, Case, Cases, section_of
-from .markdown import counted
+from .markdown import counted, times
 from .ratios import Ratio, typical
 from .tables import growth_base
 
@@ -27,7 +27,6 @@ FOLDER = "charts"
 _INK, _FAINT = "#222222", "#c8c8c8"
 _FONT_PT = 10
 _DOTS_PER_INCH = 130
-_MAX_PANELS = 12
 _LATENCY_OPERATIONS = (
     "runs.get",
     "runs.list_by_thread",
@@ -152,121 +151,86 @@ def _of_smallest_dataset(of: Sequence[Case]) -> list[Case]:
     return [case for case in of if case.dataset == smallest]
 
 
-# -- throughput ------------------------------------------------------------------------------------
+# -- bars: throughput and growth -------------------------------------------------------------------
+
+_Ratios: TypeAlias = Mapping[Case, Mapping[str, Ratio]]
 
 
-def _throughput(cases: Cases) -> Drawn | None:
-    """One bar per operation and SQL baseline, from 1 to the ratio, grouped by store."""
-    ratios: dict[Case, dict[str, Ratio]] = {}
-    for case in _of_smallest_dataset(cases.of("operations", concurrency=MANY_TASKS, processes=1)):
-        for name in SQL:
-            if (ratio := cases.ratio(case, "ops_per_s", OURS, name)) is not None:
-                ratios.setdefault(case, {})[name] = ratio
-    if not ratios:
-        return None
-    least = {case: min(ratio.median for ratio in each.values()) for case, each in ratios.items()}
-    title = (
-        f"Throughput with {MANY_TASKS} concurrent tasks: deerflow-mongo is faster than both SQL baselines\n"
-        f"in {sum(value > 1 for value in least.values())} of {counted(len(ratios), 'operation')}"
-    )
-    figure, [axis] = _panels(title, [""], (9.5, 0.4 + 0.34 * len(ratios)), 1)
+def _bars(title: str, ratios: _Ratios, label: str, cases: Cases, backends: Sequence[str]) -> Drawn:
+    """One bar per operation and contender, from 1 to the ratio, grouped by store, the largest first."""
+    figure, [axis] = _panels(title, [""], (9.5, 0.4 + 0.17 * len(backends) * len(ratios)), 1)
     ends = [end for each in ratios.values() for ratio in each.values() for end in (ratio.low, ratio.high)]
     _log_scale(axis, "x", [1.0, *ends], 1.3)
     heights: dict[str, float] = {}
     height, section = 0.0, 0
-    for case in sorted(ratios, key=lambda case: (section_of(case), -least[case])):
+    for case in sorted(ratios, key=lambda case: (section_of(case), -_least(ratios[case]))):
         height += 1.0 if section_of(case) == section else 1.7  # a gap between stores
         section, heights[case.operation] = section_of(case), height
         for name, ratio in ratios[case].items():
-            _bar(axis, height + (SQL.index(name) - 0.5) * 0.38, ratio, cases.short(name), _style(name))
+            shift = (backends.index(name) - (len(backends) - 1) / 2) * 0.76 / len(backends)
+            _bar(axis, height + shift, 0.72 / len(backends), ratio, cases.short(name), _style(name))
     axis.axvline(1, color=_INK, linewidth=1.2)
     axis.set_yticks(list(heights.values()), list(heights))
     axis.set_ylim(height + 0.8, min(heights.values()) - 0.8)
     axis.tick_params(labeltop=True)
-    axis.set_xlabel("throughput relative to the SQL baseline (lines: smallest to largest)", fontsize=_FONT_PT)
+    axis.set_xlabel(f"{label} (lines: smallest to largest)", fontsize=_FONT_PT)
     patch = _matplotlib("patches").Patch
-    looks = {f"relative to {cases.short(name)}": _style(name) for name in SQL}
+    looks = {cases.short(name): _style(name) for name in backends}
     _legend(
         figure,
         [
-            patch(facecolor=style.color, hatch=style.hatch, edgecolor="white", label=label)
-            for label, style in looks.items()
+            patch(facecolor=look.color, hatch=look.hatch, edgecolor="white", label=n)
+            for n, look in looks.items()
         ],
     )
     return figure
 
 
-def _bar(axis: Drawn, height: float, ratio: Ratio, name: str, style: _Style) -> None:
+def _bar(axis: Drawn, y: float, height: float, ratio: Ratio, name: str, style: _Style) -> None:
     small = {"va": "center", "fontsize": _FONT_PT - 3, "color": _INK}
     if math.isinf(ratio.median):
-        axis.text(1.02, height, f"all calls failed on {name}", ha="left", **small)
+        axis.text(1.02, y, f"all calls failed on {name}", ha="left", **small)
         return
     look = {"color": style.color, "hatch": style.hatch, "edgecolor": "white", "linewidth": 0}
-    axis.barh(height, ratio.median - 1, left=1, height=0.36, **look)
-    axis.plot([ratio.low, ratio.high], [height, height], color=_INK, linewidth=1)
-    decimals = 2 if ratio.median < 1 else 1 if ratio.median < 10 else 0
-    is_more = ratio.median >= 1
-    end, side = (ratio.high, "left") if is_more else (ratio.low, "right")
-    axis.text(end, height, f" {ratio.median:,.{decimals}f} ", ha=side, **small)
+    axis.barh(y, ratio.median - 1, left=1, height=height, **look)
+    axis.plot([ratio.low, ratio.high], [y, y], color=_INK, linewidth=1)
+    end, side = (ratio.high, "left") if ratio.median >= 1 else (ratio.low, "right")
+    axis.text(end, y, f" {times(ratio.median).removesuffix(' x')} ", ha=side, **small)
 
 
-# -- growth ----------------------------------------------------------------------------------------
+def _least(ratios: Mapping[str, Ratio]) -> float:
+    return min(ratio.median for ratio in ratios.values())
 
-_Lines: TypeAlias = Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]
-"""Operation -> contender -> number of runs and p50, relative to that of the smallest dataset."""
+
+def _throughput(cases: Cases) -> Drawn | None:
+    of = _of_smallest_dataset(cases.of("operations", concurrency=MANY_TASKS, processes=1))
+    ratios = _known({case: {n: cases.ratio(case, "ops_per_s", OURS, n) for n in SQL} for case in of})
+    if not ratios:
+        return None
+    title = (
+        f"Throughput with {MANY_TASKS} concurrent tasks: deerflow-mongo is faster than both SQL baselines\n"
+        f"in {sum(_least(each) > 1 for each in ratios.values())} of {counted(len(ratios), 'operation')}"
+    )
+    return _bars(title, ratios, "throughput relative to the SQL baseline", cases, SQL)
 
 
 def _growth(cases: Cases) -> Drawn | None:
-    of = cases.of("growth")
-    base, sizes = growth_base(cases), sorted({case.dataset for case in of})
+    """The p50 with the largest dataset, relative to that with the smallest."""
+    base, most = growth_base(cases), max((case.dataset for case in cases.of("growth")), default=0)
+    of = [case for case in cases.of("growth") if base < case.dataset == most]
     backends = cases.backends(of, (OURS, *SQL))
-    every: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for case in dict.fromkeys(case._replace(dataset=base) for case in of):
-        for name in backends:
-            grown = {size: cases.growth(case._replace(dataset=size), name, base) for size in sizes}
-            line = [(size, ratio.median) for size, ratio in grown.items() if ratio is not None]
-            if len(line) > 1:
-                every.setdefault(case.operation, {})[name] = line
-    if not every:
+    ratios = _known({case: {name: cases.growth(case, name, base) for name in backends} for case in of})
+    if not ratios:
         return None
-    shown = _largest_growth(every)
-    figure, axes = _panels(_growth_title(every, max(sizes), base), list(shown), (2.9, 2.1), 4)
-    values = [value for lines in shown.values() for line in lines.values() for _, value in line]
-    for axis, lines in zip(axes, shown.values(), strict=True):
-        _log_scale(axis, "y", [0.8, 1.8, *values], 1.2)
-        axis.set_xscale("log")
-        axis.set_xlim(min(sizes) / 1.4, max(sizes) * 1.4)
-        axis.axhline(1, color=_INK, linewidth=0.8)
-        for name, line in reversed(list(lines.items())):
-            axis.plot(*zip(*line, strict=True), linewidth=1.8, markersize=6, **_style(name).line)
-        axis.set_xticks(sizes, [f"{size / 1_000:g}k" for size in sizes])
-        axis.xaxis.set_minor_locator(_matplotlib("ticker").NullLocator())
-    _line_legend(figure, cases, backends)
-    return figure
-
-
-def _largest_growth(every: _Lines) -> _Lines:
-    """At most `_MAX_PANELS` operations, alternately by deerflow-mongo's growth and by any contender's."""
-
-    def ours(name: str) -> float:
-        return every[name][OURS][-1][1] if OURS in every[name] else 0.0
-
-    def anyone(name: str) -> float:
-        return max(line[-1][1] for line in every[name].values())
-
-    ranks = [sorted(every, key=growth, reverse=True) for growth in (ours, anyone)]
-    chosen = list(dict.fromkeys(name for pair in zip(*ranks, strict=True) for name in pair))[:_MAX_PANELS]
-    return {name: lines for name, lines in every.items() if name in chosen}
-
-
-def _growth_title(every: _Lines, most: int, base: int) -> str:
-    title = f"p50 with up to {most:,} stored runs relative to {base:,}"
-    if grown := [lines[OURS][-1][1] for lines in every.values() if OURS in lines]:
+    title = f"p50 with {most:,} stored runs relative to {base:,}"
+    if grown := [each[OURS].median for each in ratios.values() if OURS in each]:
         title += f": at most {max(grown):.2f} x for deerflow-mongo"
-    if len(every) > _MAX_PANELS:
-        title += f"\n({_MAX_PANELS} of {len(every)} operations:"
-        title += " largest growth of deerflow-mongo or of any contender)"
-    return title
+    return _bars(title, ratios, f"p50 relative to that with {base:,} runs", cases, backends)
+
+
+def _known(ratios: Mapping[Case, Mapping[str, Ratio | None]]) -> _Ratios:
+    found = {case: {n: r for n, r in each.items() if r is not None} for case, each in ratios.items()}
+    return {case: each for case, each in found.items() if each}
 
 
 # -- mixed workload --------------------------------------------------------------------------------

@@ -144,23 +144,22 @@ def numbering(cases: Cases) -> str:
 
 def variants(cases: Cases) -> str:
     """Throughput relative to the default configuration of the same contender."""
-    of = cases.of("variants")
-    names = [backend for backend in cases.backends(of) if base_of(backend) is not None]
-
-    def relative_to_base(case: Case, backend: str) -> Ratio | None:
-        return cases.ratio(case, "ops_per_s", backend, base_of(backend) or "")
-
-    return str(_ratio_table(cases, of, names, relative_to_base))
+    names = cases.backends(cases.of("variants"))
+    return _pairs(cases, [(name, base) for name in names if (base := base_of(name)) is not None])
 
 
 def equal_terms(cases: Cases) -> str:
     """Contenders with equal durability or equal resources."""
+    return _pairs(cases, _COMPARABLE_PAIRS)
+
+
+def _pairs(cases: Cases, pairs: Sequence[tuple[str, str]]) -> str:
     of = cases.of("variants")
     label = label_of(of)
-    pairs = [pair for pair in _COMPARABLE_PAIRS if any(cases.ratio(case, "ops_per_s", *pair) for case in of)]
-    table = Table("operation", *(f"{cases.short(over)} / {cases.short(under)}" for over, under in pairs))
+    known = [pair for pair in pairs if any(cases.ratio(case, "ops_per_s", *pair) for case in of)]
+    table = Table("operation", *(f"{cases.short(over)} / {cases.short(under)}" for over, under in known))
     for case in of:
-        table.add(label(case), *(with_spread(cases.ratio(case, "ops_per_s", *pair)) for pair in pairs))
+        table.add(label(case), *(with_spread(cases.ratio(case, "ops_per_s", *pair)) for pair in known))
     return str(table)
 
 
@@ -213,23 +212,9 @@ def operations(cases: Cases) -> str:
             table = _ratio_table(cases, of, cases.compared(of), cell, has_median=True)
             tables.append((f"### {name}, {counted(number, 'task')}", table))
     text = f"deerflow-mongo relative to each contender. {_SPREAD} SQLite runs in the client process."
-    return _section("Single operations", text, *tables, ("### Failed calls", _failures_by_tasks(cases)))
-
-
-def _failures_by_tasks(cases: Cases) -> Table:
-    """One row per contender and concurrency, since many operations can fail alike."""
-    failures: dict[tuple[int, str], Counter[str]] = {}
-    operations: dict[tuple[int, str], list[str]] = {}
-    for case in cases.of("operations"):
-        for backend, record in cases.records(case).items():
-            if record.failures:
-                key = case.concurrency, backend
-                failures[key] = failures.get(key, Counter()) + record.failures
-                operations.setdefault(key, []).append(f"`{case.operation}`")
-    table = Table("tasks", "contender", "operations", "failed calls in all repetitions", texts=4)
-    for (tasks, backend), kinds in sorted(failures.items(), key=lambda item: item[0]):
-        table.add(str(tasks), cases.short(backend), ", ".join(operations[tasks, backend]), _kinds(kinds))
-    return table
+    return _section(
+        "Single operations", text, *tables, ("### Failed calls", _failures(cases, cases.of("operations")))
+    )
 
 
 def _kinds(failures: Mapping[str, int]) -> str:

@@ -261,10 +261,10 @@ def test_different_answer_excludes_the_contender(monkeypatch: pytest.MonkeyPatch
     case = Case("operations", "runs.get", (OURS, "mongodb-motor"), (1,), (100,))
     with contextlib.ExitStack() as stack:
         running = stack.enter_context(servers.running([OURS]))
-        bench = Bench(stack, running, payloads_of(None), Settings(0.05, 1))
-        outcome = bench.measure(case)
-    assert [record.backend for record in outcome.records] == [OURS]
-    [found] = outcome.disagreements
+        results = Results()
+        Bench(stack, running, payloads_of(None), Settings(0.05, 1), results).measure(case)
+    assert [record.backend for record in results.records] == [OURS]
+    [found] = results.disagreements
     assert (found.backend, found.operation, found.why) == (
         "mongodb-motor",
         "runs.get",

@@ -27,7 +27,9 @@ HOT: dict[str, Any] = {"part": "contention", "operation": "run_events.put_batch.
 
 def record(backend: str, rates: Sequence[float], **fields: Any) -> Record:
     """With the latencies of one task, unless all calls failed."""
-    metrics = {name: fields.pop(name) for name in ("failures", "cpu_us_per_op", "p50_ms") if name in fields}
+    metrics: dict[str, Any] = {
+        name: fields.pop(name) for name in ("failures", "cpu_us_per_op", "p50_ms") if name in fields
+    }
     rounds = [
         Round(ops_per_s=rate, **({"p50_ms": 1_000 / rate, "p99_ms": 3_000 / rate, **metrics} if rate else {}))
         for rate in rates
@@ -42,7 +44,8 @@ def record(backend: str, rates: Sequence[float], **fields: Any) -> Record:
 
 
 def results(*records: Record, **fields: Any) -> Results:
-    return Results(records=list(records), **{"finished": True, **fields})
+    given: dict[str, Any] = {"finished": True, **fields}
+    return Results(records=list(records), **given)
 
 
 def outcome_of(target: Any, *records: Record) -> Outcome:

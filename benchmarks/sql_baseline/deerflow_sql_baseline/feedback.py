@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TypeGuard
 
-from sqlalchemy import UnaryExpression, delete, select
+from sqlalchemy import ColumnElement, UnaryExpression, delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from deerflow_mongo import FeedbackRow, FeedbackTotals
@@ -44,16 +44,16 @@ def _by_age(order: CreationOrder) -> UnaryExpression[datetime]:
     return Feedback.created_time.asc() if order == "oldest_first" else Feedback.created_time.desc()
 
 
-async def _of_run(
-    session: AsyncSession, run_id: str, *, order: CreationOrder = "newest_first"
+async def _all(
+    session: AsyncSession, condition: ColumnElement[bool], order: CreationOrder = "newest_first"
 ) -> Sequence[Feedback]:
-    query = select(Feedback).where(Feedback.run_id == run_id).order_by(_by_age(order))
+    query = select(Feedback).where(condition).order_by(_by_age(order))
     return (await session.execute(query)).scalars().all()
 
 
 async def _vote(session: AsyncSession, thread_id: str, run_id: str, user_id: UserId) -> Feedback | None:
     """The user's newest row on the run, with or without a message."""
-    rows = await _of_run(session, run_id)
+    rows = await _all(session, Feedback.run_id == run_id)
     return next((row for row in rows if row.thread_id == thread_id and row.user_id == user_id), None)
 
 
@@ -111,13 +111,7 @@ class SqlFeedbackStore:
             return await _insert(session, feedback)
 
     async def upsert(
-        self,
-        *,
-        run_id: str,
-        thread_id: str,
-        rating: int,
-        user_id: UserId,
-        comment: str | None = None,
+        self, *, run_id: str, thread_id: str, rating: int, user_id: UserId, comment: str | None = None
     ) -> FeedbackRow:
         _check_rating(rating)
         async with self._sessions.writing() as session:
@@ -154,7 +148,7 @@ class SqlFeedbackStore:
         order: CreationOrder = "newest_first",
     ) -> list[FeedbackRow]:
         async with self._sessions.reading() as session:
-            rows = await _of_run(session, run_id, order=order)
+            rows = await _all(session, Feedback.run_id == run_id, order)
         return [_row(row) for row in rows if row.thread_id == thread_id and _is_visible(row, user_id)][:limit]
 
     async def list_by_thread(
@@ -165,9 +159,8 @@ class SqlFeedbackStore:
         user_id: UserId = None,
         order: CreationOrder = "newest_first",
     ) -> list[FeedbackRow]:
-        query = select(Feedback).where(Feedback.thread_id == thread_id).order_by(_by_age(order))
         async with self._sessions.reading() as session:
-            rows = (await session.execute(query)).scalars().all()
+            rows = await _all(session, Feedback.thread_id == thread_id, order)
         return [_row(row) for row in rows if _is_visible(row, user_id)][:limit]
 
     async def list_by_thread_grouped(self, thread_id: str, *, user_id: UserId) -> dict[str, FeedbackRow]:

@@ -35,34 +35,18 @@ _MESSAGE_LENGTH, _MODEL_NAME_LENGTH = 2_000, 128
 _MESSAGES = ("first_human_message", "last_ai_message")
 
 
+_COLUMNS = [
+    name for name in RunRow.__annotations__ if name not in ("metadata", "kwargs") and "_at" not in name
+]
+
+
 def _row(run: Run) -> RunRow:
-    return {
-        "run_id": run.run_id,
-        "thread_id": run.thread_id,
-        "assistant_id": run.assistant_id,
-        "user_id": run.user_id,
-        "status": run.status,
-        "model_name": run.model_name,
-        "multitask_strategy": run.multitask_strategy,
-        "follow_up_to_run_id": run.follow_up_to_run_id,
-        "metadata": run.meta,
-        "kwargs": run.kwargs,
-        "created_at": run.created_time.isoformat(),
-        "updated_at": run.updated_time.isoformat() if run.updated_time else "",
-        "started_at": None,
-        "ended_at": None,
-        "error": run.error,
-        "total_input_tokens": run.total_input_tokens,
-        "total_output_tokens": run.total_output_tokens,
-        "total_tokens": run.total_tokens,
-        "llm_call_count": run.llm_call_count,
-        "lead_agent_tokens": run.lead_agent_tokens,
-        "subagent_tokens": run.subagent_tokens,
-        "middleware_tokens": run.middleware_tokens,
-        "message_count": run.message_count,
-        "first_human_message": run.first_human_message,
-        "last_ai_message": run.last_ai_message,
-    }
+    row: dict[str, Any] = {name: getattr(run, name) for name in _COLUMNS}
+    row["metadata"], row["kwargs"] = run.meta, run.kwargs
+    row["created_at"] = run.created_time.isoformat()
+    row["updated_at"] = run.updated_time.isoformat() if run.updated_time else ""
+    row["started_at"] = row["ended_at"] = None
+    return cast("RunRow", row)
 
 
 def _dict_of(payload: object) -> dict[str, Any]:

@@ -145,19 +145,12 @@ class SqlThreadStore:
         )
 
     async def ensure_thread_running(
-        self,
-        *,
-        thread_id: str,
-        assistant_id: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
+        self, *, thread_id: str, assistant_id: str | None = None, metadata: Mapping[str, Any] | None = None
     ) -> ThreadMeta:
         if await self.get_thread_meta(thread_id) is None:
             return await self.create_thread_meta(
                 ThreadMetaCreate(
-                    thread_id=thread_id,
-                    assistant_id=assistant_id,
-                    status="running",
-                    metadata=metadata or {},
+                    thread_id=thread_id, assistant_id=assistant_id, status="running", metadata=metadata or {}
                 )
             )
         await self.update_thread_meta(thread_id, status="running")
