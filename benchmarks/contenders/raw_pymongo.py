@@ -23,7 +23,7 @@ from deerflow_mongo.mongodb.config import mongo_config
 from deerflow_mongo.mongodb.documents.encoding import Document
 from deerflow_mongo.mongodb.documents.feedback import totals_pipeline, vote_update
 from deerflow_mongo.mongodb.documents.runs import COUNT_PATHS, completion_update, new_run
-from deerflow_mongo.mongodb.documents.stored_times import stored_from_optional
+from deerflow_mongo.mongodb.documents.stored_times import stamp_from_optional
 from deerflow_mongo.mongodb.drivers.driver import DEFAULT_WRITE_CONCERN, DriverOptions
 from deerflow_mongo.mongodb.drivers.pymongo_async import client_settings
 from deerflow_mongo.mongodb.schema import (
@@ -47,7 +47,7 @@ COUNTERS = "counters"
 """The last number of each thread."""
 
 _NEW_RUN: Mapping[str, Any] = {"status": "pending", "multitask_strategy": "reject"} | dict.fromkeys(
-    ("model_name", "follow_up_to_run_id", "created_at", "started_at", "ended_at", "error")
+    ("model_name", "follow_up_to_run_id", "created_stamp_us", "started_stamp_us", "ended_stamp_us", "error")
 )
 _TEXTS = ("first_human_message", "last_ai_message", "error")
 
@@ -123,7 +123,7 @@ class _RawPyMongo:
             counts={name: fields.get(name, 0) for name in COUNT_PATHS},
             by_model=fields.get("token_usage_by_model"),
             texts={name: fields.get(name) for name in _TEXTS},
-            ended_at=stored_from_optional("ended_at", ended_at),
+            ended_stamp_us=stamp_from_optional("ended_at", ended_at),
         )
         await self._runs.update_one({"_id": run_id}, update)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from datetime import datetime
 from typing import Any
 
 from pymongo import MongoClient
@@ -12,11 +11,11 @@ from pymongo.database import Database
 
 from deerflow_mongo.contract.times import clock
 from deerflow_mongo.mongodb import schema
-from deerflow_mongo.mongodb.documents.encoding import Document, encode_content, encode_mapping
+from deerflow_mongo.mongodb.documents.encoding import Document, encode_content, encode_mapping, encode_text
 from deerflow_mongo.mongodb.documents.feedback import VOTE, new_feedback
 from deerflow_mongo.mongodb.documents.run_events import new_event
-from deerflow_mongo.mongodb.documents.runs import COUNT_PATHS, completion_update, new_run
-from deerflow_mongo.mongodb.documents.stored_times import stored_from_input, stored_from_stamp
+from deerflow_mongo.mongodb.documents.runs import COUNT_PATHS, new_run
+from deerflow_mongo.mongodb.documents.stored_times import stamp_from_optional, stamp_of, time_fields
 from deerflow_mongo.mongodb.documents.threads import new_thread, thread_fields
 from deerflow_mongo.mongodb.events.numbers import utc_now
 
@@ -27,38 +26,32 @@ _CHUNK = 1_000
 
 def _stamp_us(row: Mapping[str, Any]) -> int:
     """The sort stamp that the clock would have returned at the row's time."""
-    created_at: datetime = row["created_at"]
-    return round(created_at.timestamp() * 1e6)
+    return stamp_of(row["created_at"])
 
 
 def _run(row: Mapping[str, Any]) -> Document:
     document = new_run(
         **{name: row[name] for name in ("run_id", "thread_id", "user_id", "assistant_id", "model_name")},
-        status="pending",
+        status=row["status"],
         multitask_strategy="reject",
         follow_up_to_run_id=None,
         metadata=encode_mapping(row["metadata"]),
         kwargs=encode_mapping(row["kwargs"]),
-        created_at=None,
-        started_at=stored_from_stamp(_stamp_us(row)),
-        ended_at=None,
-        error=None,
+        created_stamp_us=None,
+        started_stamp_us=_stamp_us(row),
+        ended_stamp_us=stamp_from_optional("ended_at", row.get("ended_at")),
+        error=row.get("error"),
         stamp_us=_stamp_us(row),
     )
-    if row["status"] != "pending":
-        end: Any = completion_update(
-            row["status"],
-            counts={name: row[name] for name in COUNT_PATHS},
-            by_model=None,
-            texts={name: row.get(name) for name in ("first_human_message", "last_ai_message", "error")},
-            ended_at=stored_from_input("ended_at", row["ended_at"]),
-        )
-        for path, value in end["$set"].items():
-            *steps, name = path.split(".")
-            place = document
-            for step in steps:
-                place = place[step]
-            place[name] = value
+    document |= {
+        name: encode_text(name, row.get(name)) for name in ("first_human_message", "last_ai_message")
+    }
+    for name, path in COUNT_PATHS.items():
+        *steps, last = path.split(".")
+        place = document
+        for step in steps:
+            place = place[step]
+        place[last] = row.get(name, 0)
     return document
 
 
@@ -75,7 +68,7 @@ def _thread(row: Mapping[str, Any]) -> Document:
 
 def event_document(event: Mapping[str, Any], seq: int, stamp_us: int | None = None) -> Document:
     """An event, whose payloads are encoded, as the document with this number, created at the stamp or now."""
-    fields = {**event, "created_at": stored_from_stamp(stamp_us or clock.stamp_us())}
+    fields = {**event, **time_fields("created_at", stamp_us or clock.stamp_us())}
     return {**new_event(fields), "seq": seq, "stored_at": utc_now()}
 
 

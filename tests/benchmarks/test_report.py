@@ -27,13 +27,14 @@ HOT: dict[str, Any] = {"part": "contention", "operation": "run_events.put_batch.
 
 def record(backend: str, rates: Sequence[float], **fields: Any) -> Record:
     """With the latencies of one task, unless all calls failed."""
-    metrics: dict[str, Any] = {
-        name: fields.pop(name) for name in ("failures", "cpu_us_per_op", "p50_ms") if name in fields
-    }
-    rounds = [
-        Round(ops_per_s=rate, **({"p50_ms": 1_000 / rate, "p99_ms": 3_000 / rate, **metrics} if rate else {}))
-        for rate in rates
-    ]
+    metrics: dict[str, Any] = {}
+    for name in ("failures", "cpu_us_per_op", "p50_ms"):
+        if name in fields:
+            metrics[name] = fields.pop(name)
+    rounds: list[Round] = []
+    for rate in rates:
+        latencies: Any = {"p50_ms": 1_000 / rate, "p99_ms": 3_000 / rate} if rate else {}
+        rounds.append(Round(ops_per_s=rate, **{**latencies, **metrics}))
     defaults: dict[str, Any] = {
         "part": "operations",
         "operation": "runs.get",
