@@ -36,13 +36,8 @@ _OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "run": {
         "--out": {"type": Path, "metavar": "FILE", "required": True, "help": "the results file (JSON)"},
         "--quick": {"action": "store_true", "help": "the main operations only, in less than 5 minutes"},
-        "--parts": {"nargs": "+", "choices": plan.PARTS, "metavar": "PART", "help": ", ".join(plan.PARTS)},
-        "--backends": {
-            "nargs": "+",
-            "choices": list(CONTENDERS),
-            "metavar": "NAME",
-            "help": f"measure only {OURS} and these: {', '.join(CONTENDERS)}",
-        },
+        "--parts": {"nargs": "+", "choices": plan.PARTS, "help": "only these parts"},
+        "--backends": {"nargs": "+", "choices": list(CONTENDERS), "help": f"{OURS} and only these others"},
         "--operations": {"nargs": "+", "choices": list(OPERATIONS), "metavar": "NAME", "help": "only these"},
         "--concurrency": {"nargs": "+", "type": _positive, "metavar": "TASKS", "help": "such as 1 32 256"},
         "--seconds": {"type": float, "default": 0.2, "help": "of one measurement (default: %(default)s)"},

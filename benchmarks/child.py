@@ -13,7 +13,6 @@ import importlib
 import itertools
 import json
 import pickle
-import resource
 import signal
 import sys
 import time
@@ -212,22 +211,21 @@ def _operation(request: Request) -> Operation:
     return OPERATIONS[request["operation"]]
 
 
-# -- memory ----------------------------------------------------------------------------------------
+# -- memory, on Linux only -------------------------------------------------------------------------
+
+_STATUS = Path("/proc/self/status")
 
 
 def _reset_peak_memory() -> None:
-    """Linux only; elsewhere the peak is that of the process so far."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_memory_bytes() -> int:
+def _peak_memory_bytes() -> int | None:
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1_024
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest if sys.platform == "darwin" else largest * 1_024
+        [line] = (line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1_024
+    return None
 
 
 # -- the process -----------------------------------------------------------------------------------

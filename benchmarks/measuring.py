@@ -268,7 +268,7 @@ def _round(responses: Sequence[Mapping[str, Any]]) -> Round:
         p95_ms=_percentile(latencies, 0.95),
         p99_ms=_percentile(latencies, 0.99),
         cpu_us_per_op=sum(response["cpu_s"] for response in responses) / count * 1e6 if count else None,
-        peak_memory_mb=max(response["peak_memory_bytes"] for response in responses) / 1e6,
+        peak_memory_mb=max(response["peak_memory_bytes"] or 0 for response in responses) / 1e6 or None,
         failures=dict(failures),
     )
 

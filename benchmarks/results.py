@@ -80,7 +80,7 @@ class Record(BaseModel):
 
 
 class Disagreement(BaseModel):
-    """A contender whose results differ from ours; its measurements are excluded from the records."""
+    """A contender that is excluded from the records, because its results differ from ours."""
 
     operation: str
     dataset: int

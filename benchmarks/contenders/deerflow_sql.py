@@ -14,6 +14,7 @@ SQLite, concurrent writers of events of one thread use the same number and all b
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -38,14 +39,11 @@ def missing() -> str | None:
     if sys.version_info < _MIN_PYTHON:
         wanted = ".".join(map(str, _MIN_PYTHON))
         return f"deerflow-kernel needs Python {wanted} or newer, and this is {sys.version.split()[0]}"
-    try:
-        importlib.import_module("deerflow")
-    except ImportError:
+    if importlib.util.find_spec("deerflow") is None:
         return "DeerFlow is not installed: install deerflow-kernel and sqlalchemy[asyncio]"
     try:
-        importlib.import_module(_ENGINE)
-        for module, name in _REPOSITORIES:
-            getattr(importlib.import_module(module), name)
+        for module in (_ENGINE, *(module for module, _ in _REPOSITORIES)):
+            importlib.import_module(module)
     except Exception as error:  # noqa: BLE001 - imports of many packages fail in many ways
         return f"DeerFlow is installed but cannot be imported: {type(error).__name__}: {error}"
     return None

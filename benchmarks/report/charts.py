@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, TypeAlias
 from deerflow_mongo.contract.errors import MissingDependencyError
 
 from ..contenders.known import OURS, RAW_PYMONGO
-from ..results import Metric
 from .cases import COMPARED, MANY_TASKS, SQL, Case, Cases, section_of
 from .markdown import counted, times
 from .ratios import Ratio, typical
@@ -286,7 +285,7 @@ def _latency(cases: Cases) -> Drawn | None:
     panels: dict[str, list[Case]] = {}
     for name in _LATENCY_OPERATIONS:
         of = sorted((case for case in every if case.operation == name), key=lambda case: case.concurrency)
-        if of and _metric(cases, of[0], OURS, "p50_ms"):
+        if of and _p50_and_p99(cases, of[0], OURS):
             panels[name] = of
     if not panels:
         return None
@@ -296,14 +295,12 @@ def _latency(cases: Cases) -> Drawn | None:
     figure, axes = _panels(_latency_title(cases, of, tasks[0]), list(panels), (3.6, 2.7), 3)
     drawn: list[float] = []
     for axis, panel in zip(axes, panels.values(), strict=True):
-        unit = _metric(cases, panel[0], OURS, "p50_ms") or math.nan
+        [unit, _] = _p50_and_p99(cases, panel[0], OURS)
         for place, name in enumerate(backends):
             shift = (place - (len(backends) - 1) / 2) * 0.24
             for case in panel:
-                p50, p99 = (_metric(cases, case, name, metric) for metric in ("p50_ms", "p99_ms"))
-                if p50 is not None and p99 is not None:
-                    x, ends = tasks.index(case.concurrency) + shift, [p50 / unit, p99 / unit]
-                    _dumbbell(axis, x, ends, _style(name))
+                if ends := [value / unit for value in _p50_and_p99(cases, case, name)]:
+                    _dumbbell(axis, tasks.index(case.concurrency) + shift, ends, _style(name))
                     drawn += ends
         axis.set_xticks(range(len(tasks)), [counted(number, "task") for number in tasks])
     for axis in axes:
@@ -312,9 +309,11 @@ def _latency(cases: Cases) -> Drawn | None:
     return figure
 
 
-def _metric(cases: Cases, case: Case, backend: str, metric: Metric) -> float | None:
+def _p50_and_p99(cases: Cases, case: Case, backend: str) -> list[float]:
+    """Both, or nothing."""
     record = cases.record(case, backend)
-    return None if record is None else record.median(metric)
+    found = [] if record is None else [record.median("p50_ms"), record.median("p99_ms")]
+    return [value for value in found if value is not None] if None not in found else []
 
 
 def _dumbbell(axis: Drawn, x: float, ends: Sequence[float], style: _Style) -> None:

@@ -47,19 +47,15 @@ def report(results: Results, folder: str | os.PathLike[str] | None = None) -> st
     sections = (
         "# Benchmark of deerflow-mongo",
         "" if results.finished else _INTERRUPTED,
-        "This report shows ratios only; absolute values depend on the machine and are in the results file.",
+        "deerflow-mongo relative to each contender: median of the repetitions (smallest to largest)."
+        " Absolute values depend on the machine and are in the results file.",
         f"## Summary\n\n{tables.summary(cases)}",
         f"## All operations\n\n{tables.overview(cases)}",
         f"## Slower than SQL\n\n{tables.losses(cases)}",
         f"## Targets\n\n{targets.targets(cases)}",
-        f"## Setup\n\n{tables.setup(results)}\n\n{tables.contenders(results)}",
+        f"## Setup\n\n{tables.setup(results)}",
         *(f"![{' '.join(title.split())}]({path})" for path, title in drawn.items()),
-        tables.operations(cases),
-        targets.missed(cases),
-        tables.growth(cases),
-        tables.stored_bytes(cases),
-        tables.mixed_workload(cases),
-        tables.contention(cases),
+        tables.details(cases),
         f"## Variants\n\n{tables.variants(cases)}\n\n{tables.equal_terms(cases)}"
         if cases.of("variants")
         else "",

@@ -32,15 +32,7 @@ _COMPARABLE_PAIRS = (
 """Pairs of contenders with equal durability, or with equal resources (pool size, event loop)."""
 _MIN_LOSS = 0.95
 """A median below this counts as slower than SQL."""
-_SPREAD = "Ratios are computed per repetition; cells show the median (smallest to largest)."
-
 Cell = Callable[[Case, str], Ratio | None]
-
-
-def _section(title: str, text: str, *tables: tuple[str, Table]) -> str:
-    """An empty string if all tables are empty."""
-    shown = [f"{heading}\n\n{table}".lstrip() for heading, table in tables if table]
-    return "\n\n".join((f"## {title}", text, *shown)) if shown else ""
 
 
 def _ratio_table(
@@ -106,10 +98,9 @@ def overview(cases: Cases) -> str:
         ratios = (typical(cases.ratio(case, metric, OURS, other) for case in of) for other in compared)
         table.add(name, *map(with_spread, ratios))
     sizes = _relative_sizes(cases)
-    if sizes:
-        largest = max(runs for runs, _ in sizes)
-        row = (sizes.get((largest, backend)) for backend in compared)
-        name = f"disk space per run, {largest:,} runs"
+    for runs in sorted({runs for runs, _ in sizes}):
+        row = (sizes.get((runs, backend)) for backend in compared)
+        name = f"disk space per run, {runs:,} runs"
         table.add(name, *(NOTHING if size is None else times(size) for size in row))
     return str(table)
 
@@ -172,6 +163,10 @@ def setup(results: Results) -> str:
     repetitions = " or ".join(map(str, sorted({len(record.rounds) for record in results.records})))
     records = f"{counted(len(results.records), 'record')} of {repetitions} repetitions each."
     facts.append(records if results.records else "Nothing was measured.")
+    facts += [
+        f"{fields.get('title', name)}: {fields.get('driver')}, {fields.get('durability')}"
+        for name, fields in results.contenders.items()
+    ]
     facts += [f"Not measured: {name}: {why}" for name, why in results.left_out.items()]
     facts += dict.fromkeys(
         f"Excluded, because the result differs from deerflow-mongo's or the call fails: `{one.operation}`"
@@ -183,72 +178,62 @@ def setup(results: Results) -> str:
     return items(facts)
 
 
-def contenders(results: Results) -> str:
-    heads = ("driver", "loop", "server", "durability")
-    table = Table("contender", *heads, texts=5)
-    for name, fields in results.contenders.items():
-        table.add(str(fields.get("title", name)), *(str(fields.get(head) or NOTHING) for head in heads))
-    return str(table)
+# -- the other tables of a report --------------------------------------------------------------------
 
 
-# -- the other sections of a report ------------------------------------------------------------------
-
-
-def operations(cases: Cases) -> str:
-    tables: list[tuple[str, Table]] = []
-    tasks = sorted({case.concurrency for case in cases.of("operations")})
-    for number in tasks:
-        of = cases.of("operations", concurrency=number)
-        metrics: dict[str, Metric] = {"Throughput": "ops_per_s"}
-        if number == tasks[0]:
-            metrics["p50 latency"] = "p50_ms"
-        if number == MANY_TASKS:
-            metrics |= {
-                "CPU time of the client": "cpu_us_per_op",
-                "Peak memory of the client": "peak_memory_mb",
-            }
-        for name, metric in metrics.items():
-            cell = _ours_relative(cases, metric)
-            table = _ratio_table(cases, of, cases.compared(of), cell, has_median=True)
-            tables.append((f"### {name}, {counted(number, 'task')}", table))
-    text = f"deerflow-mongo relative to each contender. {_SPREAD} SQLite runs in the client process."
-    return _section(
-        "Single operations", text, *tables, ("### Failed calls", _failures(cases, cases.of("operations")))
+def details(cases: Cases) -> str:
+    """A table of every operation for each metric, and those of the other parts."""
+    operations = cases.of("operations")
+    tasks = sorted({case.concurrency for case in operations})
+    wanted: list[tuple[str, int, Metric]] = [
+        *(("Throughput", number, "ops_per_s") for number in tasks),
+        *(("p50 latency", number, "p50_ms") for number in tasks[:1]),
+        ("CPU time of the client", MANY_TASKS, "cpu_us_per_op"),
+        ("Peak memory of the client", MANY_TASKS, "peak_memory_mb"),
+    ]
+    tables: dict[str, Table] = {}
+    for name, number, metric in wanted:
+        of = [case for case in operations if case.concurrency == number]
+        cell = _ours_relative(cases, metric)
+        table = _ratio_table(cases, of, cases.compared(of), cell, has_median=True)
+        tables[f"{name}, {counted(number, 'task')}"] = table
+    base = growth_base(cases)
+    grown = [case for case in cases.of("growth") if case.dataset != base]
+    tables[f"p50 latency by stored runs, relative to {base:,} runs"] = _ratio_table(
+        cases, grown, cases.backends(grown, (OURS, *SQL)), lambda case, name: cases.growth(case, name, base)
     )
+    day = sorted(cases.of("day"), key=lambda case: (case.concurrency, case.processes))
+    hot = cases.of("contention")
+    for name, of in (("Mixed workload", day), ("Contention on one thread or run", hot)):
+        cell = _ours_relative(cases, "ops_per_s")
+        tables[f"{name}: throughput"] = _ratio_table(cases, of, cases.compared(of), cell)
+    several = [case for case in day if case.processes > 1]
+    columns = cases.backends(day, (OURS, *SQL))
+    tables["Mixed workload: throughput relative to one process"] = _ratio_table(
+        cases, several, columns, cases.scaling
+    )
+    tables["Failed calls in all repetitions"] = _failures(cases, [*operations, *day, *hot])
+    return "\n\n".join(f"## {title}\n\n{table}" for title, table in tables.items() if table)
+
+
+def _failures(cases: Cases, of: Sequence[Case]) -> Table:
+    label = label_of(of)
+    table = Table("operation", "contender", "failed calls", texts=3)
+    for case in of:
+        for backend, record in cases.records(case).items():
+            if record.failures:
+                table.add(label(case), cases.short(backend), _kinds(record.failures))
+    return table
 
 
 def _kinds(failures: Mapping[str, int]) -> str:
     return ", ".join(f"{number:,} x {kind}" for kind, number in failures.items())
 
 
-def growth(cases: Cases) -> str:
-    of = cases.of("growth")
-    base = growth_base(cases)
-    larger = sorted({case.dataset for case in of} - {base})
-    backends = cases.backends(of, (OURS, *SQL))
-    table = Table("operation", *(f"{cases.short(name)}, {size:,}" for name in backends for size in larger))
-    for row in dict.fromkeys(case._replace(dataset=base) for case in of):
-        grown = [cases.growth(row._replace(dataset=size), n, base) for n in backends for size in larger]
-        table.add(f"`{row.operation}`", *map(with_spread, grown))
-    text = f"p50 latency with this number of stored runs, relative to {base:,} runs. {_SPREAD}"
-    return _section("Growth", text, ("", table))
-
-
 def growth_base(cases: Cases) -> int:
     sizes = {case.dataset for case in cases.of("growth")}
     is_known = any(cases.record(case._replace(dataset=GROWTH_BASE), OURS) for case in cases.of("growth"))
     return GROWTH_BASE if is_known else min(sizes, default=GROWTH_BASE)
-
-
-def stored_bytes(cases: Cases) -> str:
-    sizes = _relative_sizes(cases)
-    compared = list(dict.fromkeys(backend for _, backend in sizes))
-    table = Table("runs", *map(cases.short, compared))
-    for runs in sorted({runs for runs, _ in sizes}):
-        row = [sizes.get((runs, backend)) for backend in compared]
-        table.add(f"{runs:,}", *(NOTHING if size is None else times(size) for size in row))
-    text = "Disk space of the runs and their indexes, deerflow-mongo relative to each contender."
-    return _section("Bytes stored per run", text, ("", table))
 
 
 def _relative_sizes(cases: Cases) -> dict[tuple[int, str], float]:
@@ -259,40 +244,3 @@ def _relative_sizes(cases: Cases) -> dict[tuple[int, str], float]:
         for (runs, backend), size in stored.items()
         if backend in SQL and size and (runs, OURS) in stored
     }
-
-
-def mixed_workload(cases: Cases) -> str:
-    of = sorted(cases.of("day"), key=lambda case: (case.concurrency, case.processes))
-    compared = cases.compared(of)
-    several = [case for case in of if case.processes > 1]
-    return _section(
-        "Mixed workload by processes",
-        "Each task replays the sessions of users (browser and agent) one after another. The number of tasks"
-        " is per process.",
-        (
-            "### Throughput, deerflow-mongo relative to each contender",
-            _ratio_table(cases, of, compared, _ours_relative(cases, "ops_per_s")),
-        ),
-        (
-            "### Throughput, relative to one process",
-            _ratio_table(cases, several, cases.backends(of, (OURS, *compared)), cases.scaling),
-        ),
-        ("### Failed calls", _failures(cases, of)),
-    )
-
-
-def contention(cases: Cases) -> str:
-    of = cases.of("contention")
-    table = _ratio_table(cases, of, cases.compared(of), _ours_relative(cases, "ops_per_s"))
-    text = "All calls use one thread or one run. Throughput of successful calls, relative to each contender."
-    return _section("Contention", text, ("", table), ("### Failed calls", _failures(cases, of)))
-
-
-def _failures(cases: Cases, of: Sequence[Case]) -> Table:
-    label = label_of(of)
-    table = Table("operation", "contender", "failed calls in all repetitions", texts=3)
-    for case in of:
-        for backend, record in cases.records(case).items():
-            if record.failures:
-                table.add(label(case), cases.short(backend), _kinds(record.failures))
-    return table

@@ -11,7 +11,7 @@ from ..contenders.known import OURS, RAW_PYMONGO
 from ..operations import OPERATIONS
 from ..results import Metric, Part
 from .cases import GROWTH_BASE, MANY_TASKS, SQL, Case, Cases, label_of
-from .markdown import NOTHING, Table, times, with_spread
+from .markdown import NOTHING, Table
 from .ratios import Ratio
 
 Measure = Callable[[Cases, Case, str], Ratio | None]
@@ -124,14 +124,3 @@ def targets(cases: Cases) -> str:
         reaches = f"meets {sum(raw)} of {len(raw)}" if raw else NOTHING
         table.add(str(one.target), f"**{one.verdict}**", met, reaches)
     return str(table)
-
-
-def missed(cases: Cases) -> str:
-    """The missed cases of all targets."""
-    table = Table("target", "case", "deerflow-mongo", "raw PyMongo", texts=2)
-    for one in (outcome(target, cases) for target in TARGETS):
-        for label, ratio in one.misses.items():
-            raw = one.raw_pymongo.get(label)
-            reached = NOTHING if raw is None else times(raw.median)
-            table.add(str(one.target), label, with_spread(ratio), reached)
-    return f"## Missed targets\n\n{table}" if table else ""

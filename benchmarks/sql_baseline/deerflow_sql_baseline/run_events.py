@@ -104,16 +104,9 @@ class SqlRunEventStore:
     async def put_if_absent(self, **event: Unpack[RunEventFields]) -> tuple[RunEventRow, bool]:
         thread_id = event["thread_id"]
         thread_ids = await self._checked_threads([event])
-        query = (
-            select(RunEvent)
-            .where(
-                RunEvent.thread_id == thread_id,
-                RunEvent.run_id == event["run_id"],
-                RunEvent.event_type == event["event_type"],
-            )
-            .order_by(RunEvent.seq)
-            .limit(1)
-        )
+        same = (RunEvent.run_id == event["run_id"], RunEvent.event_type == event["event_type"])
+        query = select(RunEvent).where(RunEvent.thread_id == thread_id, *same)
+        query = query.order_by(RunEvent.seq).limit(1)
         async with self._locked(thread_ids), self._sessions.writing() as session:
             await self._lock(session, thread_id)
             existing = (await session.execute(query)).scalar_one_or_none()
