@@ -53,7 +53,7 @@ def report(results: Results, folder: str | os.PathLike[str] | None = None) -> st
         f"## All operations\n\n{tables.overview(cases)}",
         f"## Slower than SQL\n\n{tables.losses(cases)}",
         f"## Targets\n\n{targets.targets(cases)}",
-        f"## Setup\n\n{tables.setup(results)}",
+        f"## Setup\n\n{tables.setup(results)}\n{tables.contenders(results)}",
         *(f"![{' '.join(title.split())}]({path})" for path, title in drawn.items()),
         tables.details(cases),
         f"## Variants\n\n{tables.variants(cases)}\n\n{tables.equal_terms(cases)}"

@@ -163,10 +163,6 @@ def setup(results: Results) -> str:
     repetitions = " or ".join(map(str, sorted({len(record.rounds) for record in results.records})))
     records = f"{counted(len(results.records), 'record')} of {repetitions} repetitions each."
     facts.append(records if results.records else "Nothing was measured.")
-    facts += [
-        f"{fields.get('title', name)}: {fields.get('driver')}, {fields.get('durability')}"
-        for name, fields in results.contenders.items()
-    ]
     facts += [f"Not measured: {name}: {why}" for name, why in results.left_out.items()]
     facts += dict.fromkeys(
         f"Excluded, because the result differs from deerflow-mongo's or the call fails: `{one.operation}`"
@@ -176,6 +172,13 @@ def setup(results: Results) -> str:
     if not results.disagreements:
         facts.append("All contenders returned the same results in every comparison.")
     return items(facts)
+
+
+def contenders(results: Results) -> str:
+    return items(
+        f"{fields.get('title', name)}: {fields.get('driver')}, {fields.get('durability')}"
+        for name, fields in results.contenders.items()
+    )
 
 
 # -- the other tables of a report --------------------------------------------------------------------
