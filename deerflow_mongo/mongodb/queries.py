@@ -7,10 +7,9 @@ reach a query. What an update writes is in `documents/`.
 from __future__ import annotations
 
 from datetime import datetime
-from enum import Enum
 from typing import Any, TypeAlias
 
-from ..contract.arguments import acting_user, identifier, names, optional_text
+from ..contract.arguments import acting_user, filter_text, identifier, names
 from ..contract.rows import MESSAGE, PENDING
 from .documents.run_events import ANCHOR_SEQ, ONCE
 from .documents.stored_times import ORDER
@@ -87,12 +86,10 @@ def threads_by_id(thread_ids: list[str]) -> Query:
 def threads_matching(*, status: object, assistant_id: object, metadata_digests: list[str]) -> Query:
     """Threads that match everything given; None and a blank status or assistant match any."""
     query: Query = {}
-    wanted_status = optional_text("status", status.value if isinstance(status, Enum) else status)
-    if wanted_status and not wanted_status.isspace():
-        query["status"] = wanted_status
-    wanted_assistant = optional_text("assistant_id", assistant_id)
-    if wanted_assistant and not wanted_assistant.isspace():
-        query["assistant_id"] = wanted_assistant
+    for name, value in (("status", status), ("assistant_id", assistant_id)):
+        wanted = filter_text(name, value)
+        if wanted is not None:
+            query[name] = wanted
     if metadata_digests:
         query["metadata_digests"] = {"$all": metadata_digests}
     return query

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, cast
 
 from bson import Int64
 
-from ...contract.errors import ArgumentTypeError
+from ...contract.arguments import long_text
 from ...contract.rows import JSONValue
 
 Document: TypeAlias = dict[str, Any]
@@ -158,11 +158,7 @@ def decode_mapping(stored: dict[str, Any]) -> dict[str, JSONValue]:
 
 def encode_text(name: str, value: object) -> Any:
     """A text of any length, or None, as it is stored; raises `ArgumentTypeError` for anything else."""
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise ArgumentTypeError(f"{name} must be text or None, got {type(value).__name__}")
-    return encode_value(value if type(value) is str else str.__str__(value))
+    return encode_value(long_text(name, value))
 
 
 def decode_text(stored: Any) -> str | None:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, cast
 
 from ...contract.rows import ACTIVE_STATUSES, CALLERS, ENDED_STATUSES, Caller, RunRow, TokenUsage
+from ...contract.statuses import is_ending
 from .encoding import Document, decode_mapping, decode_text, encode_text
 from .stored_times import (
     ORDER,
@@ -105,7 +106,7 @@ def duration_ms(status: str, created_us: int, started_us: int | None, ended_us: 
     A run that was never started counts from `created_at`. One that ended without an `ended_at` ends with the
     update that set its status.
     """
-    if not _is_ending(status):
+    if not is_ending(status):
         return None
     start = created_us if started_us is None else started_us
     end = created_us if ended_us is None else ended_us
@@ -251,10 +252,6 @@ def token_usage_update(
     return {"$inc": increments, **set_update(changes, updated_at=update_stamp())}
 
 
-def _is_ending(status: str) -> bool:
-    return status not in ACTIVE_STATUSES
-
-
 def _transition(changes: Document, times: Mapping[str, int], *, ends_now: bool = False) -> list[Document]:
     """The `$set` stage that applies `changes`, a status among them, unless it would restart an ended run.
 
@@ -263,7 +260,7 @@ def _transition(changes: Document, times: Mapping[str, int], *, ends_now: bool =
     what it was at its end.
     """
     now = update_stamp()
-    if _is_ending(changes["status"]):
+    if is_ending(changes["status"]):
         stage = {path: _literal(value) for path, value in changes.items()}
         for name, stamp in times.items():
             stage |= time_stage(name, stamp)
