@@ -1,4 +1,4 @@
-"""What a storage in memory holds, and what its stores share: the filter by owner and the order of creation.
+"""What a storage in memory holds, and what its stores share: rows by owner, and the order of creation.
 
 A write changes these rows at once, between two awaits of the event loop, which makes it atomic. The rows here
 are never handed out: a store returns copies.
@@ -7,47 +7,43 @@ are never handed out: a store returns copies.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from ..contract.errors import StorageClosedError
-from ..contract.rows import FeedbackRow, RunEventRow, RunRow, ThreadMeta, UserRow
-from ..contract.times import clock, parse_time
+from ..contract import arguments, rows, times
+from ..contract.errors import ArgumentTypeError, StorageClosedError
+
+logger = logging.getLogger(__name__)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-@dataclass(slots=True)
-class Run:
-    """A run's row, and its token counts by model, which are not part of the row."""
-
-    row: RunRow
-    by_model: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
 
 
 @dataclass(slots=True)
 class EventLog:
     """A thread's events in rising `seq`. `last_seq` stays when they are deleted: no number is given twice."""
 
-    rows: list[RunEventRow] = field(default_factory=list[RunEventRow])
+    events: list[rows.RunEventRow] = field(default_factory=list[rows.RunEventRow])
     last_seq: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set, and replaced by a new one, as soon as events are stored."""
 
 
-@dataclass(slots=True)
 class Data:
     """Rows by their ids."""
 
-    runs: dict[str, Run] = field(default_factory=dict[str, Run])
-    feedback: dict[str, FeedbackRow] = field(default_factory=dict[str, FeedbackRow])
-    votes: set[str] = field(default_factory=set[str])
-    """The ids of the feedback that is its user's vote on a run."""
-    threads: dict[str, ThreadMeta] = field(default_factory=dict[str, ThreadMeta])
-    events: dict[str, EventLog] = field(default_factory=dict[str, EventLog])
-    users: dict[str, UserRow] = field(default_factory=dict[str, UserRow])
+    def __init__(self) -> None:
+        self.runs: dict[str, rows.RunRow] = {}
+        self.model_counts: dict[str, dict[str, dict[str, int]]] = {}
+        """A run's token counts by model, which are not part of its row."""
+        self.feedback: dict[str, rows.FeedbackRow] = {}
+        self.votes: set[str] = set()
+        """The ids of the feedback that is its user's vote on a run."""
+        self.threads: dict[str, rows.ThreadMeta] = {}
+        self.events: dict[str, EventLog] = {}
+        self.users: dict[str, rows.UserRow] = {}
 
 
 class Memory:
@@ -70,29 +66,68 @@ class Memory:
             log.changed.set()
 
 
+class MemoryStore:
+    """What every store has: the data of the storage that it belongs to."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    @property
+    def _data(self) -> Data:
+        return self._memory.data
+
+
+RunOrFeedback = TypeVar("RunOrFeedback", rows.RunRow, rows.FeedbackRow)
+Created = TypeVar("Created", rows.RunRow, rows.FeedbackRow, rows.UserRow)
+
+
 def is_visible(owner: str | None, user: str | None) -> bool:
     """Whether a row of `owner` exists for `user`; None is every user."""
     return user is None or owner == user
 
 
-Row = TypeVar("Row")
+def visible_of_thread(
+    stored: Mapping[str, RunOrFeedback], thread_id: str, user: str | None, run_id: str | None = None
+) -> list[RunOrFeedback]:
+    """The rows of the thread, or of one run in it, that exist for this user."""
+    thread_id = arguments.identifier("thread_id", thread_id)
+    return [
+        row
+        for row in stored.values()
+        if row["thread_id"] == thread_id
+        and run_id in (None, row["run_id"])
+        and is_visible(row["user_id"], user)
+    ]
 
 
-def oldest_first(rows: Iterable[Row], created_at: Callable[[Row], str]) -> list[Row]:
+def oldest_first(found: Iterable[Created]) -> list[Created]:
     """By the time of creation; of equal times in the order of creation, which is that of the dict."""
-    return sorted(rows, key=lambda row: datetime.fromisoformat(created_at(row)))
+    return sorted(found, key=lambda row: datetime.fromisoformat(row["created_at"]))
 
 
-def newest_first(rows: Iterable[Row], created_at: Callable[[Row], str]) -> list[Row]:
+def newest_first(found: Iterable[Created]) -> list[Created]:
     """`oldest_first` in reverse."""
-    return oldest_first(rows, created_at)[::-1]
+    return oldest_first(found)[::-1]
 
 
 def now() -> datetime:
     """The time of a write; two writes of one process never have the same."""
-    return _EPOCH + timedelta(microseconds=clock.stamp_us())
+    return _EPOCH + timedelta(microseconds=times.clock.stamp_us())
 
 
 def optional_time(name: str, value: object) -> str | None:
     """A caller's time as rows have it; None for None."""
-    return None if value is None else parse_time(name, value).isoformat()
+    return None if value is None else times.parse_time(name, value).isoformat()
+
+
+def check_keywords(given: Mapping[str, object], fields: type) -> None:
+    """Raise `ArgumentTypeError` for a keyword that is not a field; at run time, `Unpack` accepts any."""
+    for name in given:
+        if name not in fields.__annotations__:
+            expected = ", ".join(sorted(fields.__annotations__))
+            raise ArgumentTypeError(f"unknown keyword argument {name!r}; expected one of {expected}")
+
+
+def log_missing(operation: str, kind: str, row_id: str) -> None:
+    """Log an update of a run or thread that does not exist."""
+    logger.warning("%s: there is no %s %r; nothing was changed", operation, kind, row_id)

@@ -14,16 +14,13 @@ from ..contract.errors import ThreadAccessError
 from ..contract.protocols import RunEventStore
 from ..contract.rows import MESSAGE, RunEventFields, RunEventRow
 from ..contract.run_event_fields import CheckedRunEvent, checked_event, checked_events
-from .data import EventLog, Memory, is_visible, now
+from .data import EventLog, MemoryStore, is_visible, now
 
 _FOLLOW_PAGE = 500
 
 
-class MemoryRunEventStore(RunEventStore, Following):
+class MemoryRunEventStore(MemoryStore, RunEventStore, Following):
     """`RunEventStore` in memory."""
-
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
 
     # Writing.
 
@@ -37,7 +34,7 @@ class MemoryRunEventStore(RunEventStore, Following):
     async def put_if_absent(self, **event: Unpack[RunEventFields]) -> tuple[RunEventRow, bool]:
         new = _new_row(checked_event(event))
         self._check_access([new])
-        for row in self._log(new["thread_id"]).rows:
+        for row in self._log(new["thread_id"]).events:
             if row["run_id"] == new["run_id"] and row["event_type"] == new["event_type"]:
                 return deepcopy(row), False
         [row] = self._append([new])
@@ -50,11 +47,9 @@ class MemoryRunEventStore(RunEventStore, Following):
             log = self._log(row["thread_id"])
             log.last_seq += 1
             row["seq"] = log.last_seq
-            log.rows.append(row)
-        for thread_id in {row["thread_id"] for row in rows}:
-            log = self._log(thread_id)
-            changed, log.changed = log.changed, asyncio.Event()
-            changed.set()
+            log.events.append(row)
+            log.changed.set()
+            log.changed = asyncio.Event()
         return deepcopy(rows)
 
     def _check_access(self, rows: Iterable[RunEventRow]) -> None:
@@ -65,12 +60,12 @@ class MemoryRunEventStore(RunEventStore, Following):
 
     def _may_use(self, thread_id: str) -> bool:
         """Whether the bound actor may use the thread: their own, one without an owner, or one not stored."""
-        thread = self._memory.data.threads.get(thread_id)
+        thread = self._data.threads.get(thread_id)
         actor = current_user_id()
         return actor is None or thread is None or thread.user_id in (None, actor)
 
     def _log(self, thread_id: str) -> EventLog:
-        return self._memory.data.events.setdefault(thread_id, EventLog())
+        return self._data.events.setdefault(thread_id, EventLog())
 
     # Reading.
 
@@ -84,7 +79,7 @@ class MemoryRunEventStore(RunEventStore, Following):
         user_id: UserId = None,
     ) -> list[RunEventRow]:
         user = arguments.acting_user(user_id, "RunEventStore.list_messages")
-        return _page(_messages(self._events(thread_id, user)), limit, before_seq, after_seq)
+        return _page(self._messages(thread_id, user), limit, before_seq, after_seq)
 
     async def list_messages_by_run(
         self,
@@ -98,7 +93,7 @@ class MemoryRunEventStore(RunEventStore, Following):
     ) -> list[RunEventRow]:
         run_id = arguments.identifier("run_id", run_id)
         user = arguments.acting_user(user_id, "RunEventStore.list_messages_by_run")
-        return _page(_messages(self._events(thread_id, user, run_id)), limit, before_seq, after_seq)
+        return _page(self._messages(thread_id, user, run_id), limit, before_seq, after_seq)
 
     async def list_events(
         self,
@@ -120,24 +115,25 @@ class MemoryRunEventStore(RunEventStore, Following):
         self, thread_id: str, *, run_id: str | None = None, after_seq: int = 0, limit: int = 500
     ) -> list[RunEventRow]:
         run_id = None if run_id is None else arguments.identifier("run_id", run_id)
-        after = arguments.sequence_number("after_seq", after_seq)
-        rows = arguments.row_limit("limit", limit)
-        found = self._events(thread_id, None, run_id)
-        return deepcopy([row for row in found if after is None or row["seq"] > after][:rows])
+        after = arguments.sequence_number("after_seq", after_seq) or 0
+        return _page(self._events(thread_id, None, run_id), limit, None, after)
 
     async def count_messages(self, thread_id: str, *, user_id: UserId = None) -> int:
         user = arguments.acting_user(user_id, "RunEventStore.count_messages")
-        return len(_messages(self._events(thread_id, user)))
+        return len(self._messages(thread_id, user))
+
+    def _messages(self, thread_id: str, user: str | None, run_id: str | None = None) -> list[RunEventRow]:
+        return [row for row in self._events(thread_id, user, run_id) if row["category"] == MESSAGE]
 
     def _events(self, thread_id: str, user: str | None, run_id: str | None = None) -> list[RunEventRow]:
         """The stored events of the thread, or of one run, that this user and the bound actor may see."""
         thread_id = arguments.identifier("thread_id", thread_id)
-        log = self._memory.data.events.get(thread_id)
+        log = self._data.events.get(thread_id)
         if log is None or not self._may_use(thread_id):
             return []
         return [
             row
-            for row in log.rows
+            for row in log.events
             if run_id in (None, row["run_id"]) and is_visible(row.get("user_id"), user)
         ]
 
@@ -174,12 +170,8 @@ class MemoryRunEventStore(RunEventStore, Following):
         """Remove these events of the thread; their numbers are not given again."""
         deleted = {row["seq"] for row in rows}
         log = self._log(thread_id)
-        log.rows = [row for row in log.rows if row["seq"] not in deleted]
+        log.events = [row for row in log.events if row["seq"] not in deleted]
         return len(deleted)
-
-
-def _messages(rows: list[RunEventRow]) -> list[RunEventRow]:
-    return [row for row in rows if row["category"] == MESSAGE]
 
 
 def _page(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 from ..contract import arguments
@@ -14,40 +14,29 @@ from ..contract.errors import ThreadAccessError, ThreadExistsError
 from ..contract.payloads import equal_json, to_json_mapping
 from ..contract.protocols import ThreadStore
 from ..contract.rows import JSONValue, ThreadMeta, ThreadMetaCreate, ThreadOrder
-from .data import Memory, is_visible, now
+from .data import MemoryStore, is_visible, log_missing, now
 
-logger = logging.getLogger(__name__)
-
-_ORDERS: dict[str, Callable[[ThreadMeta], Any]] = {
-    "newest_first": lambda thread: (thread.created_time, thread.thread_id),
-    "last_updated_first": lambda thread: (thread.updated_time, thread.thread_id),
+_ORDERS = {
+    "newest_first": attrgetter("created_time", "thread_id"),
+    "last_updated_first": attrgetter("updated_time", "thread_id"),
 }
 
 
-class MemoryThreadStore(ThreadStore):
+class MemoryThreadStore(MemoryStore, ThreadStore):
     """`ThreadStore` in memory. Every update replaces the stored `ThreadMeta`; what is returned is a copy."""
-
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
 
     # The host's own methods.
 
     async def create_thread_meta(self, data: ThreadMetaCreate) -> ThreadMeta:
         thread = _new_thread(
-            data.thread_id,
-            assistant_id=data.assistant_id,
-            user=arguments.optional_text("user_id", data.user_id),
-            metadata=data.metadata,
-            display_name=arguments.long_text("display_name", data.display_name),
-            status=arguments.status_text("status", data.status),
+            data.thread_id, data.assistant_id, data.user_id, data.metadata, data.display_name, data.status
         )
-        if thread.thread_id in self._memory.data.threads:
+        if thread.thread_id in self._data.threads:
             raise ThreadExistsError(thread.thread_id)
         return self._store(thread)
 
     async def get_thread_meta(self, thread_id: str) -> ThreadMeta | None:
-        thread = self._find(thread_id, None)
-        return None if thread is None else deepcopy(thread)
+        return deepcopy(self._find(thread_id, None))
 
     async def update_thread_meta(
         self,
@@ -84,14 +73,13 @@ class MemoryThreadStore(ThreadStore):
         thread = self._find(thread_id, arguments.acting_user(user_id, "ThreadStore.delete_thread"))
         if thread is None:
             return False
-        del self._memory.data.threads[thread.thread_id]
+        del self._data.threads[thread.thread_id]
         return True
 
     # The methods of its routes.
 
     async def get_thread(self, thread_id: str, *, user_id: UserId = AUTO) -> ThreadMeta | None:
-        thread = self._find(thread_id, arguments.acting_user(user_id, "ThreadStore.get_thread"))
-        return None if thread is None else deepcopy(thread)
+        return deepcopy(self._find(thread_id, arguments.acting_user(user_id, "ThreadStore.get_thread")))
 
     async def ensure_thread(
         self,
@@ -102,8 +90,8 @@ class MemoryThreadStore(ThreadStore):
         user_id: UserId = AUTO,
     ) -> ThreadMeta:
         user = arguments.acting_user(user_id, "ThreadStore.ensure_thread")
-        new = _new_thread(thread_id, assistant_id=assistant_id, user=user, metadata=metadata)
-        stored = self._memory.data.threads.get(new.thread_id)
+        new = _new_thread(thread_id, assistant_id, user, metadata)
+        stored = self._data.threads.get(new.thread_id)
         if stored is None:
             return self._store(new)
         if not is_visible(stored.user_id, user):
@@ -111,17 +99,10 @@ class MemoryThreadStore(ThreadStore):
         return deepcopy(stored)
 
     async def ensure_thread_running(
-        self,
-        *,
-        thread_id: str,
-        assistant_id: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
+        self, *, thread_id: str, assistant_id: str | None = None, metadata: Mapping[str, Any] | None = None
     ) -> ThreadMeta:
-        user = arguments.optional_text("user_id", current_user_id())
-        new = _new_thread(
-            thread_id, assistant_id=assistant_id, user=user, metadata=metadata, status="running"
-        )
-        stored = self._memory.data.threads.get(new.thread_id)
+        new = _new_thread(thread_id, assistant_id, current_user_id(), metadata, status="running")
+        stored = self._data.threads.get(new.thread_id)
         if stored is None:
             return self._store(new)
         return self._store(replace(stored, status="running", updated_time=now()))
@@ -157,7 +138,7 @@ class MemoryThreadStore(ThreadStore):
         rows, skipped = arguments.row_limit("limit", limit), arguments.row_limit("offset", offset)
         found = [
             thread
-            for thread in self._memory.data.threads.values()
+            for thread in self._data.threads.values()
             if is_visible(thread.user_id, user)
             and of_status in (None, thread.status)
             and of_assistant in (None, thread.assistant_id)
@@ -167,27 +148,25 @@ class MemoryThreadStore(ThreadStore):
 
     def _store(self, thread: ThreadMeta) -> ThreadMeta:
         """Store the thread and return a copy."""
-        self._memory.data.threads[thread.thread_id] = thread
+        self._data.threads[thread.thread_id] = thread
         return deepcopy(thread)
 
     def _find(self, thread_id: str, user: str | None) -> ThreadMeta | None:
         """The stored thread itself, if it exists for this user."""
-        thread_id = arguments.identifier("thread_id", thread_id)
-        thread = self._memory.data.threads.get(thread_id)
+        thread = self._data.threads.get(arguments.identifier("thread_id", thread_id))
         return thread if thread is not None and is_visible(thread.user_id, user) else None
 
     def _thread_to_update(self, thread_id: str, user: str | None, operation: str) -> ThreadMeta | None:
         thread = self._find(thread_id, user)
         if thread is None:
-            logger.warning("%s: there is no thread %r; nothing was changed", operation, thread_id)
+            log_missing(operation, "thread", thread_id)
         return thread
 
 
 def _new_thread(
     thread_id: str,
-    *,
     assistant_id: str | None,
-    user: str | None,
+    user_id: str | None,
     metadata: Mapping[str, Any] | None,
     display_name: str | None = None,
     status: str = "idle",
@@ -196,9 +175,9 @@ def _new_thread(
     return ThreadMeta(
         thread_id=arguments.identifier("thread_id", thread_id),
         assistant_id=arguments.optional_text("assistant_id", assistant_id),
-        user_id=user,
-        display_name=display_name,
-        status=status,
+        user_id=arguments.optional_text("user_id", user_id),
+        display_name=arguments.long_text("display_name", display_name),
+        status=arguments.status_text("status", status),
         metadata=to_json_mapping(metadata, "metadata"),
         created_time=created,
         updated_time=created,
