@@ -43,6 +43,26 @@ async def test_payload_of_any_size_is_stored(storage: MemoryStorage) -> None:
     assert (row["metadata"], row["error"]) == ({"text": text}, text)
 
 
+async def test_unknown_keyword_is_refused_and_nothing_is_written(storage: MemoryStorage) -> None:
+    runs: Any = storage.runs
+    users: Any = storage.users
+    with pytest.raises(TypeError, match="unknown keyword argument 'modelname'"):
+        await runs.create(**RUN, user_id=None, modelname="model")
+    assert await runs.get("run-1", user_id=None) is None
+    await runs.create(**RUN, user_id=None)
+    before = await runs.get("run-1", user_id=None)
+    for call in (runs.update_status, runs.update_run_completion):
+        with pytest.raises(TypeError, match="unknown keyword argument 'errors'"):
+            await call("run-1", status="error", errors="broken")
+    assert await runs.get("run-1", user_id=None) == before
+    account = await users.create("user-1", email="a@example.org")
+    fields = {name: value for name, value in account.items() if name not in ("user_id", "created_at")}
+    for wrong in ({**fields, "mail": "b@example.org"}, {"email": "b@example.org"}):
+        with pytest.raises(TypeError):
+            await users.update("user-1", **wrong)
+    assert await users.get("user-1") == account
+
+
 def test_storage_has_every_capability() -> None:
     storage = MemoryStorage()
     assert isinstance(storage, Accounts)
