@@ -8,8 +8,7 @@ from typing import TypeAlias
 from ..contenders.known import OURS, RAW_PYMONGO
 from ..operations import OPERATIONS
 from ..results import Key, Metric, Part, Record, Results
-from .markdown import counted
-from .ratios import Ratio, paired, unpaired
+from .ratios import Ratio, counted, paired, unpaired
 
 Case: TypeAlias = Key
 """One load, measured for each contender."""
@@ -120,18 +119,11 @@ def base_of(backend: str) -> str | None:
 
 def label_of(cases: Sequence[Case]) -> Callable[[Case], str]:
     """Returns a function that labels a case by its operation and by whatever else differs among the cases."""
-    has_tasks, has_processes, has_sizes = (
-        len({getattr(case, name) for case in cases}) > 1 for name in ("concurrency", "processes", "dataset")
-    )
+    nouns = {"concurrency": "task", "processes": "process", "dataset": "run"}
+    differing = [name for name in nouns if len({getattr(case, name) for case in cases}) > 1]
 
     def label(case: Case) -> str:
-        parts = [f"`{case.operation}`"]
-        if has_tasks:
-            parts.append(counted(case.concurrency, "task"))
-        if has_processes:
-            parts.append(counted(case.processes, "process"))
-        if has_sizes:
-            parts.append(f"{case.dataset:,} runs")
-        return ", ".join(parts)
+        numbers = (counted(getattr(case, name), nouns[name]) for name in differing)
+        return ", ".join((f"`{case.operation}`", *numbers))
 
     return label

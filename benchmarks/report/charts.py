@@ -17,8 +17,7 @@ from deerflow_mongo.contract.errors import MissingDependencyError
 
 from ..contenders.known import OURS, RAW_PYMONGO
 from .cases import COMPARED, MANY_TASKS, SQL, Case, Cases, section_of
-from .markdown import counted, times
-from .ratios import Ratio, typical
+from .ratios import Ratio, counted, times, typical
 from .tables import growth_base
 
 FOLDER = "charts"
@@ -50,6 +49,10 @@ class _Style(NamedTuple):
     @property
     def line(self) -> dict[str, str]:
         return {"color": self.color, "marker": self.marker, "linestyle": self.linestyle}
+
+    @property
+    def bar(self) -> dict[str, str]:
+        return {"facecolor": self.color, "hatch": self.hatch, "edgecolor": "white"}
 
 
 _STYLES = {
@@ -120,29 +123,20 @@ def _log_scale(axis: Drawn, which: str, values: Sequence[float], room: float) ->
     low, high = min(finite) / room, max(finite) * room
     axis.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
     steps = (1, 2, 5) if high / low < 1_000 else (1,)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [step * 10.0**power for power in powers for step in steps]
     scale = getattr(axis, f"{which}axis")
-    scale.set_major_locator(ticker.FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    scale.set_major_locator(ticker.LogLocator(subs=steps, numticks=99))
     scale.set_major_formatter(ticker.StrMethodFormatter("{x:,.4g} x"))
     scale.set_minor_locator(ticker.NullLocator())
     scale.grid(visible=True, color=_FAINT, linewidth=0.6)
 
 
-def _legend(figure: Drawn, entries: Sequence[Drawn]) -> None:
-    figure.legend(
-        handles=entries,
-        loc="outside lower left",
-        ncols=len(entries),
-        frameon=False,
-        fontsize=_FONT_PT,
-        handlelength=3.5,
-    )
-
-
-def _line_legend(figure: Drawn, cases: Cases, backends: Sequence[str]) -> None:
-    line = _matplotlib("lines").Line2D
-    _legend(figure, [line([], [], label=cases.short(name), **_style(name).line) for name in backends])
+def _legend(figure: Drawn, cases: Cases, backends: Sequence[str], *, has_bars: bool = False) -> None:
+    line, patch = _matplotlib("lines").Line2D, _matplotlib("patches").Patch
+    looks = {cases.short(name): _style(name) for name in backends}
+    bars = [patch(label=name, **look.bar) for name, look in looks.items()]
+    entries = bars if has_bars else [line([], [], label=name, **look.line) for name, look in looks.items()]
+    text = {"fontsize": _FONT_PT, "handlelength": 3.5}
+    figure.legend(handles=entries, loc="outside lower left", ncols=len(entries), frameon=False, **text)
 
 
 def _of_smallest_dataset(of: Sequence[Case]) -> list[Case]:
@@ -173,15 +167,7 @@ def _bars(title: str, ratios: _Ratios, label: str, cases: Cases, backends: Seque
     axis.set_ylim(height + 0.8, min(heights.values()) - 0.8)
     axis.tick_params(labeltop=True)
     axis.set_xlabel(f"{label} (lines: smallest to largest)", fontsize=_FONT_PT)
-    patch = _matplotlib("patches").Patch
-    looks = {cases.short(name): _style(name) for name in backends}
-    _legend(
-        figure,
-        [
-            patch(facecolor=look.color, hatch=look.hatch, edgecolor="white", label=n)
-            for n, look in looks.items()
-        ],
-    )
+    _legend(figure, cases, backends, has_bars=True)
     return figure
 
 
@@ -190,8 +176,7 @@ def _bar(axis: Drawn, y: float, height: float, ratio: Ratio, name: str, style: _
     if math.isinf(ratio.median):
         axis.text(1.02, y, f"all calls failed on {name}", ha="left", **small)
         return
-    look = {"color": style.color, "hatch": style.hatch, "edgecolor": "white", "linewidth": 0}
-    axis.barh(y, ratio.median - 1, left=1, height=height, **look)
+    axis.barh(y, ratio.median - 1, left=1, height=height, linewidth=0, **style.bar)
     axis.plot([ratio.low, ratio.high], [y, y], color=_INK, linewidth=1)
     end, side = (ratio.high, "left") if ratio.median >= 1 else (ratio.low, "right")
     axis.text(end, y, f" {times(ratio.median).removesuffix(' x')} ", ha=side, **small)
@@ -261,7 +246,7 @@ def _mixed_workload(cases: Cases) -> Drawn | None:
     axis.grid(visible=True, axis="y", color=_FAINT, linewidth=0.6)
     axis.set_xlabel(f"processes with {counted(most, 'task')} each (vertical lines: smallest to largest)")
     axis.set_ylabel(f"throughput (1 = deerflow-mongo, {counted(of[0].processes, 'process')})")
-    _line_legend(figure, cases, backends)
+    _legend(figure, cases, backends)
     return figure
 
 
@@ -305,7 +290,7 @@ def _latency(cases: Cases) -> Drawn | None:
         axis.set_xticks(range(len(tasks)), [counted(number, "task") for number in tasks])
     for axis in axes:
         _log_scale(axis, "y", drawn, 1.5)
-    _line_legend(figure, cases, backends)
+    _legend(figure, cases, backends)
     return figure
 
 

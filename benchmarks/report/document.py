@@ -11,17 +11,14 @@ from ..contenders.known import OURS
 from ..results import Results
 from . import charts, tables, targets
 from .cases import SQL, Cases
-from .markdown import Table, items, with_spread
+from .ratios import Table, items, with_spread
 
 _BENCHMARKS = Path(__file__).parents[1]
 READMES = (_BENCHMARKS / "README.md", _BENCHMARKS.parent / "README.md")
 PUBLISHED = _BENCHMARKS / "full-run.json"
 """The results that the READMEs show."""
 
-_INTERRUPTED = (
-    "**Interrupted: the benchmark did not finish. The records in this report are complete; the others are"
-    " missing.**"
-)
+_INTERRUPTED = "**Interrupted: the benchmark did not finish. Its finished cases are in this report.**"
 _MARKED = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 _README_TABLES: Mapping[str, Callable[[Cases], str]] = {

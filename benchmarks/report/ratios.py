@@ -1,4 +1,4 @@
-"""Ratios of measurements with their spread."""
+"""Ratios of measurements with their spread, and Markdown tables of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
+
+NOTHING = "-"
+"""Cell text if nothing was measured."""
 
 Values = Sequence[float | None]
 
@@ -43,3 +46,48 @@ def typical(ratios: Iterable[Ratio | None]) -> Ratio | None:
 def _spread(values: Iterable[float | None]) -> Ratio | None:
     known = [value for value in values if value is not None]
     return Ratio(median(known), min(known), max(known)) if known else None
+
+
+# -- Markdown --------------------------------------------------------------------------------------
+
+
+class Table:
+    """A table whose first columns are text and whose other columns are numbers."""
+
+    def __init__(self, *heads: str, texts: int = 1) -> None:
+        self._rows = [heads, ("---",) * texts + ("--:",) * (len(heads) - texts)]
+
+    def add(self, *cells: str) -> None:
+        self._rows.append(tuple(cell.replace("|", "\\|").replace("\n", " ") for cell in cells))
+
+    def __bool__(self) -> bool:
+        """Whether any cell has a value."""
+        return any(cell not in ("", NOTHING) for row in self._rows[2:] for cell in row[1:])
+
+    def __str__(self) -> str:
+        return "\n".join(f"| {' | '.join(row)} |" for row in self._rows)
+
+
+def times(value: float) -> str:
+    if math.isinf(value):
+        return "no successful call of the other"
+    decimals = 0 if value >= 99.5 else 1 if value >= 9.95 else 2
+    return f"{value:,.{decimals}f} x"
+
+
+def with_spread(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return NOTHING
+    ends = ["∞" if math.isinf(end) else times(end).removesuffix(" x") for end in (ratio.low, ratio.high)]
+    if math.isinf(ratio.median) or ends[0] == ends[1]:
+        return times(ratio.median)
+    return f"{times(ratio.median)} ({ends[0]} to {ends[1]})"
+
+
+def counted(number: int, thing: str) -> str:
+    ending = "" if number == 1 else "es" if thing.endswith("s") else "s"
+    return f"{number:,} {thing}{ending}"
+
+
+def items(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from ..contenders.known import OURS
 from ..results import Metric, Results
 from .cases import GROWTH_BASE, MANY_TASKS, SQL, Case, Cases, base_of, label_of
-from .markdown import NOTHING, Table, counted, items, times, with_spread
-from .ratios import Ratio, typical
+from .ratios import NOTHING, Ratio, Table, counted, items, times, typical, with_spread
 
 _SUMMARY: Mapping[str, str] = {
     "runs.get": "read a run by id",
@@ -63,22 +62,18 @@ def _smallest(of: Iterable[Case]) -> Case | None:
 
 
 def summary(cases: Cases) -> str:
-    table = Table("operation", *(f"relative to {cases.short(backend)}" for backend in SQL))
-    for name, case in summary_cases(cases).items():
-        ratios = [cases.ratio(case, "ops_per_s", OURS, backend) if case else None for backend in SQL]
-        table.add(name, *map(with_spread, ratios))
-    return str(table)
-
-
-def summary_cases(cases: Cases) -> dict[str, Case | None]:
-    """What is done -> its case."""
     rows = {
         name: _smallest(cases.of("operations", operation=operation, concurrency=MANY_TASKS, processes=1))
         for operation, name in _SUMMARY.items()
     }
     day = _smallest(cases.of("day", processes=_SUMMARY_PROCESSES))
     tasks = f", {day.concurrency} tasks each" if day else ""
-    return {**rows, f"mixed workload, {_SUMMARY_PROCESSES} processes{tasks}": day}
+    rows[f"mixed workload, {_SUMMARY_PROCESSES} processes{tasks}"] = day
+    table = Table("operation", *(f"relative to {cases.short(backend)}" for backend in SQL))
+    for name, case in rows.items():
+        ratios = [cases.ratio(case, "ops_per_s", OURS, backend) if case else None for backend in SQL]
+        table.add(name, *map(with_spread, ratios))
+    return str(table)
 
 
 def overview(cases: Cases) -> str:
@@ -108,14 +103,12 @@ def overview(cases: Cases) -> str:
 def losses(cases: Cases) -> str:
     """The operations that are slower than one of the SQL baselines."""
     of = [case for tasks in (1, MANY_TASKS) for case in cases.of("operations", concurrency=tasks)]
-    cell = _ours_relative(cases, "ops_per_s")
-    slower = [
-        case for case in of if any((ratio := cell(case, name)) and ratio.median < _MIN_LOSS for name in SQL)
-    ]
     table = Table("operation", "tasks", *map(cases.short, SQL))
-    for case in slower:
-        table.add(f"`{case.operation}`", str(case.concurrency), *(with_spread(cell(case, n)) for n in SQL))
-    return str(table) if slower else "None."
+    for case in of:
+        ratios = [cases.ratio(case, "ops_per_s", OURS, name) for name in SQL]
+        if any(ratio and ratio.median < _MIN_LOSS for ratio in ratios):
+            table.add(f"`{case.operation}`", str(case.concurrency), *map(with_spread, ratios))
+    return str(table) if table else "None."
 
 
 def numbering(cases: Cases) -> str:
@@ -140,7 +133,6 @@ def variants(cases: Cases) -> str:
 
 
 def equal_terms(cases: Cases) -> str:
-    """Contenders with equal durability or equal resources."""
     return _pairs(cases, _COMPARABLE_PAIRS)
 
 
@@ -156,10 +148,9 @@ def _pairs(cases: Cases, pairs: Sequence[tuple[str, str]]) -> str:
 
 def setup(results: Results) -> str:
     facts = [f"Started at {results.began_at}, took {round(results.took_s / 60):,} min."]
-    for name in ("machine", "versions", "settings"):
-        values: Mapping[str, object] = getattr(results, name)
-        if values:
-            facts.append(f"{name.capitalize()}: {', '.join(f'{k} {v}' for k, v in values.items())}.")
+    given = {"Machine": results.machine, "Versions": results.versions, "Settings": results.settings}
+    for name, values in given.items():
+        facts += [f"{name}: {', '.join(f'{k} {v}' for k, v in values.items())}."] if values else []
     repetitions = " or ".join(map(str, sorted({len(record.rounds) for record in results.records})))
     records = f"{counted(len(results.records), 'record')} of {repetitions} repetitions each."
     facts.append(records if results.records else "Nothing was measured.")
