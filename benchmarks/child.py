@@ -1,7 +1,7 @@
-"""The measuring process of one contender: `python -m benchmarks.child CONTENDER PAYLOADS`.
+"""The measuring process of one contender: `python -m benchmarks.child CONTENDER`.
 
-It reads one JSON request per line from stdin and writes one JSON response per line to stdout, until stdin
-ends. `open` opens a database, `close` closes it; the requests between them are the methods of `_Bench`.
+It reads requests from stdin and writes a response for each to stdout, pickled, until stdin ends. The first
+one opens a database, `close` closes it; the requests between them are the methods of `_Bench`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import gc
 import importlib
 import itertools
-import json
 import pickle
 import signal
 import sys
@@ -55,15 +54,10 @@ async def opened(contender: Contender, url: str, database: str) -> AsyncGenerato
                 return getattr(getattr(storage, store), name)
 
             yield method
-    elif contender.kind == "direct":
+    else:
         module, _, opener = contender.opener.partition(".")
         function = getattr(importlib.import_module(f".contenders.{module}", __package__), opener)
         async with function(url, database) as calls:
-            yield calls.get
-    else:
-        from .contenders import deerflow_sql
-
-        async with deerflow_sql.opened(url) as calls:
             yield calls.get
 
 
@@ -185,16 +179,16 @@ class _Bench:
     def _steps(self, request: Request) -> list[Step]:
         operation, data = _operation(request), self._dataset(request)
         expected = int(self._calls_per_s * request["seconds"] * 1.5) + 2 * request["concurrency"]
-        count = min(expected, request.get("spare", expected))
-        first = request["first"]
+        count = min(expected, request["spare"] or expected)
+        first = request["first"] + request["process"] * (CALLS_PER_BLOCK // 10)
         return [(operation.path, operation.arguments(data, n)) for n in range(first, first + count)]
 
     def _sessions(self, request: Request, task: int) -> Iterator[Step]:
         """One session after another of one user's browser and agent."""
+        suffix = f"{request['first']} {request['process']} {task}"
         for number in itertools.count():
-            suffix = f"{request['first']} {request['process']} {task}"
 
-            def names(name: str, suffix: str = suffix, number: int = number) -> str:
+            def names(name: str, number: int = number) -> str:
                 return f"{name} {suffix}" if name.startswith("user-") else an_id(f"{name} {suffix}", number)
 
             script = self._payloads.scripts[(task + number) % len(self._payloads.scripts)]
@@ -213,8 +207,6 @@ def _operation(request: Request) -> Operation:
 
 # -- memory, on Linux only -------------------------------------------------------------------------
 
-_STATUS = Path("/proc/self/status")
-
 
 def _reset_peak_memory() -> None:
     with contextlib.suppress(OSError):
@@ -223,18 +215,17 @@ def _reset_peak_memory() -> None:
 
 def _peak_memory_bytes() -> int | None:
     with contextlib.suppress(OSError):
-        [line] = (line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1_024
+        return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1_024
     return None
 
 
 # -- the process -----------------------------------------------------------------------------------
 
 
-async def _serve(contender: Contender, payloads: Payloads, request: Request) -> None:
-    """Handles the requests from `open` to `close`."""
+async def _serve(contender: Contender, request: Request) -> None:
+    """Handles the requests from the opening to `close`."""
     async with opened(contender, request["url"], request["database"]) as run:
-        bench = _Bench(run, payloads)
+        bench = _Bench(run, request["payloads"])
         _respond({})
         while (request := await asyncio.to_thread(_next_request))["do"] != "close":
             _respond(await getattr(bench, request["do"])(request))
@@ -242,19 +233,16 @@ async def _serve(contender: Contender, payloads: Payloads, request: Request) -> 
 
 
 def _next_request() -> Request:
-    if line := sys.stdin.readline():
-        return json.loads(line)
-    sys.exit()
+    return pickle.load(sys.stdin.buffer)  # noqa: S301 - from its parent
 
 
 def _respond(response: Response) -> None:
-    sys.stdout.write(json.dumps(response) + "\n")
+    pickle.dump(response, sys.stdout.buffer)
     sys.stdout.flush()
 
 
-def _main(name: str, payloads_file: str) -> None:
+def _main(name: str) -> None:
     contender = CONTENDERS[name]
-    payloads = pickle.loads(Path(payloads_file).read_bytes())  # noqa: S301 - its parent's own file
     run = asyncio.run
     if contender.kind == "deerflow":
         from .contenders import deerflow_sql
@@ -264,8 +252,9 @@ def _main(name: str, payloads_file: str) -> None:
         import uvloop
 
         run = uvloop.run
-    while True:
-        run(_serve(contender, payloads, _next_request()))
+    with contextlib.suppress(EOFError):
+        while True:
+            run(_serve(contender, _next_request()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Starts measuring processes, one or more for each contender, and sends them requests.
+"""Starts measuring processes, one or more for each contender, and sends them requests as pickled dicts.
 
 A contender's first process serves all cases, one after another: importing DeerFlow takes seconds.
 """
@@ -6,22 +6,18 @@ A contender's first process serves all cases, one after another: importing DeerF
 from __future__ import annotations
 
 import contextlib
-import json
 import pickle
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .payloads import Payloads
 
 _ROOT = Path(__file__).parents[1]
-_MODULE = "benchmarks.child"
 
-Request = dict[str, Any]
+Request = Mapping[str, Any]
 Response = dict[str, Any]
 
 
@@ -32,14 +28,10 @@ class ChildError(RuntimeError):
 class Child:
     """One process; it is idle between requests."""
 
-    def __init__(self, contender: str, payloads: Path) -> None:
-        self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", _MODULE, contender, payloads],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=_ROOT,
-            text=True,
-        )
+    def __init__(self, contender: str) -> None:
+        command = [sys.executable, "-m", "benchmarks.child", contender]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=_ROOT)  # noqa: S603 - our own
 
     def request(self, request: Request) -> Response:
         self.send(request)
@@ -48,18 +40,27 @@ class Child:
     def send(self, request: Request) -> None:
         assert self._process.stdin is not None  # noqa: S101 - opened with PIPE
         with contextlib.suppress(BrokenPipeError):  # `receive` reports it
-            self._process.stdin.write(json.dumps(request) + "\n")
+            pickle.dump(request, self._process.stdin)
             self._process.stdin.flush()
 
     def receive(self) -> Response:
         assert self._process.stdout is not None  # noqa: S101 - opened with PIPE
-        if line := self._process.stdout.readline():
-            return json.loads(line)
-        raise ChildError(f"a measuring process ended with exit status {self._process.wait()}")
+        try:
+            return pickle.load(self._process.stdout)  # noqa: S301 - from our own process
+        except (EOFError, pickle.UnpicklingError):
+            status = self._process.wait()
+            raise ChildError(f"a measuring process ended with exit status {status}") from None
 
     def stop(self) -> None:
         self._process.kill()
         self._process.communicate()
+
+
+def request_all(children: Sequence[Child], request: Request) -> list[Response]:
+    """Requests all processes at once; each gets its number."""
+    for number, child in enumerate(children):
+        child.send({**request, "process": number})
+    return [child.receive() for child in children]
 
 
 class Children:
@@ -67,14 +68,12 @@ class Children:
 
     def __init__(self, payloads: Payloads) -> None:
         self._idle: dict[str, list[Child]] = {}
-        self._folder = Path(tempfile.mkdtemp(prefix="bench-payloads-"))
-        self._payloads = self._folder / "payloads"
-        self._payloads.write_bytes(pickle.dumps(payloads))
+        self._payloads = payloads
 
     def start(self, contender: str, count: int = 1) -> None:
         """Starts what is missing; the processes import their packages meanwhile."""
         idle = self._idle.setdefault(contender, [])
-        idle += [Child(contender, self._payloads) for _ in range(count - len(idle))]
+        idle += [Child(contender) for _ in range(count - len(idle))]
 
     @contextlib.contextmanager
     def opened(self, contender: str, count: int, url: str, database: str) -> Generator[list[Child]]:
@@ -83,23 +82,15 @@ class Children:
         idle = self._idle[contender]
         children = [idle.pop(0) for _ in range(count)]
         try:
-            _request_all(children, {"do": "open", "url": url, "database": database})
+            request_all(children, {"url": url, "database": database, "payloads": self._payloads})
             yield children
-            _request_all(children, {"do": "close"})
+            request_all(children, {"do": "close"})
             idle.append(children.pop(0))
         finally:
-            for one in children:
-                one.stop()
+            for child in children:
+                child.stop()
 
     def stop(self) -> None:
         for idle in self._idle.values():
-            for one in idle:
-                one.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _request_all(children: Sequence[Child], request: Request) -> None:
-    for one in children:
-        one.send(request)
-    for one in children:
-        one.receive()
+            for child in idle:
+                child.stop()

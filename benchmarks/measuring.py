@@ -17,12 +17,12 @@ from typing import Any, cast
 
 from . import agreement, servers
 from .child import CALLS_PER_BLOCK, DAY
-from .children import Child, Children
+from .children import Child, Children, request_all
 from .contenders.known import CONTENDERS, Contender
 from .dataset import Dataset, Rows
-from .operations import OPERATIONS, Operation
+from .operations import OPERATIONS, Consumes
 from .payloads import Payloads
-from .results import Disagreement, Part, Record, Results, Round, Size
+from .results import Disagreement, Key, Part, Record, Results, Round, Size
 from .servers import Servers, Target
 
 FOLLOWED = "run_events.list_messages.following"
@@ -65,6 +65,10 @@ class Case:
         """Tasks and processes of each measurement."""
         return [(tasks, processes) for processes in self.processes for tasks in self.concurrency]
 
+    @property
+    def consumes(self) -> Consumes | None:
+        return OPERATIONS[self.operation].consumes if self.operation in OPERATIONS else None
+
 
 @dataclass(slots=True)
 class Lane:
@@ -76,25 +80,20 @@ class Lane:
     rounds: list[Round] = field(default_factory=lambda: list[Round]())
 
 
+@dataclass
 class Bench:
     """Measures cases on running servers; `stack` stops the processes and drops the shared datasets."""
 
-    def __init__(
-        self,
-        stack: contextlib.ExitStack,
-        running: Servers,
-        payloads: Payloads,
-        settings: Settings,
-        results: Results,
-    ) -> None:
-        self._stack = stack
-        self._results = results
-        self._servers = running
-        self._payloads = payloads
-        self._settings = settings
+    stack: contextlib.ExitStack
+    running: Servers
+    payloads: Payloads
+    settings: Settings
+    results: Results
+
+    def __post_init__(self) -> None:
         self._shared: dict[tuple[str, int], Target] = {}
-        self.children = Children(payloads)
-        stack.callback(self.children.stop)
+        self.children = Children(self.payloads)
+        self.stack.callback(self.children.stop)
 
     def measure(self, case: Case) -> None:
         """Adds the case's records to the results."""
@@ -113,14 +112,14 @@ class Bench:
                     lane.rounds = []
             if case.is_followed:
                 records += [self._followed(case, lane) for lane in lanes]
-        self._results.records += records
+        self.results.records += records
 
     def measure_size(self, contender: str, dataset: int) -> None:
         """Disk space per run, indexes included, with this number of stored runs."""
         known = CONTENDERS[contender]
         with self._target(known, dataset) as target:
             stored = servers.bytes_of_runs(known, target) / dataset
-        self._results.sizes.append(Size(backend=contender, dataset=dataset, bytes_per_run=stored))
+        self.results.sizes.append(Size(backend=contender, dataset=dataset, bytes_per_run=stored))
 
     # -- databases and processes ---------------------------------------------------------------------
 
@@ -135,31 +134,33 @@ class Bench:
 
     def _target(self, contender: Contender, dataset: int) -> contextlib.AbstractContextManager[Target]:
         """The loaded dataset: a new one, or the one that all cases share."""
-        loaded = self._servers.loaded(contender, Dataset(dataset, self._payloads))
+        loaded = self.running.loaded(contender, Dataset(dataset, self.payloads))
         if dataset < servers.LARGE:
             return loaded
         key = contender.name, dataset
         if key not in self._shared:
-            self._shared[key] = self._stack.enter_context(loaded)
+            self._shared[key] = self.stack.enter_context(loaded)
         return contextlib.nullcontext(self._shared[key])
 
     def _consumed_rows(self, case: Case, dataset: int) -> list[Rows]:
         """The rows that the operation will consume."""
-        operation, data = OPERATIONS.get(case.operation), Dataset(dataset, self._payloads)
-        if operation is None or operation.consumes is None:
+        consumes = case.consumes
+        if consumes is None:
             return []
         calls = [range(_AGREEMENT_CALLS)]
         for block, (tasks, _) in enumerate(case.loads):
-            count = self._spare(operation, tasks)
-            firsts = (_first(block, repetition) for repetition in range(self._settings.repetitions + 1))
+            count = self._spare(case, tasks)
+            firsts = (_first(block, repetition) for repetition in range(self.settings.repetitions + 1))
             calls += [range(first, first + count) for first in firsts]
-        return [operation.consumes(data, numbers) for numbers in calls]
+        return [consumes(Dataset(dataset, self.payloads), numbers) for numbers in calls]
 
-    def _spare(self, operation: Operation, tasks: int) -> int:
-        """The number of calls in one measurement that rows are loaded for."""
+    def _spare(self, case: Case, tasks: int) -> int:
+        """The number of calls in one measurement that rows are loaded for; 0 if calls consume no rows."""
+        if case.consumes is None:
+            return 0
         per_s = _MAX_SPARE_PER_S.get(tasks, _MAX_SPARE_PER_S_MANY_TASKS)
-        share = _SPARE_SHARE_OF_DELETES if operation.name.startswith("run_events.delete") else 1.0
-        return max(2 * tasks, math.ceil(per_s * self._settings.seconds * share))
+        share = _SPARE_SHARE_OF_DELETES if case.operation.startswith("run_events.delete") else 1.0
+        return max(2 * tasks, math.ceil(per_s * self.settings.seconds * share))
 
     # -- requests ------------------------------------------------------------------------------------
 
@@ -186,7 +187,7 @@ class Bench:
                 why = agreement.difference(known, found, common_keys_only=common) or _call_error(found)
                 if why is not None:
                     excluded.add(name)
-                    self._results.disagreements.append(
+                    self.results.disagreements.append(
                         Disagreement(operation=case.operation, dataset=lane.dataset, backend=name, why=why)
                     )
                     continue
@@ -197,16 +198,15 @@ class Bench:
         self, case: Case, lanes: Sequence[Lane], block: int, tasks: int, processes: int
     ) -> None:
         for lane in lanes:
-            request = self._request(case, lane, block, 0, tasks)
-            warm_up = {**request, "do": "warm_up", "seconds": self._settings.warm_up_s(tasks)}
-            if warm_up.pop("spare", None):  # too few calls for a warm-up
-                _request_all(lane, {**warm_up, "operation": _ANY_READ}, processes)
-                warm_up["spare"] = request["spare"]
-            _request_all(lane, warm_up, processes)
-        for repetition in range(1, self._settings.repetitions + 1):
+            children, warm_up_s = lane.children[:processes], self.settings.warm_up_s(tasks)
+            request = {**self._request(case, lane, block, 0, tasks), "do": "warm_up", "seconds": warm_up_s}
+            if request["spare"]:  # too few calls for a warm-up
+                request_all(children, {**request, "operation": _ANY_READ, "spare": 0})
+            request_all(children, request)
+        for repetition in range(1, self.settings.repetitions + 1):
             for lane in lanes if repetition % 2 else reversed(lanes):
                 request = {**self._request(case, lane, block, repetition, tasks), "do": "measure"}
-                lane.rounds.append(_round(_request_all(lane, request, processes)))
+                lane.rounds.append(_round(request_all(lane.children[:processes], request)))
 
     def _followed(self, case: Case, lane: Lane) -> Record:
         """Repeats the writers of the largest load while one reader pages by `after_seq`."""
@@ -215,33 +215,21 @@ class Bench:
         request = self._request(case, lane, len(case.loads), 0, tasks)
         reader.request({"do": "catch_up"})
         reader.send({"do": "read", "seconds": request["seconds"]})
-        _request_all(lane, {**request, "do": "measure"}, processes)
+        request_all(lane.children[:processes], {**request, "do": "measure"})
         response = reader.receive()
         failures = {"event missed by the reader": response["missed"]} if response["missed"] else {}
         read = Round(ops_per_s=response["seen"] / request["seconds"], failures=failures)
         return _record(replace(case, operation=FOLLOWED), replace(lane, rounds=[read]), tasks, processes)
 
     def _request(self, case: Case, lane: Lane, block: int, repetition: int, tasks: int) -> dict[str, Any]:
-        request: dict[str, Any] = {
+        return {
             "operation": case.operation,
             "dataset": lane.dataset,
             "concurrency": tasks,
-            "seconds": self._settings.seconds,
+            "seconds": self.settings.seconds,
             "first": _first(block, repetition),
+            "spare": self._spare(case, tasks),
         }
-        operation = OPERATIONS.get(case.operation)
-        if operation is not None and operation.consumes is not None:
-            request["spare"] = self._spare(operation, tasks)
-        return request
-
-
-def _request_all(lane: Lane, request: Mapping[str, Any], processes: int) -> list[dict[str, Any]]:
-    """Requests all processes at once, each with its own calls."""
-    children = lane.children[:processes]
-    share = CALLS_PER_BLOCK // 10
-    for number, process in enumerate(children):
-        process.send({**request, "first": request["first"] + number * share, "process": number})
-    return [process.receive() for process in children]
 
 
 def _first(block: int, repetition: int) -> int:
@@ -259,9 +247,7 @@ def _call_error(found: Sequence[Any]) -> str | None:
 def _round(responses: Sequence[Mapping[str, Any]]) -> Round:
     latencies = sorted(latency for response in responses for latency in response["latencies_us"])
     count = len(latencies)
-    failures: Counter[str] = Counter()
-    for response in responses:
-        failures.update(response["failures"])
+    failures = sum((Counter[str](response["failures"]) for response in responses), Counter[str]())
     return Round(
         ops_per_s=count / max(response["took_s"] for response in responses),
         p50_ms=_percentile(latencies, 0.50),
@@ -279,12 +265,5 @@ def _percentile(ordered: Sequence[int], share: float) -> float | None:
 
 
 def _record(case: Case, lane: Lane, tasks: int, processes: int) -> Record:
-    return Record(
-        part=case.part,
-        operation=case.operation,
-        backend=lane.contender.name,
-        concurrency=tasks,
-        processes=processes,
-        dataset=lane.dataset,
-        rounds=lane.rounds,
-    )
+    key = Key(case.part, case.operation, tasks, processes, lane.dataset)
+    return Record(**key._asdict(), backend=lane.contender.name, rounds=lane.rounds)

@@ -18,6 +18,8 @@ from .dataset import EVENTS_PER_RUN, RUNS_PER_THREAD, Dataset, Rows, an_id
 from .payloads import Call
 
 Arguments: TypeAlias = Mapping[str, Any]
+Consumes: TypeAlias = Callable[[Dataset, Iterable[int]], Rows]
+"""Returns the rows that the calls with these numbers delete."""
 
 EVENTS_PER_BATCH = 5
 PAGE = 50
@@ -62,7 +64,7 @@ class Operation:
         return ".hot_" in self.name
 
     @property
-    def consumes(self) -> Callable[[Dataset, Iterable[int]], Rows] | None:
+    def consumes(self) -> Consumes | None:
         """The rows that the calls with these numbers delete; they are loaded beforehand."""
         return _CONSUMED.get(self.name)
 
@@ -189,7 +191,7 @@ def _spare_threads(data: Dataset, calls: Iterable[int]) -> Rows:
     return Rows(threads=[data.thread_row(n, an_id("spare thread", n), _SPARE_USER) for n in calls])
 
 
-def _spare_votes(name: str) -> Callable[[Dataset, Iterable[int]], Rows]:
+def _spare_votes(name: str) -> Consumes:
     def vote(data: Dataset, n: int) -> dict[str, Any]:
         row = data.vote_row(n, **_spare_run(name, n), voter=_SPARE_USER)
         return {**row, "feedback_id": an_id(f"vote for {name}", n)}
@@ -197,7 +199,7 @@ def _spare_votes(name: str) -> Callable[[Dataset, Iterable[int]], Rows]:
     return lambda data, calls: Rows(feedback=[vote(data, n) for n in calls])
 
 
-def _spare_events(name: str, runs_per_thread: int) -> Callable[[Dataset, Iterable[int]], Rows]:
+def _spare_events(name: str, runs_per_thread: int) -> Consumes:
     def of_run(data: Dataset, n: int) -> Iterable[dict[str, Any]]:
         begin = n % runs_per_thread * EVENTS_PER_RUN
         for seq in range(begin + 1, begin + EVENTS_PER_RUN + 1):
@@ -206,7 +208,7 @@ def _spare_events(name: str, runs_per_thread: int) -> Callable[[Dataset, Iterabl
     return lambda data, calls: Rows(run_events=[event for n in calls for event in of_run(data, n)])
 
 
-_CONSUMED: Mapping[str, Callable[[Dataset, Iterable[int]], Rows]] = {
+_CONSUMED: Mapping[str, Consumes] = {
     "runs.delete": _spare_runs,
     "feedback.delete": _spare_votes("feedback.delete"),
     "feedback.delete_by_run": _spare_votes("feedback.delete_by_run"),

@@ -50,7 +50,7 @@ def missing() -> str | None:
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncGenerator[Mapping[str, Call]]:
+async def opened(url: str, _database: str = "") -> AsyncGenerator[Mapping[str, Call]]:
     """Path -> call, on `sqlite+aiosqlite:` or `postgresql+asyncpg:`.
 
     DeerFlow's engine is a module global, so only one can be open at a time. It creates missing tables and, on

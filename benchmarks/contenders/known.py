@@ -29,7 +29,7 @@ class Contender:
     server: ServerName
     kind: Kind = "storage"
     opener: str = ""
-    """`module.function` in this package, for kind `direct`."""
+    """`module.function` in this package, except for kind `storage`."""
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Configuration of the backend, or URL options if a name starts with `?`."""
     loop: str = "asyncio"
@@ -59,6 +59,7 @@ _W1 = "w=1: in memory, lost by a failover or a crash"
 _OFF = "synchronous_commit=off: a crash loses what was just acknowledged"
 _FULL = "WAL with synchronous=FULL: a sync per commit"
 _LITE, _PG = "SQL baseline on SQLite", "SQL baseline on PostgreSQL"
+_DEERFLOW = "DeerFlow's SQL code on"
 _TRANSACTION = "a transaction per batch"
 
 _ALL = (
@@ -66,8 +67,10 @@ _ALL = (
     Contender(RAW_PYMONGO, "raw PyMongo", "mongodb", "direct", "raw_pymongo.opened"),
     Contender("sqlite", _LITE, "sqlite"),
     Contender("postgresql", _PG, "postgresql"),
-    Contender("deerflow-sqlite", "DeerFlow's SQL code on SQLite", "sqlite", "deerflow"),
-    Contender("deerflow-postgresql", "DeerFlow's SQL code on PostgreSQL", "postgresql", "deerflow"),
+    Contender("deerflow-sqlite", f"{_DEERFLOW} SQLite", "sqlite", "deerflow", "deerflow_sql.opened"),
+    Contender(
+        "deerflow-postgresql", f"{_DEERFLOW} PostgreSQL", "postgresql", "deerflow", "deerflow_sql.opened"
+    ),
     Contender("transaction", _TRANSACTION, "mongodb", "direct", "transactions.opened"),
     Contender(
         "transaction-in-turn",
