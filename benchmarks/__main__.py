@@ -31,40 +31,29 @@ def _positive(text: str) -> int:
     return number
 
 
-# command -> option -> its argparse settings
-_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
-    "run": {
-        "--out": {"type": Path, "metavar": "FILE", "required": True, "help": "the results file (JSON)"},
-        "--quick": {"action": "store_true", "help": "the main operations only, in less than 5 minutes"},
-        "--parts": {"nargs": "+", "choices": plan.PARTS, "help": "only these parts"},
-        "--backends": {"nargs": "+", "choices": list(CONTENDERS), "help": f"{OURS} and only these others"},
-        "--operations": {"nargs": "+", "choices": list(OPERATIONS), "metavar": "NAME", "help": "only these"},
-        "--concurrency": {"nargs": "+", "type": _positive, "metavar": "TASKS", "help": "such as 1 32 256"},
-        "--seconds": {"type": float, "default": 0.2, "help": "of one measurement (default: %(default)s)"},
-        "--repetitions": {"type": _positive, "default": 5, "help": "at least 3 (default: %(default)s)"},
-        "--threads": {"type": Path, "metavar": "FOLDER", "help": "recorded threads to take payloads from"},
-    },
-    "report": {
-        "results": {"type": Path},
-        "--out": {"type": Path, "metavar": "FOLDER", "help": "default: NAME-report beside the file"},
-        "--readme": {"action": "store_true", "help": "write the tables and charts of the READMEs instead"},
-    },
-    "compare": {"old": {"type": Path}, "new": {"type": Path}},
-}
-_HELP = {
-    "run": "run the benchmark, on servers that it starts itself, and write the results after every case",
-    "report": "write a Markdown report with PNG charts of a results file",
-    "compare": "list the ratios of two results files side by side",
-}
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, options in _OPTIONS.items():
-        command = commands.add_parser(name, help=_HELP[name])
-        for option, settings in options.items():
-            command.add_argument(option, **settings)
+    run = commands.add_parser(
+        "run",
+        help="run the benchmark, on servers that it starts itself, and write the results after every case",
+    )
+    run.add_argument("--out", type=Path, metavar="FILE", required=True, help="the results file (JSON)")
+    run.add_argument("--quick", action="store_true", help="the main operations only, in less than 5 minutes")
+    run.add_argument("--parts", nargs="+", choices=plan.PARTS, help="only these parts")
+    run.add_argument("--backends", nargs="+", choices=list(CONTENDERS), help=f"{OURS} and only these others")
+    run.add_argument("--operations", nargs="+", choices=list(OPERATIONS), metavar="NAME", help="only these")
+    run.add_argument("--concurrency", nargs="+", type=_positive, metavar="TASKS", help="such as 1 32 256")
+    run.add_argument("--seconds", type=float, default=0.2, help="of one measurement (default: %(default)s)")
+    run.add_argument("--repetitions", type=_positive, default=5, help="at least 3 (default: %(default)s)")
+    run.add_argument("--threads", type=Path, metavar="FOLDER", help="recorded threads to take payloads from")
+    report = commands.add_parser("report", help="write a Markdown report with PNG charts of a results file")
+    report.add_argument("results", type=Path)
+    report.add_argument("--out", type=Path, metavar="FOLDER", help="default: NAME-report beside the file")
+    report.add_argument("--readme", action="store_true", help="write the READMEs' tables and charts instead")
+    compare = commands.add_parser("compare", help="list the ratios of two results files side by side")
+    compare.add_argument("old", type=Path)
+    compare.add_argument("new", type=Path)
     return parser
 
 
@@ -129,7 +118,7 @@ def _add_contenders(results: Results, options: plan.Options, running: servers.Se
             continue
         fields = ("title", "driver", "loop", "server", "durability")
         results.contenders[name] = {field: getattr(contender, field) for field in fields}
-    results.versions = {**running.versions()}
+    results.versions.update(running.versions())
     return list(results.contenders)
 
 
@@ -155,14 +144,10 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _interrupt(_signal: int, _frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> int:
     """Exit status: 0; 2 if a file cannot be read or a server not started; 130 after an interrupt."""
     arguments = _parser().parse_args()
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return {"run": _run, "report": _report, "compare": _compare}[arguments.command](arguments)
     except (ResultsError, StorageError, FileNotFoundError) as error:

@@ -117,23 +117,15 @@ def _sql_and_ours(options: Options, available: Sequence[str]) -> tuple[str, ...]
 
 
 def _names(options: Options, *, is_hot: bool = False) -> list[str]:
-    if options.operations is not None:
-        return [name for name in options.operations if OPERATIONS[name].is_hot == is_hot]
-    if options.is_quick and not is_hot:
-        return list(QUICK_OPERATIONS)
-    return [name for name, operation in OPERATIONS.items() if operation.is_hot == is_hot]
-
-
-def _tasks(options: Options) -> tuple[int, ...]:
-    if options.concurrency is not None:
-        return tuple(options.concurrency)
-    return _TASKS[:2] if options.is_quick else _TASKS
+    names = options.operations or (QUICK_OPERATIONS if options.is_quick and not is_hot else OPERATIONS)
+    return [name for name in names if OPERATIONS[name].is_hot == is_hot]
 
 
 def _operations(options: Options, available: Sequence[str]) -> list[Case]:
+    tasks = tuple(options.concurrency or (_TASKS[:2] if options.is_quick else _TASKS))
     every, fewer = _selected(options, available), _sql_and_ours(options, available)
     return [
-        Case("operations", name, every if name in MAIN_OPERATIONS else fewer, _tasks(options), (SMALL,))
+        Case("operations", name, every if name in MAIN_OPERATIONS else fewer, tasks, (SMALL,))
         for name in _names(options)
     ]
 
@@ -154,10 +146,8 @@ def _mixed_workload(options: Options, available: Sequence[str]) -> list[Case]:
 def _contention(options: Options, available: Sequence[str]) -> list[Case]:
     selected = _selected(options, available)
     names = [name for name in _names(options, is_hot=True) if name != HOT_BATCHES]
-    cases = [
-        Case("contention", name, selected, (32,), (SMALL,))
-        for name in names[: 1 if options.is_quick else None]
-    ]
+    names = names[: 1 if options.is_quick else None]
+    cases = [Case("contention", name, selected, (32,), (SMALL,)) for name in names]
     if options.operations is None or HOT_BATCHES in options.operations:
         numbering = selected if options.is_quick else _selected(options, available, (*DEFAULT, *NUMBERING))
         processes = (1,) if options.is_quick else (1, 4)

@@ -45,11 +45,9 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    urls: dict[ServerName, str] = field(default_factory=lambda: dict[ServerName, str]())
+    urls: dict[ServerName, str] = field(default_factory=dict[ServerName, str])
     """URL templates with `{database}`."""
-    _copies: dict[tuple[str, str, int], str] = field(
-        default_factory=lambda: dict[tuple[str, str, int], str]()
-    )
+    _copies: dict[tuple[str, str, int], str] = field(default_factory=dict[tuple[str, str, int], str])
     """(server, kind, number of runs) -> URL of a loaded SQL database, from which others are copied."""
 
     @contextlib.contextmanager
@@ -121,7 +119,7 @@ def load(contender: Contender, target: Target, batches: Iterable[Rows]) -> None:
     else:
         from .loading import sql
 
-        sql.load(target.url, _metadata(contender), batches)
+        asyncio.run(sql.load(target.url, _metadata(contender), batches))
 
 
 def bytes_of_runs(contender: Contender, target: Target) -> int:

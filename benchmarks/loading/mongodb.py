@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pymongo import MongoClient
-from pymongo.database import Database
 
 from deerflow_mongo.contract.times import clock
 from deerflow_mongo.mongodb import schema
@@ -21,13 +19,6 @@ from deerflow_mongo.mongodb.events.numbers import utc_now
 
 from ..dataset import Rows
 
-_CHUNK = 1_000
-
-
-def _stamp_us(row: Mapping[str, Any]) -> int:
-    """The sort stamp that the clock would have returned at the row's time."""
-    return stamp_of(row["created_at"])
-
 
 def _run(row: Mapping[str, Any]) -> Document:
     document = new_run(
@@ -38,10 +29,10 @@ def _run(row: Mapping[str, Any]) -> Document:
         metadata=encode_mapping(row["metadata"]),
         kwargs=encode_mapping(row["kwargs"]),
         created_stamp_us=None,
-        started_stamp_us=_stamp_us(row),
+        started_stamp_us=stamp_of(row["created_at"]),
         ended_stamp_us=stamp_from_optional("ended_at", row.get("ended_at")),
         error=row.get("error"),
-        stamp_us=_stamp_us(row),
+        stamp_us=stamp_of(row["created_at"]),
     )
     document |= {
         name: encode_text(name, row.get(name)) for name in ("first_human_message", "last_ai_message")
@@ -57,13 +48,13 @@ def _run(row: Mapping[str, Any]) -> Document:
 
 def _vote(row: Mapping[str, Any]) -> Document:
     given = {name: row[name] for name in ("thread_id", "run_id", "user_id", "rating", "comment")}
-    document = new_feedback(**given, message_id=None, stamp_us=_stamp_us(row))
+    document = new_feedback(**given, message_id=None, stamp_us=stamp_of(row["created_at"]))
     return {**document, "_id": row["feedback_id"], VOTE: True}
 
 
 def _thread(row: Mapping[str, Any]) -> Document:
     given = {name: row[name] for name in ("user_id", "assistant_id", "display_name", "status", "metadata")}
-    return new_thread(row["thread_id"], thread_fields(**given, stamp_us=_stamp_us(row)))
+    return new_thread(row["thread_id"], thread_fields(**given, stamp_us=stamp_of(row["created_at"])))
 
 
 def event_document(event: Mapping[str, Any], seq: int, stamp_us: int | None = None) -> Document:
@@ -74,7 +65,7 @@ def event_document(event: Mapping[str, Any], seq: int, stamp_us: int | None = No
 
 def _event(row: Mapping[str, Any]) -> Document:
     payloads = {"content": encode_content(row["content"]), "metadata": encode_mapping(row["metadata"])}
-    return event_document({**row, **payloads}, row["seq"], _stamp_us(row))
+    return event_document({**row, **payloads}, row["seq"], stamp_of(row["created_at"]))
 
 
 _DOCUMENTS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Document]]] = {
@@ -85,37 +76,29 @@ _DOCUMENTS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Document]]] = 
 }
 
 
-@contextmanager
-def _opened(url: str, database: str) -> Generator[Database[Document]]:
-    with MongoClient[Document](url) as client:
-        yield client[database]
-
-
 def load(url: str, database: str, batches: Iterable[Rows]) -> None:
     """Inserts into existing collections."""
-    with _opened(url, database) as opened:
+    with MongoClient[Document](url) as client:
         for rows in batches:
             for name, (collection, document) in _DOCUMENTS.items():
-                documents = list(map(document, getattr(rows, name)))
-                for first in range(0, len(documents), _CHUNK):
-                    chunk = documents[first : first + _CHUNK]
-                    opened.get_collection(collection).insert_many(chunk, ordered=False)
-        opened.client.admin.command("fsync")
+                if documents := list(map(document, getattr(rows, name))):
+                    client[database][collection].insert_many(documents, ordered=False)
+        client.admin.command("fsync")
 
 
 def bytes_of_runs(url: str, database: str) -> int:
     """Disk space of the runs collection with its indexes."""
-    with _opened(url, database) as opened:
-        opened.client.admin.command("fsync")
-        stats: Document = opened.command("collStats", schema.RUNS)
+    with MongoClient[Document](url) as client:
+        client.admin.command("fsync")
+        stats: Document = client[database].command("collStats", schema.RUNS)
         return stats["storageSize"] + stats["totalIndexSize"]
 
 
 def drop(url: str, database: str) -> None:
-    with _opened(url, database) as opened:
-        opened.client.drop_database(database)
+    with MongoClient[Document](url) as client:
+        client.drop_database(database)
 
 
 def version(url: str) -> str:
-    with _opened(url, "admin") as opened:
-        return str(opened.command("buildInfo")["version"])
+    with MongoClient[Document](url) as client:
+        return str(client.server_info()["version"])

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +30,18 @@ _TABLES: Mapping[str, tuple[str, ...]] = {
     "feedback": ("feedback",),
     "run_events": ("run_events",),
 }
-_CHUNK = 1_000
 
 
-def load(url: str, metadata: sa.MetaData, batches: Iterable[Rows]) -> None:
+async def load(url: str, metadata: sa.MetaData, batches: Iterable[Rows]) -> None:
     """Inserts into existing tables."""
-    asyncio.run(_load(url, metadata, batches))
-
-
-async def _load(url: str, metadata: sa.MetaData, batches: Iterable[Rows]) -> None:
     tables = {name: _table(metadata, names) for name, names in _TABLES.items()}
     async with _engine(url) as engine:
         for rows in batches:
             async with engine.begin() as connection:
                 for name, table in tables.items():
                     values = [_values(table, name, row) for row in getattr(rows, name)]
-                    for first in range(0, len(values), _CHUNK):
-                        await connection.execute(table.insert(), values[first : first + _CHUNK])
+                    if values:
+                        await connection.execute(table.insert(), values)
         if engine.dialect.name == "postgresql":  # as autovacuum would have done by then
             async with engine.connect() as connection:
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -80,16 +76,12 @@ def _column(table: sa.Table, field: str) -> sa.Column[Any] | None:
 
 
 @asynccontextmanager
-async def _engine(url: str, **options: Any) -> AsyncGenerator[AsyncEngine]:
-    engine = create_async_engine(url, json_serializer=_as_json, **options)
+async def _engine(url: str | sa.URL, **options: Any) -> AsyncGenerator[AsyncEngine]:
+    engine = create_async_engine(url, json_serializer=partial(json.dumps, ensure_ascii=False), **options)
     try:
         yield engine
     finally:
         await engine.dispose()
-
-
-def _as_json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 # -- databases -------------------------------------------------------------------------------------
@@ -122,9 +114,8 @@ def _name(url: str) -> str:
 
 
 async def _maintain(url: str, command: str) -> None:
-    maintenance_url = sa.make_url(url).set(database="postgres")
-    url_text = maintenance_url.render_as_string(hide_password=False)
-    async with _engine(url_text, isolation_level="AUTOCOMMIT") as engine, engine.connect() as connection:
+    postgres = sa.make_url(url).set(database="postgres")
+    async with _engine(postgres, isolation_level="AUTOCOMMIT") as engine, engine.connect() as connection:
         await connection.execute(sa.text(command))
 
 
