@@ -1,5 +1,5 @@
-"""The engine and its sessions. Reimplements the `store` package's persistence builders and the context of the
-adapters' calls: one session per call, committed after a write, rolled back after an error.
+"""The options, the engine and its sessions. Reimplements the `store` package's persistence builders and the
+context of the adapters' calls: one session per call, committed after a write, rolled back after an error.
 
 Added: calls after closing raise an error, because a disposed engine would silently reconnect.
 """
@@ -7,20 +7,62 @@ Added: calls after closing raise an error, because a disposed engine would silen
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import AsyncAdaptedQueuePool, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
-from deerflow_mongo import StorageError
+from deerflow_mongo import StorageConfigError, StorageError
 
-from .config import QUEUED, SQLITE, SqlConfig
+SQLITE, POSTGRESQL = "sqlite+aiosqlite", "postgresql+asyncpg"
+QUEUED = "queued"
 
+# driver -> values of `synchronous`; the first is the default
+_SYNCHRONOUS = {SQLITE: ("normal", "full"), POSTGRESQL: ("on", "off")}
 # The busy timeout of DeerFlow's later releases; earlier ones have sqlite3's default of 5 s.
 _QUEUED_BUSY_TIMEOUT_MS = 30_000
+
+
+class SqlConfig(BaseModel):
+    """The validated options: DeerFlow's database section, plus those that the benchmark varies."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+
+    url: URL
+    run_event_numbers: Literal["queued", "for_update"] = QUEUED
+    """"queued": as in DeerFlow's later releases; "for_update": as in the releases of the adapters."""
+    pool_size: int = Field(default=5, ge=1)
+    """Size of the connection pool; up to ten more connections are opened when all are in use."""
+    synchronous: str
+    """SQLite's PRAGMA of that name, or PostgreSQL's `synchronous_commit`."""
+
+
+def sql_config(options: Mapping[str, Any]) -> SqlConfig:
+    """Validates the options; `StorageConfigError` names the invalid one and the reason."""
+    url = _url(options.get("url"))
+    allowed = _SYNCHRONOUS[url.drivername]
+    if options.get("synchronous", allowed[0]) not in allowed:
+        raise StorageConfigError(f"storage configuration: `synchronous` must be {' or '.join(allowed)}")
+    try:
+        return SqlConfig.model_validate({"synchronous": allowed[0], **options, "url": url})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise StorageConfigError(f"storage configuration: `{first['loc'][0]}`: {first['msg']}") from None
+
+
+def _url(value: object) -> URL:
+    with suppress(ArgumentError, ValueError):  # their texts may quote the URL, password included
+        url = make_url(value if isinstance(value, str) else "")
+        if url.drivername in _SYNCHRONOUS and url.database not in (None, "", ":memory:"):
+            return url
+    forms = f"{SQLITE}:///FILE or {POSTGRESQL}://USER@HOST/DATABASE"
+    raise StorageConfigError(f"storage configuration: `url` must be {forms}")
 
 
 class Sessions:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from datetime import datetime
-from typing import TypeGuard
+from typing import TypedDict, TypeGuard, Unpack
 
-from sqlalchemy import ColumnElement, UnaryExpression, delete, select
+from sqlalchemy import ColumnElement, delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from deerflow_mongo import FeedbackRow, FeedbackTotals
@@ -19,6 +18,12 @@ from deerflow_mongo.contract.rows import CreationOrder
 
 from .engine import Sessions
 from .tables import Feedback
+
+
+class _ListOptions(TypedDict, total=False):
+    limit: int
+    user_id: UserId
+    order: CreationOrder
 
 
 def _row(feedback: Feedback) -> FeedbackRow:
@@ -40,14 +45,11 @@ def _check_rating(rating: int) -> None:
         raise ValueError(f"rating must be 1 or -1, got {rating}")
 
 
-def _by_age(order: CreationOrder) -> UnaryExpression[datetime]:
-    return Feedback.created_time.asc() if order == "oldest_first" else Feedback.created_time.desc()
-
-
 async def _all(
     session: AsyncSession, condition: ColumnElement[bool], order: CreationOrder = "newest_first"
 ) -> Sequence[Feedback]:
-    query = select(Feedback).where(condition).order_by(_by_age(order))
+    age = Feedback.created_time.asc() if order == "oldest_first" else Feedback.created_time.desc()
+    query = select(Feedback).where(condition).order_by(age)
     return (await session.execute(query)).scalars().all()
 
 
@@ -139,29 +141,22 @@ class SqlFeedbackStore:
             return await _delete(session, feedback_id, user_id)
 
     async def list_by_run(
-        self,
-        thread_id: str,
-        run_id: str,
-        *,
-        limit: int = 100,
-        user_id: UserId = None,
-        order: CreationOrder = "newest_first",
+        self, thread_id: str, run_id: str, **options: Unpack[_ListOptions]
     ) -> list[FeedbackRow]:
-        async with self._sessions.reading() as session:
-            rows = await _all(session, Feedback.run_id == run_id, order)
-        return [_row(row) for row in rows if row.thread_id == thread_id and _is_visible(row, user_id)][:limit]
+        return await self._list(Feedback.run_id == run_id, thread_id, options)
 
-    async def list_by_thread(
-        self,
-        thread_id: str,
-        *,
-        limit: int = 100,
-        user_id: UserId = None,
-        order: CreationOrder = "newest_first",
+    async def list_by_thread(self, thread_id: str, **options: Unpack[_ListOptions]) -> list[FeedbackRow]:
+        return await self._list(Feedback.thread_id == thread_id, thread_id, options)
+
+    async def _list(
+        self, condition: ColumnElement[bool], thread_id: str, options: _ListOptions
     ) -> list[FeedbackRow]:
         async with self._sessions.reading() as session:
-            rows = await _all(session, Feedback.thread_id == thread_id, order)
-        return [_row(row) for row in rows if _is_visible(row, user_id)][:limit]
+            rows = await _all(session, condition, options.get("order", "newest_first"))
+        rows = [
+            row for row in rows if row.thread_id == thread_id and _is_visible(row, options.get("user_id"))
+        ]
+        return [_row(row) for row in rows][: options.get("limit", 100)]
 
     async def list_by_thread_grouped(self, thread_id: str, *, user_id: UserId) -> dict[str, FeedbackRow]:
         rows = await self.list_by_thread(thread_id)

@@ -14,7 +14,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Unpack, cast
+from typing import Any, TypedDict, Unpack, cast
 from weakref import WeakValueDictionary
 
 from sqlalchemy import ColumnElement, Select, delete, func, select, text
@@ -24,13 +24,19 @@ from deerflow_mongo import RunEventFields, RunEventRow, resolve_user_id
 from deerflow_mongo.contract.actor import UserId, current_user_id
 from deerflow_mongo.contract.rows import MESSAGE
 
-from .config import POSTGRESQL, QUEUED, SqlConfig
-from .engine import Sessions
+from .engine import POSTGRESQL, QUEUED, Sessions, SqlConfig
 from .tables import RunEvent, moment
 from .threads import SqlThreadStore
 
 _LOCK_THREAD = text("SELECT pg_advisory_xact_lock(hashtext(CAST(:thread_id AS text))::bigint)")
 _IS_JSON, _IS_DICT = "content_is_json", "content_is_dict"
+
+
+class _Page(TypedDict, total=False):
+    limit: int
+    before_seq: int | None
+    after_seq: int | None
+    user_id: UserId
 
 
 def _event(given: Mapping[str, Any]) -> RunEvent:
@@ -49,8 +55,7 @@ def _event(given: Mapping[str, Any]) -> RunEvent:
         meta=metadata,
         user_id=given.get("user_id"),
     )
-    created_at = given.get("created_at")
-    if created_at is not None:
+    if (created_at := given.get("created_at")) is not None:
         event.created_at = moment(created_at)
     return event
 
@@ -115,31 +120,15 @@ class SqlRunEventStore:
             [stored] = await self._append(session, [event])
         return _row(stored), True
 
-    async def list_messages(
-        self,
-        thread_id: str,
-        *,
-        limit: int = 50,
-        before_seq: int | None = None,
-        after_seq: int | None = None,
-        user_id: UserId = None,
-    ) -> list[RunEventRow]:
-        of_thread = (RunEvent.thread_id == thread_id, *_user_filter(user_id, "list_messages"))
-        return await self._page(thread_id, of_thread, limit, before_seq, after_seq)
+    async def list_messages(self, thread_id: str, **page: Unpack[_Page]) -> list[RunEventRow]:
+        filters = _user_filter(page.get("user_id"), "list_messages")
+        return await self._page(thread_id, filters, page)
 
     async def list_messages_by_run(
-        self,
-        thread_id: str,
-        run_id: str,
-        *,
-        limit: int = 50,
-        before_seq: int | None = None,
-        after_seq: int | None = None,
-        user_id: UserId = None,
+        self, thread_id: str, run_id: str, **page: Unpack[_Page]
     ) -> list[RunEventRow]:
-        of_run = (RunEvent.thread_id == thread_id, RunEvent.run_id == run_id)
-        conditions = (*of_run, *_user_filter(user_id, "list_messages_by_run"))
-        return await self._page(thread_id, conditions, limit, before_seq, after_seq)
+        filters = _user_filter(page.get("user_id"), "list_messages_by_run")
+        return await self._page(thread_id, [RunEvent.run_id == run_id, *filters], page)
 
     async def list_events(
         self,
@@ -160,18 +149,16 @@ class SqlRunEventStore:
         filters = _user_filter(user_id, "count_messages")
         if not await self._is_visible(thread_id):
             return 0
+        messages = (RunEvent.thread_id == thread_id, RunEvent.category == MESSAGE)
         async with self._sessions.reading() as session:
-            return await _count(
-                session, RunEvent.thread_id == thread_id, RunEvent.category == MESSAGE, *filters
-            )
+            return await _count(session, *messages, *filters)
 
     async def delete_by_thread(self, thread_id: str, *, user_id: UserId = None) -> int:
-        filters = _user_filter(user_id, "delete_by_thread")
-        return await self._delete(thread_id, RunEvent.thread_id == thread_id, *filters)
+        return await self._delete(thread_id, *_user_filter(user_id, "delete_by_thread"))
 
     async def delete_by_run(self, thread_id: str, run_id: str, *, user_id: UserId = None) -> int:
-        of_run = (RunEvent.thread_id == thread_id, RunEvent.run_id == run_id)
-        return await self._delete(thread_id, *of_run, *_user_filter(user_id, "delete_by_run"))
+        filters = _user_filter(user_id, "delete_by_run")
+        return await self._delete(thread_id, RunEvent.run_id == run_id, *filters)
 
     # -- thread access ---------------------------------------------------------------------------------
 
@@ -228,14 +215,11 @@ class SqlRunEventStore:
     # -- queries ---------------------------------------------------------------------------------------
 
     async def _page(
-        self,
-        thread_id: str,
-        conditions: Iterable[ColumnElement[bool]],
-        limit: int,
-        before_seq: int | None,
-        after_seq: int | None,
+        self, thread_id: str, conditions: Iterable[ColumnElement[bool]], page: _Page
     ) -> list[RunEventRow]:
-        query = select(RunEvent).where(*conditions, RunEvent.category == MESSAGE)
+        limit, before_seq, after_seq = page.get("limit", 50), page.get("before_seq"), page.get("after_seq")
+        query = select(RunEvent).where(RunEvent.thread_id == thread_id, *conditions)
+        query = query.where(RunEvent.category == MESSAGE)
         if before_seq is None and after_seq is not None:
             query = query.where(RunEvent.seq > after_seq).order_by(RunEvent.seq.asc()).limit(limit)
             return await self._read(thread_id, query)
@@ -253,6 +237,7 @@ class SqlRunEventStore:
     async def _delete(self, thread_id: str, *conditions: ColumnElement[bool]) -> int:
         if not await self._is_visible(thread_id):
             return 0
+        conditions = (RunEvent.thread_id == thread_id, *conditions)
         async with self._sessions.writing() as session:
             count = await _count(session, *conditions)
             await session.execute(delete(RunEvent).where(*conditions))

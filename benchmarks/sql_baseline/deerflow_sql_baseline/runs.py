@@ -28,13 +28,10 @@ from deerflow_mongo.contract.actor import UserId
 from deerflow_mongo.contract.rows import CALLERS, COMPLETION_COUNTS, PENDING, UNSET, Caller, TimeInput
 
 from .engine import Sessions
-from .payloads import plain
 from .tables import Run, moment, now
 
 _MESSAGE_LENGTH, _MODEL_NAME_LENGTH = 2_000, 128
 _MESSAGES = ("first_human_message", "last_ai_message")
-
-
 _COLUMNS = [
     name for name in RunRow.__annotations__ if name not in ("metadata", "kwargs") and "_at" not in name
 ]
@@ -49,8 +46,28 @@ def _row(run: Run) -> RunRow:
     return cast("RunRow", row)
 
 
+def _plain(value: Any) -> Any:
+    """DeerFlow's `serialize_lc_object`: a model by its dump method, anything else but JSON as text."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in cast("list[Any]", value)]
+    for method in ("model_dump", "dict"):
+        if hasattr(value, method):
+            try:
+                return getattr(value, method)()
+            except Exception:  # noqa: BLE001, S112 - as in DeerFlow
+                continue
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - as in DeerFlow
+        return repr(value)
+
+
 def _dict_of(payload: object) -> dict[str, Any]:
-    return dict(cast("Mapping[str, Any]", plain(payload or {})))
+    return dict(cast("Mapping[str, Any]", _plain(payload or {})))
 
 
 async def _find(session: AsyncSession, run_id: str) -> Run | None:

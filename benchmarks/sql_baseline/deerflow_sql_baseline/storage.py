@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from deerflow_mongo import Storage, StorageConfigError
+from deerflow_mongo import RunLifecycleEvent, Storage, StorageConfigError, StorageRunObserver
 
-from .config import SqlConfig, sql_config
-from .engine import Sessions
+from .engine import Sessions, SqlConfig, sql_config
 from .feedback import SqlFeedbackStore
-from .observer import SqlRunObserver
 from .run_events import SqlRunEventStore
 from .runs import SqlRunStore
 from .tables import Base
 from .threads import SqlThreadStore
+
+
+class SqlRunObserver(StorageRunObserver):
+    """Reproduces a bug of the adapters' observer: an `error` or a `status` inside `completion_data` is passed
+    to the call twice, and the resulting TypeError is only logged.
+    """
+
+    async def _end(self, event: RunLifecycleEvent, status: str, error: str | None) -> None:
+        counts = (event.payload or {}).get("completion_data")
+        if self._runs is None or not isinstance(counts, dict):
+            await super()._end(event, status, error)
+            return
+        given = {} if error is None else {"error": error}
+        fields = cast("dict[str, Any]", counts)
+        await self._runs.update_run_completion(run_id=event.run_id, status=status, **given, **fields)
 
 
 class SqlStorage(Storage):
@@ -26,6 +38,7 @@ class SqlStorage(Storage):
     def __init__(self, config: SqlConfig) -> None:
         self._config = config
         self._sessions = Sessions(config)
+        self.engine = self._sessions.engine
         self._runs = SqlRunStore(self._sessions)
         self._feedback = SqlFeedbackStore(self._sessions)
         self._threads = SqlThreadStore(self._sessions)
@@ -33,11 +46,6 @@ class SqlStorage(Storage):
 
     def __repr__(self) -> str:
         return f"SqlStorage({self._config.url.render_as_string(hide_password=True)!r})"
-
-    @property
-    def engine(self) -> AsyncEngine:
-        """The SQLAlchemy engine of the stores, for tools that inspect the database."""
-        return self._sessions.engine
 
     @property
     def runs(self) -> SqlRunStore:
@@ -56,7 +64,6 @@ class SqlStorage(Storage):
         return self._run_events
 
     def observer(self) -> SqlRunObserver:
-        """An observer that writes to these stores."""
         return SqlRunObserver(self._runs, self._threads)
 
     async def setup(self) -> None:

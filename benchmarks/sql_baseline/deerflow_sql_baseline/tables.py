@@ -39,16 +39,9 @@ class Moment(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
 
-Key = Annotated[
-    int,
-    mapped_column(
-        BigInteger().with_variant(Integer, "sqlite"),
-        primary_key=True,
-        unique=True,
-        index=True,
-        autoincrement=True,
-    ),
-]
+_KEY = BigInteger().with_variant(Integer, "sqlite")
+
+Key = Annotated[int, mapped_column(_KEY, primary_key=True, unique=True, index=True, autoincrement=True)]
 Id = Annotated[str, mapped_column(String(64))]
 IndexedId = Annotated[str, mapped_column(String(64), index=True)]
 UniqueId = Annotated[str, mapped_column(String(64), unique=True, index=True)]

@@ -8,7 +8,7 @@ checks before changes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, TypedDict, Unpack, cast
 
 from sqlalchemy import ColumnElement, CursorResult, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -27,6 +27,13 @@ _ORDERS: dict[ThreadOrder, tuple[ColumnElement[Any], ...]] = {
         Thread.thread_id.desc(),
     ),
 }
+
+
+class _Changes(TypedDict, total=False):
+    assistant_id: str | None
+    display_name: str | None
+    status: str | None
+    metadata: Mapping[str, Any] | None
 
 
 def _meta(thread: Thread) -> ThreadMeta:
@@ -80,23 +87,12 @@ class SqlThreadStore:
         return None if thread is None else _meta(thread)
 
     async def update_thread_meta(
-        self,
-        thread_id: str,
-        *,
-        assistant_id: str | None = None,
-        display_name: str | None = None,
-        status: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        user_id: UserId = None,
+        self, thread_id: str, *, user_id: UserId = None, **fields: Unpack[_Changes]
     ) -> None:
         owner = resolve_user_id(user_id, method_name="threads.update_thread_meta")
-        given: dict[str, Any] = {
-            "assistant_id": assistant_id,
-            "display_name": display_name,
-            "status": status,
-            "meta": None if metadata is None else dict(metadata),
-        }
-        values = {name: value for name, value in given.items() if value is not None}
+        values: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+        if "metadata" in values:
+            values["meta"] = dict(values.pop("metadata"))
         async with self._sessions.writing() as session:
             if values and (owner is None or await _owned(session, thread_id, owner) is not None):
                 await session.execute(update(Thread).where(Thread.thread_id == thread_id).values(**values))
@@ -138,25 +134,18 @@ class SqlThreadStore:
         existing = await self.get_thread(thread_id, user_id=owner)
         if existing is not None:
             return existing
-        return await self.create_thread_meta(
-            ThreadMetaCreate(
-                thread_id=thread_id, assistant_id=assistant_id, user_id=owner, metadata=metadata or {}
-            )
-        )
+        new: Any = {"thread_id": thread_id, "assistant_id": assistant_id, "metadata": metadata or {}}
+        return await self.create_thread_meta(ThreadMetaCreate(**new, user_id=owner))
 
     async def ensure_thread_running(
         self, *, thread_id: str, assistant_id: str | None = None, metadata: Mapping[str, Any] | None = None
     ) -> ThreadMeta:
         if await self.get_thread_meta(thread_id) is None:
-            return await self.create_thread_meta(
-                ThreadMetaCreate(
-                    thread_id=thread_id, assistant_id=assistant_id, status="running", metadata=metadata or {}
-                )
-            )
+            new: Any = {"thread_id": thread_id, "assistant_id": assistant_id, "metadata": metadata or {}}
+            return await self.create_thread_meta(ThreadMetaCreate(**new, status="running"))
         await self.update_thread_meta(thread_id, status="running")
-        return cast(
-            "ThreadMeta", await self.get_thread_meta(thread_id)
-        )  # None where it was deleted meanwhile
+        # None where it was deleted meanwhile
+        return cast("ThreadMeta", await self.get_thread_meta(thread_id))
 
     async def sync_thread_title(self, *, thread_id: str, title: str) -> None:
         await self.update_thread_meta(thread_id, display_name=title)
