@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: run, report and compare."""
+"""Command line of the benchmarks: run and report."""
 
 from __future__ import annotations
 
@@ -34,10 +34,7 @@ def _positive(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser(
-        "run",
-        help="run the benchmark, on servers that it starts itself, and write the results after every case",
-    )
+    run = commands.add_parser("run", help="start the servers, measure, and write results after every case")
     run.add_argument("--out", type=Path, metavar="FILE", required=True, help="the results file (JSON)")
     run.add_argument("--quick", action="store_true", help="the main operations only, in less than 5 minutes")
     run.add_argument("--parts", nargs="+", choices=plan.PARTS, help="only these parts")
@@ -51,13 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("results", type=Path)
     report.add_argument("--out", type=Path, metavar="FOLDER", help="default: NAME-report beside the file")
     report.add_argument("--readme", action="store_true", help="write the READMEs' tables and charts instead")
-    compare = commands.add_parser("compare", help="list the ratios of two results files side by side")
-    compare.add_argument("old", type=Path)
-    compare.add_argument("new", type=Path)
     return parser
-
-
-# -- run -------------------------------------------------------------------------------------------
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -126,9 +117,6 @@ def _print(text: str, stream: Any = None) -> None:
     print(text, file=stream or sys.stdout, flush=True)
 
 
-# -- report and compare ----------------------------------------------------------------------------
-
-
 def _report(arguments: argparse.Namespace) -> int:
     if arguments.readme:
         for path in report.write_readmes(arguments.results):
@@ -139,17 +127,12 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _compare(arguments: argparse.Namespace) -> int:
-    _print(report.compare(Results.load(arguments.old), Results.load(arguments.new)))
-    return 0
-
-
 def main() -> int:
     """Exit status: 0; 2 if a file cannot be read or a server not started; 130 after an interrupt."""
     arguments = _parser().parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return {"run": _run, "report": _report, "compare": _compare}[arguments.command](arguments)
+        return _run(arguments) if arguments.command == "run" else _report(arguments)
     except (ResultsError, StorageError, FileNotFoundError) as error:
         sys.stderr.write(f"{error}\n")
         return 2

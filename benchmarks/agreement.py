@@ -11,9 +11,8 @@ from typing import Any, cast
 
 from deerflow_mongo.contract.rows import ThreadMeta
 
-from .dataset import Dataset
+from .dataset import Call, Dataset
 from .operations import Operation
-from .payloads import Call
 
 GENERATED = frozenset(
     {"created_at", "updated_at", "started_at", "ended_at", "created_time", "updated_time", "feedback_id"}

@@ -16,8 +16,9 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,10 +28,10 @@ from deerflow_mongo.contract.actor import ActorContext, bind_actor_context, rese
 from . import agreement
 from .agreement import Run
 from .children import Request, Response
+from .contenders import deerflow_sql
 from .contenders.known import CONTENDERS, UVLOOP, Contender
-from .dataset import Dataset, an_id
-from .operations import HOT_THREAD, OPERATIONS, Operation
-from .payloads import Payloads, session
+from .dataset import Dataset, Payloads, an_id, session
+from .operations import HOT_THREAD, OPERATIONS
 
 Step: TypeAlias = tuple[str, Mapping[str, Any]]
 
@@ -48,12 +49,7 @@ async def opened(contender: Contender, url: str, database: str) -> AsyncGenerato
     """The contender's calls on this database, by path."""
     if contender.kind == "storage":
         async with create_storage(contender.config(url, database)) as storage:
-
-            def method(path: str) -> Callable[..., Awaitable[Any]]:
-                store, name = path.split(".")
-                return getattr(getattr(storage, store), name)
-
-            yield method
+            yield lambda path: attrgetter(path)(storage)
     else:
         module, _, opener = contender.opener.partition(".")
         function = getattr(importlib.import_module(f".contenders.{module}", __package__), opener)
@@ -82,14 +78,11 @@ async def _worker(run: Run, steps: Iterator[Step], tally: _Tally, until: float) 
         try:
             await call(**arguments)
         except Exception as error:  # noqa: BLE001 - failures are a result
-            tally.failures[_kind(error)] += 1
+            is_locked = "database is locked" in str(error)
+            tally.failures["database is locked" if is_locked else type(error).__name__] += 1
             continue
         tally.last = clock()
         tally.latencies_us.append(int((tally.last - begin) * 1e6))
-
-
-def _kind(error: Exception) -> str:
-    return "database is locked" if "database is locked" in str(error) else type(error).__name__
 
 
 async def _load(run: Run, sources: Iterable[Iterator[Step]], seconds: float) -> tuple[_Tally, float]:
@@ -118,12 +111,12 @@ class _Bench:
 
     async def has(self, request: Request) -> Response:
         """Whether the contender has the operation."""
-        return {"has": self._run(_operation(request).path) is not None}
+        return {"has": self._run(OPERATIONS[request["operation"]].path) is not None}
 
     async def agree(self, request: Request) -> Response:
         """The results of the operation's first calls, made comparable."""
-        operation, numbers = _operation(request), range(request["calls"])
-        return {"answers": await agreement.answers(self._run, operation, self._dataset(request), numbers)}
+        operation, data = OPERATIONS[request["operation"]], Dataset(request["dataset"], self._payloads)
+        return {"answers": await agreement.answers(self._run, operation, data, range(request["calls"]))}
 
     async def warm_up(self, request: Request) -> Response:
         tally, took_s = await _load(self._run, self._sources(request), request["seconds"])
@@ -177,7 +170,7 @@ class _Bench:
         return [steps] * concurrency
 
     def _steps(self, request: Request) -> list[Step]:
-        operation, data = _operation(request), self._dataset(request)
+        operation, data = OPERATIONS[request["operation"]], Dataset(request["dataset"], self._payloads)
         expected = int(self._calls_per_s * request["seconds"] * 1.5) + 2 * request["concurrency"]
         count = min(expected, request["spare"] or expected)
         first = request["first"] + request["process"] * (CALLS_PER_BLOCK // 10)
@@ -196,13 +189,6 @@ class _Bench:
             for call in session(script, names):
                 yield call.path, call.arguments
             reset_actor_context(actor)
-
-    def _dataset(self, request: Request) -> Dataset:
-        return Dataset(request["dataset"], self._payloads)
-
-
-def _operation(request: Request) -> Operation:
-    return OPERATIONS[request["operation"]]
 
 
 # -- memory, on Linux only -------------------------------------------------------------------------
@@ -245,8 +231,6 @@ def _main(name: str) -> None:
     contender = CONTENDERS[name]
     run = asyncio.run
     if contender.kind == "deerflow":
-        from .contenders import deerflow_sql
-
         deerflow_sql.missing()  # imports it
     if contender.loop == UVLOOP:
         import uvloop

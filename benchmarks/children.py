@@ -13,7 +13,7 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .payloads import Payloads
+from .dataset import Payloads
 
 _ROOT = Path(__file__).parents[1]
 

@@ -1,20 +1,18 @@
-"""The dataset that is loaded before measuring, the same for every contender.
+"""The dataset that is loaded before measuring, and the payloads and sessions that `recordings.py` makes.
 
-Ten runs per thread, ten threads per user. Every second run has ended, the others are pending. Each run has
-its owner's vote, the first run of each thread ten more of other users. Every tenth thread has ten events per
-run.
+The dataset is the same for every contender. Ten runs per thread, ten threads per user. Every second run has
+ended, the others are pending. Each run has its owner's vote, the first run of each thread ten more of other
+users. Every tenth thread has ten events per run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias, TypeVar
-
-from .payloads import Payloads
 
 RUNS_PER_THREAD = 10
 THREADS_PER_USER = 10
@@ -29,8 +27,34 @@ _FIRST_TIME = datetime(2026, 1, 1, tzinfo=UTC)
 _SPREAD = 2_654_435_761  # Knuth's multiplier: visits the runs in no visible order
 _MODELS = ("gpt-4.1", "deepseek-v3.2", "claude-sonnet-4.5")
 
+_IDS = frozenset({"thread_id", "run_id", "follow_up_to_run_id", "user_id"})
+
 Payload = TypeVar("Payload")
 Row: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a store: `path` is `store.method`."""
+
+    path: str
+    arguments: Mapping[str, Any]
+
+
+Script = tuple[Call, ...]
+"""The storage calls of a host during one thread, from its first run to its last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Payloads:
+    source: str
+    run_metadata: tuple[dict[str, Any], ...]
+    run_kwargs: tuple[dict[str, Any], ...]
+    completions: tuple[dict[str, Any], ...]
+    """Arguments of `update_run_completion` except the run's id, of runs with an answer."""
+    events: tuple[dict[str, Any], ...]
+    """Events without thread and run ids."""
+    scripts: tuple[Script, ...]
 
 
 def an_id(kind: str, number: int) -> str:
@@ -176,3 +200,22 @@ def _one_of(items: Sequence[Payload], number: int) -> Payload:
 def _time_of(number: int) -> datetime:
     """A distinct time per row, 20 ms apart."""
     return _FIRST_TIME + timedelta(milliseconds=20 * number)
+
+
+# -- sessions --------------------------------------------------------------------------------------
+
+
+def session(script: Script, names: Callable[[str], str]) -> Iterator[Call]:
+    """The script with other ids: `names` maps each id to its replacement."""
+    for call in script:
+        arguments = _renamed(call.arguments, names)
+        if "events" in arguments:
+            arguments["events"] = [_renamed(event, names) for event in arguments["events"]]
+        yield Call(call.path, arguments)
+
+
+def _renamed(arguments: Mapping[str, Any], names: Callable[[str], str]) -> dict[str, Any]:
+    return {
+        name: names(value) if name in _IDS and value is not None else value
+        for name, value in arguments.items()
+    }

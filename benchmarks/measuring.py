@@ -19,9 +19,8 @@ from . import agreement, servers
 from .child import CALLS_PER_BLOCK, DAY
 from .children import Child, Children, request_all
 from .contenders.known import CONTENDERS, Contender
-from .dataset import Dataset, Rows
+from .dataset import Dataset, Payloads, Rows
 from .operations import OPERATIONS, Consumes
-from .payloads import Payloads
 from .results import Disagreement, Key, Part, Record, Results, Round, Size
 from .servers import Servers, Target
 
@@ -30,8 +29,7 @@ FOLLOWED = "run_events.list_messages.following"
 
 _ANY_READ = "runs.get"
 _AGREEMENT_CALLS = 12
-_MAX_SPARE_PER_S = {1: 1_500}
-_MAX_SPARE_PER_S_MANY_TASKS = 8_000
+_MAX_SPARE_PER_S, _MAX_SPARE_PER_S_MANY_TASKS = 1_500, 8_000
 _SPARE_SHARE_OF_DELETES = 0.1
 """Calls that delete many rows each are slower, so fewer of them fit into the same time."""
 
@@ -118,7 +116,8 @@ class Bench:
         """Disk space per run, indexes included, with this number of stored runs."""
         known = CONTENDERS[contender]
         with self._target(known, dataset) as target:
-            stored = servers.bytes_of_runs(known, target) / dataset
+            loader = servers.loader(known.server)
+            stored = loader.bytes_of_runs(known, target.url, target.database) / dataset
         self.results.sizes.append(Size(backend=contender, dataset=dataset, bytes_per_run=stored))
 
     # -- databases and processes ---------------------------------------------------------------------
@@ -158,7 +157,7 @@ class Bench:
         """The number of calls in one measurement that rows are loaded for; 0 if calls consume no rows."""
         if case.consumes is None:
             return 0
-        per_s = _MAX_SPARE_PER_S.get(tasks, _MAX_SPARE_PER_S_MANY_TASKS)
+        per_s = _MAX_SPARE_PER_S if tasks == 1 else _MAX_SPARE_PER_S_MANY_TASKS
         share = _SPARE_SHARE_OF_DELETES if case.operation.startswith("run_events.delete") else 1.0
         return max(2 * tasks, math.ceil(per_s * self.settings.seconds * share))
 

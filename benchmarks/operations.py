@@ -14,8 +14,7 @@ from typing import Any, TypeAlias
 from deerflow_mongo.contract.methods import METHOD_KINDS, Kind, section_of, store_of
 from deerflow_mongo.contract.rows import ThreadMetaCreate
 
-from .dataset import EVENTS_PER_RUN, RUNS_PER_THREAD, Dataset, Rows, an_id
-from .payloads import Call
+from .dataset import EVENTS_PER_RUN, RUNS_PER_THREAD, Call, Dataset, Rows, an_id
 
 Arguments: TypeAlias = Mapping[str, Any]
 Consumes: TypeAlias = Callable[[Dataset, Iterable[int]], Rows]
@@ -28,6 +27,17 @@ _HOT_RUN = 1  # pending
 _NEW_RUNS_PER_THREAD = 10
 _NOW = datetime(2026, 6, 1, tzinfo=UTC)
 _SPARE_USER = an_id("spare user", 0)
+
+HEADLINES: Mapping[str, str] = {
+    "runs.get": "read a run by id",
+    "runs.list_by_thread": "list the runs of a thread",
+    "runs.create": "start a run",
+    "runs.update_run_completion": "complete a run",
+    "feedback.upsert": "vote",
+    "run_events.put_batch": "append a batch of events",
+    "run_events.list_messages": "read a page of messages",
+}
+"""The operations of a quick run and of the summary, with what they do."""
 
 NOT_MEASURED: Mapping[str, str] = {
     "runs.update_model_name": "the same command as runs.set_error",

@@ -7,42 +7,22 @@ from dataclasses import dataclass
 from typing import get_args
 
 from .child import DAY
-from .contenders.known import CONTENDERS, DEFAULT, OURS, RAW_PYMONGO
+from .contenders.known import CONTENDERS, DEFAULT, OURS, RAW_PYMONGO, SQL
 from .measuring import Case
-from .operations import OPERATIONS
+from .operations import HEADLINES, OPERATIONS
 from .results import Part
 from .servers import LARGE
 
 SMALL = 1_000
 PARTS: tuple[Part, ...] = get_args(Part)
 
-QUICK_OPERATIONS = (
-    "runs.get",
-    "runs.list_by_thread",
-    "runs.create",
-    "runs.update_run_completion",
-    "feedback.upsert",
-    "run_events.put_batch",
-    "run_events.list_messages",
-)
-MAIN_OPERATIONS = (*QUICK_OPERATIONS, "feedback.aggregate_by_run", "threads.search_threads")
-"""The headline operations, which every contender has."""
-_VARIANTS = (
-    OURS,
-    "mongodb-motor",
-    "mongodb-uvloop",
-    "mongodb-w1",
-    "postgresql",
-    "postgresql-uvloop",
-    "postgresql-pool32",
-    "postgresql-off",
-    "sqlite",
-    "sqlite-full",
-)
+MAIN_OPERATIONS = (*HEADLINES, "feedback.aggregate_by_run", "threads.search_threads")
+"""The operations which every contender has."""
 _VARIED_OPERATIONS = ("runs.get", "runs.create", "run_events.put_batch")
 HOT_BATCHES = "run_events.put_batch.hot_thread"
 NUMBERING = ("transaction", "transaction-in-turn", "sqlite-for-update")
 """Other ways to number the events of one thread."""
+_VARIANTS = (OURS, *SQL, *(name for name in CONTENDERS if name not in (*DEFAULT, *NUMBERING)))
 
 _TASKS = (1, 32, 256)
 _MIXED_TASKS = 8
@@ -89,7 +69,7 @@ def stored_of(options: Options, available: Sequence[str]) -> list[tuple[int, str
     if "growth" not in parts_of(options):
         return []
     sizes = sizes_of(options)[: 1 if options.is_quick else None]
-    return [(size, name) for size in sizes for name in available if name in (OURS, "sqlite", "postgresql")]
+    return [(size, name) for size in sizes for name in available if name in (OURS, *SQL)]
 
 
 def cases_of(options: Options, available: Sequence[str]) -> list[Case]:
@@ -117,7 +97,7 @@ def _sql_and_ours(options: Options, available: Sequence[str]) -> tuple[str, ...]
 
 
 def _names(options: Options, *, is_hot: bool = False) -> list[str]:
-    names = options.operations or (QUICK_OPERATIONS if options.is_quick and not is_hot else OPERATIONS)
+    names = options.operations or (HEADLINES if options.is_quick and not is_hot else OPERATIONS)
     return [name for name in names if OPERATIONS[name].is_hot == is_hot]
 
 

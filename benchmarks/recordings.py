@@ -13,16 +13,17 @@ import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any
 
 import deerflow_mongo
 from deerflow_mongo.contract import protocols
 from deerflow_mongo.contract.actor import AUTO, resolve_user_id
 from deerflow_mongo.contract.observer import StorageRunObserver
-from deerflow_mongo.demo.recording import RecordedThread, load_thread
+from deerflow_mongo.demo.recording import load_thread
 from deerflow_mongo.demo.replay import Replayer
 
-from .payloads import Call, Payloads, Script
+from .dataset import Call, Payloads, Script
 
 _SAMPLES = Path(deerflow_mongo.__file__).parent / "demo" / "samples"
 PROTOCOLS: Mapping[str, type] = {
@@ -43,7 +44,7 @@ def payloads_of(folder: Path | None) -> Payloads:
     files = sorted((folder or _SAMPLES).glob("*.json"))
     if not files:
         raise FileNotFoundError(f"no recorded thread (*.json) in {folder}")
-    scripts = tuple(_script(load_thread(file), _recorded_metadata(file)) for file in files)
+    scripts = tuple(_script(file) for file in files)
     calls = list(itertools.chain.from_iterable(scripts))
     created = [call.arguments for call in calls if call.path == "runs.create"]
     batches = [call.arguments["events"] for call in calls if call.path == "run_events.put_batch"]
@@ -62,12 +63,6 @@ def payloads_of(folder: Path | None) -> Payloads:
         ),
         tuple(_with_reads(script) for script in scripts),
     )
-
-
-def _recorded_metadata(file: Path) -> dict[str, Any]:
-    """The run metadata in the recording, as a host would pass it."""
-    metadata = cast("dict[str, Any]", json.loads(file.read_text(encoding="utf-8")).get("metadata") or {})
-    return {name: value for name, value in metadata.items() if name not in ("thread_id", "run_id", "user_id")}
 
 
 # -- recording calls -------------------------------------------------------------------------------
@@ -95,38 +90,23 @@ class _RecordingStore:
         return record
 
 
-class _RecordingStorage:
-    """The part of `Storage` that a replay uses."""
+def _script(file: Path) -> Script:
+    """A replay's calls, with the recorded metadata and the settings that hosts pass to `runs.create`."""
+    calls: list[Call] = []
+    storage: Any = SimpleNamespace(**{name: _RecordingStore(name, calls) for name in PROTOCOLS})
+    storage.observer = lambda: StorageRunObserver(storage.runs, storage.threads)
+    asyncio.run(Replayer(storage, _USERS).replay([load_thread(file)]))
+    recorded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")).get("metadata") or {}
+    ids = ("thread_id", "run_id", "user_id")
+    metadata = {name: value for name, value in recorded.items() if name not in ids}
 
-    def __init__(self) -> None:
-        self.calls: list[Call] = []
-        self.runs = cast("Any", _RecordingStore("runs", self.calls))
-        self.feedback = cast("Any", _RecordingStore("feedback", self.calls))
-        self.threads = cast("Any", _RecordingStore("threads", self.calls))
-        self.run_events = cast("Any", _RecordingStore("run_events", self.calls))
+    def with_settings(call: Call) -> Call:
+        if call.path != "runs.create":
+            return call
+        kwargs = {**call.arguments["kwargs"], "config": _RUN_CONFIG}
+        return replace(call, arguments={**call.arguments, "metadata": metadata, "kwargs": kwargs})
 
-    def observer(self) -> StorageRunObserver:
-        return StorageRunObserver(self.runs, self.threads)
-
-
-def _script(thread: RecordedThread, metadata: dict[str, Any]) -> Script:
-    storage = _RecordingStorage()
-    asyncio.run(Replayer(cast("Any", storage), _USERS).replay([thread]))
-    return tuple(_with_host_arguments(call, metadata) for call in storage.calls)
-
-
-def _with_host_arguments(call: Call, metadata: dict[str, Any]) -> Call:
-    """Adds the recorded metadata and the settings that hosts pass to `runs.create`."""
-    if call.path != "runs.create":
-        return call
-    return replace(
-        call,
-        arguments={
-            **call.arguments,
-            "metadata": metadata,
-            "kwargs": {**call.arguments["kwargs"], "config": _RUN_CONFIG},
-        },
-    )
+    return tuple(map(with_settings, calls))
 
 
 def _with_reads(script: Script) -> Script:

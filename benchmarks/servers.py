@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import importlib.metadata
 import importlib.util
 import shutil
@@ -17,6 +18,7 @@ from deerflow_mongo import create_storage
 from deerflow_mongo.mongodb.embedded import start_embedded
 
 from . import postgres
+from .contenders import deerflow_sql
 from .contenders.known import CONTENDERS, OURS, UVLOOP, Contender, ServerName
 from .dataset import Dataset, Rows
 from .loading import mongodb
@@ -57,13 +59,12 @@ class Servers:
         if contender.server == "mongodb":
             try:
                 asyncio.run(_set_up(contender, target))
-                mongodb.load(target.url, target.database, data.batches())
+                load(contender, target, data.batches())
                 yield target
             finally:
                 mongodb.drop(target.url, target.database)
             return
-        from .loading import sql
-
+        sql = loader(contender.server)
         key = contender.server, contender.kind, data.runs
         if key not in self._copies:
             source = target if data.runs >= LARGE else self._new_target(contender)
@@ -74,7 +75,7 @@ class Servers:
                 self._copies[key] = source.url
         try:
             if key in self._copies:
-                sql.copy_database(self._copies[key], target.url)
+                sql.create_database(target.url, self._copies[key])
             yield target
         finally:
             sql.drop_database(target.url)
@@ -86,14 +87,11 @@ class Servers:
         return Target(f"{url}{'&' if '?' in url else '/?'}{'&'.join(options)}" if options else url, name)
 
     def versions(self) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for server, url in self.urls.items():
-            if server == "mongodb":
-                found[server] = mongodb.version(url)
-            else:
-                from .loading import sql
-
-                found[server] = sql.version(url.format(database="postgres" if server == "postgresql" else ""))
+        databases = {"mongodb": "admin", "postgresql": "postgres"}
+        found: dict[str, str] = {
+            server: loader(server).version(url.format(database=databases.get(server, "")))
+            for server, url in self.urls.items()
+        }
         for package in (*_PACKAGES, "deerflow-kernel"):
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 found[package] = importlib.metadata.version(package)
@@ -103,8 +101,6 @@ class Servers:
 async def _set_up(contender: Contender, target: Target) -> None:
     """Creates the contender's tables or collections with their indexes: ours for kind `direct`."""
     if contender.kind == "deerflow":
-        from .contenders import deerflow_sql
-
         async with deerflow_sql.opened(target.url):
             return
     known = CONTENDERS[OURS] if contender.kind == "direct" else contender
@@ -112,34 +108,14 @@ async def _set_up(contender: Contender, target: Target) -> None:
         pass
 
 
+def loader(server: ServerName) -> Any:
+    """The module that loads databases on this server; SQLAlchemy may not be installed."""
+    return importlib.import_module(f".loading.{'mongodb' if server == 'mongodb' else 'sql'}", __package__)
+
+
 def load(contender: Contender, target: Target, batches: Iterable[Rows]) -> None:
     """Adds rows to a database that is set up."""
-    if contender.server == "mongodb":
-        mongodb.load(target.url, target.database, batches)
-    else:
-        from .loading import sql
-
-        asyncio.run(sql.load(target.url, _metadata(contender), batches))
-
-
-def bytes_of_runs(contender: Contender, target: Target) -> int:
-    """Disk space of the runs and their indexes."""
-    if contender.server == "mongodb":
-        return mongodb.bytes_of_runs(target.url, target.database)
-    from .loading import sql
-
-    return sql.bytes_of_runs(target.url, _metadata(contender))
-
-
-def _metadata(contender: Contender) -> Any:
-    """SQLAlchemy's description of the contender's tables."""
-    if contender.kind == "deerflow":
-        from .contenders import deerflow_sql
-
-        return deerflow_sql.metadata()
-    from deerflow_sql_baseline.tables import Base
-
-    return Base.metadata
+    loader(contender.server).load(contender, target.url, target.database, batches)
 
 
 def unavailable_reason(contender: Contender) -> str | None:
@@ -151,11 +127,7 @@ def unavailable_reason(contender: Contender) -> str | None:
     absent = [module for module in needed if importlib.util.find_spec(module) is None]
     if absent:
         return f"{', '.join(absent)} is not installed: {INSTALL}"
-    if contender.kind == "deerflow":
-        from .contenders import deerflow_sql
-
-        return deerflow_sql.missing()
-    return None
+    return deerflow_sql.missing() if contender.kind == "deerflow" else None
 
 
 @contextlib.contextmanager

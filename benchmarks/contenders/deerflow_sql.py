@@ -24,7 +24,6 @@ from typing import Any, TypeAlias
 
 Call: TypeAlias = Callable[..., Awaitable[Any]]
 
-_MIN_PYTHON = (3, 12)
 _ENGINE = "deerflow.persistence.engine"
 _REPOSITORIES = (
     ("deerflow.persistence.run", "RunRepository"),
@@ -36,9 +35,8 @@ _REPOSITORIES = (
 
 def missing() -> str | None:
     """The reason why it cannot be used here, or None."""
-    if sys.version_info < _MIN_PYTHON:
-        wanted = ".".join(map(str, _MIN_PYTHON))
-        return f"deerflow-kernel needs Python {wanted} or newer, and this is {sys.version.split()[0]}"
+    if sys.version_info < (3, 12):
+        return f"deerflow-kernel needs Python 3.12 or newer, and this is {sys.version.split()[0]}"
     if importlib.util.find_spec("deerflow") is None:
         return "DeerFlow is not installed: install deerflow-kernel and sqlalchemy[asyncio]"
     try:

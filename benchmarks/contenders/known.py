@@ -12,6 +12,7 @@ Kind: TypeAlias = Literal["storage", "direct", "deerflow"]
 
 OURS = "mongodb"
 RAW_PYMONGO = "raw-pymongo"
+SQL = ("sqlite", "postgresql")
 UVLOOP = "uvloop"
 
 _DURABILITY: Mapping[ServerName, str] = {
@@ -60,7 +61,9 @@ _OFF = "synchronous_commit=off: a crash loses what was just acknowledged"
 _FULL = "WAL with synchronous=FULL: a sync per commit"
 _LITE, _PG = "SQL baseline on SQLite", "SQL baseline on PostgreSQL"
 _DEERFLOW = "DeerFlow's SQL code on"
+_PG_OFF, _LITE_FULL, _UNLOCKED = f"{_PG}, not synced", f"{_LITE}, synced", f"{_LITE}, events without a lock"
 _TRANSACTION = "a transaction per batch"
+_IN_TURN = f"{_TRANSACTION}, a lock per thread"
 
 _ALL = (
     Contender(OURS, "deerflow-mongo", "mongodb"),
@@ -71,35 +74,16 @@ _ALL = (
     Contender(
         "deerflow-postgresql", f"{_DEERFLOW} PostgreSQL", "postgresql", "deerflow", "deerflow_sql.opened"
     ),
-    Contender("transaction", _TRANSACTION, "mongodb", "direct", "transactions.opened"),
-    Contender(
-        "transaction-in-turn",
-        f"{_TRANSACTION}, a lock per thread",
-        "mongodb",
-        "direct",
-        "transactions.in_turn",
-    ),
-    Contender(
-        "sqlite-for-update",
-        f"{_LITE}, events without a lock",
-        "sqlite",
-        options={"run_event_numbers": "for_update"},
-    ),
+    Contender("transaction", _TRANSACTION, "mongodb", "direct", "raw_pymongo.in_transactions"),
+    Contender("transaction-in-turn", _IN_TURN, "mongodb", "direct", "raw_pymongo.in_turn"),
+    Contender("sqlite-for-update", _UNLOCKED, "sqlite", options={"run_event_numbers": "for_update"}),
     Contender("mongodb-motor", "deerflow-mongo on Motor", "mongodb", options={"driver": "motor"}),
     Contender("mongodb-uvloop", "deerflow-mongo with uvloop", "mongodb", loop=UVLOOP),
     Contender("mongodb-w1", "deerflow-mongo, w=1", "mongodb", options={"?w": "1"}, own_durability=_W1),
     Contender("postgresql-uvloop", f"{_PG} with uvloop", "postgresql", loop=UVLOOP),
     Contender("postgresql-pool32", f"{_PG}, 32 connections", "postgresql", options={"pool_size": 32}),
-    Contender(
-        "postgresql-off",
-        f"{_PG}, not synced",
-        "postgresql",
-        options={"synchronous": "off"},
-        own_durability=_OFF,
-    ),
-    Contender(
-        "sqlite-full", f"{_LITE}, synced", "sqlite", options={"synchronous": "full"}, own_durability=_FULL
-    ),
+    Contender("postgresql-off", _PG_OFF, "postgresql", options={"synchronous": "off"}, own_durability=_OFF),
+    Contender("sqlite-full", _LITE_FULL, "sqlite", options={"synchronous": "full"}, own_durability=_FULL),
 )
 
 CONTENDERS: Mapping[str, Contender] = {contender.name: contender for contender in _ALL}

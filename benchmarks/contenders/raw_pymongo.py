@@ -7,6 +7,8 @@ as stored. It implements no contract.
 
 from __future__ import annotations
 
+import asyncio
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
@@ -14,7 +16,7 @@ from typing import Any, TypeAlias
 from pymongo import AsyncMongoClient, ReturnDocument
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import DuplicateKeyError, OperationFailure
 from pymongo.monitoring import CommandListener
 
 from deerflow_mongo.contract.rows import MESSAGE
@@ -42,6 +44,7 @@ from ..loading.mongodb import event_document
 
 Call: TypeAlias = Callable[..., Awaitable[Any]]
 Collection: TypeAlias = AsyncCollection[Document]
+Events: TypeAlias = Sequence[Mapping[str, Any]]
 
 COUNTERS = "counters"
 """The last number of each thread."""
@@ -146,7 +149,7 @@ class _RawPyMongo:
     async def search_threads(self, *, user_id: str | None, limit: int) -> list[Document]:
         return await _page(self._threads, _owned({}, user_id), NEWEST_FIRST, limit)
 
-    async def put_batch(self, *, events: Sequence[Mapping[str, Any]]) -> list[Document]:
+    async def put_batch(self, *, events: Events) -> list[Document]:
         """Two round trips, whatever the size; all events belong to the first one's thread.
 
         Numbers from a counter are common practice and no lower bound: a writer that caches a thread's last
@@ -175,3 +178,56 @@ class _RawPyMongo:
             query, update, sort=sort, upsert=True, return_document=ReturnDocument.AFTER
         )
         return document
+
+
+# -- other ways to number run events --------------------------------------------------------------
+
+
+@asynccontextmanager
+async def in_transactions(url: str, database: str) -> AsyncGenerator[Mapping[str, Call]]:
+    """With one transaction per batch, a common solution: correct, but with many write conflicts.
+
+    A transaction reads the thread's last number and inserts the events after it; on a conflict it is retried
+    at once.
+    """
+    client: AsyncMongoClient[Document] = AsyncMongoClient(url, timeoutMS=25_000)
+    collection = client[database][RUN_EVENTS]
+
+    async def try_insert(events: Events) -> list[Document] | None:
+        """One attempt; None after a conflict with another writer."""
+        thread = {"thread_id": events[0]["thread_id"]}
+        try:
+            async with (
+                client.start_session() as session,
+                await session.start_transaction(write_concern=DEFAULT_WRITE_CONCERN),
+            ):
+                last = await collection.find_one(thread, {"seq": 1}, sort=SEQ_FALLING, session=session)
+                first = 1 if last is None else last["seq"] + 1
+                documents = [event_document(event, seq) for seq, event in enumerate(events, first)]
+                await collection.insert_many(documents, session=session)
+        except OperationFailure as error:
+            if isinstance(error, DuplicateKeyError) or error.has_error_label("TransientTransactionError"):
+                return None
+            raise
+        return documents
+
+    async def put_batch(*, events: Events) -> list[Document]:
+        while (stored := await try_insert(events)) is None:
+            pass
+        return stored
+
+    async with client, opened(url, database) as calls:
+        yield {**calls, "run_events.put_batch": put_batch}
+
+
+@asynccontextmanager
+async def in_turn(url: str, database: str) -> AsyncGenerator[Mapping[str, Call]]:
+    """With a lock per thread and process besides, so that only other processes conflict."""
+    locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+    async with in_transactions(url, database) as calls:
+
+        async def put_batch(*, events: Events) -> Any:
+            async with locks[events[0]["thread_id"]]:
+                return await calls["run_events.put_batch"](events=events)
+
+        yield {**calls, "run_events.put_batch": put_batch}

@@ -17,6 +17,7 @@ from deerflow_mongo.mongodb.documents.stored_times import stamp_from_optional, s
 from deerflow_mongo.mongodb.documents.threads import new_thread, thread_fields
 from deerflow_mongo.mongodb.events.numbers import utc_now
 
+from ..contenders.known import Contender
 from ..dataset import Rows
 
 
@@ -76,7 +77,7 @@ _DOCUMENTS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Document]]] = 
 }
 
 
-def load(url: str, database: str, batches: Iterable[Rows]) -> None:
+def load(_contender: Contender, url: str, database: str, batches: Iterable[Rows]) -> None:
     """Inserts into existing collections."""
     with MongoClient[Document](url) as client:
         for rows in batches:
@@ -86,7 +87,7 @@ def load(url: str, database: str, batches: Iterable[Rows]) -> None:
         client.admin.command("fsync")
 
 
-def bytes_of_runs(url: str, database: str) -> int:
+def bytes_of_runs(_contender: Contender, url: str, database: str) -> int:
     """Disk space of the runs collection with its indexes."""
     with MongoClient[Document](url) as client:
         client.admin.command("fsync")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import shutil
 from collections.abc import AsyncGenerator, Iterable, Mapping
@@ -14,6 +15,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from ..contenders import deerflow_sql
+from ..contenders.known import Contender
 from ..dataset import Rows
 
 _NAMES: Mapping[str, tuple[str, ...]] = {
@@ -32,9 +35,13 @@ _TABLES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-async def load(url: str, metadata: sa.MetaData, batches: Iterable[Rows]) -> None:
+def load(contender: Contender, url: str, _database: str, batches: Iterable[Rows]) -> None:
     """Inserts into existing tables."""
-    tables = {name: _table(metadata, names) for name, names in _TABLES.items()}
+    metadata = _metadata(contender)
+    asyncio.run(_load(url, {name: _table(metadata, names) for name, names in _TABLES.items()}, batches))
+
+
+async def _load(url: str, tables: Mapping[str, sa.Table], batches: Iterable[Rows]) -> None:
     async with _engine(url) as engine:
         for rows in batches:
             async with engine.begin() as connection:
@@ -46,6 +53,13 @@ async def load(url: str, metadata: sa.MetaData, batches: Iterable[Rows]) -> None
             async with engine.connect() as connection:
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
                 await connection.execute(sa.text("VACUUM ANALYZE"))
+
+
+def _metadata(contender: Contender) -> sa.MetaData:
+    """The description of the contender's tables."""
+    if contender.kind == "deerflow":
+        return deerflow_sql.metadata()
+    return importlib.import_module("deerflow_sql_baseline.tables").Base.metadata
 
 
 def _table(metadata: sa.MetaData, names: tuple[str, ...]) -> sa.Table:
@@ -87,22 +101,18 @@ async def _engine(url: str | sa.URL, **options: Any) -> AsyncGenerator[AsyncEngi
 # -- databases -------------------------------------------------------------------------------------
 
 
-def create_database(url: str) -> None:
+def create_database(url: str, template: str | None = None) -> None:
+    """With what is in the template, which nobody has open, if there is one."""
     if url.startswith("postgresql"):
-        asyncio.run(_maintain(url, f'CREATE DATABASE "{_name(url)}"'))
-
-
-def copy_database(source: str, url: str) -> None:
-    """A new database at `url` with what is in `source`, which nobody has open."""
-    if url.startswith("postgresql"):
-        asyncio.run(_maintain(url, f'CREATE DATABASE "{_name(url)}" TEMPLATE "{_name(source)}"'))
-    else:
-        shutil.copyfile(_name(source), _name(url))
+        copied = "" if template is None else f'TEMPLATE "{_name(template)}"'
+        _execute(_maintenance(url), f'CREATE DATABASE "{_name(url)}" {copied}')
+    elif template is not None:
+        shutil.copyfile(_name(template), _name(url))
 
 
 def drop_database(url: str) -> None:
     if url.startswith("postgresql"):
-        asyncio.run(_maintain(url, f'DROP DATABASE IF EXISTS "{_name(url)}" WITH (FORCE)'))
+        _execute(_maintenance(url), f'DROP DATABASE IF EXISTS "{_name(url)}" WITH (FORCE)')
     else:
         for ending in ("", "-wal", "-shm"):
             Path(f"{_name(url)}{ending}").unlink(missing_ok=True)
@@ -113,31 +123,32 @@ def _name(url: str) -> str:
     return str(sa.make_url(url).database)
 
 
-async def _maintain(url: str, command: str) -> None:
-    postgres = sa.make_url(url).set(database="postgres")
-    async with _engine(postgres, isolation_level="AUTOCOMMIT") as engine, engine.connect() as connection:
-        await connection.execute(sa.text(command))
+def _maintenance(url: str) -> sa.URL:
+    return sa.make_url(url).set(database="postgres")
 
 
-def bytes_of_runs(url: str, metadata: sa.MetaData) -> int:
+def bytes_of_runs(contender: Contender, url: str, _database: str) -> int:
     """Disk space of the runs table with its indexes."""
-    table = _table(metadata, _TABLES["runs"]).name
+    table = _table(_metadata(contender), _TABLES["runs"]).name
     if url.startswith("postgresql"):
-        return int(_scalar(url, "SELECT pg_total_relation_size(CAST(:name AS text))", name=table))
+        return int(_execute(url, "SELECT pg_total_relation_size(CAST(:name AS text))", name=table))
     query = (
         "SELECT sum(pgsize) FROM dbstat WHERE name IN (SELECT name FROM sqlite_master WHERE tbl_name = :name)"
     )
-    return int(_scalar(url, query, name=table))
+    return int(_execute(url, query, name=table))
 
 
 def version(url: str) -> str:
     query = "SELECT sqlite_version()" if url.startswith("sqlite") else "SHOW server_version"
-    return str(_scalar(url, query))
+    return str(_execute(url, query))
 
 
-def _scalar(url: str, query: str, **values: Any) -> Any:
-    async def query_scalar() -> Any:
-        async with _engine(url) as engine, engine.connect() as connection:
-            return (await connection.execute(sa.text(query), values)).scalar()
+def _execute(url: str | sa.URL, command: str, **values: Any) -> Any:
+    """The first value that the command returns, if it returns rows."""
 
-    return asyncio.run(query_scalar())
+    async def execute() -> Any:
+        async with _engine(url, isolation_level="AUTOCOMMIT") as engine, engine.connect() as connection:
+            result = await connection.execute(sa.text(command), values)
+            return result.scalar() if result.returns_rows else None
+
+    return asyncio.run(execute())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
-from ..contenders.known import OURS, RAW_PYMONGO
+from ..contenders.known import OURS, RAW_PYMONGO, SQL
 from ..operations import OPERATIONS
 from ..results import Key, Metric, Part, Record, Results
 from .ratios import Ratio, counted, paired, unpaired
@@ -17,7 +17,6 @@ MANY_TASKS = 32
 """The concurrency that throughput targets refer to."""
 GROWTH_BASE = 1_000
 """The number of stored runs that growth is relative to."""
-SQL = ("sqlite", "postgresql")
 COMPARED = (*SQL, "deerflow-sqlite", "deerflow-postgresql", RAW_PYMONGO)
 SHORT = {
     OURS: "deerflow-mongo",
@@ -39,7 +38,7 @@ _SAME_LOAD_AS: dict[Part, tuple[Part, ...]] = {
     "growth": ("growth", "operations"),
 }
 """Parts whose missing records may be taken from other parts."""
-_ORDER = list(OPERATIONS)
+_ORDER = {name: (operation.section, place) for place, (name, operation) in enumerate(OPERATIONS.items())}
 
 
 class Cases:
@@ -56,7 +55,7 @@ class Cases:
             for case in self._records
             if case.part == part and all(getattr(case, name) == value for name, value in given.items())
         ]
-        return sorted(found, key=lambda case: (section_of(case), _position(case)))
+        return sorted(found, key=lambda case: _ORDER.get(case.operation, (9, 0)))
 
     def record(self, case: Case, backend: str) -> Record | None:
         for part in _SAME_LOAD_AS.get(case.part, (case.part,)):
@@ -71,13 +70,9 @@ class Cases:
     def ratio(self, case: Case, metric: Metric, over: str, under: str) -> Ratio | None:
         return self._ratio(case, over, case, under, metric)
 
-    def growth(self, case: Case, backend: str, base: int) -> Ratio | None:
-        """The p50 relative to that with `base` runs."""
-        return self._ratio(case, backend, case._replace(dataset=base), backend, "p50_ms")
-
-    def scaling(self, case: Case, backend: str) -> Ratio | None:
-        """The throughput relative to that of one process."""
-        return self._ratio(case, backend, case._replace(processes=1), backend, "ops_per_s")
+    def change(self, case: Case, metric: Metric, backend: str, **base: int) -> Ratio | None:
+        """Relative to the backend's own record of the case with other fields, such as `processes=1`."""
+        return self._ratio(case, backend, case._replace(**base), backend, metric)
 
     def _ratio(self, over: Case, backend: str, under: Case, other: str, metric: Metric) -> Ratio | None:
         """Records of one load were measured alternately, whatever the dataset; others were not."""
@@ -103,12 +98,7 @@ class Cases:
 
 def section_of(case: Case) -> int:
     """The section of the contract; 9 for what is no single operation."""
-    operation = OPERATIONS.get(case.operation)
-    return 9 if operation is None else operation.section
-
-
-def _position(case: Case) -> int:
-    return _ORDER.index(case.operation) if case.operation in OPERATIONS else len(_ORDER)
+    return _ORDER.get(case.operation, (9, 0))[0]
 
 
 def base_of(backend: str) -> str | None:

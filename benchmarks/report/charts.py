@@ -15,8 +15,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 from deerflow_mongo.contract.errors import MissingDependencyError
 
-from ..contenders.known import OURS, RAW_PYMONGO
-from .cases import COMPARED, MANY_TASKS, SQL, Case, Cases, section_of
+from ..contenders.known import OURS, RAW_PYMONGO, SQL
+from ..operations import HEADLINES
+from .cases import COMPARED, MANY_TASKS, Case, Cases, section_of
 from .ratios import Ratio, counted, times, typical
 from .tables import growth_base
 
@@ -25,14 +26,7 @@ FOLDER = "charts"
 _INK, _FAINT = "#222222", "#c8c8c8"
 _FONT_PT = 10
 _DOTS_PER_INCH = 130
-_LATENCY_OPERATIONS = (
-    "runs.get",
-    "runs.list_by_thread",
-    "runs.create",
-    "runs.update_run_completion",
-    "feedback.upsert",
-    "run_events.put_batch",
-)
+_LATENCY_OPERATIONS = tuple(HEADLINES)[:6]  # two rows of panels
 
 Drawn: TypeAlias = Any
 """A matplotlib Figure or Axes: its stubs are partial, and it may not be installed."""
@@ -144,6 +138,12 @@ def _of_smallest_dataset(of: Sequence[Case]) -> list[Case]:
     return [case for case in of if case.dataset == smallest]
 
 
+def _versus_sql(cases: Cases, decimals: str, ratio_of: Callable[[str], Ratio | None]) -> str:
+    found = {cases.short(name): ratio for name in SQL if (ratio := ratio_of(name)) is not None}
+    finite = {name: ratio.median for name, ratio in found.items() if ratio.median < math.inf}
+    return " and ".join(f"{value:{decimals}} x that of {name}" for name, value in finite.items())
+
+
 # -- bars: throughput and growth -------------------------------------------------------------------
 
 _Ratios: TypeAlias = Mapping[Case, Mapping[str, Ratio]]
@@ -203,7 +203,9 @@ def _growth(cases: Cases) -> Drawn | None:
     base, most = growth_base(cases), max((case.dataset for case in cases.of("growth")), default=0)
     of = [case for case in cases.of("growth") if base < case.dataset == most]
     backends = cases.backends(of, (OURS, *SQL))
-    ratios = _known({case: {name: cases.growth(case, name, base) for name in backends} for case in of})
+    ratios = _known(
+        {case: {name: cases.change(case, "p50_ms", name, dataset=base) for name in backends} for case in of}
+    )
     if not ratios:
         return None
     title = f"p50 with {most:,} stored runs relative to {base:,}"
@@ -252,13 +254,8 @@ def _mixed_workload(cases: Cases) -> Drawn | None:
 
 def _mixed_title(cases: Cases, case: Case) -> str:
     title = f"Mixed workload, {counted(case.processes, 'process')}"
-    found = {name: cases.ratio(case, "ops_per_s", OURS, name) for name in SQL}
-    ratios = [
-        f"{ratio.median:.1f} x that of {cases.short(name)}"
-        for name, ratio in found.items()
-        if ratio is not None and ratio.median < math.inf
-    ]
-    return f"{title}: throughput of deerflow-mongo is\n{' and '.join(ratios)}" if ratios else title
+    ratios = _versus_sql(cases, ".1f", lambda name: cases.ratio(case, "ops_per_s", OURS, name))
+    return f"{title}: throughput of deerflow-mongo is\n{ratios}" if ratios else title
 
 
 # -- latency ---------------------------------------------------------------------------------------
@@ -311,12 +308,10 @@ def _dumbbell(axis: Drawn, x: float, ends: Sequence[float], style: _Style) -> No
 def _latency_title(cases: Cases, every: Sequence[Case], fewest: int) -> str:
     title = f"p50 (marker) and p99 (bar) relative to deerflow-mongo's p50 with {counted(fewest, 'task')}"
     of = [case for case in every if case.concurrency == MANY_TASKS]
-    ratios = [
-        f"{ratio.median:.2f} x that of {cases.short(name)}"
-        for name in SQL
-        if (ratio := typical(cases.ratio(case, "p50_ms", OURS, name) for case in of)) is not None
-    ]
-    return f"{title};\nits p50 with {MANY_TASKS} tasks is {' and '.join(ratios)}" if ratios else title
+    ratios = _versus_sql(
+        cases, ".2f", lambda name: typical(cases.ratio(case, "p50_ms", OURS, name) for case in of)
+    )
+    return f"{title};\nits p50 with {MANY_TASKS} tasks is {ratios}" if ratios else title
 
 
 _CHARTS: dict[str, Callable[[Cases], Drawn | None]] = {

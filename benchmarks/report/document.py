@@ -7,18 +7,15 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ..contenders.known import OURS
 from ..results import Results
 from . import charts, tables, targets
-from .cases import SQL, Cases
-from .ratios import Table, items, with_spread
+from .cases import Cases
 
 _BENCHMARKS = Path(__file__).parents[1]
 READMES = (_BENCHMARKS / "README.md", _BENCHMARKS.parent / "README.md")
 PUBLISHED = _BENCHMARKS / "full-run.json"
 """The results that the READMEs show."""
 
-_INTERRUPTED = "**Interrupted: the benchmark did not finish. Its finished cases are in this report.**"
 _MARKED = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 _README_TABLES: Mapping[str, Callable[[Cases], str]] = {
@@ -43,7 +40,7 @@ def report(results: Results, folder: str | os.PathLike[str] | None = None) -> st
     drawn = {} if folder is None else charts.draw(cases, Path(folder))
     sections = (
         "# Benchmark of deerflow-mongo",
-        "" if results.finished else _INTERRUPTED,
+        "" if results.finished else "**Interrupted: this report has the cases that were finished.**",
         "deerflow-mongo relative to each contender: median of the repetitions (smallest to largest)."
         " Absolute values depend on the machine and are in the results file.",
         f"## Summary\n\n{tables.summary(cases)}",
@@ -85,21 +82,3 @@ def write_readmes(results_path: str | os.PathLike[str]) -> list[Path]:
 def with_tables(text: str, cases: Cases) -> str:
     """The text with the tables of these results between its marks."""
     return _MARKED.sub(lambda found: f"{found[1]}{_README_TABLES[found[2]](cases)}\n{found[3]}", text)
-
-
-def compare(old: Results, new: Results) -> str:
-    """The ratios of the summary and of all operations, side by side: they depend little on the machine."""
-    before, after = Cases(old), Cases(new)
-    heads = [f"{after.short(name)}, {when}" for name in SQL for when in ("old", "new")]
-    table = Table("operation", "processes x tasks", *heads)
-    for case in (*after.of("operations"), *after.of("day")):
-        ratios = [of.ratio(case, "ops_per_s", OURS, name) for name in SQL for of in (before, after)]
-        table.add(f"`{case.operation}`", f"{case.processes} x {case.concurrency}", *map(with_spread, ratios))
-    different = [
-        f"{name}, {key}: {getattr(old, name).get(key)} -> {getattr(new, name).get(key)}"
-        for name in ("versions", "settings", "machine")
-        for key in dict.fromkeys((*getattr(old, name), *getattr(new, name)))
-        if getattr(old, name).get(key) != getattr(new, name).get(key)
-    ]
-    note = "Throughput of deerflow-mongo relative to the SQL baseline."
-    return "\n\n".join((note, str(table), *(["Different:", items(different)] if different else [])))

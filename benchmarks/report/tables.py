@@ -5,20 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from ..contenders.known import OURS
+from ..contenders.known import OURS, SQL
+from ..operations import HEADLINES
 from ..results import Metric, Results
-from .cases import GROWTH_BASE, MANY_TASKS, SQL, Case, Cases, base_of, label_of
+from .cases import GROWTH_BASE, MANY_TASKS, Case, Cases, base_of, label_of
 from .ratios import NOTHING, Ratio, Table, counted, items, times, typical, with_spread
 
-_SUMMARY: Mapping[str, str] = {
-    "runs.get": "read a run by id",
-    "runs.list_by_thread": "list the runs of a thread",
-    "runs.create": "start a run",
-    "runs.update_run_completion": "complete a run",
-    "feedback.upsert": "vote",
-    "run_events.put_batch": "append a batch of events",
-    "run_events.list_messages": "read a page of messages",
-}
 _SUMMARY_PROCESSES = 4
 _COMPARABLE_PAIRS = (
     (OURS, "postgresql"),
@@ -64,7 +56,7 @@ def _smallest(of: Iterable[Case]) -> Case | None:
 def summary(cases: Cases) -> str:
     rows = {
         name: _smallest(cases.of("operations", operation=operation, concurrency=MANY_TASKS, processes=1))
-        for operation, name in _SUMMARY.items()
+        for operation, name in HEADLINES.items()
     }
     day = _smallest(cases.of("day", processes=_SUMMARY_PROCESSES))
     tasks = f", {day.concurrency} tasks each" if day else ""
@@ -194,7 +186,10 @@ def details(cases: Cases) -> str:
     base = growth_base(cases)
     grown = [case for case in cases.of("growth") if case.dataset != base]
     tables[f"p50 latency by stored runs, relative to {base:,} runs"] = _ratio_table(
-        cases, grown, cases.backends(grown, (OURS, *SQL)), lambda case, name: cases.growth(case, name, base)
+        cases,
+        grown,
+        cases.backends(grown, (OURS, *SQL)),
+        lambda case, name: cases.change(case, "p50_ms", name, dataset=base),
     )
     day = sorted(cases.of("day"), key=lambda case: (case.concurrency, case.processes))
     hot = cases.of("contention")
@@ -204,20 +199,16 @@ def details(cases: Cases) -> str:
     several = [case for case in day if case.processes > 1]
     columns = cases.backends(day, (OURS, *SQL))
     tables["Mixed workload: throughput relative to one process"] = _ratio_table(
-        cases, several, columns, cases.scaling
+        cases, several, columns, lambda case, name: cases.change(case, "ops_per_s", name, processes=1)
     )
-    tables["Failed calls in all repetitions"] = _failures(cases, [*operations, *day, *hot])
-    return "\n\n".join(f"## {title}\n\n{table}" for title, table in tables.items() if table)
-
-
-def _failures(cases: Cases, of: Sequence[Case]) -> Table:
-    label = label_of(of)
-    table = Table("operation", "contender", "failed calls", texts=3)
-    for case in of:
+    every = [*operations, *day, *hot]
+    label, failed = label_of(every), Table("operation", "contender", "failed calls", texts=3)
+    for case in every:
         for backend, record in cases.records(case).items():
             if record.failures:
-                table.add(label(case), cases.short(backend), _kinds(record.failures))
-    return table
+                failed.add(label(case), cases.short(backend), _kinds(record.failures))
+    tables["Failed calls in all repetitions"] = failed
+    return "\n\n".join(f"## {title}\n\n{table}" for title, table in tables.items() if table)
 
 
 def _kinds(failures: Mapping[str, int]) -> str:

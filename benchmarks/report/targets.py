@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..contenders.known import OURS, RAW_PYMONGO
+from ..contenders.known import OURS, RAW_PYMONGO, SQL
 from ..operations import OPERATIONS
 from ..results import Metric, Part
-from .cases import GROWTH_BASE, MANY_TASKS, SQL, Case, Cases, label_of
+from .cases import GROWTH_BASE, MANY_TASKS, Case, Cases, label_of
 from .ratios import NOTHING, Ratio, Table
 
 Measure = Callable[[Cases, Case, str], Ratio | None]
@@ -32,7 +32,7 @@ def _relative_to_faster_sql(cases: Cases, case: Case, backend: str) -> Ratio | N
 
 
 def _growth(cases: Cases, case: Case, backend: str) -> Ratio | None:
-    return cases.growth(case, backend, GROWTH_BASE)
+    return cases.change(case, "p50_ms", backend, dataset=GROWTH_BASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,6 @@ class Target:
     given: dict[str, Any]
     """Field values of the cases."""
     kind: str | None = None
-
-    def cases(self, cases: Cases) -> list[Case]:
-        found = [case for case in cases.of(self.part, **self.given) if OURS in cases.records(case)]
-        return [case for case in found if self.kind is None or OPERATIONS[case.operation].kind == self.kind]
 
     def meets(self, ratio: Ratio) -> bool:
         return ratio.median >= self.bound if self.limit == "at least" else ratio.median <= self.bound
@@ -94,7 +90,9 @@ class Outcome:
 
 
 def outcome(target: Target, cases: Cases) -> Outcome:
-    selected = target.cases(cases)
+    selected = [case for case in cases.of(target.part, **target.given) if OURS in cases.records(case)]
+    if target.kind is not None:
+        selected = [case for case in selected if OPERATIONS[case.operation].kind == target.kind]
     label = label_of(selected)
 
     def measured(backend: str) -> dict[str, Ratio]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.report import compare, report, write_report
+from benchmarks.report import report, write_report
 from benchmarks.report.cases import Cases
 from benchmarks.report.document import PUBLISHED, READMES, with_tables
 from benchmarks.report.ratios import Ratio, paired, typical, unpaired
@@ -269,14 +269,6 @@ def test_readme_shows_the_published_results(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert "<!-- table: summary -->" in text
     assert with_tables(text, Cases(Results.load(PUBLISHED))) == text
-
-
-def test_ratios_of_two_files_are_listed_side_by_side() -> None:
-    old = results(record("mongodb", [300]), record("sqlite", [100]), versions={"mongodb": "6.0.5"})
-    new = results(record("mongodb", [600]), record("sqlite", [100]), versions={"mongodb": "7.0.1"})
-    text = compare(old, new)
-    assert "| `runs.get` | 1 x 32 | 3.00 x | 6.00 x | - | - |" in text
-    assert "- versions, mongodb: 6.0.5 -> 7.0.1" in text
 
 
 # -- charts ----------------------------------------------------------------------------------------
