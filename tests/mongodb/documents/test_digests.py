@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from typing import Any
 
+from deerflow_mongo.contract.payloads import equal_json
 from deerflow_mongo.mongodb.documents.digests import KEY_DIGEST_LENGTH, metadata_digests
 
 
@@ -61,3 +62,18 @@ def test_long_keys_are_not_cached() -> None:
     finally:
         tracemalloc.stop()
     assert cached_bytes < 10 * length
+
+
+VALUES: list[Any] = [
+    *(1, 1.0, True, None, "1", "", 0, 0.0, -0.0, False, 2**70, float(2**70), "é"),
+    *([], {}, [1], [True], [[1], 2], [1, [2]], {"a": 1}, {"a": 1.0}, {"a": None}),
+    *({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+]
+
+
+def test_digests_are_equal_exactly_where_the_contract_calls_values_equal() -> None:
+    """`equal_json` is how backends without digests compare."""
+    for one in VALUES:
+        for other in VALUES:
+            same = metadata_digests({"k": one}) == metadata_digests({"k": other})
+            assert same == equal_json(one, other), (one, other)
