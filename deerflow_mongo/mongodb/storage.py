@@ -206,10 +206,12 @@ class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
         return await self._checkpointer.saver()
 
     async def setup(self) -> None:
-        """Create collections, validators and indexes. Idempotent; many processes may call it at once.
+        """Create collections, validators and indexes, and upgrade the documents of an older version.
 
-        Raises `StorageConfigError` if a newer release has set up the database, or an index conflicts with one
-        of ours.
+        Idempotent; many processes may call it at once, and an upgrade that was interrupted continues with the
+        next call. Raises `StorageConfigError`, and changes nothing, for a database of a newer version that
+        this release cannot read, and where a collection of our names holds what is not ours; also where an
+        index conflicts with one of ours.
         """
         config = self._config
         await migrations.apply(
