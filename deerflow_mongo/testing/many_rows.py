@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from ..contract.capabilities import Accounts, Following
@@ -17,9 +18,15 @@ _ROWS = 510
 async def _given_runs(storage: Storage) -> None:
     """In the order of creation, with one token each."""
     for number in range(_ROWS):
-        run_id = f"run-{number}"
-        await storage.runs.create(run_id, THREAD, user_id=ALICE)
-        await storage.runs.record_token_usage(run_id, caller="subagent", model_name="m", input_tokens=1)
+        await storage.runs.create(f"run-{number}", THREAD, user_id=ALICE)
+    await asyncio.gather(
+        *(
+            storage.runs.record_token_usage(
+                f"run-{number}", caller="subagent", model_name="m", input_tokens=1
+            )
+            for number in range(_ROWS)
+        )
+    )
 
 
 def _falling(prefix: str) -> list[str]:
@@ -82,8 +89,11 @@ class ManyRowsContract(Contract):
             assert [row["user_id"] for row in rows] == newest
 
     async def test_grouped_feedback_covers_more_than_500_runs(self, storage: Storage) -> None:
-        for number in range(_ROWS):
-            await storage.feedback.create(run_id=f"run-{number}", thread_id=THREAD, rating=-1, user_id=ALICE)
+        votes = (
+            storage.feedback.create(run_id=f"run-{number}", thread_id=THREAD, rating=-1, user_id=ALICE)
+            for number in range(_ROWS)
+        )
+        await asyncio.gather(*votes)
         assert len(await storage.feedback.list_by_thread_grouped(THREAD, user_id=ALICE)) == _ROWS
 
     async def test_search_covers_more_than_500_threads(self, storage: Storage) -> None:
