@@ -325,7 +325,8 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
                 (("thread_id", 1), ("user_id", 1), *NEWEST_FIRST),
                 "runs.list_by_thread and token_usage_by_thread for one user",
             ),
-            Index("by_user", (("user_id", 1), *NEWEST_FIRST), "a user's newest runs over all threads"),
+            # Not by `order`: a list of one thread could then be planned over all runs of its user.
+            Index("by_user", (("user_id", 1), ("created_at", -1)), "a user's newest runs over all threads"),
             Index("by_time", (("created_at", -1),), "runs of a period: per day, failures, slowest"),
             Index(
                 "active",

@@ -90,7 +90,7 @@ QUESTIONS: Final = (
     ),
     Question(
         "A user's newest runs over all threads",
-        [{"$match": {"user_id": "alice"}}, {"$sort": {"order": -1, "order_tie": -1}}, {"$limit": 20}],
+        [{"$match": {"user_id": "alice"}}, {"$sort": {"created_at": -1}}, {"$limit": 20}],
         "by_user",
     ),
     Question(
