@@ -113,20 +113,20 @@ def _operations(options: Options, available: Sequence[str]) -> list[Case]:
 def _growth(options: Options, available: Sequence[str]) -> list[Case]:
     """With one task."""
     selected = _sql_and_ours(options, available)[: 1 if options.is_quick else None]
-    names = _names(options)[: 2 if options.is_quick else None]
+    names = _names(options)[: 1 if options.is_quick else None]
     return [Case("growth", name, selected, (1,), sizes_of(options)) for name in names]
 
 
 def _mixed_workload(options: Options, available: Sequence[str]) -> list[Case]:
     tasks = (options.concurrency or (_MIXED_TASKS,))[-1:]
-    processes = (1, 4) if options.is_quick else (1, 2, 4)
+    processes = (4,) if options.is_quick else (1, 2, 4)
     return [Case("day", DAY, _sql_and_ours(options, available), tuple(tasks), (SMALL,), processes)]
 
 
 def _contention(options: Options, available: Sequence[str]) -> list[Case]:
     selected = _selected(options, available)
     names = [name for name in _names(options, is_hot=True) if name != HOT_BATCHES]
-    names = names[: 1 if options.is_quick else None]
+    names = names[: 0 if options.is_quick else None]
     cases = [Case("contention", name, selected, (32,), (SMALL,)) for name in names]
     if options.operations is None or HOT_BATCHES in options.operations:
         numbering = selected if options.is_quick else _selected(options, available, (*DEFAULT, *NUMBERING))
