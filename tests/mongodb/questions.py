@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from tests.mongodb.documents.pinned import README, shell_text
+from tests.mongodb.documents.pinned import README, readme_with, shell_text
 
 Document = dict[str, Any]
 
@@ -119,11 +119,7 @@ def printed() -> str:
 
 
 def readme_with_questions() -> str:
-    """The README with the questions between its two marks."""
-    text = README.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{printed()}\n{END}{after}"
+    return readme_with(printed(), BEGIN, END)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +10,8 @@ from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStart
 
 from deerflow_mongo import MongoStorage, ThreadMetaCreate, create_storage
 from deerflow_mongo.mongodb.schema import COLLECTIONS, Index
+
+from .plans import plan_of_read, winning_stages
 
 USERS, PER_USER, LIMIT, PENDING = ("alice", "bob"), 30, 10, 5
 
@@ -85,10 +86,8 @@ class Explainer:
     async def explain(self, read: Any) -> tuple[str, int, int]:
         await read
         plan = self._raw.command({"explain": self._log.command, "verbosity": "executionStats"})
-        if "stages" in plan:
-            plan = plan["stages"][0]["$cursor"]
-        stats = plan["executionStats"]
-        stages = list(_stages(plan["queryPlanner"]["winningPlan"]))
+        plan = plan_of_read(plan)
+        stats, stages = plan["executionStats"], winning_stages(plan)
         assert not {stage["stage"] for stage in stages} & {"COLLSCAN", "SORT"}, stages
         index = next(stage.get("indexName", stage["stage"]) for stage in reversed(stages))
         return index, stats["totalDocsExamined"], stats["nReturned"]
@@ -96,14 +95,6 @@ class Explainer:
 
 def _is_for_reads(index: Index) -> bool:
     return not index.unique and index.expire_after_s is None
-
-
-def _stages(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    plan = plan.get("queryPlan", plan)
-    yield plan
-    for inner in [plan.get("inputStage"), *plan.get("inputStages", ())]:
-        if inner is not None:
-            yield from _stages(inner)
 
 
 @pytest.fixture

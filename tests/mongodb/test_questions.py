@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,6 +13,7 @@ from deerflow_mongo import MongoStorage
 from deerflow_mongo.mongodb.config import mongo_config
 
 from . import questions
+from .plans import plan_of_read, winning_stages
 from .questions import QUESTIONS, Question
 
 Raw = MongoClient[dict[str, Any]]
@@ -101,20 +102,10 @@ async def test_question_is_served_by_its_index(
     question = _question(text)
     command: Document = {"aggregate": "runs", "pipeline": question.pipeline, "cursor": {}}
     plan = raw_client[database_name].command({"explain": command, "verbosity": "executionStats"})
-    plan = plan["stages"][0]["$cursor"] if "stages" in plan else plan
-    used = {
-        stage["indexName"] for stage in _stages(plan["queryPlanner"]["winningPlan"]) if "indexName" in stage
-    }
+    plan = plan_of_read(plan)
+    used = {stage["indexName"] for stage in winning_stages(plan) if "indexName" in stage}
     assert used == {question.index}
     assert plan["executionStats"]["totalDocsExamined"] <= 6
-
-
-def _stages(plan: Document) -> Iterator[Document]:
-    plan = plan.get("queryPlan", plan)
-    yield plan
-    for inner in [plan.get("inputStage"), *plan.get("inputStages", ())]:
-        if inner is not None:
-            yield from _stages(inner)
 
 
 def test_readme_prints_the_questions() -> None:

@@ -227,12 +227,15 @@ def _key(key: str) -> str:
     return key if _PLAIN_KEY.fullmatch(key) else json.dumps(key)
 
 
+def readme_with(content: str, begin: str, end: str) -> str:
+    """The README with this content between two marks."""
+    before, _, rest = README.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{content}\n{end}{after}"
+
+
 def readme_with_documents() -> str:
-    """The README with the documents between its two marks."""
-    text = README.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{printed()}\n{END}{after}"
+    return readme_with(printed(), BEGIN, END)
 
 
 if __name__ == "__main__":
