@@ -408,6 +408,20 @@ class ThreadMetaStorage(Protocol):
 class ThreadStore(ThreadMetaRepository, ThreadMetaStorage, Protocol):
     """Everything about threads: both halves in one object."""
 
+    # What these do is the same for every backend that inherits this class.
+
+    async def sync_thread_title(self, *, thread_id: str, title: str) -> None:
+        await self.update_thread_meta(thread_id, display_name=title)
+
+    async def sync_thread_assistant_id(self, *, thread_id: str, assistant_id: str) -> None:
+        await self.update_thread_meta(thread_id, assistant_id=assistant_id)
+
+    async def sync_thread_status(self, *, thread_id: str, status: str) -> None:
+        await self.update_thread_meta(thread_id, status=status)
+
+    async def sync_thread_metadata(self, *, thread_id: str, metadata: Mapping[str, Any]) -> None:
+        await self.update_thread_meta(thread_id, metadata=metadata)
+
 
 class RunEventStore(Protocol):
     """The events of each thread: messages, tool calls, traces, numbered within the thread.

@@ -43,6 +43,9 @@ UNSET: Final = Unset.UNSET
 """A text argument that is not given: the stored text stays as it is, where None would clear it."""
 
 CALLERS: tuple[Caller, ...] = ("lead_agent", "subagent", "middleware")
+UNKNOWN_MODEL: Final = "unknown"
+"""The model of tokens for which no model is named."""
+
 ACTIVE_STATUSES: tuple[str, ...] = ("pending", "starting", "running")
 PENDING = "pending"
 ENDED_STATUSES: tuple[str, ...] = ("success", "error", "timeout", "interrupted")

@@ -15,8 +15,6 @@ from ..contract.protocols import RunStore
 from ..contract.rows import RunRow, TimeInput
 from . import data
 
-_UNKNOWN_MODEL = "unknown"
-
 _ROW_COUNTS = {
     "input_tokens": "total_input_tokens",
     "output_tokens": "total_output_tokens",
@@ -240,4 +238,4 @@ def _add(counts: dict[str, int], spent: Mapping[str, int]) -> None:
 
 def _under_own_model(run: RunRow) -> dict[str, dict[str, int]]:
     counts = {name: _counts(run)[of_run] for name, of_run in _ROW_COUNTS.items()}
-    return {_UNKNOWN_MODEL if run["model_name"] is None else run["model_name"]: counts}
+    return {rows.UNKNOWN_MODEL if run["model_name"] is None else run["model_name"]: counts}

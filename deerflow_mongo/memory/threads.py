@@ -107,18 +107,6 @@ class MemoryThreadStore(MemoryStore, ThreadStore):
             return self._store(new)
         return self._store(replace(stored, status="running", updated_time=now()))
 
-    async def sync_thread_title(self, *, thread_id: str, title: str) -> None:
-        await self.update_thread_meta(thread_id, display_name=title)
-
-    async def sync_thread_assistant_id(self, *, thread_id: str, assistant_id: str) -> None:
-        await self.update_thread_meta(thread_id, assistant_id=assistant_id)
-
-    async def sync_thread_status(self, *, thread_id: str, status: str) -> None:
-        await self.update_thread_meta(thread_id, status=status)
-
-    async def sync_thread_metadata(self, *, thread_id: str, metadata: Mapping[str, Any]) -> None:
-        await self.update_thread_meta(thread_id, metadata=metadata)
-
     async def search_threads(
         self,
         *,

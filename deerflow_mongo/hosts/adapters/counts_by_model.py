@@ -14,16 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 from ...contract.arguments import is_valid_id
-from ...contract.rows import ModelTokenCounts
+from ...contract.rows import UNKNOWN_MODEL, ModelTokenCounts
 
 MAX_RUNS: Final = 4_096
 """Beyond this number the run whose last event is the oldest is forgotten: it ends without counts by model."""
 
 MAX_MODEL_NAME_CHARACTERS: Final = 128
 """What DeerFlow stores of a model's name."""
-
-UNKNOWN_MODEL: Final = "unknown"
-"""DeerFlow's name for the model of tokens that no response with a model's name accounts for."""
 
 RUN_START: Final = "run.start"
 LLM_RESPONSE: Final = "llm.ai.response"

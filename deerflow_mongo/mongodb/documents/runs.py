@@ -7,8 +7,17 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, cast
 
-from ...contract.rows import ACTIVE_STATUSES, CALLERS, ENDED_STATUSES, Caller, RunRow, TokenUsage
+from ...contract.rows import (
+    ACTIVE_STATUSES,
+    CALLERS,
+    ENDED_STATUSES,
+    UNKNOWN_MODEL,
+    Caller,
+    RunRow,
+    TokenUsage,
+)
 from ...contract.statuses import is_ending
+from ...contract.times import clock
 from .encoding import Document, decode_mapping, decode_text, encode_text
 from .stored_times import (
     ORDER,
@@ -19,7 +28,6 @@ from .stored_times import (
     set_update,
     time_fields,
     time_stage,
-    update_stamp,
 )
 from .version_1 import VERSION as VERSION_1
 from .version_1 import as_current
@@ -36,8 +44,6 @@ COUNT_PATHS: dict[str, str] = {
     "message_count": "message_count",
 }
 """A row's count -> its path in the document."""
-
-UNKNOWN_MODEL = "unknown"
 
 _ERROR_TYPE = re.compile(r"^([^\s:]{1,128}):", re.ASCII)
 
@@ -228,7 +234,7 @@ def error_update(error: str | None) -> list[Document]:
 
 
 def model_name_update(model_name: str | None) -> Document:
-    return set_update({"model_name": model_name}, updated_at=update_stamp())
+    return set_update({"model_name": model_name}, updated_at=clock.stamp_us())
 
 
 def token_usage_update(
@@ -249,7 +255,7 @@ def token_usage_update(
         path = f"tokens.by_model.{model_key(model_name)}"
         increments |= {f"{path}.{name}": count for name, count in spent.items()}
         changes[f"{path}.model"] = model_name
-    return {"$inc": increments, **set_update(changes, updated_at=update_stamp())}
+    return {"$inc": increments, **set_update(changes, updated_at=clock.stamp_us())}
 
 
 def _transition(changes: Document, times: Mapping[str, int], *, ends_now: bool = False) -> list[Document]:
@@ -259,7 +265,7 @@ def _transition(changes: Document, times: Mapping[str, int], *, ends_now: bool =
     ended run that gets an active status stays as it is, but a time that it lacks is set; its duration stays
     what it was at its end.
     """
-    now = update_stamp()
+    now = clock.stamp_us()
     if is_ending(changes["status"]):
         stage = {path: _literal(value) for path, value in changes.items()}
         for name, stamp in times.items():

@@ -15,7 +15,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
-from ...contract.times import clock, parse_time
+from ...contract.times import parse_time
 from .encoding import Document
 
 ORDER = "order"
@@ -85,11 +85,6 @@ def set_update(changes: Document, **times: int) -> Document:
 def time_stage(name: str, stamp_us: int) -> Document:
     """The fields of a time in a `$set` stage of an update's pipeline."""
     return {name: date_of(stamp_us), name + BELOW_MS: stamp_us % 1_000 or REMOVED}
-
-
-def update_stamp() -> int:
-    """The stamp of now, for `updated_at`."""
-    return clock.stamp_us()
 
 
 # -- from documents --------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...contract.rows import JSONValue, ThreadMeta
+from ...contract.times import clock
 from .digests import KEY_DIGEST_LENGTH, key_part, metadata_digests
 from .encoding import Document, decode_mapping, decode_text, encode_mapping
 from .stored_times import (
@@ -16,7 +17,6 @@ from .stored_times import (
     time_of,
     time_of_stamp,
     time_stage,
-    update_stamp,
 )
 from .version_1 import as_current
 from .versions import READABLE_FROM, SCHEMA_VERSION
@@ -85,7 +85,7 @@ def thread_update(
             changes[name] = value
     if metadata is not None:
         changes |= thread_metadata(metadata)
-    return set_update(changes, updated_at=update_stamp())
+    return set_update(changes, updated_at=clock.stamp_us())
 
 
 def metadata_merge_update(payload: dict[str, JSONValue]) -> list[Document]:
@@ -99,7 +99,7 @@ def metadata_merge_update(payload: dict[str, JSONValue]) -> list[Document]:
     stage = {
         "metadata": {"$mergeObjects": ["$metadata", {"$literal": new["metadata"]}]},
         "metadata_digests": {"$concatArrays": [unchanged, digests]},
-        **time_stage("updated_at", update_stamp()),
+        **time_stage("updated_at", clock.stamp_us()),
     }
     return [{"$set": stage}]
 
@@ -111,7 +111,7 @@ def insert_if_absent_update(fields: Document) -> Document:
 
 def running_update(fields: Document) -> Document:
     """The upsert that sets a thread's status to "running" and stores a new thread where there is none."""
-    update = set_update({"status": "running"}, updated_at=update_stamp())
+    update = set_update({"status": "running"}, updated_at=clock.stamp_us())
     changed = ("status", "updated_at", "updated_at" + BELOW_MS)
     update["$setOnInsert"] = {name: value for name, value in fields.items() if name not in changed}
     return update

@@ -14,8 +14,9 @@ from __future__ import annotations
 from typing import NamedTuple, TypeGuard
 
 from ...contract.errors import StorageError
+from ...contract.times import clock
 from .encoding import Document
-from .stored_times import set_update, update_stamp
+from .stored_times import set_update
 
 SCHEMA_VERSION = 2
 """The version of the documents written here and of the indexes and validators beside them."""
@@ -72,7 +73,7 @@ def _is_number(value: object) -> TypeGuard[int]:
 def database_version_update(*, is_complete: bool) -> Document:
     """Set this release's version, never a lower one; `is_complete` ends a migration."""
     # $max: when two releases set up the same database, the newer one's version stays.
-    update = set_update({}, updated_at=update_stamp())
+    update = set_update({}, updated_at=clock.stamp_us())
     update["$max"] = {"version": SCHEMA_VERSION, "readable_from": READABLE_FROM}
     if is_complete:
         update.setdefault("$unset", {})[MIGRATING_FROM] = ""
@@ -93,7 +94,7 @@ def migration_start_update(from_version: int, document: Document | None) -> Docu
 
 
 def retention_mark_update() -> Document:
-    return set_update({}, retention_since=update_stamp())
+    return set_update({}, retention_since=clock.stamp_us())
 
 
 def has_retention_mark(document: Document | None) -> bool:

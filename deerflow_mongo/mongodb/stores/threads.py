@@ -151,18 +151,6 @@ class MongoThreadStore(ThreadStore):
         )
         return thread_row(await self._collection.find_one_and_upsert(query, running_update(fields)))
 
-    async def sync_thread_title(self, *, thread_id: str, title: str) -> None:
-        await self.update_thread_meta(thread_id, display_name=title)
-
-    async def sync_thread_assistant_id(self, *, thread_id: str, assistant_id: str) -> None:
-        await self.update_thread_meta(thread_id, assistant_id=assistant_id)
-
-    async def sync_thread_status(self, *, thread_id: str, status: str) -> None:
-        await self.update_thread_meta(thread_id, status=status)
-
-    async def sync_thread_metadata(self, *, thread_id: str, metadata: Mapping[str, Any]) -> None:
-        await self.update_thread_meta(thread_id, metadata=metadata)
-
     async def search_threads(
         self,
         *,
