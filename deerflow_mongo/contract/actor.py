@@ -108,15 +108,41 @@ def get_actor_context() -> Any | None:
     return _actor.get()
 
 
-def current_user_id() -> str | None:
-    """The current actor's id as text, or None where no actor is bound or it has no id."""
+@dataclass(frozen=True, slots=True)
+class BoundActor:
+    """The actor that is bound, as the stores see it; `user_id` is None for one without an id.
+
+    An actor without an id (an anonymous request) is nobody's owner: it may do what a stranger may.
+    """
+
+    user_id: str | None
+
+    def may_use(self, owner: str | None) -> bool:
+        """Whether a thread of this owner is open to the actor; one without an owner is open to all."""
+        return owner is None or owner == self.user_id
+
+
+def current_actor() -> BoundActor | None:
+    """The bound actor; None where none is bound, as in a host's own code."""
     actor = get_actor_context()
     if actor is None:
         return None
     user_id = getattr(actor, "user_id", None)
     if user_id is None:
         user_id = getattr(actor, "id", None)
-    return None if user_id is None else str(user_id)
+    return BoundActor(None if user_id is None else str(user_id))
+
+
+def bound_user_id(method_name: str) -> str | None:
+    """The bound actor's id; None only where no actor is bound.
+
+    Raises `ActorMissingError`, naming the method, for an actor without an id: what it creates would belong to
+    nobody, and so be open to all.
+    """
+    actor = current_actor()
+    if actor is not None and actor.user_id is None:
+        raise ActorMissingError(method_name)
+    return None if actor is None else actor.user_id
 
 
 def is_auto(value: object) -> bool:
@@ -135,7 +161,7 @@ def resolve_user_id(value: object, *, method_name: str = "the method") -> object
     """
     if not is_auto(value):
         return value
-    user_id = current_user_id()
-    if user_id is None:
+    actor = current_actor()
+    if actor is None or actor.user_id is None:
         raise ActorMissingError(method_name)
-    return user_id
+    return actor.user_id

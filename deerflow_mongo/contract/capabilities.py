@@ -95,6 +95,11 @@ class Checkpointing(Protocol):
 class Following(Protocol):
     """A `RunEventStore` that can be followed; looked for in `storage.run_events`."""
 
+    @property
+    def max_followers(self) -> int:
+        """How many calls of `follow` may be open at once in one storage."""
+        ...
+
     async def list_thread_events(
         self, thread_id: str, *, run_id: str | None = None, after_seq: int = 0, limit: int = 500
     ) -> list[RunEventRow]:
@@ -102,12 +107,22 @@ class Following(Protocol):
         ...
 
     def follow(
-        self, thread_id: str, *, run_id: str | None = None, after_seq: int = 0
+        self,
+        thread_id: str,
+        *,
+        run_id: str | None = None,
+        after_seq: int = 0,
+        until_run_ends: bool = False,
     ) -> AsyncGenerator[RunEventRow]:
         """The thread's events after `after_seq`, then every new one as it is stored, in rising `seq`.
 
+        With `until_run_ends`, which needs a `run_id` (else `ArgumentValueError`), it ends after the events
+        that were stored before the run got an ending as its status, or was deleted; a run that is not stored
+        has not begun. All followers of a storage share one connection, and one that waits needs none.
+
         Raises `StorageUnavailableError` when the server is lost; to continue, follow again from the last
-        `seq` seen. Raises `StorageError` on a server that cannot report changes.
+        `seq` seen. Raises `StorageError` on a server that cannot report changes, and where the storage has as
+        many followers as it can have (`max_followers`).
         """
         ...
 

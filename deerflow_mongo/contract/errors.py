@@ -43,6 +43,25 @@ class StorageAccessError(StorageError):
     """Authentication failed, or the database user is not authorized for the operation."""
 
 
+class CorruptDocumentError(StorageError):
+    """A stored document cannot be read: another program has changed it, or a newer release has written it.
+
+    `collection`, `document_id` (the `_id` as text) and `field` name the place, and the text names all three.
+    `field` is the path of the first field that is missing or has another type, or "schema_version". Lists
+    leave such a document out and log it at ERROR; a method that is given its id raises this and changes
+    nothing.
+    """
+
+    def __init__(self, collection: str, document_id: str, field: str, reason: str) -> None:
+        self.collection = collection
+        self.document_id = document_id
+        self.field = field
+        self.reason = reason
+        super().__init__(
+            f"document {document_id!r} of collection {collection!r} cannot be read: {field} {reason}"
+        )
+
+
 class StorageClosedError(StorageError):
     """The storage was closed and cannot be used any more."""
 

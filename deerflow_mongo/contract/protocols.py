@@ -361,7 +361,8 @@ class ThreadMetaStorage(Protocol):
     ) -> ThreadMeta:
         """Set the thread's status to "running"; create the thread if there is none.
 
-        No actor is needed; a new thread belongs to the actor that is bound, if any.
+        No actor is needed; a new thread belongs to the actor that is bound, if any. Raises
+        `ActorMissingError` for an actor without an id: the thread would belong to nobody and be open to all.
         """
         ...
 
@@ -447,8 +448,16 @@ class RunEventStore(Protocol):
         several threads are stored thread by thread. Raises `ThreadAccessError` where one of the threads is
         another user's; then none of the batch is stored.
 
-        After a `StorageUnavailableError` the events may be stored or not. If the same process repeats the
-        same batch, it is stored once.
+        A batch of any size is stored. Up to 63 events of one thread with 256 KiB are one unit: no event of
+        another writer comes between them, and no reader sees a part. Larger ones are stored in their order,
+        and others' events may come between; if such a call fails, a first part may be stored.
+
+        An event with an `event_id` is stored once in its thread, whichever process sends it and however
+        often: a second one is not stored, and its row is that of the first. This holds until the first one is
+        deleted. Of a batch whose events were stored in part before, the rest is stored.
+
+        After a `StorageUnavailableError` the events may be stored or not. Who repeats the call stores them a
+        second time, unless they have an `event_id`.
         """
         ...
 
@@ -456,7 +465,7 @@ class RunEventStore(Protocol):
         """Store one event, as `put_batch` does.
 
         Arguments: `thread_id`, `run_id`, `event_type`, `category`, and optionally `content`, `metadata`,
-        `created_at` and `user_id`; see `RunEventFields`.
+        `created_at`, `user_id` and `event_id`; see `RunEventFields`.
         """
         ...
 
@@ -464,7 +473,8 @@ class RunEventStore(Protocol):
         """Store the event, with the arguments of `put`, unless its run has an event of this type.
 
         Returns the run's event and whether it is new. Any number of concurrent calls from any number of
-        processes store one. Where `put` has stored several, the first is returned.
+        processes store one. Where `put` has stored several, the first is returned. An event of the thread
+        with the same `event_id` is returned as well, as not new.
         """
         ...
 

@@ -225,7 +225,8 @@ class RunEventFields(TypedDict):
     """A run event to be stored.
 
     `content` is text or any payload ("" by default), `created_at` the time of the call by default. With
-    `user_id` the event is visible only to reads of that user and to reads without a user.
+    `user_id` the event is visible only to reads of that user and to reads without a user. With an `event_id`
+    of the caller's, an identifier, the event is stored once in its thread: see `RunEventStore.put_batch`.
     """
 
     thread_id: str
@@ -236,12 +237,13 @@ class RunEventFields(TypedDict):
     metadata: NotRequired[Mapping[str, Any] | None]
     created_at: NotRequired[TimeInput | None]
     user_id: NotRequired[str | None]
+    event_id: NotRequired[str | None]
 
 
 class RunEventRow(TypedDict):
     """One run event. `seq` counts from 1 within its thread; `content` is the text or JSON value that was put.
 
-    `user_id` is present only where the event was written for a user.
+    `user_id` is present only where the event was written for a user, `event_id` only where it was given.
     """
 
     thread_id: str
@@ -253,6 +255,7 @@ class RunEventRow(TypedDict):
     created_at: str
     seq: int
     user_id: NotRequired[str]
+    event_id: NotRequired[str]
 
 
 def _empty_metadata() -> dict[str, Any]:

@@ -31,6 +31,7 @@ class CheckedRunEvent(NamedTuple):
     created_at: datetime | None
     """In UTC; None for the time of the call."""
     user_id: str | None
+    event_id: str | None
 
 
 def checked_event(event: object, place: str = "") -> CheckedRunEvent:
@@ -54,7 +55,7 @@ def checked_event(event: object, place: str = "") -> CheckedRunEvent:
     if thread_id is None or run_id is None or event_type is None or category is None:
         name = next(name for name in _REQUIRED if given.get(name) is None)
         raise ArgumentValueError(f"{prefix}{name} is missing; a run event requires {', '.join(_REQUIRED)}")
-    content, created_at = given.get("content"), given.get("created_at")
+    content, created_at, event_id = given.get("content"), given.get("created_at"), given.get("event_id")
     return CheckedRunEvent(
         thread_id=arguments.identifier(prefix + "thread_id", thread_id),
         run_id=arguments.identifier(prefix + "run_id", run_id),
@@ -64,6 +65,7 @@ def checked_event(event: object, place: str = "") -> CheckedRunEvent:
         metadata=to_json_mapping(given.get("metadata"), prefix + "metadata"),
         created_at=None if created_at is None else parse_time(prefix + "created_at", created_at),
         user_id=arguments.optional_text(prefix + "user_id", given.get("user_id")),
+        event_id=None if event_id is None else arguments.identifier(prefix + "event_id", event_id),
     )
 
 

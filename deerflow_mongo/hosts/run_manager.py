@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from ..contract.actor import current_user_id
+from ..contract.actor import bound_user_id
 from ..contract.errors import StorageError
 from ..contract.protocols import RunStore
 from .adapters.counts_by_model import CountsByModel
@@ -60,20 +60,20 @@ class OwnerCheckingRunManager(_runtime.RunManager):
         return await self._stored(await self._deerflow.create_or_reject(thread_id, *arguments, **options))
 
     async def get(self, run_id: str, *, user_id: str | None = None) -> Any:
-        user = user_id or current_user_id()
+        user = user_id or bound_user_id("RunManager.get")
         record = await self._deerflow.get(run_id, user_id=user)
         return record if record is not None and _is_visible(record, user) else None
 
     async def list_by_thread(
         self, thread_id: str, *, user_id: str | None = None, limit: int = 100
     ) -> list[Any]:
-        user = user_id or current_user_id()
+        user = user_id or bound_user_id("RunManager.list_by_thread")
         records = await self._deerflow.list_by_thread(thread_id, user_id=user, limit=limit)
         return [record for record in records if _is_visible(record, user)]
 
     async def _check_thread(self, thread_id: str) -> None:
         """404 for another user's thread, as in DeerFlow's other routes; a missing thread is open to all."""
-        user_id = current_user_id()
+        user_id = bound_user_id("RunManager.create")
         if user_id is not None and not await self._threads.check_access(thread_id, user_id):
             raise _fastapi.HTTPException(404, f"Thread {thread_id} not found")
 
@@ -85,7 +85,7 @@ class OwnerCheckingRunManager(_runtime.RunManager):
             if isinstance(error, ValueError | TypeError):
                 raise _fastapi.HTTPException(422, f"the run cannot be stored: {error}") from error
             raise _fastapi.HTTPException(503, "the run could not be stored, try again") from error
-        setattr(record, _OWNER, current_user_id())
+        setattr(record, _OWNER, bound_user_id("RunManager.create"))
         return record
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from copy import deepcopy
 from typing import Unpack
 
 from ..contract import arguments
-from ..contract.actor import UserId, current_user_id
+from ..contract.actor import UserId, current_actor
 from ..contract.capabilities import Following
 from ..contract.errors import ThreadAccessError
 from ..contract.protocols import RunEventStore
@@ -61,8 +62,8 @@ class MemoryRunEventStore(MemoryStore, RunEventStore, Following):
     def _may_use(self, thread_id: str) -> bool:
         """Whether the bound actor may use the thread: their own, one without an owner, or one not stored."""
         thread = self._data.threads.get(thread_id)
-        actor = current_user_id()
-        return actor is None or thread is None or thread.user_id in (None, actor)
+        actor = current_actor()
+        return actor is None or thread is None or actor.may_use(thread.user_id)
 
     def _log(self, thread_id: str) -> EventLog:
         return self._data.events.setdefault(thread_id, EventLog())
@@ -139,8 +140,17 @@ class MemoryRunEventStore(MemoryStore, RunEventStore, Following):
 
     # Following.
 
+    @property
+    def max_followers(self) -> int:
+        return sys.maxsize
+
     async def follow(
-        self, thread_id: str, *, run_id: str | None = None, after_seq: int = 0
+        self,
+        thread_id: str,
+        *,
+        run_id: str | None = None,
+        after_seq: int = 0,
+        until_run_ends: bool = False,
     ) -> AsyncGenerator[RunEventRow]:
         thread_id = arguments.identifier("thread_id", thread_id)
         while True:
@@ -203,4 +213,6 @@ def _new_row(event: CheckedRunEvent) -> RunEventRow:
     }
     if event.user_id is not None:
         row["user_id"] = event.user_id
+    if event.event_id is not None:
+        row["event_id"] = event.event_id
     return row

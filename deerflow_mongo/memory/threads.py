@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any
 
 from ..contract import arguments
-from ..contract.actor import AUTO, UserId, current_user_id
+from ..contract.actor import AUTO, UserId, bound_user_id
 from ..contract.errors import ThreadAccessError, ThreadExistsError
 from ..contract.payloads import equal_json, to_json_mapping
 from ..contract.protocols import ThreadStore
@@ -101,7 +101,13 @@ class MemoryThreadStore(MemoryStore, ThreadStore):
     async def ensure_thread_running(
         self, *, thread_id: str, assistant_id: str | None = None, metadata: Mapping[str, Any] | None = None
     ) -> ThreadMeta:
-        new = _new_thread(thread_id, assistant_id, current_user_id(), metadata, status="running")
+        new = _new_thread(
+            thread_id,
+            assistant_id,
+            bound_user_id("ThreadStore.ensure_thread_running"),
+            metadata,
+            status="running",
+        )
         stored = self._data.threads.get(new.thread_id)
         if stored is None:
             return self._store(new)

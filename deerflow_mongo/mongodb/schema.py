@@ -243,9 +243,10 @@ _RUN_EVENT: Document = {
                 **_EVENT_TIMES,
                 "stored_at": _DATE,
                 "user_id": {"bsonType": "string"},
+                "event_id": _ID,
                 ONCE: {"enum": [True]},
             },
-            optional=("user_id", ONCE, *_EVENT_TIMES),
+            optional=("user_id", "event_id", ONCE, *_EVENT_TIMES),
         ),
         _object({**_NUMBERED, "event_stored_at": _DATE, EXPIRES_AT: _OPTIONAL_DATE}),
         _object({**_NUMBERED, "minimum_next_seq": _COUNT, "anchored_at": _DATE}),
@@ -296,6 +297,15 @@ OAUTH_INDEX = Index(
     unique=True,
     # Any text. Not `$type`: the planner does not see that a filter for one text lies within it.
     partial={"oauth_provider": {"$gte": ""}, "oauth_id": {"$gte": ""}},
+)
+
+EVENT_IDS = Index(
+    "by_event_id",
+    (("thread_id", 1), ("event_id", 1)),
+    "run_events.put and put_batch: an event with an `event_id` is stored once in its thread",
+    unique=True,
+    # Any text; see OAUTH_INDEX.
+    partial={"event_id": {"$gte": ""}},
 )
 
 FEEDBACK_BY_USER = Index(
@@ -383,6 +393,7 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
         _RUN_EVENT,
         (
             EVENT_NUMBERS,
+            EVENT_IDS,
             Index(
                 "message_seq",
                 (("thread_id", 1), ("category", 1), ("seq", 1)),

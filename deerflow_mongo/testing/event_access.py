@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from .run_events import all_events, event, seqs
 
 _UNOWNED = "thread-without-owner"
 _UNKNOWN = "unknown-thread"
+_STRANGERS = (BOB, None)
+"""Another user, and an actor without an id, such as that of an anonymous request."""
 
 
 async def _given(storage: Storage) -> None:
@@ -50,19 +53,20 @@ async def _seen(storage: Storage, thread_id: str) -> set[int]:
 class EventAccessContract(Contract):
     async def test_events_of_another_users_thread_are_hidden(self, storage: Storage) -> None:
         await _given(storage)
-        with acting_as(BOB):
-            assert await _seen(storage, THREAD) == {0}
-            assert await storage.run_events.delete_by_run(THREAD, RUN) == 0
-            assert await storage.run_events.delete_by_thread(THREAD) == 0
+        for stranger in _STRANGERS:
+            with case(stranger), acting_as(stranger):
+                assert await _seen(storage, THREAD) == {0}
+                assert await storage.run_events.delete_by_run(THREAD, RUN) == 0
+                assert await storage.run_events.delete_by_thread(THREAD) == 0
         assert await _seen(storage, THREAD) == {2}
 
     async def test_writing_to_another_users_thread_is_rejected(self, storage: Storage) -> None:
         """A `PermissionError`; none of the batch is written."""
         await _given(storage)
-        for name, write in _writes(storage, THREAD).items():
+        for stranger, (name, write) in product(_STRANGERS, _writes(storage, THREAD).items()):
             with (
-                case(name),
-                acting_as(BOB),
+                case(stranger, name),
+                acting_as(stranger),
                 pytest.raises(PermissionError, match="not allowed to append events"),
             ):
                 await write()
@@ -74,8 +78,13 @@ class EventAccessContract(Contract):
     ) -> None:
         """It raises as `put` does where the run already has an event of this type."""
         await _given(storage)
-        with acting_as(BOB), pytest.raises(PermissionError, match="not allowed to append events"):
-            await storage.run_events.put_if_absent(**event())
+        for stranger in _STRANGERS:
+            with (
+                case(stranger),
+                acting_as(stranger),
+                pytest.raises(PermissionError, match="not allowed to append events"),
+            ):
+                await storage.run_events.put_if_absent(**event())
 
     async def test_put_if_absent_stores_one_event_for_all_users(self, storage: Storage) -> None:
         stored, _ = await storage.run_events.put_if_absent(**event(user_id=ALICE))
@@ -85,7 +94,13 @@ class EventAccessContract(Contract):
 
     async def test_own_and_unowned_threads_are_open(self, storage: Storage) -> None:
         await _given(storage)
-        for user, thread_id in ((ALICE, THREAD), (BOB, _UNOWNED), (BOB, _UNKNOWN), ("", _UNOWNED)):
+        for user, thread_id in (
+            (ALICE, THREAD),
+            (BOB, _UNOWNED),
+            (BOB, _UNKNOWN),
+            ("", _UNOWNED),
+            (None, _UNOWNED),
+        ):
             with case(user, thread_id), acting_as(user):
                 before = len(await all_events(storage, thread_id))
                 assert before >= 2
@@ -97,12 +112,11 @@ class EventAccessContract(Contract):
             assert await storage.run_events.delete_by_thread(_UNKNOWN) == 5
 
     async def test_every_thread_is_open_without_an_actor(self, storage: Storage) -> None:
-        """Reads, that is: an actor without an id is treated the same."""
+        """As for a host's own code; an actor without an id is an actor."""
         await _given(storage)
         await storage.run_events.put(**event())
-        with acting_as(None):
-            assert await _seen(storage, THREAD) == {3}
-            assert await storage.run_events.delete_by_thread(THREAD) == 3
+        assert await _seen(storage, THREAD) == {3}
+        assert await storage.run_events.delete_by_thread(THREAD) == 3
 
     async def test_change_of_owner_applies_to_events_immediately(self, storage: Storage) -> None:
         """Every call reads the owner again; permissions are not cached."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ..contract.actor import AUTO
-from ..contract.errors import ThreadExistsError
+from ..contract.errors import ActorMissingError, ThreadExistsError
 from ..contract.protocols import Storage
 from ..contract.rows import ThreadMeta, ThreadMetaCreate
 from .cases import case
@@ -316,15 +316,20 @@ class ThreadStoreContract(Contract):
 
     async def test_ensure_thread_running_creates_a_running_thread(self, storage: Storage) -> None:
         """The actor, if one is bound, becomes the owner; no actor is needed."""
-        table: tuple[tuple[str | None, str | None], ...] = ((ALICE, ALICE), ("", ""), (None, None))
-        for actor, owner in table:
+        arguments: dict[str, Any] = {"assistant_id": "lead_agent", "metadata": {"$a.b": 1}}
+        for actor in (ALICE, ""):
             with case(actor), acting_as(actor):
-                arguments: dict[str, Any] = {"assistant_id": "lead_agent", "metadata": {"$a.b": 1}}
                 thread = await storage.threads.ensure_thread_running(thread_id=f"of {actor}", **arguments)
-                expected = {**arguments, "user_id": owner, "display_name": None, "status": "running"}
+                expected = {**arguments, "user_id": actor, "display_name": None, "status": "running"}
                 assert exactly(_fields(thread)) == exactly(expected)
                 assert await stored_thread(storage, f"of {actor}") == thread
         assert (await storage.threads.ensure_thread_running(thread_id=THREAD)).user_id is None
+
+    async def test_actor_without_an_id_creates_no_thread(self, storage: Storage) -> None:
+        """The thread would belong to nobody, and its events would be open to all."""
+        with acting_as(None), pytest.raises(ActorMissingError, match="ensure_thread_running"):
+            await storage.threads.ensure_thread_running(thread_id=THREAD)
+        assert await storage.threads.get_thread(THREAD, user_id=None) is None
 
     async def test_ensure_thread_running_changes_only_the_status(self, storage: Storage) -> None:
         """Of an existing thread, whoever owns it: one without an owner does not get one."""

@@ -16,8 +16,9 @@ from deerflow_mongo import ActorMissingError
 from deerflow_mongo.contract.actor import (
     AUTO,
     ActorContext,
+    BoundActor,
     bind_actor_context,
-    current_user_id,
+    current_actor,
     get_actor_context,
     reset_actor_context,
     resolve_user_id,
@@ -122,9 +123,10 @@ def test_auto_without_an_id_raises_an_error_that_names_the_method(actor: object)
 def test_id_is_converted_to_text_and_an_empty_id_is_a_user() -> None:
     for user_id, expected in ((5, "5"), ("", "")):
         token = bind_actor_context(SimpleNamespace(id=user_id))
-        assert resolve_user_id(AUTO) == current_user_id() == expected
+        assert resolve_user_id(AUTO) == expected
+        assert current_actor() == BoundActor(expected)
         reset_actor_context(token)
-    assert current_user_id() is None
+    assert current_actor() is None
 
 
 def test_auto_stays_itself_when_copied() -> None:

@@ -18,6 +18,7 @@ EXAMPLES: dict[str, StorageError] = {
     "StorageError": errors.StorageError("text"),
     "StorageUnavailableError": errors.StorageUnavailableError("text"),
     "StorageAccessError": errors.StorageAccessError("text"),
+    "CorruptDocumentError": errors.CorruptDocumentError("runs", "run-1", "tokens.input", "is missing"),
     "StorageClosedError": errors.StorageClosedError(),
     "StorageConfigError": errors.StorageConfigError("text"),
     "BackendNotFoundError": errors.BackendNotFoundError("text"),

@@ -31,9 +31,9 @@ class Kind(Enum):
 
 
 def test_event_has_the_documented_defaults() -> None:
-    expected = CheckedRunEvent("t", "r", "ended", "trace", "", {}, None, None)
+    expected = CheckedRunEvent("t", "r", "ended", "trace", "", {}, None, None, None)
     assert checked_event(EVENT) == expected
-    nothing = dict.fromkeys(("content", "metadata", "created_at", "user_id"))
+    nothing = dict.fromkeys(("content", "metadata", "created_at", "user_id", "event_id"))
     assert checked_event(MappingProxyType({**EVENT, **nothing, "event_type": Kind.ENDED})) == expected
 
 

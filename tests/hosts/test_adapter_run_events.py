@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from deerflow_mongo.contract.actor import current_user_id
+from deerflow_mongo.contract.actor import BoundActor, current_actor
 from deerflow_mongo.contract.errors import PayloadTooLargeError
 from deerflow_mongo.contract.rows import ThreadMetaCreate
 from deerflow_mongo.mongodb.storage import MongoStorage
@@ -378,7 +378,7 @@ async def test_bound_user_stays_bound_after_a_read_for_another_user(ours: Any) -
             await ours.delete_by_thread("thread", user_id=user_id)
             with pytest.raises(ValueError, match="limit"):
                 await ours.list_events("thread", "run", limit=-1, user_id=user_id)
-            assert current_user_id() == "alice"
+            assert current_actor() == BoundActor("alice")
 
 
 async def test_user_none_sees_and_deletes_events_of_any_thread(storage: MongoStorage, ours: Any) -> None:

@@ -21,7 +21,7 @@ from sqlalchemy import ColumnElement, Select, delete, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from deerflow_mongo import RunEventFields, RunEventRow, resolve_user_id
-from deerflow_mongo.contract.actor import UserId, current_user_id
+from deerflow_mongo.contract.actor import UserId, current_actor
 from deerflow_mongo.contract.rows import MESSAGE
 
 from .engine import POSTGRESQL, QUEUED, Sessions, SqlConfig
@@ -163,11 +163,11 @@ class SqlRunEventStore:
     # -- thread access ---------------------------------------------------------------------------------
 
     async def _is_visible(self, thread_id: str) -> bool:
-        user_id = current_user_id()
-        if user_id is None:
+        actor = current_actor()
+        if actor is None:
             return True
         thread = await self._threads.get_thread_meta(thread_id)
-        return thread is None or thread.user_id is None or thread.user_id == user_id
+        return thread is None or actor.may_use(thread.user_id)
 
     async def _checked_threads(self, events: Iterable[RunEventFields]) -> list[str]:
         """The threads of the events; raises `PermissionError` if the actor may not write to all of them."""

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from ...contract.actor import current_user_id
+from ...contract.actor import bound_user_id
 from ...contract.arguments import is_valid_id
 from ...contract.errors import InvalidPayloadError, PayloadTooLargeError
 from ...contract.protocols import RunEventStore
@@ -91,7 +91,7 @@ class RunEventStoreAdapter(_base.RunEventStore):
 
     async def put_batch(self, events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Store events. An event without the key `user_id` belongs to the bound user, if there is one."""
-        user_id = current_user_id()
+        user_id = bound_user_id("RunEventStore.put_batch")
         given = [self._fields(event, user_id) for event in events]
         fields, refusals = list(given), [Counter[str]() for _ in given]
         while True:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from ...contract.actor import current_user_id
+from ...contract.actor import bound_user_id
 from ...contract.arguments import is_valid_id, status_text
 from ...contract.errors import InvalidPayloadError, PayloadTooLargeError, StorageError
 from ...contract.protocols import RunStore
@@ -267,7 +267,9 @@ class RunStoreAdapter(_base.RunStore):
         if not is_valid_id(thread_id):
             return _no_usage()
         usage = await self._runs.token_usage_by_thread(
-            thread_id, user_id=current_user_id(), statuses=COUNTED_STATUSES
+            thread_id,
+            user_id=bound_user_id("RunStore.aggregate_tokens_by_thread"),
+            statuses=COUNTED_STATUSES,
         )
         return {
             "total_tokens": usage["total_tokens"],

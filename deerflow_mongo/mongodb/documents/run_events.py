@@ -133,4 +133,6 @@ def event_row(document: Document) -> RunEventRow:
     }
     if "user_id" in document:
         row["user_id"] = document["user_id"]
+    if "event_id" in document:
+        row["event_id"] = document["event_id"]
     return row

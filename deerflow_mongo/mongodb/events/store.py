@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from typing import Any, Unpack
 
 from ...contract import arguments
-from ...contract.actor import UserId, current_user_id
+from ...contract.actor import BoundActor, UserId, current_actor
 from ...contract.capabilities import Following
 from ...contract.errors import PayloadTooLargeError, ThreadAccessError
 from ...contract.protocols import RunEventStore
@@ -32,6 +32,7 @@ _NUMBERS_BYTES = 64
 """What `seq` and `stored_at` may add to a document's size, which is checked before they are set."""
 CLOSE_TIMEOUT_S = 10.0
 _FOLLOW_PAGE = 500
+_MAX_FOLLOWERS = 10_000
 
 
 def _encoded(event: CheckedRunEvent, now: Document) -> Document:
@@ -47,6 +48,7 @@ def _encoded(event: CheckedRunEvent, now: Document) -> Document:
             "metadata": encode_mapping(event.metadata),
             **(now if created_at is None else time_fields("created_at", stamp_of(created_at))),
             **({} if event.user_id is None else {"user_id": event.user_id}),
+            **({} if event.event_id is None else {"event_id": event.event_id}),
         }
     )
 
@@ -156,15 +158,15 @@ class MongoRunEventStore(RunEventStore, Following):
 
     def _permit(self, thread_ids: Iterable[str]) -> asyncio.Future[None] | None:
         """The check of the bound actor's access, to be awaited before a write; None without an actor."""
-        user_id = current_user_id()
-        if user_id is None:
+        actor = current_actor()
+        if actor is None:
             return None
-        permit = asyncio.ensure_future(self._check_access(list(thread_ids), user_id))
+        permit = asyncio.ensure_future(self._check_access(list(thread_ids), actor))
         permit.add_done_callback(_mark_retrieved)
         return permit
 
-    async def _check_access(self, thread_ids: list[str], user_id: str) -> None:
-        refused = await self._owners.first_refused(thread_ids, user_id)
+    async def _check_access(self, thread_ids: list[str], actor: BoundActor) -> None:
+        refused = await self._owners.first_refused(thread_ids, actor)
         if refused is not None:
             raise ThreadAccessError(refused, "append events to")
 
@@ -252,16 +254,25 @@ class MongoRunEventStore(RunEventStore, Following):
         self, thread_id: str, reading: Coroutine[Any, Any, list[Document]]
     ) -> list[Document]:
         """What is read, or nothing of another user's thread. Both reads are sent at the same time."""
-        user_id = current_user_id()
-        if user_id is None:
+        actor = current_actor()
+        if actor is None:
             return await reading
-        refused, found = await asyncio.gather(self._owners.first_refused([thread_id], user_id), reading)
+        refused, found = await asyncio.gather(self._owners.first_refused([thread_id], actor), reading)
         return [] if refused is not None else found
 
     # Following.
 
+    @property
+    def max_followers(self) -> int:
+        return _MAX_FOLLOWERS
+
     async def follow(
-        self, thread_id: str, *, run_id: str | None = None, after_seq: int = 0
+        self,
+        thread_id: str,
+        *,
+        run_id: str | None = None,
+        after_seq: int = 0,
+        until_run_ends: bool = False,
     ) -> AsyncGenerator[RunEventRow]:
         # A change stream notifies, and the numbers decide what is new: an event that was stored while the
         # connection was lost is found by the next read.
@@ -293,8 +304,8 @@ class MongoRunEventStore(RunEventStore, Following):
 
     async def _delete(self, query: Document) -> int:
         thread_id = query["thread_id"]
-        user_id = current_user_id()
-        if user_id is not None and await self._owners.first_refused([thread_id], user_id) is not None:
+        actor = current_actor()
+        if actor is not None and await self._owners.first_refused([thread_id], actor) is not None:
             return 0
         last_seq = await self._writer.last_seq(thread_id)
         return await self._events.update_many(

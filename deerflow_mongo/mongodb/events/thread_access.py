@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 
+from ...contract.actor import BoundActor
 from ...contract.errors import StorageClosedError, StorageError
 from .. import queries
 from ..drivers.collection import Collection
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class ThreadOwners:
-    """Answers whether a user may use a thread: their own, one without an owner, or one not yet created."""
+    """Answers whether an actor may use a thread: their own, one without an owner, or one not yet created."""
 
     def __init__(self, threads: Collection) -> None:
         """`threads` must read from the primary."""
@@ -30,14 +31,14 @@ class ThreadOwners:
         self._requested: dict[str, asyncio.Future[str | None]] = {}
         self._reader: asyncio.Task[None] | None = None
 
-    async def first_refused(self, thread_ids: Sequence[str], user_id: str) -> str | None:
-        """The first of the threads that the user may not use, or None."""
+    async def first_refused(self, thread_ids: Sequence[str], actor: BoundActor) -> str | None:
+        """The first of the threads that the actor may not use, or None."""
         try:
             owners = await asyncio.gather(*map(self._owner, thread_ids))
         except StorageError as error:
             raise copied(error) from error.__cause__  # other callers of the same read get it too
         for thread_id, owner in zip(thread_ids, owners, strict=True):
-            if owner is not None and owner != user_id:
+            if not actor.may_use(owner):
                 return thread_id
         return None
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...contract import arguments
-from ...contract.actor import AUTO, UserId, current_user_id
+from ...contract.actor import AUTO, UserId, bound_user_id
 from ...contract.errors import ThreadAccessError, ThreadExistsError
 from ...contract.payloads import to_json_mapping
 from ...contract.protocols import ThreadStore
@@ -144,7 +144,7 @@ class MongoThreadStore(ThreadStore):
     ) -> ThreadMeta:
         query = queries.thread_by_id(thread_id)
         fields = thread_fields(
-            user_id=arguments.optional_text("user_id", current_user_id()),
+            user_id=arguments.optional_text("user_id", bound_user_id("ThreadStore.ensure_thread_running")),
             assistant_id=arguments.optional_text("assistant_id", assistant_id),
             metadata=to_json_mapping(metadata, "metadata"),
             stamp_us=clock.stamp_us(),
