@@ -57,6 +57,11 @@ class Collection:
         self._options = options or {}
         self._handle: Any = None
 
+    @property
+    def name(self) -> str:
+        """The name in the database, prefix included."""
+        return self._name
+
     async def handle(self) -> Any:
         """The driver's own collection object; opens the client at the first use."""
         if self._handle is None:
