@@ -32,9 +32,15 @@ _logger = logging.getLogger(__name__)
 class Checkpointer:
     """The one saver of a storage and its client, within one event loop."""
 
-    def __init__(self, options: Callable[[], Awaitable[DriverOptions]], collection_prefix: str) -> None:
-        """`options` is called and awaited at the first use."""
+    def __init__(
+        self,
+        options: Callable[[], Awaitable[DriverOptions]],
+        collection_prefix: str,
+        prepare: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`options` and then `prepare`, which may refuse the database, are called at the first use."""
         self._options = options
+        self._prepare = prepare
         self._prefix = collection_prefix
         self._opening: asyncio.Task[Any] | None = None
         self._lock = threading.Lock()
@@ -70,6 +76,7 @@ class Checkpointer:
     async def _open(self) -> Any:
         saver_class = await asyncio.to_thread(_saver_class)
         options = await self._options()
+        await self._prepare()
         return await asyncio.to_thread(self._build, saver_class, options)
 
     def _build(self, saver_class: Any, options: DriverOptions) -> Any:

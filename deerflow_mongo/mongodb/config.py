@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -38,6 +38,12 @@ def redacted(url: str) -> str:
     return _SECRET_OPTIONS.sub(r"\1***", _LOGIN.sub("***@", url))
 
 
+class Retention(NamedTuple):
+    """What a given `run_events_ttl_days` asks for: run events are removed after so many days, or never."""
+
+    days: int | None
+
+
 class MongoConfig(BaseModel):
     """The options of the MongoDB backend. Every field has its documented default once the object exists.
 
@@ -59,7 +65,7 @@ class MongoConfig(BaseModel):
         default=None,
         ge=1,
         le=20_000,
-        description="run events are removed after so many whole days; default: never",
+        description="run events are removed after so many whole days; null ends that; default: as it is",
     )
     data_dir: Path | None = Field(
         default=None,
@@ -88,6 +94,12 @@ class MongoConfig(BaseModel):
     def has_server(self) -> bool:
         """Whether the driver talks to a server; mongomock does not."""
         return self.driver != "mongomock"
+
+    @property
+    def retention(self) -> Retention | None:
+        """The retention that `setup()` applies; None leaves it as it is, where the option is absent."""
+        is_given = "run_events_ttl_days" in self.model_fields_set
+        return Retention(self.run_events_ttl_days) if is_given else None
 
     @field_validator("database")
     @classmethod

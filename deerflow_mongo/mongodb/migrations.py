@@ -1,8 +1,9 @@
 """Applies the schema to a database, and upgrades a database of an older version while it is used.
 
-`apply` is idempotent and may run in many processes at once. What the schema is, is data in `schema.py`; how
-documents of an older version look is in `documents/`. An upgrade runs in this order, so that it can be
-interrupted anywhere and continued by the next `apply`:
+`apply` is idempotent and may run in many processes at once. It reads everything first: what it may not change
+(`ownership.py`) or cannot create stops it before anything is changed. What the schema is, is data in
+`schema.py`; how documents of an older version look is in `documents/`. An upgrade runs in this order, so that
+it can be interrupted anywhere and continued by the next `apply`:
 
 1. The version document gets the new version: releases of the old one refuse the database from then on.
 2. Collections get the new validators, which still allow updates of old documents, and the new indexes.
@@ -21,10 +22,12 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from ..contract.errors import StorageConfigError, StorageError, StorageUnavailableError
 from . import queries
+from .config import Retention
+from .database_state import EXPIRY, DatabaseState, concurrently, read_database, retention_of, state_of
 from .documents import version_1
 from .documents.encoding import Document
 from .documents.runs import derived_fields
@@ -33,18 +36,18 @@ from .documents.versions import (
     DatabaseVersion,
     database_version_update,
     has_retention_mark,
+    is_current,
     migration_start_update,
     retention_mark_update,
 )
 from .drivers.collection import Collection
 from .drivers.driver import LONG_RUNNING_TIMEOUT_S, Driver, long_running
 from .drivers.errors import code_of
-from .inspection import is_same_index, stored_version
+from .ownership import check_ours
 from .schema import (
     COLLECTIONS,
     RETENTION,
     RUN_EVENTS,
-    VALIDATOR_TITLE,
     VERSIONS,
     CollectionSchema,
     Index,
@@ -57,8 +60,6 @@ _INDEX_CONFLICT_CODES = (85, 86)  # IndexOptionsConflict, IndexKeySpecsConflict
 _COLLECTION_EXISTS_CODE = 48
 _DUPLICATE_KEY_CODE = 11000
 _INDEX_BUILD_IN_PROGRESS_CODE = 12587  # BackgroundOperationInProgressForNamespace
-
-_FOREIGN_KINDS: Final = {"viewOn": "a view", "timeseries": "a time series", "capped": "a capped collection"}
 
 BATCH_DOCUMENTS = 1_000
 _MAX_LOST_CONNECTIONS, _PAUSE_S = 20, 0.5
@@ -110,115 +111,143 @@ def _oldest_of(version: DatabaseVersion) -> int:
     return version.version if migrating_from is None else min(version.version, migrating_from)
 
 
-async def _check_ours(driver: Driver, prefix: str, present: Mapping[str, Document]) -> None:
-    """Refuse collections of our names that hold what is not ours."""
+def _check_indexes(state: DatabaseState, retention: Retention | None) -> None:
+    """Refuse existing indexes that make the server refuse one of ours."""
     for schema in COLLECTIONS:
-        name = prefix + schema.name
-        if name not in present or _validator_title(present[name]) is not None:
-            continue
-        what = next((text for option, text in _FOREIGN_KINDS.items() if present[name].get(option)), None)
-        if what is None and await _has_foreign_documents(driver.collection(name), schema):
-            what = "in use: it holds documents that deerflow-mongo has not written"
-        if what is not None:
-            raise StorageConfigError(
-                f"collection {name!r} is {what}; nothing was changed. Set `collection_prefix`, or use "
-                "another database"
-            )
+        name = state.prefix + schema.name
+        existing = state.indexes.get(name, [])
+        for index in schema.indexes:
+            if state_of(index, existing) == "conflicting":
+                raise _conflict(name, index)
+        if schema.name == RUN_EVENTS and retention is not None and retention.days is not None:
+            wanted = retention_index(retention.days)
+            if retention_of(existing) is None and state_of(wanted, existing) == "conflicting":
+                raise _conflict(name, wanted)
 
 
-def _validator_title(options: Document) -> str | None:
-    """The title of a validator that some release of this package has set, from version 2 on."""
-    title = options.get("validator", {}).get("$jsonSchema", {}).get("title")
-    prefix = VALIDATOR_TITLE.rpartition(" ")[0]
-    return title if isinstance(title, str) and title.startswith(prefix) else None
+def _conflict(collection: str, index: Index) -> StorageConfigError:
+    return StorageConfigError(
+        f"index {index.name!r} of collection {collection!r} cannot be created: an index with the same name "
+        "or the same keys, and other options, exists. Drop that index, then run setup again"
+    )
 
 
-async def _has_foreign_documents(collection: Collection, schema: CollectionSchema) -> bool:
-    with long_running():
-        return await collection.find_one(queries.not_ours(is_versions=schema.name == VERSIONS)) is not None
+async def _check_duplicates(driver: Driver, state: DatabaseState) -> None:
+    """Refuse documents that a unique index of ours, which is yet to be created, would refuse."""
+    missing = [
+        (state.prefix + schema.name, index)
+        for schema in COLLECTIONS
+        if state.prefix + schema.name in state.collections
+        for index in _missing(schema.indexes, state.indexes[state.prefix + schema.name])
+        if index.unique
+    ]
+    found = await concurrently(_has_duplicates(driver, name, index) for name, index in missing)
+    for (name, index), is_found in zip(missing, found, strict=True):
+        if is_found:
+            raise _duplicates(name, repr(index.name))
+
+
+async def _has_duplicates(driver: Driver, name: str, index: Index) -> bool:
+    return await driver.has_results(name, queries.duplicates([key for key, _ in index.keys], index.partial))
+
+
+def _duplicates(collection: str, index: str) -> StorageConfigError:
+    return StorageConfigError(
+        f"unique index {index} of collection {collection!r} cannot be created: the collection contains "
+        "duplicates. Remove them, then run setup again"
+    )
+
+
+def _missing(indexes: Sequence[Index], existing: Sequence[Document]) -> list[Index]:
+    return [index for index in indexes if state_of(index, existing) == "missing"]
 
 
 # -- applying --------------------------------------------------------------------------------------
 
 
-async def apply(driver: Driver, prefix: str, database: str, *, ttl_days: int | None = None) -> None:
+async def apply(driver: Driver, prefix: str, database: str, retention: Retention | None) -> None:
     """Create collections, validators and indexes, upgrade documents, and store the version.
 
-    `ttl_days` is the age at which the server removes run events, None for never. It may change while the
-    collection is in use. Raises `StorageConfigError`, and changes nothing, for a database of a newer version
-    that this release cannot read, or with collections that are not ours.
+    One round of concurrent reads comes first, and the only one where everything is there. `retention` may
+    change while the collection is in use; None leaves it as it is. Raises `StorageConfigError`, and changes
+    nothing, for a database of a newer version that this release cannot read, with collections that are not
+    ours, or with indexes or documents that make the server refuse an index of ours.
     """
-    version = await stored_version(driver, prefix)
-    check_readable(version, database)
-    if version is not None and version.version > SCHEMA_VERSION:
+    state = await read_database(driver, prefix)
+    check_readable(state.version, database)
+    if state.version is not None and state.version.version > SCHEMA_VERSION:
         logger.info(
             "database %r was set up by a newer release (schema version %d); it is used as it is",
             database,
-            version.version,
+            state.version.version,
             extra={"operation": "setup"},
         )
         return
-    present = await driver.list_collections()
-    await _check_ours(driver, prefix, present)
-    steps = _steps_of(version)
-    level = MODERATE if steps else STRICT
-    versions, *others = sorted(COLLECTIONS, key=lambda schema: schema.name != VERSIONS)
-    await _apply_collection(driver, prefix + versions.name, versions, present, level)
+    await check_ours(driver, state)
+    _check_indexes(state, retention)
+    await _check_duplicates(driver, state)
+    steps = _steps_of(state.version)
     if steps:
-        await _start_migration(driver.collection(prefix + VERSIONS), steps[0].from_version)
-    for schema in others:
-        await _apply_collection(driver, prefix + schema.name, schema, present, level)
-    if steps:
-        await _migrate(driver, prefix, database, steps)
-    await driver.collection(prefix + VERSIONS).find_one_and_upsert(
-        queries.database_version(), database_version_update(is_complete=True)
-    )
-    await _apply_retention(driver, prefix, ttl_days)
+        await _upgrade(driver, state, database, steps)
+    else:
+        await concurrently(_apply_collection(driver, state, schema, STRICT) for schema in COLLECTIONS)
+    await _store_version(driver, state)
+    if retention is not None:
+        await _apply_retention(driver, state, retention.days)
 
 
 async def _apply_collection(
-    driver: Driver, name: str, schema: CollectionSchema, present: dict[str, Document], level: str
+    driver: Driver, state: DatabaseState, schema: CollectionSchema, level: str
 ) -> None:
-    validator = schema.stored_validator
-    if name not in present:
-        present[name] = await _create_collection(driver, name, validator)
-    options = present[name]
+    name, validator = state.prefix + schema.name, schema.stored_validator
+    options = state.options(name)
+    if name not in state.collections:
+        options = await _create_collection(driver, state.prefix, name, validator)
     if options.get("validator") != validator or options.get("validationLevel", STRICT) != level:
         await _repeated(driver.set_validator, name, validator, level)
-    for index in schema.indexes:
-        await _create_index(driver, name, index)
+    await _create_indexes(driver, name, _missing(schema.indexes, state.indexes.get(name, [])))
 
 
-async def _create_collection(driver: Driver, name: str, validator: Document) -> Document:
+async def _create_collection(driver: Driver, prefix: str, name: str, validator: Document) -> Document:
+    """Create the collection; its options."""
     try:
         await driver.create_collection(name, validator)
     except StorageError as error:
         if code_of(error) != _COLLECTION_EXISTS_CODE:
             raise
-        # Another process created it first. Its options are read, because setting the same validator again
-        # would need a permission that a user with read and write access only does not have.
-        return (await driver.list_collections())[name]
+        # Another process was first: this package's, which has set the validator, or another program.
+        state = await read_database(driver, prefix)
+        await check_ours(driver, state)
+        return state.options(name)
     return {"validator": validator}
 
 
-async def _create_index(driver: Driver, name: str, index: Index) -> None:
-    specification = index.specification()
+async def _create_indexes(driver: Driver, name: str, indexes: Sequence[Index]) -> None:
+    """Create these indexes by one command; another process may create the same ones."""
+    if not indexes:
+        return
     try:
-        await driver.create_index(name, specification)
+        await driver.create_indexes(name, [index.specification() for index in indexes])
     except StorageError as error:
-        if code_of(error) in _INDEX_CONFLICT_CODES:
-            if any(is_same_index(other, specification) for other in await driver.list_indexes(name)):
-                return  # an operator's own index, which serves as well
-            raise StorageConfigError(
-                f"index {index.name!r} of collection {name!r} cannot be created: an index with the same name "
-                f"or the same keys, and other options, exists: {error}. Drop that index, then run setup again"
-            ) from error.__cause__
-        if code_of(error) == _DUPLICATE_KEY_CODE:
-            raise StorageConfigError(
-                f"unique index {index.name!r} of collection {name!r} cannot be created: the collection "
-                "contains duplicates. Remove them, then run setup again"
-            ) from error.__cause__
-        raise
+        code = code_of(error)
+        if code == _DUPLICATE_KEY_CODE:
+            names = " or ".join(repr(index.name) for index in indexes if index.unique)
+            raise _duplicates(name, names) from error.__cause__
+        if code not in _INDEX_CONFLICT_CODES:
+            raise
+        existing = await driver.list_indexes(name)
+        missing = [index for index in indexes if state_of(index, existing) != "present"]
+        if len(missing) == len(indexes):
+            conflicting = (index for index in missing if state_of(index, existing) == "conflicting")
+            raise _conflict(name, next(conflicting, missing[0])) from error.__cause__
+        await _create_indexes(driver, name, missing)
+
+
+async def _store_version(driver: Driver, state: DatabaseState) -> None:
+    if not is_current(state.version):
+        await driver.collection(state.prefix + VERSIONS).find_one_and_upsert(
+            queries.database_version(), database_version_update(is_complete=True)
+        )
 
 
 # -- upgrading -------------------------------------------------------------------------------------
@@ -229,6 +258,14 @@ def _steps_of(version: DatabaseVersion | None) -> list[Step]:
     if version is None:
         return []
     return [step for step in STEPS if step.from_version >= _oldest_of(version)]
+
+
+async def _upgrade(driver: Driver, state: DatabaseState, database: str, steps: Sequence[Step]) -> None:
+    versions, *others = sorted(COLLECTIONS, key=lambda schema: schema.name != VERSIONS)
+    await _apply_collection(driver, state, versions, MODERATE)
+    await _start_migration(driver.collection(state.prefix + VERSIONS), steps[0].from_version)
+    await concurrently(_apply_collection(driver, state, schema, MODERATE) for schema in others)
+    await _migrate(driver, state.prefix, database, steps)
 
 
 async def _start_migration(versions: Collection, from_version: int) -> None:
@@ -255,8 +292,10 @@ async def _migrate(driver: Driver, prefix: str, database: str, steps: Sequence[S
         for name, indexes in step.obsolete_indexes.items():
             for index in indexes:
                 await _repeated(driver.drop_index, prefix + name, index)
-    for schema in COLLECTIONS:
-        await _repeated(driver.set_validator, prefix + schema.name, schema.stored_validator, STRICT)
+    await concurrently(
+        _repeated(driver.set_validator, prefix + schema.name, schema.stored_validator, STRICT)
+        for schema in COLLECTIONS
+    )
     logger.warning(
         "database %r was upgraded to schema version %d: %d documents were converted in %.1f s",
         database,
@@ -331,24 +370,26 @@ async def had_retention(versions: Collection) -> bool:
     return has_retention_mark(await versions.find_one(queries.database_version()))
 
 
-async def _apply_retention(driver: Driver, prefix: str, ttl_days: int | None) -> None:
-    name = prefix + RUN_EVENTS
-    found = next((index for index in await driver.list_indexes(name) if index["name"] == RETENTION), None)
+async def _apply_retention(driver: Driver, state: DatabaseState, ttl_days: int | None) -> None:
+    name = state.prefix + RUN_EVENTS
+    existing = state.indexes.get(name, [])
+    found = retention_of(existing)
     if ttl_days is None:
         if found is not None:
             logger.warning(
-                "run_events_ttl_days is not set: run events are no longer removed by age",
+                "run_events_ttl_days is null: run events are no longer removed by age",
                 extra={"collection": name},
             )
             await driver.drop_index(name, RETENTION)
         return
     # The mark comes before the index: after the first removal, the events that are left do not show which
     # numbers a thread has used.
-    await driver.collection(prefix + VERSIONS).update_one(
-        queries.database_version_without_retention(), retention_mark_update()
-    )
+    if not has_retention_mark(state.version_document):
+        await driver.collection(state.prefix + VERSIONS).update_one(
+            queries.database_version_without_retention(), retention_mark_update()
+        )
     wanted = retention_index(ttl_days)
     if found is None:
-        await _create_index(driver, name, wanted)
-    elif found.get("expireAfterSeconds") != wanted.expire_after_s:
+        await _create_indexes(driver, name, _missing([wanted], existing))
+    elif found[EXPIRY] != wanted.expire_after_s:
         await driver.set_expiry(name, wanted.specification())

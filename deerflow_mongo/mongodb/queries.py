@@ -6,6 +6,7 @@ reach a query. What an update writes is in `documents/`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 
@@ -183,9 +184,31 @@ def database_version() -> Query:
     return {"_id": DATABASE_VERSION_ID}
 
 
-def not_ours(*, is_versions: bool) -> Query:
-    """Documents that no release of this package has written, in the versions' collection or in another."""
-    return {"_id": {"$ne": DATABASE_VERSION_ID}} if is_versions else {"schema_version": {"$exists": False}}
+def other_than_database_version() -> Query:
+    """What no release of this package has written into the versions' collection."""
+    return {"_id": {"$ne": DATABASE_VERSION_ID}}
+
+
+def outside(validator: Query) -> Query:
+    """Documents that this release's validator would refuse."""
+    return {"$nor": [validator]}
+
+
+def inside_or_of_version(validator: Query, schema_version: int) -> Query:
+    """Documents that this release's validator accepts, and those of an older version."""
+    return {"$or": [validator, {"schema_version": schema_version}]}
+
+
+def duplicates(keys: Sequence[str], partial: Query | None) -> list[Query]:
+    """The pipeline that finds values of these keys that a unique index would refuse; at most one document."""
+    # A unique index takes an absent field for null.
+    group = {f"key{number}": {"$ifNull": [f"${key}", None]} for number, key in enumerate(keys)}
+    return [
+        {"$match": partial or {}},
+        {"$group": {"_id": group, "count": {"$sum": 1}}},
+        {"$match": {"count": {"$gt": 1}}},
+        {"$limit": 1},
+    ]
 
 
 def after_id(last: Any) -> Query:

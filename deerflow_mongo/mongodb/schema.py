@@ -8,7 +8,7 @@ an operator's own or those of a newer release.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, Final, TypeAlias
 
 from ..contract.arguments import RATINGS
 from ..contract.rows import CALLERS, MESSAGE
@@ -30,8 +30,9 @@ RETENTION = "retention"
 
 DAY_S = 86_400
 
-VALIDATOR_TITLE = f"deerflow-mongo, schema version {SCHEMA_VERSION}"
-"""Of every validator; by the number a release recognises the validator of a newer one."""
+_TITLE_START = "deerflow-mongo, schema version"
+VALIDATOR_TITLE = f"{_TITLE_START} {SCHEMA_VERSION}"
+"""Of every validator: it marks the collection as one that this package has set up."""
 
 Keys: TypeAlias = tuple[tuple[str, int], ...]
 NEWEST_FIRST: Keys = ((ORDER, -1), (ORDER_TIE, -1))
@@ -444,11 +445,20 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
 )
 
 
+RETENTION_KEYS: Final = ("stored_at",)
+
+
+def has_our_title(validator: Document | None) -> bool:
+    """Whether some release of this package, from version 2 on, has set this validator."""
+    title: Any = validator.get("$jsonSchema", {}).get("title") if validator else None
+    return isinstance(title, str) and title.startswith(_TITLE_START)
+
+
 def retention_index(ttl_days: int) -> Index:
     """The index by which the server removes run events that were stored more than `ttl_days` ago."""
     return Index(
         RETENTION,
-        (("stored_at", 1),),
+        tuple((key, 1) for key in RETENTION_KEYS),
         "the server removes run events after run_events_ttl_days",
         expire_after_s=ttl_days * DAY_S,
     )

@@ -19,6 +19,7 @@ from ..contract.protocols import Storage
 from . import inspection, migrations, schema
 from .checkpointer import Checkpointer
 from .config import EMBEDDED, MongoConfig, mongo_config, redacted
+from .database_state import is_set_up
 from .drivers.collection import Collection
 from .drivers.driver import READ_COMMITTED, READ_FROM_PRIMARY, Driver, DriverOptions
 from .drivers.errors import MAX_DOCUMENT_BYTES
@@ -127,7 +128,9 @@ class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
         self._threads = MongoThreadStore(self._collection(schema.THREADS))
         self._run_events = self._event_store()
         self._users = MongoUserStore(self._collection(schema.USERS, **READ_FROM_PRIMARY))
-        self._checkpointer = Checkpointer(self._driver_options, config.collection_prefix)
+        self._checkpointer = Checkpointer(
+            self._driver_options, config.collection_prefix, self._set_up_new_database
+        )
 
     @classmethod
     def open(cls, config: MongoConfig | Mapping[str, Any] | str, *, client: Any = None) -> Self:
@@ -189,8 +192,9 @@ class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
         """LangGraph's `MongoDBSaver` on the same server and database, the same object at every call.
 
         Needs the extra `checkpointer`. The first call connects and creates the saver's indexes, on a client
-        of its own that is closed with the storage. Later errors of the saver are PyMongo's, not the
-        package's. Its collections are `checkpoints` and `checkpoint_writes`, after the prefix.
+        of its own that is closed with the storage; in a new database it calls `setup()` before that. Later
+        errors of the saver are PyMongo's, not the package's. Its collections are `checkpoints` and
+        `checkpoint_writes`, after the prefix.
         """
         self._driver.check_open()
         if self._driver.name == "mongomock":
@@ -209,14 +213,12 @@ class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
         """Create collections, validators and indexes, and upgrade the documents of an older version.
 
         Idempotent; many processes may call it at once, and an upgrade that was interrupted continues with the
-        next call. Raises `StorageConfigError`, and changes nothing, for a database of a newer version that
-        this release cannot read, and where a collection of our names holds what is not ours; also where an
-        index conflicts with one of ours.
+        next call. Where everything is there, it only reads. Raises `StorageConfigError`, and changes nothing,
+        for a database of a newer version that this release cannot read, where a collection of our names is
+        not ours, and where an index or duplicates make the server refuse an index of ours.
         """
         config = self._config
-        await migrations.apply(
-            self._driver, config.collection_prefix, config.database, ttl_days=config.run_events_ttl_days
-        )
+        await migrations.apply(self._driver, config.collection_prefix, config.database, config.retention)
 
     async def ping(self) -> None:
         await self._driver.command({"ping": 1})
@@ -236,6 +238,11 @@ class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
             await asyncio.gather(self._checkpointer.close(), self._driver.close())
         finally:
             await self._embedded.release()
+
+    async def _set_up_new_database(self) -> None:
+        """`setup()` where there was none, whose first look finds another program's checkpoints."""
+        if not await is_set_up(self._driver, self._config.collection_prefix):
+            await self.setup()
 
     def _collection(self, name: str, **options: Any) -> Collection:
         return self._driver.collection(self._config.collection_prefix + name, options)

@@ -63,11 +63,18 @@ def database_version(document: Document | None) -> DatabaseVersion | None:
     migrating_from = document.get(MIGRATING_FROM)
     if not _is_number(version) or not _is_number(readable_from):
         raise ValueError(f"its version document has the version {version!r}")
-    return DatabaseVersion(+version, +readable_from, migrating_from)
+    if migrating_from is not None and not _is_number(migrating_from):
+        raise ValueError(f"its version document has `{MIGRATING_FROM}` {migrating_from!r}")
+    return DatabaseVersion(+version, +readable_from, None if migrating_from is None else +migrating_from)
 
 
 def _is_number(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_current(version: DatabaseVersion | None) -> bool:
+    """Whether a database of this version has nothing left to store in its version document."""
+    return version == DatabaseVersion(SCHEMA_VERSION, READABLE_FROM, None)
 
 
 def database_version_update(*, is_complete: bool) -> Document:

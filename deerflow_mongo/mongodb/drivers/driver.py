@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -168,10 +168,13 @@ class Driver(ABC):
         with translating(operation, namespace):
             return await target.command(document)
 
-    async def list_collections(self) -> dict[str, Document]:
-        """The options of every collection, by name."""
-        answer = await self.command({"listCollections": 1, "cursor": {"batchSize": _LIST_BATCH}})
-        return {item["name"]: item.get("options", {}) for item in answer["cursor"]["firstBatch"]}
+    async def list_collections(self, names: Sequence[str]) -> dict[str, Document]:
+        """`type` and `options` of those of these collections and views that exist, by name."""
+        wanted = {"name": {"$in": list(names)}}
+        answer = await self.command(
+            {"listCollections": 1, "filter": wanted, "cursor": {"batchSize": _LIST_BATCH}}
+        )
+        return {item["name"]: item for item in answer["cursor"]["firstBatch"]}
 
     async def create_collection(self, name: str, validator: Document) -> None:
         await self.command({"create": name, "validator": validator})
@@ -183,9 +186,22 @@ class Driver(ABC):
         answer = await self.command({"listIndexes": name, "cursor": {"batchSize": _LIST_BATCH}})
         return answer["cursor"]["firstBatch"]
 
-    async def create_index(self, name: str, index: Document) -> None:
+    async def create_indexes(self, name: str, indexes: Sequence[Document]) -> None:
+        """All of them, or none where the server refuses one."""
         with long_running():
-            await self.command({"createIndexes": name, "indexes": [index]})
+            await self.command({"createIndexes": name, "indexes": list(indexes)})
+
+    async def has_results(self, name: str, pipeline: Sequence[Document]) -> bool:
+        """Whether an aggregation over the whole collection, of any size, returns a document."""
+        command: Document = {
+            "aggregate": name,
+            "pipeline": list(pipeline),
+            "allowDiskUse": True,
+            "cursor": {},
+        }
+        with long_running():
+            answer = await self.command(command)
+        return bool(answer["cursor"]["firstBatch"])
 
     async def set_expiry(self, name: str, index: Document) -> None:
         """Change the lifetime of documents under an existing TTL index."""

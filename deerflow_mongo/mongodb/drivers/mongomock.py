@@ -7,11 +7,14 @@ listed in `UNSUPPORTED`. It has no TTL monitor: neither old events nor tombstone
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import bson
 from mongomock_motor import AsyncMongoMockClient  # pyright: ignore[reportMissingTypeStubs]
+from pymongo.errors import CollectionInvalid
 
 from ...contract.errors import PayloadTooLargeError, StorageError
 from ..documents.stored_times import REMOVED
@@ -37,6 +40,9 @@ UNSUPPORTED: dict[str, str] = {
 
 
 class MongomockCollection(Collection):
+    async def find_one(self, query: Document) -> Document | None:
+        return await super().find_one(_without_json_schema(query))
+
     async def insert_one(self, document: Document) -> None:
         _check_size(document, document)
         await super().insert_one(document)
@@ -94,12 +100,13 @@ class MongomockDriver(Driver):
             return {"ok": 1.0}
         raise StorageError(f"mongomock does not support the command `{next(iter(document))}`")
 
-    async def list_collections(self) -> dict[str, Document]:
-        names: list[str] = await (await self.opened()).list_collection_names()
-        return {name: {} for name in names}
+    async def list_collections(self, names: Sequence[str]) -> dict[str, Document]:
+        existing: list[str] = await (await self.opened()).list_collection_names()
+        return {name: {"name": name, "type": "collection"} for name in names if name in existing}
 
     async def create_collection(self, name: str, validator: Document) -> None:
-        await (await self.opened()).create_collection(name)
+        with contextlib.suppress(CollectionInvalid):  # another setup of this process was first
+            await (await self.opened()).create_collection(name)
 
     async def set_validator(self, name: str, validator: Document, level: str) -> None:
         """Nothing: mongomock has no validators."""
@@ -112,7 +119,14 @@ class MongomockDriver(Driver):
             for index, options in found.items()
         ]
 
-    async def create_index(self, name: str, index: Document) -> None:
+    async def create_indexes(self, name: str, indexes: Sequence[Document]) -> None:
+        for index in indexes:
+            await self._create_index(name, index)
+
+    async def has_results(self, name: str, pipeline: Sequence[Document]) -> bool:
+        return bool(await self.collection(name).aggregate(list(pipeline)))
+
+    async def _create_index(self, name: str, index: Document) -> None:
         if any(known["name"] == index["name"] for known in await self.list_indexes(name)):
             return  # made twice, mongomock applies a partial unique index to every document
         options = {key: value for key, value in index.items() if key not in ("key", "v", _EXPIRY)}
@@ -135,6 +149,24 @@ class MongomockDriver(Driver):
 def _check_size(document: object, written: object) -> None:
     if len(bson.encode({"": document})) > MAX_DOCUMENT_BYTES:
         raise too_large(written)
+
+
+def _without_json_schema(query: Any) -> Any:
+    """`query` with the presence of a schema's required fields in place of `$jsonSchema`."""
+    if isinstance(query, list):
+        return [_without_json_schema(item) for item in cast("list[Any]", query)]
+    if not isinstance(query, dict):
+        return query
+    document = cast("Document", query)
+    if "$jsonSchema" in document:
+        return _has_required(document["$jsonSchema"])
+    return {key: _without_json_schema(value) for key, value in document.items()}
+
+
+def _has_required(schema: Document) -> Document:
+    if "anyOf" in schema:
+        return {"$or": [_has_required(alternative) for alternative in schema["anyOf"]]}
+    return {"$and": [{field: {"$exists": True}} for field in schema["required"]]}
 
 
 def _in_known_operators(expression: Any) -> Any:

@@ -151,7 +151,7 @@ class ErrorMappingContract(DriverFixtures):
 
     async def test_duplicate_key_reports_what_is_stored_and_which_index(self, storage: MongoStorage) -> None:
         scratch = storage.driver.collection("scratch")
-        await storage.driver.create_index("scratch", {"name": "n", "key": {"n": 1}, "unique": True})
+        await storage.driver.create_indexes("scratch", [{"name": "n", "key": {"n": 1}, "unique": True}])
         documents = [{"_id": number, "n": min(number, 2)} for number in range(5)]
         with pytest.raises(DuplicateKeyError) as refused:
             await scratch.insert_many(documents)

@@ -1,0 +1,160 @@
+"""What a database has under our names, read in one round of concurrent commands: `inspection.py` reports it,
+`ownership.py` finds what is not ours in it, `migrations.py` applies the schema to it. Changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias, TypeVar
+
+from ..contract.errors import StorageError
+from . import queries
+from .checkpointer import CHECKPOINT_WRITES, CHECKPOINTS
+from .documents.encoding import Document
+from .documents.versions import DatabaseVersion, database_version
+from .drivers.driver import READ_FROM_PRIMARY, Driver
+from .drivers.errors import code_of
+from .schema import COLLECTIONS, RETENTION, RETENTION_KEYS, VERSIONS, Index, has_our_title
+
+CHECKPOINT_COLLECTIONS: Final = (CHECKPOINTS, CHECKPOINT_WRITES)
+"""Collections that LangGraph's saver creates; nothing of them is in the schema."""
+
+EXPIRY: Final = "expireAfterSeconds"
+
+_NO_COLLECTION_CODE = 26  # NamespaceNotFound
+_IS_A_VIEW_CODE = 166  # CommandNotSupportedOnView
+
+_Result = TypeVar("_Result")
+
+IndexState: TypeAlias = Literal["present", "conflicting", "missing"]
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseState:
+    """The collections of our names that exist, their indexes, and the version document."""
+
+    prefix: str
+    collections: Mapping[str, Document]
+    """By name with its prefix: `type` and `options`, as the server lists them."""
+    indexes: Mapping[str, list[Document]]
+    version_document: Document | None
+    version: DatabaseVersion | None
+    """None before the first setup, and for a version document that no release has written."""
+    version_error: str | None
+    """What is wrong with such a document."""
+
+    def options(self, name: str) -> Document:
+        """The options of a collection; none where it does not exist."""
+        return self.collections.get(name, {}).get("options", {})
+
+    def is_titled(self, name: str) -> bool:
+        """Whether the collection has a validator that some release of this package has set."""
+        return has_our_title(self.options(name).get("validator"))
+
+    @property
+    def is_set_up(self) -> bool:
+        """Whether some setup of this package has begun here: then the names are ours."""
+        return self.version is not None or any(self.is_titled(name) for name in self.collections)
+
+
+async def read_database(driver: Driver, prefix: str) -> DatabaseState:
+    """The database's state by commands that only need the right to read."""
+    names = [prefix + schema.name for schema in COLLECTIONS]
+    versions = driver.collection(prefix + VERSIONS, READ_FROM_PRIMARY)
+    listed, document, *indexes = await asyncio.gather(
+        driver.list_collections([*names, *(prefix + name for name in CHECKPOINT_COLLECTIONS)]),
+        versions.find_one(queries.database_version()),
+        *(_indexes_of(driver, name) for name in names),
+        return_exceptions=True,
+    )
+    collections: dict[str, Document] = _succeeded(listed)
+    is_view = collections.get(prefix + VERSIONS, {}).get("type") == "view"
+    # What a view shows, or why it cannot be read, is another program's.
+    version_document = None if is_view else _succeeded(document)
+    version, version_error = _parsed(version_document)
+    return DatabaseState(
+        prefix,
+        collections,
+        {name: _succeeded(found) for name, found in zip(names, indexes, strict=True) if name in collections},
+        version_document,
+        version,
+        version_error,
+    )
+
+
+async def is_set_up(driver: Driver, prefix: str) -> bool:
+    """Whether the database has a version document."""
+    versions = driver.collection(prefix + VERSIONS, READ_FROM_PRIMARY)
+    return await versions.find_one(queries.database_version()) is not None
+
+
+async def concurrently(calls: Iterable[Awaitable[_Result]]) -> list[_Result]:
+    """All results; the first error, raised when all calls have ended, so that none runs on unobserved."""
+    return [_succeeded(result) for result in await asyncio.gather(*calls, return_exceptions=True)]
+
+
+def _succeeded(result: Any) -> Any:
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+async def _indexes_of(driver: Driver, name: str) -> list[Document]:
+    try:
+        return await driver.list_indexes(name)
+    except StorageError as error:
+        if code_of(error) not in (_NO_COLLECTION_CODE, _IS_A_VIEW_CODE):
+            raise
+        return []
+
+
+def _parsed(document: Document | None) -> tuple[DatabaseVersion | None, str | None]:
+    try:
+        return database_version(document), None
+    except ValueError as error:
+        return None, str(error)
+
+
+# -- indexes ---------------------------------------------------------------------------------------
+
+
+def state_of(index: Index, existing: Sequence[Document]) -> IndexState:
+    """Whether an index of ours exists, under any name, or another one makes the server refuse it."""
+    wanted = index.specification()
+    if any(is_same_index(other, wanted) for other in existing):
+        return "present"
+    identity = _identity(wanted)
+    if any(other["name"] == index.name or _identity(other) == identity for other in existing):
+        return "conflicting"
+    return "missing"
+
+
+def is_same_index(one: Document, other: Document) -> bool:
+    """Whether two indexes differ at most in their name and in what only the planner or the disk sees."""
+    return _identity(one) == _identity(other) and one.get(EXPIRY) == other.get(EXPIRY)
+
+
+def _identity(index: Document) -> Document:
+    """What the server distinguishes indexes by."""
+    return {
+        "key": list(dict(index["key"]).items()),
+        "unique": bool(index.get("unique")),
+        "partial": index.get("partialFilterExpression"),
+        "sparse": bool(index.get("sparse")),
+        "collation": index.get("collation"),
+    }
+
+
+def retention_of(indexes: Sequence[Document]) -> Document | None:
+    """The index that `run_events_ttl_days` has created."""
+    return next(
+        (index for index in indexes if index["name"] == RETENTION and removes_stored_events(index)), None
+    )
+
+
+def removes_stored_events(index: Document) -> bool:
+    """Whether by this index, ours or an operator's, the server removes every run event at some age."""
+    keys = tuple(dict(index["key"]))
+    return EXPIRY in index and keys == RETENTION_KEYS and "partialFilterExpression" not in index
