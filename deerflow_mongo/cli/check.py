@@ -128,11 +128,8 @@ def _config_to_examine(config: MongoConfig, timeout_ms: int) -> tuple[MongoConfi
     ]
     if config.collection_prefix:
         settings.append(f"collection_prefix {config.collection_prefix}")
-    settings.append(
-        "timeout_ms as in url" if config.timeout_ms is None else f"timeout_ms {config.timeout_ms:,}"
-    )
-    own_timeout_ms = config.timeout_ms or int(_uri_options(config.url).get("timeoutms", timeout_ms))
-    changes: Document = {"timeout_ms": min(timeout_ms, own_timeout_ms or timeout_ms)}
+    settings.append(f"timeout_ms {config.timeout_ms:,}")
+    changes: Document = {"timeout_ms": min(timeout_ms, config.timeout_ms)}
     if config.data_dir is not None:
         settings.append(f"data_dir {config.data_dir}")
         if _can_be_created(config.data_dir.expanduser().absolute()):

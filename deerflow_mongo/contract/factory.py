@@ -33,6 +33,7 @@ URL_WORDS: Final[Mapping[str, Mapping[str, Any]]] = {
 """Configurations of one word that are no URL, and what they stand for."""
 
 _ENVIRONMENT_NAME = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
+_BRACED_NAME = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)[^}]*\}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9-]*)(?:\+[A-Za-z0-9.+-]*)?://")
 
 
@@ -51,8 +52,12 @@ def create_storage(config: Mapping[str, Any] | str, *, client: Any = None) -> St
     """
     options = with_environment(_mapping_of(config))
     name = options.pop("backend", None)
+    name = name.strip() if isinstance(name, str) else name
     if not isinstance(name, str) or not name:
         raise StorageConfigError(f"the configuration needs `backend`: one of {_known()}")
+    reference = unread_reference(name)
+    if reference is not None:
+        raise StorageConfigError(f"`backend`: {reference}")
     build = _backend(name)
     storage = build(options) if client is None else build(options, client=client)
     if not isinstance(storage, Storage):
@@ -67,7 +72,12 @@ def _mapping_of(config: Mapping[str, Any] | str) -> Mapping[str, Any]:
         return config
     if not isinstance(config, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
         raise StorageConfigError(f"the configuration must be a mapping or a URL, not {type(config).__name__}")
-    url = cast("str", _from_environment("url", config))
+    url = cast("str", _from_environment("url", config.strip())).strip()
+    if not url and config.strip():
+        raise StorageConfigError(f"the configuration is {config.strip()}, and that variable is empty: set it")
+    reference = unread_reference(url)
+    if reference is not None:
+        raise StorageConfigError(f"the configuration: {reference}")
     if url in URL_WORDS:
         return URL_WORDS[url]
     scheme = _SCHEME.match(url)
@@ -107,6 +117,23 @@ def _backend(name: str) -> Callable[..., Any]:
 def with_environment(options: Mapping[str, Any]) -> dict[str, Any]:
     """The mapping with every value that is `$NAME` as a whole read from the environment, nested ones too."""
     return {key: _from_environment(str(key), value) for key, value in options.items()}
+
+
+def unread_reference(value: str) -> str | None:
+    """The sentence for a value that was meant to come from the environment and does not; else None.
+
+    `$NAME` is read where it is the whole value. A `$` inside a URL may belong to a password.
+    """
+    whole = _ENVIRONMENT_NAME.fullmatch(value)
+    if whole is not None:
+        return f"{value} is read from the environment by create_storage() and MongoStorage.open() only"
+    match = _BRACED_NAME.search(value) or _ENVIRONMENT_NAME.match(value)
+    if match is None:
+        return None
+    return (
+        f"{match[0]} is not replaced: only a value that is ${match[1]} as a whole is read from the "
+        "environment; put the whole value into one variable"
+    )
 
 
 def _from_environment(place: str, value: Any) -> Any:

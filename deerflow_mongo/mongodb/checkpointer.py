@@ -17,14 +17,19 @@ from typing import Any
 
 from pymongo import MongoClient, timeout
 
-from ..contract.errors import MissingDependencyError, StorageClosedError, StorageError
-from .drivers.driver import CLOSE_TIMEOUT_S, DEFAULT_WRITE_CONCERN, DRIVER_INFO, DriverOptions
-from .drivers.errors import copied, translating
+from ..contract.errors import MissingDependencyError, StorageClosedError, StorageConfigError, StorageError
+from .drivers.driver import CLOSE_LIMIT_S, CLOSE_TIMEOUT_S, DRIVER_INFO, DriverOptions, write_concern_of
+from .drivers.errors import copied, no_answer, translating
 from .drivers.pymongo_async import client_settings
+from .drivers.threads import in_thread
+from .drivers.time_limit import GRACE_S
 
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_WRITES = "checkpoint_writes"
 """The collections after the prefix, named as the saver names them by default."""
+
+_OPERATION = "createIndexes"
+"""What the saver's constructor does."""
 
 _logger = logging.getLogger(__name__)
 
@@ -74,14 +79,21 @@ class Checkpointer:
             raise StorageClosedError
 
     async def _open(self) -> Any:
-        saver_class = await asyncio.to_thread(_saver_class)
+        saver_class = await in_thread(_saver_class)
         options = await self._options()
         await self._prepare()
-        return await asyncio.to_thread(self._build, saver_class, options)
+        try:
+            async with asyncio.timeout(options.timeout_ms / 1000 + GRACE_S):
+                return await in_thread(lambda: self._build(saver_class, options))
+        except TimeoutError as error:
+            raise no_answer(_OPERATION, self._namespace(options), options.timeout_ms) from error
+
+    def _namespace(self, options: DriverOptions) -> str:
+        return f"{options.database}.{self._prefix}{CHECKPOINTS}"
 
     def _build(self, saver_class: Any, options: DriverOptions) -> Any:
         """Connect and create the indexes. Runs in a thread; `close` ends it by closing its client."""
-        with translating():
+        with translating(_OPERATION, self._namespace(options)):
             client = self._client_for(options)
             try:
                 return saver_class(
@@ -118,18 +130,26 @@ def _saver_class() -> Any:
 
 
 def _connect(options: DriverOptions) -> MongoClient[Any]:
-    """A client that connects at its first use, with the URI's write concern, or else that of the stores."""
-    settings: dict[str, Any] = {"driver": DRIVER_INFO, "connect": False, **client_settings(options)}
-    client: MongoClient[Any] = MongoClient(options.url, **settings)
-    if client.write_concern.document:
-        return client
-    client.close()
-    settings.update(DEFAULT_WRITE_CONCERN.document)
-    return MongoClient(options.url, **settings)
+    """A client that connects at its first use, with the write concern that the stores have."""
+    settings: dict[str, Any] = {
+        "driver": DRIVER_INFO,
+        "connect": False,
+        "readConcernLevel": "local",
+        **client_settings(options),
+    }
+    try:
+        client: MongoClient[Any] = MongoClient(options.url, **settings)
+        concern = write_concern_of(client.write_concern)
+        if concern == client.write_concern:
+            return client
+        client.close()
+        return MongoClient(options.url, **settings, w=concern.document["w"])
+    except (ValueError, TypeError) as error:
+        raise StorageConfigError(f"the MongoDB client refused its settings: {error}") from error
 
 
 async def _bounded_close(client: MongoClient[Any]) -> None:
     try:
-        await asyncio.wait_for(asyncio.to_thread(client.close), 2 * CLOSE_TIMEOUT_S)
+        await asyncio.wait_for(in_thread(client.close), CLOSE_LIMIT_S)
     except TimeoutError:
         _logger.warning("the checkpointer's client did not close in time; it is no longer waited for")

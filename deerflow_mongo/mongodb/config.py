@@ -1,7 +1,7 @@
 """The options of the MongoDB backend, as one validated configuration object.
 
-What a MongoDB URI can express (TLS, login, pool, read preference) is not an option here. No text made here
-contains a password.
+What a MongoDB URI can express (TLS, login, pool) is not an option here; `uri_options.py` has what becomes of
+it. No text made here contains a password.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..contract.errors import StorageConfigError
+from ..contract.factory import unread_reference
+from .uri_options import MongoUri, nearest, read_uri
+from .uri_options import redacted as redacted
 
 EMBEDDED = "embedded"
 """The `url` that stands for a private server."""
@@ -22,20 +25,14 @@ DEFAULT_DATABASE = "deerflow"
 DEFAULT_TIMEOUT_MS = 25_000
 """Longer than a replica set's election takes by default (about 11 s), so that writers only pause for it."""
 
-# PyMongo ignores the second where a timeoutMS is set, so ours must not be.
-_URI_TIMEOUTS = ("timeoutms", "serverselectiontimeoutms")
-
-# Up to the last @, even in the options: a login that is not escaped may contain any character.
-_LOGIN = re.compile(r"(?<=://).*@", re.DOTALL)
-_SECRET_OPTIONS = re.compile(r"(tlsCertificateKeyFilePassword=|authMechanismProperties=)[^&]*", re.IGNORECASE)
-_NAME_CHARACTERS = re.compile(r'[/\\. "$*<>:|?\0]')
+_MAX_TIMEOUT_MS = 2**31 - 1
+"""What a server accepts as the limit of a command."""
+_NAME_CHARACTERS = re.compile(r'[/\\. "$*<>:|?\s\0-\x1f\x7f]')
 _PREFIX = re.compile(r"[A-Za-z0-9_-]{0,60}")
 _MAX_DATABASE_BYTES = 63
-
-
-def redacted(url: str) -> str:
-    """The URL without its login and without options that are secret."""
-    return _SECRET_OPTIONS.sub(r"\1***", _LOGIN.sub("***@", url))
+_BYTE_ORDER_MARK = "\ufeff"
+_MEANINGFUL_NULLS: Final = frozenset({"run_events_ttl_days"})
+"""Options in which null is a value of its own and not "not set"."""
 
 
 class Retention(NamedTuple):
@@ -47,7 +44,9 @@ class Retention(NamedTuple):
 class MongoConfig(BaseModel):
     """The options of the MongoDB backend. Every field has its documented default once the object exists.
 
-    Building one connects to nothing. Raises `StorageConfigError`, which names every wrong option.
+    Blanks and line breaks at the ends of a text are removed, and an option that is then empty, or None, is
+    not set; only `run_events_ttl_days=None` has a meaning of its own. Building one connects to nothing.
+    Raises `StorageConfigError`, which names every wrong option.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -56,10 +55,11 @@ class MongoConfig(BaseModel):
     database: str = Field(default="", description="default: the URI's, else `deerflow`")
     driver: Literal["pymongo", "motor", "mongomock"] = "pymongo"
     collection_prefix: str = Field(default="", description="put before every collection's name")
-    timeout_ms: int | None = Field(
-        default=None,
+    timeout_ms: int = Field(
+        default=DEFAULT_TIMEOUT_MS,
         ge=1,
-        description="of one operation with its retries; default: the URI's (then None here), else 25,000",
+        le=_MAX_TIMEOUT_MS,
+        description="of one operation with its retries; default: the URI's `timeoutMS`, else 25,000",
     )
     run_events_ttl_days: int | None = Field(
         default=None,
@@ -101,12 +101,37 @@ class MongoConfig(BaseModel):
         is_given = "run_events_ttl_days" in self.model_fields_set
         return Retention(self.run_events_ttl_days) if is_given else None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_options(cls, options: Any) -> Any:
+        if not isinstance(options, Mapping):
+            return options
+        given = {key: _stripped(value) for key, value in cast("Mapping[str, Any]", options).items()}
+        return {key: value for key, value in given.items() if not _is_unset(key, value)}
+
+    @field_validator("timeout_ms", "run_events_ttl_days", mode="before")
+    @classmethod
+    def _whole_number(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("a whole number is needed, not a truth value")  # noqa: TRY004 - pydantic's rule
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_reference(cls, value: Any) -> Any:
+        """What was meant to be read from the environment and was not."""
+        sentence = unread_reference(value) if isinstance(value, str) else None
+        if sentence is not None:
+            raise ValueError(sentence)
+        return value
+
     @field_validator("database")
     @classmethod
     def _database_name(cls, value: str) -> str:
         if _NAME_CHARACTERS.search(value) or len(value.encode()) > _MAX_DATABASE_BYTES:
             raise ValueError(
-                f"a database's name has at most {_MAX_DATABASE_BYTES} bytes and none of /\\. \"$*<>:|?"
+                f"a database's name has at most {_MAX_DATABASE_BYTES} bytes, no blanks and none of "
+                '/\\. "$*<>:|?'
             )
         return value
 
@@ -127,45 +152,29 @@ class MongoConfig(BaseModel):
         return self
 
     def _fill_defaults(self) -> None:
-        uri_database: str | None = None
-        has_timeout = False
+        uri = MongoUri(None, {})
         if self.has_server and self.url not in ("", EMBEDDED):
-            parsed = _parse_uri(self.url)
-            options = {str(name).lower(): value for name, value in parsed["options"].items()}
-            if options.get("w") == 0:
-                raise StorageConfigError("url has w=0, which acknowledges no write: remove it")
-            uri_database = parsed["database"]
-            has_timeout = any(name in options for name in _URI_TIMEOUTS)
-        filled = {
-            "database": self.database or uri_database or DEFAULT_DATABASE,
-            # The client reads a timeout in the URI from there.
-            "timeout_ms": self.timeout_ms or (None if has_timeout else DEFAULT_TIMEOUT_MS),
-        }
+            uri = read_uri(self.url)
+        filled: dict[str, Any] = {}
+        if "timeout_ms" not in self.model_fields_set and uri.ms("timeoutMS"):
+            filled["timeout_ms"] = min(uri.ms("timeoutMS") or DEFAULT_TIMEOUT_MS, _MAX_TIMEOUT_MS)
+        if "database" not in self.model_fields_set:
+            try:
+                filled["database"] = self._database_name(uri.database or DEFAULT_DATABASE)
+            except ValueError as error:
+                raise ValueError(f"`url`: {error}") from None
         for name, value in filled.items():
             object.__setattr__(self, name, value)  # the model is frozen
 
 
-def _parse_uri(url: str) -> Mapping[str, Any]:
-    """The parts of a URI, read without any connection, also where its scheme asks for a DNS lookup."""
-    # Imported here: importing this package imports no driver.
-    from pymongo.errors import ConfigurationError, InvalidURI
-    from pymongo.uri_parser import parse_uri
+def _stripped(value: Any) -> Any:
+    return value.strip().strip(_BYTE_ORDER_MARK).strip() if isinstance(value, str) else value
 
-    plain = url.replace("mongodb+srv://", "mongodb://", 1)
-    message = "url is not a valid MongoDB URI: "
-    try:
-        parsed = cast("Mapping[str, Any]", parse_uri(plain, validate=True, warn=False))
-    except (InvalidURI, ConfigurationError, ValueError):
-        # The driver's text may quote what it parsed as a part of the URI: parse one without secrets instead.
-        try:
-            parse_uri(redacted(plain), validate=True, warn=False)
-        except (InvalidURI, ConfigurationError, ValueError) as error:
-            raise StorageConfigError(message + str(error)) from error
-        raise StorageConfigError(message + "escape the login's special characters (RFC 3986)") from None
-    hosts = url.partition("://")[2].partition("/")[0].rpartition("@")[2]
-    if plain != url and ("," in hosts or ":" in hosts):
-        raise StorageConfigError("url: mongodb+srv:// takes one host name and no port")
-    return parsed
+
+def _is_unset(key: str, value: Any) -> bool:
+    """Whether an option is as good as absent; an unknown key is an error all the same."""
+    empty = value == "" or (value is None and key not in _MEANINGFUL_NULLS)
+    return empty and key in MongoConfig.model_fields
 
 
 def mongo_config(options: Mapping[str, Any]) -> MongoConfig:
@@ -179,6 +188,7 @@ def mongo_config(options: Mapping[str, Any]) -> MongoConfig:
 def _sentence(detail: Any) -> str:
     place = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return f"unknown key `{place}`; expected one of {', '.join(sorted(MongoConfig.model_fields))}"
+        known = MongoConfig.model_fields
+        return f"unknown key `{place}`; expected one of {', '.join(sorted(known))}{nearest(place, known)}"
     message = str(detail["msg"]).removeprefix("Value error, ")
     return f"`{place}`: {message}" if place else message

@@ -9,7 +9,9 @@ import asyncio
 import importlib
 import threading
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, cast
+
+from pymongo.errors import ConfigurationError
 
 from ..contract.capabilities import Accounts, Checkpointing, LimitedPayloads
 from ..contract.errors import MissingDependencyError, StorageClosedError, StorageConfigError
@@ -23,6 +25,7 @@ from .database_state import is_set_up
 from .drivers.collection import Collection
 from .drivers.driver import READ_COMMITTED, READ_FROM_PRIMARY, Driver, DriverOptions
 from .drivers.errors import MAX_DOCUMENT_BYTES
+from .drivers.threads import in_thread
 from .embedded import EmbeddedServer, start_embedded
 from .events.store import MongoRunEventStore
 from .events.thread_access import ThreadOwners
@@ -41,8 +44,12 @@ _DRIVERS: dict[str, tuple[str, str, str, str]] = {
     "mongomock": ("mongomock", "MongomockDriver", "mongomock-motor", "mongomock"),
 }
 
-# The module of a caller's client -> its driver. The mock's client claims to be Motor's, so the mock is first.
-_CLIENT_MODULES = {"mongomock_motor": "mongomock", "pymongo.asynchronous": "pymongo", "motor": "motor"}
+# Module and class of a caller's client -> its driver. The mock's client claims to be Motor's, so it is first.
+_CLIENT_CLASSES = {
+    ("mongomock_motor", "AsyncMongoMockClient"): "mongomock",
+    ("pymongo.asynchronous.mongo_client", "AsyncMongoClient"): "pymongo",
+    ("motor.motor_asyncio", "AsyncIOMotorClient"): "motor",
+}
 
 
 def _driver_class(name: str) -> type[Driver]:
@@ -54,14 +61,57 @@ def _driver_class(name: str) -> type[Driver]:
 
 
 def _driver_of(client: Any) -> str:
-    modules = [base.__module__ + "." for base in type(client).__mro__]
-    for prefix, driver in _CLIENT_MODULES.items():
-        if any(module.startswith(prefix + ".") for module in modules):
+    bases = [(base.__module__, base.__name__) for base in type(client).__mro__]
+    for known, driver in _CLIENT_CLASSES.items():
+        if known in bases:
             return driver
+    kind = cast("type[object]", type(client))
+    hint = " (pass its client, and name the database with `database`)" if _is_part_of_client(client) else ""
     raise StorageConfigError(
-        f"client is a {modules[0]}{type(client).__qualname__}; expected an AsyncMongoClient of PyMongo, an "
-        "AsyncIOMotorClient or an AsyncMongoMockClient"
+        f"client is a {kind.__module__}.{kind.__qualname__}; expected an AsyncMongoClient of PyMongo, an "
+        f"AsyncIOMotorClient or an AsyncMongoMockClient{hint}"
     )
+
+
+def _is_part_of_client(value: Any) -> bool:
+    """Whether it is a driver's database or collection."""
+    return any(base.__name__.endswith(("Database", "Collection")) for base in type(value).__mro__)
+
+
+def _config_for(config: MongoConfig, client: Any) -> MongoConfig:
+    """The configuration of a storage on a caller's client, which decides what the configuration leaves open.
+
+    Raises `StorageConfigError` for a client that cannot serve a storage.
+    """
+    driver, given = _driver_of(client), config.model_fields_set
+    if "driver" in given and config.driver != driver:
+        raise StorageConfigError(
+            f"`driver` is {config.driver} and client is one of {driver}: leave `driver` out, or pass the "
+            "other client"
+        )
+    changes: dict[str, Any] = {"driver": driver}
+    if driver != "mongomock":
+        if not client.write_concern.acknowledged:
+            raise StorageConfigError(
+                "client has w=0, which acknowledges no write, so that no error would be reported: remove it"
+            )
+        state = cast("dict[str, Any]", vars(client if driver == "pymongo" else client.delegate))
+        if state.get("_closed"):
+            raise StorageConfigError("client is closed: pass one that is open")
+        if "timeout_ms" not in given and client.options.timeout:
+            changes["timeout_ms"] = max(1, round(client.options.timeout * 1000))
+    if "database" not in given:
+        name = _default_database_of(client)
+        if name is not None:
+            changes["database"] = name
+    return config.model_copy(update=changes)
+
+
+def _default_database_of(client: Any) -> str | None:
+    try:
+        return client.get_default_database().name
+    except ConfigurationError:
+        return None
 
 
 class _EmbeddedHold:
@@ -76,14 +126,14 @@ class _EmbeddedHold:
 
     async def url(self) -> str:
         """The URL of the server, which is started, or shared with others, at the first use."""
-        return await asyncio.to_thread(self._started)
+        return await in_thread(self._started)
 
     async def release(self) -> None:
         with self._lock:
             self._closed = True
             server, self._server = self._server, None
         if server is not None:
-            await asyncio.to_thread(server.release)
+            await in_thread(server.release)
 
     def _started(self) -> str:
         """Runs in a thread, which continues when the waiting task is cancelled."""
@@ -109,8 +159,9 @@ class _EmbeddedHold:
 class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
     """`Storage` on MongoDB, with accounts, checkpoints and run events that can be followed.
 
-    Building it opens no connection; it belongs to one event loop and process. A `client` that is passed in is
-    used with its own settings, timeouts included, and never closed.
+    Building it opens no connection. It belongs to one event loop and process, those of its first call; calls
+    from others raise `StorageError`. A `client` that is passed in is used with its own settings and never
+    closed; `timeout_ms` (the client's own `timeoutMS` where it is not set) ends each call all the same.
     """
 
     def __init__(self, config: MongoConfig, *, client: Any = None) -> None:
@@ -119,10 +170,10 @@ class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
                 "storage configuration: `url` is missing: set it to a MongoDB URI, or to "
                 f"`{EMBEDDED}` for a private server"
             )
-        self._config = config
+        self._config = config = config if client is None else _config_for(config, client)
         self._embedded = _EmbeddedHold(config)
-        driver_name = config.driver if client is None else _driver_of(client)
-        self._driver = _driver_class(driver_name)(self._driver_options, client)
+        driver_class = _driver_class(config.driver)
+        self._driver = driver_class(self._driver_options, config.timeout_ms, client)
         self._runs = MongoRunStore(self._collection(schema.RUNS))
         self._feedback = MongoFeedbackStore(self._collection(schema.FEEDBACK))
         self._threads = MongoThreadStore(self._collection(schema.THREADS))
@@ -197,6 +248,7 @@ class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
         `checkpoint_writes`, after the prefix.
         """
         self._driver.check_open()
+        self._driver.owner.check()
         if self._driver.name == "mongomock":
             raise StorageConfigError(
                 "storage.checkpointer() needs a MongoDB server, which `driver: mongomock` does not have: use "
@@ -230,9 +282,11 @@ class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
     async def aclose(self) -> None:
         """Write the accepted run events, close the clients and release the embedded server; idempotent.
 
-        A client that the caller made stays open. Events that cannot be written within seconds are counted in
-        the log, and their callers get the error.
+        A client that the caller made stays open. It takes at most 2 s, or as long as accepted events are
+        being stored (10 s at most); those that are not stored then are counted in the log, and their callers
+        get the error. The last user of an embedded server waits for its stop, usually 1 s.
         """
+        self._driver.owner.refuse_others()
         try:
             await self._run_events.aclose()
             await asyncio.gather(self._checkpointer.close(), self._driver.close())

@@ -36,9 +36,10 @@ def test_defaults() -> None:
 
 def test_options_override_the_database_and_timeout_of_the_uri() -> None:
     from_uri = mongo_config({"url": URL + "/own?timeoutMS=700"})
-    assert (from_uri.database, from_uri.timeout_ms) == ("own", None)
+    assert (from_uri.database, from_uri.timeout_ms) == ("own", 700)
     selection_timeout = mongo_config({"url": URL + "/?serverSelectionTimeoutMS=200"})
-    assert selection_timeout.timeout_ms is None
+    assert selection_timeout.timeout_ms == 25_000
+    assert mongo_config({"url": URL + "/?timeoutMS=0"}).timeout_ms == 25_000
     overridden = mongo_config({"url": URL + "/own?timeoutMS=700", "database": "other", "timeout_ms": 90})
     assert (overridden.database, overridden.timeout_ms) == ("other", 90)
 
@@ -47,7 +48,7 @@ def test_options_override_the_database_and_timeout_of_the_uri() -> None:
     "url",
     [
         "mongodb+srv://user:pass@cluster0.example.net/db?retryWrites=true",
-        "mongodb://u:p%40ss@a:1,b:2,c:3/?replicaSet=rs&tls=true&readPreference=secondaryPreferred",
+        "mongodb://u:p%40ss@a:1,b:2,c:3/?replicaSet=rs&tls=true&readPreference=primary",
         "mongodb://%2Ftmp%2Fmongodb.sock/db",
         "mongodb://[::1]:27017",
         "embedded",
@@ -94,7 +95,8 @@ def test_config_object_fills_the_documented_defaults_and_validates_itself() -> N
     """A `MongoConfig` built directly behaves as one built from a mapping."""
     config = MongoConfig(url=URL)
     assert (config.database, config.timeout_ms) == ("deerflow", 25_000)
-    assert MongoConfig(url=URL + "/own?timeoutMS=700").database == "own"
+    from_uri = MongoConfig(url=URL + "/own?timeoutMS=700")
+    assert (from_uri.database, from_uri.timeout_ms) == ("own", 700)
     assert MongoConfig(url="embedded").timeout_ms == 25_000
     assert MongoConfig(driver="mongomock").database == "deerflow"
     mistakes: tuple[dict[str, Any], ...] = (

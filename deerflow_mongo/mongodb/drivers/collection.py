@@ -20,8 +20,11 @@ from .errors import (
     WATCH,
     DuplicateKeyError,
     code_of,
+    no_answer,
     translate,
 )
+from .ownership import Owner, error_of_other_loop
+from .time_limit import TimeLimit
 
 Document: TypeAlias = dict[str, Any]
 Update: TypeAlias = Document | list[Document]
@@ -35,10 +38,13 @@ class CollectionDriver(Protocol):
 
     has_transactions: bool
     database_name: str
+    owner: Owner
+    time_limit: TimeLimit
 
     @property
     def is_closed(self) -> bool: ...
     async def opened(self) -> Any: ...
+    def handle_options(self, options: Document) -> Document: ...
     async def rows(self, cursor: Any) -> list[Document]: ...
     async def aggregate(self, handle: Any, pipeline: list[Document], batch_size: int) -> Any: ...
     async def insert_in_transaction(self, handle: Any, documents: list[Document]) -> None: ...
@@ -56,6 +62,8 @@ class Collection:
         self._name = name
         self._options = options or {}
         self._handle: Any = None
+        self.answered = 0
+        """The number of commands that the server has answered: whether there is progress."""
 
     @property
     def name(self) -> str:
@@ -65,8 +73,14 @@ class Collection:
     async def handle(self) -> Any:
         """The driver's own collection object; opens the client at the first use."""
         if self._handle is None:
-            self._handle = (await self._driver.opened()).get_collection(self._name, **self._options)
+            database = await self._driver.opened()
+            options = self._driver.handle_options(self._options)
+            self._handle = database.get_collection(self._name, **options)
         return self._handle
+
+    def check_owner(self) -> None:
+        """Raise `StorageError` in another event loop or process than the storage's own."""
+        self._driver.owner.refuse_others()
 
     def drop_handle(self) -> None:
         """Drop the handle, so that the next use asks the driver, which may be closed."""
@@ -79,11 +93,23 @@ class Collection:
 
         `operation` is the server's command, for the error's text; `written` is what it stores.
         """
+        driver = self._driver
+        driver.owner.check()
         handle = self._handle if self._handle is not None else await self.handle()
         try:
-            return await call(handle)
+            with driver.time_limit.call():
+                result = await call(handle)
         except DRIVER_ERRORS as error:
             raise self._translate(error, operation, written) from error
+        except TimeoutError as error:
+            raise no_answer(operation, self._namespace, driver.time_limit.effective_ms) from error
+        except RuntimeError as error:
+            refused = error_of_other_loop(error)
+            if refused is None:
+                raise
+            raise refused from error
+        self.answered += 1
+        return result
 
     def _translate(self, error: Exception, operation: str, written: object = None) -> StorageError:
         translated = translate(error, operation, self._namespace, written)

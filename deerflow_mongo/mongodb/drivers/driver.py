@@ -10,7 +10,6 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -20,27 +19,38 @@ from pymongo.driver_info import DriverInfo
 from pymongo.read_concern import ReadConcern
 
 from ... import __version__
-from ...contract.errors import StorageClosedError, StorageError
+from ...contract.errors import StorageClosedError, StorageConfigError, StorageError
 from .collection import Collection, Document
-from .errors import INDEX_NOT_FOUND_CODE, code_of, translating
+from .errors import INDEX_NOT_FOUND_CODE, code_of, no_answer, translating
+from .ownership import Owner, error_of_other_loop
+from .time_limit import LONG_RUNNING_TIMEOUT_S as LONG_RUNNING_TIMEOUT_S
+from .time_limit import TimeLimit, long_running
 
-CLOSE_TIMEOUT_S = 1.0
+CLOSE_TIMEOUT_S = 0.5
 """A driver's close waits for a dead server without a limit of its own."""
 
-LONG_RUNNING_TIMEOUT_S = 3_600.0
-"""An index on a large collection is built in minutes, far beyond the timeout of an operation."""
+CLOSE_LIMIT_S = 0.75
+"""How long a client's close is waited for where the driver's timeout does not end it."""
 
 DEFAULT_WRITE_CONCERN = WriteConcern(w="majority")
-"""Used where neither the URI nor the caller's client sets one: acknowledged writes survive a failover.
+"""Used where neither the URI nor the caller's client sets `w`: acknowledged writes survive a failover.
 
 `j` is left to the server: sent as false it makes a write wait for the journal's next flush.
 """
 
-READ_COMMITTED: Document = {"read_concern": ReadConcern("majority")}
-"""Options of a collection whose reads return only what no failover can roll back."""
+MAJORITY_READ = ReadConcern("majority")
+LOCAL_READ = ReadConcern("local")
+"""Of the primary: the last write, acknowledged by a majority or not. Sent, for a server has a default too."""
+
+READ_COMMITTED: Document = {"read_concern": MAJORITY_READ}
+"""Options of a collection whose reads return only what no failover can roll back.
+
+Where writes are acknowledged before a majority has them on disk, such a read would not show a process what it
+has just written: there it is a local one.
+"""
 
 READ_FROM_PRIMARY: Document = {"read_preference": ReadPreference.PRIMARY}
-"""Options of a collection whose reads return the last write, whatever the URI prefers."""
+"""Options of a collection whose reads return the last write; those of every collection here."""
 
 CODEC_OPTIONS: CodecOptions[Document] = CodecOptions()
 """The driver's defaults, whatever a caller's client has: documents are dicts, dates are naive and in UTC."""
@@ -53,9 +63,23 @@ _LIST_BATCH = 10_000
 logger = logging.getLogger(__name__)
 
 
-def long_running() -> AbstractContextManager[object]:
-    """The time that a command of `setup()` may take, in place of the timeout of an operation."""
-    return timeout(LONG_RUNNING_TIMEOUT_S)
+def write_concern_of(concern: WriteConcern) -> WriteConcern:
+    """A client's write concern, with a majority where it does not set `w`; the server's default may be 1."""
+    document = concern.document
+    if "w" in document:
+        return concern
+    return WriteConcern(
+        w=DEFAULT_WRITE_CONCERN.document["w"],
+        wtimeout=document.get("wtimeout"),
+        j=document.get("j"),
+        fsync=document.get("fsync"),
+    )
+
+
+def is_committed(concern: WriteConcern) -> bool:
+    """Whether an acknowledged write is at once visible to reads of what a majority has."""
+    document = concern.document
+    return document.get("w") == "majority" and document.get("j") is not False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +88,7 @@ class DriverOptions:
 
     url: str = field(repr=False)
     database: str
-    timeout_ms: int | None = None
+    timeout_ms: int
 
 
 class Driver(ABC):
@@ -74,9 +98,14 @@ class Driver(ABC):
     has_transactions = True
     """Assumed until the server reports that it has none."""
 
-    def __init__(self, options: Callable[[], Awaitable[DriverOptions]], client: Any = None) -> None:
+    def __init__(
+        self, options: Callable[[], Awaitable[DriverOptions]], timeout_ms: int, client: Any = None
+    ) -> None:
         """`options` is awaited at the first use; a `client` that is passed in is used and never closed."""
         self._options = options
+        self.owner = Owner()
+        self.time_limit = TimeLimit(timeout_ms)
+        self._reads_committed = True
         self.database_name = ""
         self._own_client = client is None
         self._client: Any = client
@@ -88,8 +117,8 @@ class Driver(ABC):
     # What differs between drivers.
 
     @abstractmethod
-    def connect(self, options: DriverOptions) -> Any:
-        """A new client; connects to nothing."""
+    async def connect(self, options: DriverOptions) -> Any:
+        """A new client; connects to nothing, but may look up the name of a `mongodb+srv` URL."""
 
     @abstractmethod
     async def close_client(self, client: Any) -> None: ...
@@ -135,6 +164,7 @@ class Driver(ABC):
     async def opened(self) -> Any:
         """The driver's own database object."""
         self.check_open()
+        self.owner.check()
         if self._database is None:
             async with self._opening:
                 if self._database is None:
@@ -145,16 +175,38 @@ class Driver(ABC):
     async def _open(self) -> Any:
         options = await self._options()
         self.database_name = options.database
-        with translating():
+        with translating("connect", options.database):
             if self._client is None:
-                self._client = self.connect(options)
+                self._client = await self._connected(options)
             elif not self._own_client:
                 self.introduce(self._client)
             return self.database_of(self._client, options)
 
+    async def _connected(self, options: DriverOptions) -> Any:
+        try:
+            with self.time_limit.call():
+                return await self.connect(options)
+        except TimeoutError as error:
+            raise no_answer("connect", options.database, self.time_limit.timeout_ms) from error
+        except (ValueError, TypeError, OSError) as error:
+            raise StorageConfigError(f"the MongoDB client refused its settings: {error}") from error
+
     def database_of(self, client: Any, options: DriverOptions) -> Any:
-        concern = client.write_concern if client.write_concern.document else DEFAULT_WRITE_CONCERN
-        return client.get_database(options.database, codec_options=CODEC_OPTIONS, write_concern=concern)
+        concern = write_concern_of(client.write_concern)
+        self._reads_committed = is_committed(concern)
+        return client.get_database(
+            options.database,
+            codec_options=CODEC_OPTIONS,
+            write_concern=concern,
+            read_concern=LOCAL_READ,
+            **READ_FROM_PRIMARY,
+        )
+
+    def handle_options(self, options: Document) -> Document:
+        """A collection's options, under which a process reads its own acknowledged writes."""
+        if options.get("read_concern") == MAJORITY_READ and not self._reads_committed:
+            return {**options, "read_concern": LOCAL_READ}
+        return options
 
     async def command(self, document: Document, *, database: str | None = None) -> Document:
         """Run one command, on the storage's database unless another is named."""
@@ -165,8 +217,16 @@ class Driver(ABC):
         namespace = database or self.database_name
         if isinstance(collection, str):
             namespace += f".{collection}"
-        with translating(operation, namespace):
-            return await target.command(document)
+        try:
+            with translating(operation, namespace), self.time_limit.call():
+                return await target.command(document)
+        except TimeoutError as error:
+            raise no_answer(operation, namespace, self.time_limit.effective_ms) from error
+        except RuntimeError as error:
+            refused = error_of_other_loop(error)
+            if refused is None:
+                raise
+            raise refused from error
 
     async def list_collections(self, names: Sequence[str]) -> dict[str, Document]:
         """`type` and `options` of those of these collections and views that exist, by name."""
@@ -230,11 +290,11 @@ class Driver(ABC):
     async def _bounded_close(self, client: Any) -> None:
         # The driver's own timeout does not cover its locks, which a cancelled operation may have left locked.
         try:
-            await asyncio.wait_for(self.close_client(client), 2 * CLOSE_TIMEOUT_S)
+            await asyncio.wait_for(self.close_client(client), CLOSE_LIMIT_S)
         except TimeoutError:
             logger.warning(
-                "the %s client did not close within %.0f s and was abandoned",
+                "the %s client did not close within %.1f s and was abandoned",
                 self.name,
-                2 * CLOSE_TIMEOUT_S,
+                CLOSE_LIMIT_S,
                 extra={"operation": "close"},
             )

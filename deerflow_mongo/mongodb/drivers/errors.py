@@ -7,7 +7,8 @@ No text contains a password, or a value that a unique index refused. The driver'
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Iterator, Sequence
+import re
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
@@ -24,6 +25,7 @@ from ...contract.errors import (
     StorageError,
     StorageUnavailableError,
 )
+from ..uri_options import redacted
 
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 """What a MongoDB server stores in one document (its limit, "BSON Document Size")."""
@@ -39,34 +41,100 @@ INDEX_NOT_FOUND_CODE = 27
 TOO_LARGE_FOR_TRANSACTION_CODES = frozenset({257, 388})  # TransactionTooLarge, TransactionTooLargeForCache
 
 _NO_CHANGE_STREAMS_CODES = frozenset({20, 40573})  # IllegalOperation; "only supported on replica sets"
-_ACCESS_CODES = frozenset({13, 18, 33, 8000})  # Unauthorized, AuthenticationFailed, ...; 8000 is Atlas' own
 _BAD_VALUE_CODE = 2
-_TOO_LARGE_CODES = frozenset({_BAD_VALUE_CODE, 10334, 16493, 17419, 17420, 17280})
-_INVALID_CODES = frozenset({15, 22, 52, 55, 56, 57})  # Overflow of depth, invalid field names
 _VALIDATION_CODE = 121
 _DUPLICATE_KEY_CODE = 11000
-_UNAVAILABLE_CODES = frozenset(
-    {
-        6,  # HostUnreachable
-        7,  # HostNotFound
-        50,  # MaxTimeMSExpired
-        64,  # WriteConcernFailed
-        89,  # NetworkTimeout
-        91,  # ShutdownInProgress
-        100,  # UnsatisfiableWriteConcern
-        112,  # WriteConflict
-        189,  # PrimarySteppedDown
-        202,  # NetworkInterfaceExceededTimeLimit
-        262,  # ExceededTimeLimit
-        9001,  # SocketException
-        10107,  # NotWritablePrimary
-        11600,  # InterruptedAtShutdown
-        11602,  # InterruptedDueToReplStateChange
-        13435,  # NotPrimaryNoSecondaryOk
-        13436,  # NotPrimaryOrSecondary
-        14031,  # OutOfDiskSpace
-    }
-)
+
+SERVER_ERRORS: Mapping[int, tuple[str, type[StorageError]]] = {
+    6: ("HostUnreachable", StorageUnavailableError),
+    7: ("HostNotFound", StorageUnavailableError),
+    11: ("UserNotFound", StorageAccessError),
+    13: ("Unauthorized", StorageAccessError),
+    15: ("Overflow", InvalidPayloadError),
+    18: ("AuthenticationFailed", StorageAccessError),
+    22: ("InvalidBSON", InvalidPayloadError),
+    24: ("LockTimeout", StorageUnavailableError),
+    31: ("RoleNotFound", StorageAccessError),
+    33: ("PrivilegeNotFound", StorageAccessError),
+    43: ("CursorNotFound", StorageUnavailableError),
+    46: ("LockBusy", StorageUnavailableError),
+    50: ("MaxTimeMSExpired", StorageUnavailableError),
+    52: ("DollarPrefixedFieldName", InvalidPayloadError),
+    55: ("InvalidDBRef", InvalidPayloadError),
+    56: ("EmptyFieldName", InvalidPayloadError),
+    57: ("DottedFieldName", InvalidPayloadError),
+    64: ("WriteConcernTimeout", StorageUnavailableError),
+    79: ("UnknownReplWriteConcern", StorageConfigError),
+    89: ("NetworkTimeout", StorageUnavailableError),
+    91: ("ShutdownInProgress", StorageUnavailableError),
+    94: ("NotYetInitialized", StorageUnavailableError),
+    100: ("UnsatisfiableWriteConcern", StorageConfigError),
+    107: ("LockFailed", StorageUnavailableError),
+    112: ("WriteConflict", StorageUnavailableError),
+    117: ("ConflictingOperationInProgress", StorageUnavailableError),
+    133: ("FailedToSatisfyReadPreference", StorageUnavailableError),
+    134: ("ReadConcernMajorityNotAvailableYet", StorageUnavailableError),
+    148: ("ReadConcernMajorityNotEnabled", StorageConfigError),
+    150: ("StaleEpoch", StorageUnavailableError),
+    175: ("QueryPlanKilled", StorageUnavailableError),
+    189: ("PrimarySteppedDown", StorageUnavailableError),
+    202: ("NetworkInterfaceExceededTimeLimit", StorageUnavailableError),
+    214: ("AuthenticationRestrictionUnmet", StorageAccessError),
+    216: ("ElectionInProgress", StorageUnavailableError),
+    225: ("TransactionTooOld", StorageUnavailableError),
+    234: ("RetryChangeStream", StorageUnavailableError),
+    237: ("CursorKilled", StorageUnavailableError),
+    239: ("SnapshotTooOld", StorageUnavailableError),
+    246: ("SnapshotUnavailable", StorageUnavailableError),
+    249: ("StaleDbVersion", StorageUnavailableError),
+    250: ("StaleChunkHistory", StorageUnavailableError),
+    251: ("NoSuchTransaction", StorageUnavailableError),
+    262: ("ExceededTimeLimit", StorageUnavailableError),
+    264: ("TooManyFilesOpen", StorageUnavailableError),
+    267: ("PreparedTransactionInProgress", StorageUnavailableError),
+    272: ("MigrationConflict", StorageUnavailableError),
+    279: ("ClientDisconnect", StorageUnavailableError),
+    281: ("TransactionCoordinatorSteppingDown", StorageUnavailableError),
+    282: ("TransactionCoordinatorReachedAbortDecision", StorageUnavailableError),
+    290: ("TransactionExceededLifetimeLimitSeconds", StorageUnavailableError),
+    317: ("ConnectionPoolExpired", StorageUnavailableError),
+    322: ("APIVersionError", StorageConfigError),
+    323: ("APIStrictError", StorageConfigError),
+    324: ("APIDeprecationError", StorageConfigError),
+    334: ("MechanismUnavailable", StorageAccessError),
+    355: ("InterruptedDueToStorageChange", StorageUnavailableError),
+    365: ("TemporarilyUnavailable", StorageUnavailableError),
+    384: ("ConnectionError", StorageUnavailableError),
+    391: ("ReauthenticationRequired", StorageAccessError),
+    402: ("ResourceExhausted", StorageUnavailableError),
+    407: ("PooledConnectionAcquisitionExceededTimeLimit", StorageUnavailableError),
+    433: ("AdmissionQueueOverflow", StorageUnavailableError),
+    8000: ("AtlasError", StorageAccessError),
+    9001: ("SocketException", StorageUnavailableError),
+    10058: ("LegacyNotPrimary", StorageUnavailableError),
+    10107: ("NotWritablePrimary", StorageUnavailableError),
+    10334: ("BSONObjectTooLarge", PayloadTooLargeError),
+    11600: ("InterruptedAtShutdown", StorageUnavailableError),
+    11601: ("Interrupted", StorageUnavailableError),
+    11602: ("InterruptedDueToReplStateChange", StorageUnavailableError),
+    13388: ("StaleConfig", StorageUnavailableError),
+    13435: ("NotPrimaryNoSecondaryOk", StorageUnavailableError),
+    13436: ("NotPrimaryOrSecondary", StorageUnavailableError),
+    14031: ("OutOfDiskSpace", StorageUnavailableError),
+    16493: ("", PayloadTooLargeError),
+    17280: ("KeyTooLong", PayloadTooLargeError),
+    17419: ("", PayloadTooLargeError),
+    17420: ("", PayloadTooLargeError),
+}
+"""The server's code -> its name in error_codes.yml ("" where it has none) and the package's error.
+
+Any other code is a plain `StorageError`, but for those that have a meaning of their own: 2 where it is about
+a size, 20 and 40573 of a change stream, 121 of a validator, and duplicate keys.
+"""
+
+UNAVAILABLE_LABELS = ("TransientTransactionError", "RetryableWriteError", "UnknownTransactionCommitResult")
+"""Labels of errors that a repeat may overcome, whatever their code."""
+
 _UNAVAILABLE: tuple[type[Exception], ...] = (
     errors.ConnectionFailure,
     errors.WaitQueueTimeoutError,
@@ -81,6 +149,12 @@ DRIVER_ERRORS: tuple[type[Exception], ...] = (
     UnicodeEncodeError,
 )
 _MAX_REASON = 500
+_NOISE = re.compile(
+    r" ?\(configured timeouts:[^)]*\)|, full error.*|, Timeout:.*|\.? maxPoolSize:.*|, remaining timeout:.*"
+    r"|,? ?Topology Description:.*|,? ?<TopologyDescription .*",
+    re.DOTALL,
+)
+_DNS_ANSWERS = frozenset({"NXDOMAIN", "NoAnswer", "YXDOMAIN"})
 
 _Error = TypeVar("_Error", bound=StorageError)
 
@@ -107,6 +181,7 @@ def translate(
     what was to be stored, to name its largest part.
     """
     index = 0
+    has_label = any(_has_label(error, label) for label in UNAVAILABLE_LABELS)
     if isinstance(error, errors.BulkWriteError):
         error = _first_failure(error)
         index = cast("dict[str, Any]", error.details).get("index", 0)
@@ -116,19 +191,20 @@ def translate(
         return _duplicate_key(error, place, index)
     if _is_too_large(error, code):
         return too_large(written)
-    if isinstance(error, _UNAVAILABLE) or code in _UNAVAILABLE_CODES:
-        return StorageUnavailableError(
-            f"MongoDB cannot be reached or did not answer in time{place}: {_reason(error)}"
-        )
-    if code in _ACCESS_CODES:
+    _, kind = SERVER_ERRORS.get(code or 0, ("", StorageError))
+    if kind is StorageAccessError:
         return StorageAccessError(f"authentication or authorization failed{place}")
+    if kind is StorageUnavailableError or has_label or isinstance(error, _UNAVAILABLE):
+        return _unavailable(place, _reason(error))
+    if kind is StorageConfigError:
+        return StorageConfigError(f"the server refused a setting of the client{place}: {_reason(error)}")
     if isinstance(error, errors.InvalidOperation) and "close" in str(error).lower():
         return StorageClosedError()
     if isinstance(error, _NOT_ENCODABLE):
         return InvalidPayloadError(
             largest_field(written)[0], f"{type(error).__name__} from the driver{place}"
         )
-    if code in _INVALID_CODES:
+    if kind is InvalidPayloadError:
         return InvalidPayloadError(largest_field(written)[0], f"MongoDB refused it{place}")
     if code == _VALIDATION_CODE:
         return StorageError(
@@ -138,8 +214,43 @@ def translate(
     if operation == WATCH and code in _NO_CHANGE_STREAMS_CODES:
         return StorageError(f"{NO_CHANGE_STREAMS}{place}")
     if isinstance(error, errors.ConfigurationError):
+        dns_failure = _dns_failure(error)
+        if dns_failure is not None:
+            return _unavailable(place, dns_failure)
         return StorageConfigError(f"the MongoDB client refused its settings{place}: {_reason(error)}")
     return StorageError(f"MongoDB reported an error{place}: {_reason(error)}")
+
+
+def no_answer(operation: str, namespace: str, timeout_ms: int) -> StorageUnavailableError:
+    """The error of a call that was ended here because the driver did not end it."""
+    place = _place(operation, namespace, None)
+    return _unavailable(place, f"no answer within {timeout_ms:,} ms (timeout_ms)")
+
+
+def _unavailable(place: str, reason: str) -> StorageUnavailableError:
+    return StorageUnavailableError(f"MongoDB cannot be reached or did not answer in time{place}: {reason}")
+
+
+def _has_label(error: Exception, label: str) -> bool:
+    if not isinstance(error, errors.PyMongoError):
+        return False
+    details: object = error.details if isinstance(error, errors.OperationFailure) else None
+    failures = cast("dict[str, Any]", details or {}).get("writeConcernErrors", [])
+    return error.has_error_label(label) or any(label in item.get("errorLabels", ()) for item in failures)
+
+
+def _dns_failure(error: errors.ConfigurationError) -> str | None:
+    """Why the name behind `mongodb+srv` could not be looked up now; None where a repeat will not help.
+
+    A name that does not exist, or has no such record, stays an error of the configuration.
+    """
+    cause = error.__cause__
+    if isinstance(cause, OSError):
+        return f"the DNS lookup failed ({type(cause).__name__})"
+    is_from_resolver = type(cause).__module__ in ("dns.resolver", "dns.exception", "dns.query")
+    if is_from_resolver and type(cause).__name__ not in _DNS_ANSWERS:
+        return f"DNS did not answer ({type(cause).__name__})"
+    return None
 
 
 @contextmanager
@@ -182,9 +293,9 @@ def _place(operation: str, namespace: str, code: int | None) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of a driver's message; the rest lists every server's state."""
-    text = str(error).split(", full error", 1)[0].split(", Timeout:", 1)[0]
-    return f"{type(error).__name__}: {text}"[:_MAX_REASON]
+    """The driver's message without settings that nobody configured and without every server's state."""
+    text = _NOISE.sub("", str(error))
+    return f"{type(error).__name__}: {redacted(text) if '://' in text else text}"[:_MAX_REASON]
 
 
 def _duplicate_key(error: Exception, place: str, index: int) -> DuplicateKeyError:
@@ -209,10 +320,9 @@ def _first_failure(error: errors.BulkWriteError) -> errors.OperationFailure:
 def _is_too_large(error: Exception, code: int | None) -> bool:
     if isinstance(error, errors.DocumentTooLarge):
         return True
-    # BadValue is only sometimes about a size.
-    return code in _TOO_LARGE_CODES and (
-        code != _BAD_VALUE_CODE or "large" in str(error) or "size" in str(error)
-    )
+    if code == _BAD_VALUE_CODE:  # only sometimes about a size
+        return "large" in str(error) or "size" in str(error)
+    return SERVER_ERRORS.get(code or 0, ("", StorageError))[1] is PayloadTooLargeError
 
 
 def too_large(written: object) -> PayloadTooLargeError:

@@ -72,7 +72,7 @@ class MongomockCollection(Collection):
 class MongomockDriver(Driver):
     name = "mongomock"
 
-    def connect(self, options: DriverOptions) -> Any:
+    async def connect(self, options: DriverOptions) -> Any:
         return cast("Any", AsyncMongoMockClient())
 
     def introduce(self, client: Any) -> None:

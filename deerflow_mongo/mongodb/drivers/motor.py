@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from motor.motor_asyncio import AsyncIOMotorClient
@@ -9,18 +10,25 @@ from pymongo import MongoClient
 
 from .collection import Document
 from .driver import DRIVER_INFO, Driver, DriverOptions
-from .pymongo_async import client_settings
+from .pymongo_async import client_settings, transaction_options, watched
+from .threads import in_thread
 
 
 class MotorDriver(Driver):
     name = "motor"
 
-    def connect(self, options: DriverOptions) -> Any:
+    async def connect(self, options: DriverOptions) -> Any:
         settings = client_settings(options)
         # Motor joins its name to ours with a "|", which PyMongo refuses since it takes names one by one.
         if not hasattr(MongoClient, "append_metadata"):
             settings["driver"] = DRIVER_INFO
-        client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(options.url, **settings)
+        loop = asyncio.get_running_loop()
+
+        def build() -> AsyncIOMotorClient[Document]:
+            return AsyncIOMotorClient(options.url, io_loop=loop, **settings)
+
+        # The lookup of a mongodb+srv name blocks.
+        client = await in_thread(build) if options.url.startswith("mongodb+srv:") else build()
         self.introduce(client)
         return client
 
@@ -33,9 +41,9 @@ class MotorDriver(Driver):
     async def insert_in_transaction(self, handle: Any, documents: list[Document]) -> None:
         async with (
             await self._client.start_session() as session,
-            session.start_transaction(write_concern=handle.write_concern),
+            session.start_transaction(**transaction_options(handle)),
         ):
             await handle.insert_many(documents, session=session)
 
     async def watch(self, handle: Any, pipeline: list[Document]) -> Any:
-        return handle.watch(pipeline)
+        return watched(handle).watch(pipeline)

@@ -6,14 +6,15 @@ from typing import Any
 
 from pymongo import AsyncMongoClient
 
+from ..uri_options import CLIENT_DEFAULTS, read_uri
 from .collection import Document
-from .driver import DRIVER_INFO, Driver, DriverOptions
+from .driver import DRIVER_INFO, LOCAL_READ, MAJORITY_READ, READ_FROM_PRIMARY, Driver, DriverOptions
 
 
 class PyMongoDriver(Driver):
     name = "pymongo"
 
-    def connect(self, options: DriverOptions) -> Any:
+    async def connect(self, options: DriverOptions) -> Any:
         client: AsyncMongoClient[Document] = AsyncMongoClient(
             options.url, driver=DRIVER_INFO, **client_settings(options)
         )
@@ -28,14 +29,32 @@ class PyMongoDriver(Driver):
     async def insert_in_transaction(self, handle: Any, documents: list[Document]) -> None:
         async with (
             self._client.start_session() as session,
-            await session.start_transaction(write_concern=handle.write_concern),
+            await session.start_transaction(**transaction_options(handle)),
         ):
             await handle.insert_many(documents, session=session)
 
     async def watch(self, handle: Any, pipeline: list[Document]) -> Any:
-        return await handle.watch(pipeline)
+        return await watched(handle).watch(pipeline)
 
 
 def client_settings(options: DriverOptions) -> dict[str, Any]:
-    """Settings beyond the URI, for PyMongo and for Motor, which is built on it."""
-    return {} if options.timeout_ms is None else {"timeoutMS": options.timeout_ms}
+    """Settings beside the URI, for PyMongo and for Motor, which is built on it."""
+    uri, timeout_ms = read_uri(options.url), options.timeout_ms
+    settings: dict[str, Any] = {
+        name: value if (given := uri.ms(name)) is None else given for name, value in CLIENT_DEFAULTS.items()
+    }
+    if "serverselectiontimeoutms" not in uri.options:
+        return {**settings, "timeoutMS": timeout_ms}
+    # PyMongo ignores it where timeoutMS is set, and has no limit for a reply where that is not set.
+    limits = {name: timeout_ms for name in ("socketTimeoutMS", "waitQueueTimeoutMS") if uri.ms(name) is None}
+    return {**settings, "timeoutMS": None, **limits}
+
+
+def transaction_options(handle: Any) -> dict[str, Any]:
+    """Those of a collection, whatever the client's own are."""
+    return {"write_concern": handle.write_concern, "read_concern": LOCAL_READ, **READ_FROM_PRIMARY}
+
+
+def watched(handle: Any) -> Any:
+    """The collection for a change stream, which the server reads with read concern "majority" only."""
+    return handle.with_options(read_concern=MAJORITY_READ)

@@ -118,6 +118,7 @@ class MongoRunEventStore(RunEventStore, Following):
         document: Document = {**_encoded(checked_event(event), now), ONCE: True}
         query = queries.events_of_run(document["thread_id"], document["run_id"], document["event_type"])
         self._backlog.check_open()
+        self._events.check_owner()
         permit = self._permit([query["thread_id"]])
         if permit is not None:
             await permit
@@ -137,6 +138,7 @@ class MongoRunEventStore(RunEventStore, Following):
         sizes = [_size_bytes(i if len(documents) > 1 else None, item) for i, item in enumerate(documents)]
         if not documents:
             return []
+        self._events.check_owner()
         await self._backlog.enter(len(documents), sum(sizes))
         positions: dict[str, list[int]] = {}
         for position, document in enumerate(documents):
@@ -230,6 +232,7 @@ class MongoRunEventStore(RunEventStore, Following):
     async def count_messages(self, thread_id: str, *, user_id: UserId = None) -> int:
         query = queries.messages_of_thread(thread_id)
         queries.owned(query, user_id, "RunEventStore.count_messages")
+        self._events.check_owner()
         counting = self._listed.aggregate(count_pipeline(query))
         return counted(await self._if_allowed(query["thread_id"], counting))
 
@@ -247,6 +250,7 @@ class MongoRunEventStore(RunEventStore, Following):
     async def _rows(self, query: Document, sort: Sort, limit: int) -> list[RunEventRow]:
         if limit == 0:
             return []
+        self._events.check_owner()
         found = await self._if_allowed(query["thread_id"], self._listed.find(query, sort=sort, limit=limit))
         return [event_row(document) for document in found]
 
@@ -303,6 +307,7 @@ class MongoRunEventStore(RunEventStore, Following):
         return await self._delete(queries.owned(query, user_id, "RunEventStore.delete_by_run"))
 
     async def _delete(self, query: Document) -> int:
+        self._events.check_owner()
         thread_id = query["thread_id"]
         actor = current_actor()
         if actor is not None and await self._owners.first_refused([thread_id], actor) is not None:
@@ -321,6 +326,7 @@ class MongoRunEventStore(RunEventStore, Following):
 
     async def flush(self) -> None:
         """Return when every event accepted so far is stored or has failed; its caller got the outcome."""
+        self._events.check_owner()
         await self._backlog.flush()
 
     async def aclose(self, timeout_s: float = CLOSE_TIMEOUT_S) -> int:
@@ -328,4 +334,5 @@ class MongoRunEventStore(RunEventStore, Following):
 
         Their callers get a `StorageUnavailableError`, and the number is logged at ERROR.
         """
+        self._events.check_owner()
         return await self._writer.close(timeout_s)

@@ -14,7 +14,6 @@ refuse a second copy that arrives late.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import deque
@@ -36,7 +35,8 @@ logger = logging.getLogger(__name__)
 WRITE_RETRY_BUDGET_S = 25.0
 """How long an uncertain write is retried, besides what the driver's own timeout allows."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.5
-_CANCEL_TIMEOUT_S = 1.0
+_CANCEL_TIMEOUT_S = 0.2
+_CLOSE_UNANSWERED_S, _CLOSE_POLL_S = 0.8, 0.05
 _MAX_IDLE_THREADS = 10_000
 _MAX_LOOKED_UP = 10_000
 _MAX_FAILED = 20
@@ -98,8 +98,7 @@ class EventWriter:
     async def close(self, timeout_s: float) -> int:
         """Accept nothing more and write what waits; the number of events that were not written in time."""
         self._backlog.close()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._backlog.flush(), timeout_s)
+        await self._flush_while_answered(timeout_s)
         remaining = self._backlog.unfinished()
         writers = [thread.writer for thread in self._threads.values() if thread.writer is not None]
         text = "the storage was closed before these run events were acknowledged; they may be stored or not"
@@ -117,6 +116,20 @@ class EventWriter:
                 extra={"operation": "RunEventStore.aclose"},
             )
         return lost
+
+    async def _flush_while_answered(self, timeout_s: float) -> None:
+        """Write what waits, until the server has answered no write for a while."""
+        flushing = asyncio.ensure_future(self._backlog.flush())
+        now = time.monotonic()
+        ends_at, answered, answered_at = now + timeout_s, self._events.answered, now
+        try:
+            while not flushing.done() and now < min(ends_at, answered_at + _CLOSE_UNANSWERED_S):
+                await asyncio.wait({flushing}, timeout=_CLOSE_POLL_S)
+                now = time.monotonic()
+                if self._events.answered != answered:
+                    answered, answered_at = self._events.answered, now
+        finally:
+            flushing.cancel()
 
     # Groups of one thread, one after the other.
 

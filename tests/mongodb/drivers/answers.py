@@ -10,9 +10,8 @@ from collections.abc import AsyncIterator, Awaitable
 from datetime import datetime
 from typing import Any, cast
 
-import pymongo
-
 from deerflow_mongo import MongoStorage, StorageError, ThreadMetaCreate
+from deerflow_mongo.mongodb.drivers.time_limit import long_running
 from deerflow_mongo.mongodb.events.store import MongoRunEventStore
 from deerflow_mongo.mongodb.stores.feedback import MongoFeedbackStore
 from deerflow_mongo.mongodb.stores.runs import MongoRunStore
@@ -214,9 +213,9 @@ class AnswerContract(DriverFixtures):
         """As the build of an index needs it."""
         await storage.runs.create("r", "t", user_id=None)
         async with new_storage(timeout_ms=TIMEOUT_MS) as hasty:
-            with pymongo.timeout(30):
+            with long_running(30):
                 found = await hasty.driver.command(
-                    {"find": "runs", "filter": {"$where": f"sleep({TIMEOUT_MS * 2}) || true"}}
+                    {"find": "runs", "filter": {"$where": f"sleep({TIMEOUT_MS * 3}) || true"}}
                 )
         assert len(found["cursor"]["firstBatch"]) == 1
 

@@ -23,6 +23,8 @@ from deerflow_mongo import (
 )
 from deerflow_mongo.mongodb.drivers.collection import Collection
 from deerflow_mongo.mongodb.drivers.errors import DuplicateKeyError, code_of, copied, translate, translating
+from deerflow_mongo.mongodb.drivers.ownership import Owner
+from deerflow_mongo.mongodb.drivers.time_limit import TimeLimit
 
 NAMESPACE = "deerflow.runs"
 
@@ -170,6 +172,11 @@ class _StubDriver:
     def __init__(self, error: Exception, *, is_closed: bool = False) -> None:
         self.error = error
         self.is_closed = is_closed
+        self.owner = Owner()
+        self.time_limit = TimeLimit(25_000)
+
+    def handle_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        return options
 
     def get_collection(self, name: str) -> Any:
         return self
@@ -218,7 +225,11 @@ _OPERATIONS: dict[str, tuple[str, Callable[[Collection], Awaitable[Any]]]] = {
 
 
 def test_every_method_of_a_collection_is_in_the_table() -> None:
-    methods = {name for name in vars(Collection) if not name.startswith("_")} - {"handle", "drop_handle"}
+    methods = {name for name in vars(Collection) if not name.startswith("_")} - {
+        "handle",
+        "drop_handle",
+        "check_owner",
+    }
     assert methods == set(_OPERATIONS)
 
 
