@@ -24,6 +24,7 @@ KINDS: Mapping[str, str] = {
     "durability": "acknowledged writes are visible to the next storage that is opened",
     "server": "the option `url` names a server",
     "following": "new run events are reported to followers as they are stored",
+    "many_rows": "hundreds of rows are stored and read in seconds",
     "validators": "the database itself rejects a malformed document",
 }
 """What a test may need and a backend may lack; `needs` and `lacks` use these names."""

@@ -8,7 +8,7 @@ import pytest
 
 from ..contract.protocols import Storage
 from .cases import case
-from .contract import RUN, THREAD, Contract
+from .contract import RUN, THREAD, Contract, needs
 from .limits import base_bytes
 from .run_events import event, seqs
 
@@ -117,6 +117,7 @@ class EventPageContract(Contract):
         assert await list_events(THREAD, "unknown run") == []
         assert await list_events("unknown thread", "run-b") == []
 
+    @needs("many_rows")
     async def test_list_events_has_a_default_limit_of_500(self, storage: Storage) -> None:
         await storage.run_events.put_batch([event()] * 510)
         assert seqs(await storage.run_events.list_events(THREAD, RUN)) == list(range(1, 501))

@@ -8,7 +8,7 @@ from typing import Any
 from ..contract.capabilities import Accounts, Following
 from ..contract.protocols import Storage
 from .cases import case
-from .contract import ALICE, BOB, RUN, THREAD, Contract
+from .contract import ALICE, BOB, RUN, THREAD, Contract, needs
 from .run_events import event, seqs
 
 _ROWS = 510
@@ -34,6 +34,7 @@ def _falling(prefix: str) -> list[str]:
 
 
 class ManyRowsContract(Contract):
+    @needs("many_rows")
     async def test_counts_and_lists_cover_more_than_500_events(self, storage: Storage) -> None:
         """`count_messages` has no limit, and a list has only the one that is given."""
         events = storage.run_events
@@ -50,16 +51,19 @@ class ManyRowsContract(Contract):
         if isinstance(events, Following):
             assert len(await events.list_thread_events(THREAD, **everything)) == _ROWS + 10
 
+    @needs("many_rows")
     async def test_delete_by_run_removes_and_counts_more_than_500_events(self, storage: Storage) -> None:
         await storage.run_events.put_batch([event()] * _ROWS)
         assert await storage.run_events.delete_by_run(THREAD, RUN) == _ROWS
         assert await storage.run_events.list_events(THREAD, RUN) == []
 
+    @needs("many_rows")
     async def test_delete_by_thread_removes_and_counts_more_than_500_events(self, storage: Storage) -> None:
         await storage.run_events.put_batch([event()] * _ROWS)
         assert await storage.run_events.delete_by_thread(THREAD) == _ROWS
         assert await storage.run_events.count_messages(THREAD) == 0
 
+    @needs("many_rows")
     async def test_sums_and_lists_cover_more_than_500_runs(self, storage: Storage) -> None:
         """`list_pending` and `token_usage_by_thread` have no limit."""
         await _given_runs(storage)
@@ -72,6 +76,7 @@ class ManyRowsContract(Contract):
         assert usage["by_caller"]["subagent"] == _ROWS
         assert (usage["by_model"]["m"]["runs"], usage["by_model"]["m"]["tokens"]) == (_ROWS, _ROWS)
 
+    @needs("many_rows")
     async def test_totals_and_lists_cover_more_than_500_votes(self, storage: Storage) -> None:
         """`aggregate_by_run` has no limit."""
         feedback = storage.feedback
@@ -88,6 +93,7 @@ class ManyRowsContract(Contract):
         ):
             assert [row["user_id"] for row in rows] == newest
 
+    @needs("many_rows")
     async def test_grouped_feedback_covers_more_than_500_runs(self, storage: Storage) -> None:
         votes = (
             storage.feedback.create(run_id=f"run-{number}", thread_id=THREAD, rating=-1, user_id=ALICE)
@@ -96,6 +102,7 @@ class ManyRowsContract(Contract):
         await asyncio.gather(*votes)
         assert len(await storage.feedback.list_by_thread_grouped(THREAD, user_id=ALICE)) == _ROWS
 
+    @needs("many_rows")
     async def test_search_covers_more_than_500_threads(self, storage: Storage) -> None:
         threads = storage.threads
         for number in range(_ROWS):
@@ -109,6 +116,7 @@ class ManyRowsContract(Contract):
                 page = await threads.search_threads(**arguments, limit=10_000, offset=500)
                 assert [thread.thread_id for thread in page] == newest[500:]
 
+    @needs("many_rows")
     async def test_count_and_list_cover_more_than_500_accounts(self, storage: Storage) -> None:
         """Where the storage has accounts."""
         if not isinstance(storage, Accounts):

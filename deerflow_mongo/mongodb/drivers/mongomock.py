@@ -34,6 +34,7 @@ UNSUPPORTED: dict[str, str] = {
     "processes": "mongomock lives in one process: other processes see nothing of it",
     "durability": "mongomock stores nothing beyond its process",
     "following": "mongomock has no change streams",
+    "many_rows": "mongomock compares each new document with all stored ones: minutes for what takes a second",
     "server": "mongomock has no server to be unreachable, to log who connects or to explain a query",
 }
 """What no test can show on mongomock, with the reason."""
