@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from ..contract.arguments import acting_user, filter_text, identifier, names
 from ..contract.rows import MESSAGE, PENDING
-from .documents.run_events import ANCHOR_SEQ, ONCE
+from .documents.run_events import ANCHOR_SEQ, DELETION, ONCE
 from .documents.stored_times import ORDER
 from .documents.versions import DATABASE_VERSION_ID, RETENTION_MARK
 
@@ -147,6 +147,16 @@ def anchor_not_renewed_since(thread_id: str, anchored_at: datetime) -> Query:
 
 def events_by_id(thread_id: str, event_ids: list[Any]) -> Query:
     return {"thread_id": thread_id, "_id": {"$in": event_ids}}
+
+
+def events_by_event_id(thread_id: str, event_ids: list[str]) -> Query:
+    """The stored events of the thread that carry these ids of their callers', which are checked already."""
+    return {"thread_id": thread_id, "event_id": {"$in": event_ids}}
+
+
+def events_of_deletion(thread_id: str, deletion: Any) -> Query:
+    """The tombstones that one deletion has left."""
+    return {"thread_id": thread_id, DELETION: deletion}
 
 
 def same_event_once(event: Query) -> Query:

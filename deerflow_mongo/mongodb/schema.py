@@ -14,7 +14,7 @@ from ..contract.arguments import RATINGS
 from ..contract.rows import CALLERS, MESSAGE
 from .documents.encoding import JSON_MARK, Document
 from .documents.feedback import VOTE
-from .documents.run_events import EXPIRES_AT, ONCE
+from .documents.run_events import DELETION, EXPIRES_AT, ONCE
 from .documents.stored_times import BELOW_MS, ORDER, ORDER_TIE
 from .documents.versions import MIGRATING_FROM, RETENTION_MARK, SCHEMA_VERSION
 
@@ -37,6 +37,7 @@ VALIDATOR_TITLE = f"{_TITLE_START} {SCHEMA_VERSION}"
 Keys: TypeAlias = tuple[tuple[str, int], ...]
 NEWEST_FIRST: Keys = ((ORDER, -1), (ORDER_TIE, -1))
 OLDEST_FIRST: Keys = ((ORDER, 1), (ORDER_TIE, 1))
+BY_EVENT_ID: Keys = (("event_id", 1),)
 LAST_UPDATED_FIRST: Keys = (("updated_at", -1), ("updated_at" + BELOW_MS, -1), ("_id", -1))
 SEQ_RISING: Keys = (("seq", 1),)
 SEQ_FALLING: Keys = (("seq", -1),)
@@ -249,7 +250,15 @@ _RUN_EVENT: Document = {
             },
             optional=("user_id", "event_id", ONCE, *_EVENT_TIMES),
         ),
-        _object({**_NUMBERED, "event_stored_at": _DATE, EXPIRES_AT: _OPTIONAL_DATE}),
+        _object(
+            {
+                **_NUMBERED,
+                "event_stored_at": _DATE,
+                EXPIRES_AT: _OPTIONAL_DATE,
+                DELETION: {"bsonType": "objectId"},
+            },
+            optional=(DELETION,),
+        ),
         _object({**_NUMBERED, "minimum_next_seq": _COUNT, "anchored_at": _DATE}),
     ]
 }
@@ -307,6 +316,14 @@ EVENT_IDS = Index(
     unique=True,
     # Any text; see OAUTH_INDEX.
     partial={"event_id": {"$gte": ""}},
+)
+
+ONCE_PER_RUN = Index(
+    "once_per_run",
+    (("thread_id", 1), ("run_id", 1), ("event_type", 1)),
+    "run_events.put_if_absent: at most one event that it stored",
+    unique=True,
+    partial={ONCE: True},
 )
 
 FEEDBACK_BY_USER = Index(
@@ -412,13 +429,7 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
                 "run_events.list_messages_by_run",
                 partial={"category": MESSAGE},
             ),
-            Index(
-                "once_per_run",
-                (("thread_id", 1), ("run_id", 1), ("event_type", 1)),
-                "run_events.put_if_absent: at most one event that it stored",
-                unique=True,
-                partial={ONCE: True},
-            ),
+            ONCE_PER_RUN,
             Index(
                 "expired_tombstones",
                 ((EXPIRES_AT, 1),),

@@ -311,6 +311,7 @@ class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
             committed,
             ThreadOwners(self._collection(schema.THREADS, **READ_FROM_PRIMARY)),
             lambda: migrations.had_retention(versions),
+            self._config.timeout_ms,
         )
 
     async def _driver_options(self) -> DriverOptions:

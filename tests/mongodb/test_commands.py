@@ -318,8 +318,8 @@ EVENT_OPERATIONS: dict[str, tuple[list[str], Operation]] = {
         lambda s: s.run_events.put_batch([_event(), _event()]),
     ),
     "the next": (["insert"], lambda s: s.run_events.put_batch([_event(), _event()])),
-    "a batch for a transaction": (
-        ["insert", "commitTransaction"],
+    "a batch larger than one unit": (
+        ["insert"],
         lambda s: s.run_events.put_batch([_event() for _ in range(100)]),
     ),
     "twelve calls at once": (

@@ -32,11 +32,11 @@ ONCE = "once"
 ANCHOR_SEQ = 0
 """The anchor's number: below every event, so that the anchor sorts last only in an empty thread."""
 
-SERVER_FIELDS = ("_id", "seq", "stored_at")
-"""An event's fields that no caller gives; two calls with the same event differ in them."""
-
 EXPIRES_AT = "expires_at"
 """When the server removes a tombstone; null for never."""
+
+DELETION = "deletion"
+"""The call that left a tombstone, to count what it deleted after a lost answer."""
 
 LAST_NUMBER_FIELDS = [
     "schema_version",
@@ -103,15 +103,16 @@ def new_minimum_update(minimum_next_seq: int, anchored_at: datetime) -> Document
     }
 
 
-def tombstone_update(last_seq: int, expires_at: datetime) -> list[Document]:
-    """The update that leaves an event's number occupied and nothing else.
+def tombstone_update(last_seq: int, expires_at: datetime, deletion: ObjectId) -> list[Document]:
+    """The update that leaves an event's number occupied, and nothing else but the id of the deletion.
 
     Tombstones of numbers below `last_seq` are removed at `expires_at`. The others stay for ever, so that a
     thread's highest number is never lost.
     """
     number = {"_id": "$_id", "schema_version": READABLE_FROM, "thread_id": "$thread_id", "seq": "$seq"}
     expiry = {"$cond": [{"$lt": ["$seq", last_seq]}, expires_at, None]}
-    return [{"$replaceRoot": {"newRoot": {**number, "event_stored_at": "$stored_at", EXPIRES_AT: expiry}}}]
+    tombstone = {**number, "event_stored_at": "$stored_at", EXPIRES_AT: expiry, DELETION: deletion}
+    return [{"$replaceRoot": {"newRoot": tombstone}}]
 
 
 def event_size_bytes(document: Document) -> int:

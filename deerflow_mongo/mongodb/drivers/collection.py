@@ -12,17 +12,8 @@ from typing import Any, Protocol, TypeAlias
 
 from pymongo import ReturnDocument
 
-from ...contract.errors import InvalidPayloadError, StorageClosedError, StorageError, StorageUnavailableError
-from .errors import (
-    DRIVER_ERRORS,
-    NO_TRANSACTIONS_CODE,
-    TOO_LARGE_FOR_TRANSACTION_CODES,
-    WATCH,
-    DuplicateKeyError,
-    code_of,
-    no_answer,
-    translate,
-)
+from ...contract.errors import StorageClosedError, StorageError, StorageUnavailableError
+from .errors import DRIVER_ERRORS, WATCH, no_answer, translate
 from .ownership import Owner, error_of_other_loop
 from .time_limit import TimeLimit
 
@@ -36,7 +27,6 @@ _MAX_BATCH_SIZE = 2**31 - 1
 class CollectionDriver(Protocol):
     """What a collection needs of its driver; see `Driver`."""
 
-    has_transactions: bool
     database_name: str
     owner: Owner
     time_limit: TimeLimit
@@ -47,7 +37,6 @@ class CollectionDriver(Protocol):
     def handle_options(self, options: Document) -> Document: ...
     async def rows(self, cursor: Any) -> list[Document]: ...
     async def aggregate(self, handle: Any, pipeline: list[Document], batch_size: int) -> Any: ...
-    async def insert_in_transaction(self, handle: Any, documents: list[Document]) -> None: ...
     async def watch(self, handle: Any, pipeline: list[Document]) -> Any: ...
 
 
@@ -62,8 +51,6 @@ class Collection:
         self._name = name
         self._options = options or {}
         self._handle: Any = None
-        self.answered = 0
-        """The number of commands that the server has answered: whether there is progress."""
 
     @property
     def name(self) -> str:
@@ -98,7 +85,7 @@ class Collection:
         handle = self._handle if self._handle is not None else await self.handle()
         try:
             with driver.time_limit.call():
-                result = await call(handle)
+                return await call(handle)
         except DRIVER_ERRORS as error:
             raise self._translate(error, operation, written) from error
         except TimeoutError as error:
@@ -108,8 +95,6 @@ class Collection:
             if refused is None:
                 raise
             raise refused from error
-        self.answered += 1
-        return result
 
     def _translate(self, error: Exception, operation: str, written: object = None) -> StorageError:
         translated = translate(error, operation, self._namespace, written)
@@ -159,23 +144,6 @@ class Collection:
     async def insert_many(self, documents: list[Document]) -> None:
         """In their order, up to the first that is refused."""
         await self._run("insert", lambda handle: handle.insert_many(documents), documents)
-
-    async def insert_all_or_none(self, documents: list[Document]) -> None:
-        """In one transaction, two commands; as `insert_many` where the server has no transactions."""
-        if self._driver.has_transactions:
-            try:
-                await self._run(
-                    "insert",
-                    lambda handle: self._driver.insert_in_transaction(handle, documents),
-                    documents,
-                )
-            except StorageError as error:
-                if code_of(error) != NO_TRANSACTIONS_CODE:
-                    raise _of_transaction(error) from error.__cause__
-                self._driver.has_transactions = False
-            else:
-                return
-        await self.insert_many(documents)
 
     async def update_one(self, query: Document, update: Update) -> int:
         """The number of documents that matched: 0 or 1."""
@@ -230,18 +198,6 @@ class Collection:
                 yield next_change
         except DRIVER_ERRORS as error:
             raise self._translate(error, WATCH) from error
-
-
-def _of_transaction(error: StorageError) -> StorageError:
-    """The error of a transaction for what the server reported about one of its commands."""
-    if code_of(error) in TOO_LARGE_FOR_TRANSACTION_CODES:
-        return InvalidPayloadError(
-            "the batch",
-            "it exceeds what this server stores in one transaction: split it into smaller batches",
-        )
-    if isinstance(error, DuplicateKeyError):
-        error.stored = 0  # the transaction was rolled back
-    return error
 
 
 def end_if_cancelled() -> None:

@@ -95,8 +95,6 @@ class Driver(ABC):
     """A client of one server and one database, opened at the first use, within one event loop."""
 
     name: str
-    has_transactions = True
-    """Assumed until the server reports that it has none."""
 
     def __init__(
         self, options: Callable[[], Awaitable[DriverOptions]], timeout_ms: int, client: Any = None
@@ -134,9 +132,6 @@ class Driver(ABC):
 
     async def aggregate(self, handle: Any, pipeline: list[Document], batch_size: int) -> Any:
         return handle.aggregate(pipeline, batchSize=batch_size)
-
-    @abstractmethod
-    async def insert_in_transaction(self, handle: Any, documents: list[Document]) -> None: ...
 
     @abstractmethod
     async def watch(self, handle: Any, pipeline: list[Document]) -> Any:

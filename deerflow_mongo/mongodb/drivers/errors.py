@@ -36,9 +36,7 @@ WATCH = "watch"
 NO_CHANGE_STREAMS = "change streams require a replica set (one member is enough)"
 
 # Codes as in the server's own list (error_codes.yml).
-NO_TRANSACTIONS_CODE = 20  # IllegalOperation: a standalone server
 INDEX_NOT_FOUND_CODE = 27
-TOO_LARGE_FOR_TRANSACTION_CODES = frozenset({257, 388})  # TransactionTooLarge, TransactionTooLargeForCache
 
 _NO_CHANGE_STREAMS_CODES = frozenset({20, 40573})  # IllegalOperation; "only supported on replica sets"
 _BAD_VALUE_CODE = 2

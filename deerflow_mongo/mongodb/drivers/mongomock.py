@@ -89,9 +89,6 @@ class MongomockDriver(Driver):
         # There is one node and one process: every read returns what was written, without any options.
         return self.adopt(MongomockCollection(self, name))
 
-    async def insert_in_transaction(self, handle: Any, documents: list[Document]) -> None:
-        await handle.insert_many(documents)
-
     async def watch(self, handle: Any, pipeline: list[Document]) -> Any:
         raise StorageError(NO_CHANGE_STREAMS)
 

@@ -10,7 +10,7 @@ from pymongo import MongoClient
 
 from .collection import Document
 from .driver import DRIVER_INFO, Driver, DriverOptions
-from .pymongo_async import client_settings, transaction_options, watched
+from .pymongo_async import client_settings, watched
 from .threads import in_thread
 
 
@@ -37,13 +37,6 @@ class MotorDriver(Driver):
 
     async def close_client(self, client: Any) -> None:
         client.close()
-
-    async def insert_in_transaction(self, handle: Any, documents: list[Document]) -> None:
-        async with (
-            await self._client.start_session() as session,
-            session.start_transaction(**transaction_options(handle)),
-        ):
-            await handle.insert_many(documents, session=session)
 
     async def watch(self, handle: Any, pipeline: list[Document]) -> Any:
         return watched(handle).watch(pipeline)

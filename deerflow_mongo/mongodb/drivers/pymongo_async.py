@@ -8,7 +8,7 @@ from pymongo import AsyncMongoClient
 
 from ..uri_options import CLIENT_DEFAULTS, read_uri
 from .collection import Document
-from .driver import DRIVER_INFO, LOCAL_READ, MAJORITY_READ, READ_FROM_PRIMARY, Driver, DriverOptions
+from .driver import DRIVER_INFO, MAJORITY_READ, Driver, DriverOptions
 
 
 class PyMongoDriver(Driver):
@@ -26,13 +26,6 @@ class PyMongoDriver(Driver):
     async def aggregate(self, handle: Any, pipeline: list[Document], batch_size: int) -> Any:
         return await handle.aggregate(pipeline, batchSize=batch_size)
 
-    async def insert_in_transaction(self, handle: Any, documents: list[Document]) -> None:
-        async with (
-            self._client.start_session() as session,
-            await session.start_transaction(**transaction_options(handle)),
-        ):
-            await handle.insert_many(documents, session=session)
-
     async def watch(self, handle: Any, pipeline: list[Document]) -> Any:
         return await watched(handle).watch(pipeline)
 
@@ -48,11 +41,6 @@ def client_settings(options: DriverOptions) -> dict[str, Any]:
     # PyMongo ignores it where timeoutMS is set, and has no limit for a reply where that is not set.
     limits = {name: timeout_ms for name in ("socketTimeoutMS", "waitQueueTimeoutMS") if uri.ms(name) is None}
     return {**settings, "timeoutMS": None, **limits}
-
-
-def transaction_options(handle: Any) -> dict[str, Any]:
-    """Those of a collection, whatever the client's own are."""
-    return {"write_concern": handle.write_concern, "read_concern": LOCAL_READ, **READ_FROM_PRIMARY}
 
 
 def watched(handle: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from types import TracebackType
 
@@ -33,6 +33,11 @@ def long_running(limit_s: float = LONG_RUNNING_TIMEOUT_S) -> Generator[None]:
             yield
     finally:
         _longer_limit_s.reset(token)
+
+
+def shared_limit(limit_s: float) -> AbstractContextManager[object]:
+    """The time that the commands inside may take together, beside the limit of each."""
+    return timeout(limit_s)
 
 
 class TimeLimit:

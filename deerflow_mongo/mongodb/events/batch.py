@@ -1,4 +1,4 @@
-"""The events of one call and one thread until they are stored, and which batches may share a write.
+"""The events of one call and one thread until they are stored, and which of them may share a write.
 
 Nothing here talks to the server; when and how a batch is written is in `writer.py`.
 """
@@ -6,17 +6,26 @@ Nothing here talks to the server; when and how a batch is written is in `writer.
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections import deque
+from collections.abc import Iterable, Iterator
 
 from ...contract.errors import StorageError
 from ..documents.encoding import Document
-from ..documents.run_events import ONCE, SERVER_FIELDS
-from ..drivers.errors import copied
+from ..documents.run_events import ONCE
+from ..drivers.errors import copied, with_cause
 
-MAX_GROUP_EVENTS = 63
+MAX_UNIT_EVENTS = 63
 """One less than what a server stores as one unit: a new thread's anchor is stored with its first events."""
-MAX_GROUP_BYTES = 256 * 1024
+MAX_UNIT_BYTES = 256 * 1024
+
+MAX_PART_EVENTS = 1_000
+MAX_PART_BYTES = 4 * 1024 * 1024
+"""What one insert of a larger batch has at most, unless a single event is larger.
+
+Such an insert takes a server some 50 ms, far from any timeout, and fits into one message (48 MB).
+"""
 
 
 class EventExistsError(Exception):
@@ -24,31 +33,33 @@ class EventExistsError(Exception):
 
 
 class Batch:
-    """Events of one call and one thread on their way to the server."""
+    """Events of one call and one thread on their way to the server.
+
+    An event without a number (`seq` 0) is not stored yet. One that repeats the `event_id` of a stored event
+    is replaced by that event's document.
+    """
 
     __slots__ = (
         "accepted_at",
         "documents",
         "done",
+        "has_event_ids",
         "last_cause",
         "may_be_stored",
-        "now",
         "permit",
         "size_bytes",
+        "sizes",
     )
 
     def __init__(
-        self,
-        documents: list[Document],
-        size_bytes: int,
-        now: Document,
-        permit: asyncio.Future[None] | None = None,
+        self, documents: list[Document], sizes: list[int], permit: asyncio.Future[None] | None = None
     ) -> None:
-        """`now` is the time of events that have none of their own; `permit` is awaited before a write."""
+        """`sizes` are those of the documents in bytes; `permit` is awaited before a write."""
         self.documents = documents
-        self.size_bytes = size_bytes
-        self.now = now
+        self.sizes = sizes
+        self.size_bytes = sum(sizes)
         self.permit = permit
+        self.has_event_ids = any("event_id" in item for item in documents)
         self.may_be_stored = False
         self.last_cause: BaseException | None = None
         """The driver's error of the last failed try."""
@@ -66,21 +77,57 @@ class Batch:
             self.done.set_result(self.documents)
 
     @property
+    def has_failed(self) -> bool:
+        return self.done.done() and not self.done.cancelled() and self.done.exception() is not None
+
+    @property
     def is_exclusive(self) -> bool:
         """Whether it must not share a write, because the server may refuse it alone."""
         return ONCE in self.documents[0]
 
     @property
-    def caller_fields(self) -> list[Document]:
-        """What the caller passed, to recognise a call that repeats one that failed."""
-        return [
-            {
-                name: value
-                for name, value in item.items()
-                if name not in SERVER_FIELDS and (name not in self.now or value != self.now[name])
-            }
-            for item in self.documents
-        ]
+    def is_large(self) -> bool:
+        """Whether it is more than one unit, and therefore written in parts."""
+        events = len(self.documents)
+        return events > MAX_UNIT_EVENTS or (events > 1 and self.size_bytes > MAX_UNIT_BYTES)
+
+    @property
+    def is_stored(self) -> bool:
+        return all(item["seq"] for item in self.documents)
+
+    def parts(self) -> Iterator[Part]:
+        """The batch in its order, each part small enough for one insert; created when they are needed."""
+        start, size_bytes = 0, 0
+        for stop, size in enumerate(self.sizes):
+            if stop - start == MAX_PART_EVENTS or (stop > start and size_bytes + size > MAX_PART_BYTES):
+                yield Part(self, start, stop)
+                start, size_bytes = stop, 0
+            size_bytes += size
+        yield Part(self, start, len(self.sizes))
+
+
+class Part(Batch):
+    """Some of the events of a larger batch, which fails with the first part that does."""
+
+    __slots__ = ("_whole", "start")
+
+    def __init__(self, whole: Batch, start: int, stop: int) -> None:
+        super().__init__(whole.documents[start:stop], whole.sizes[start:stop])
+        self._whole = whole
+        self.start = start
+
+    def fail(self, error: Exception) -> None:
+        super().fail(error)
+        if isinstance(error, StorageError):
+            error = with_note(error, f"a first part may be stored, {self.start} events of it are")
+        self._whole.fail(error)
+
+
+def with_note(error: StorageError, note: str) -> StorageError:
+    """A copy of the error whose text ends with the note."""
+    noted = copy.copy(error)
+    noted.args = (f"{error}; {note}",)
+    return with_cause(noted, error.__cause__)
 
 
 def next_group(waiting: deque[Batch]) -> list[Batch]:
@@ -89,17 +136,10 @@ def next_group(waiting: deque[Batch]) -> list[Batch]:
     events, size_bytes = len(group[0].documents), group[0].size_bytes
     while waiting and not (group[0].is_exclusive or waiting[0].is_exclusive):
         events, size_bytes = events + len(waiting[0].documents), size_bytes + waiting[0].size_bytes
-        if events > MAX_GROUP_EVENTS or size_bytes > MAX_GROUP_BYTES:
+        if events > MAX_UNIT_EVENTS or size_bytes > MAX_UNIT_BYTES:
             break
         group.append(waiting.popleft())
     return group
-
-
-def fits_one_unit(group: list[Batch], events: int) -> bool:
-    """Whether the server stores these `events` of the group as one unit, which others see all at once."""
-    return events == 1 or (
-        events <= MAX_GROUP_EVENTS and sum(batch.size_bytes for batch in group) <= MAX_GROUP_BYTES
-    )
 
 
 async def permitted(group: list[Batch]) -> list[Batch]:
@@ -108,25 +148,57 @@ async def permitted(group: list[Batch]) -> list[Batch]:
         if batch.permit is not None and not batch.done.done():
             try:
                 await batch.permit
+            except asyncio.CancelledError:
+                if not batch.permit.cancelled():
+                    raise  # it is the writer that was cancelled
+                batch.fail(StorageError("the check of the access to the thread was cancelled"))
             except Exception as error:  # noqa: BLE001 - it is raised to the caller that it concerns
                 batch.fail(error)
     return [batch for batch in group if not batch.done.done()]
 
 
+def not_stored(group: list[Batch]) -> list[Document]:
+    """The documents to be inserted next, in order; one of each `event_id`."""
+    documents = [item for batch in group for item in batch.documents if item["seq"] == 0]
+    if not any(batch.has_event_ids for batch in group):
+        return documents
+    seen: set[str] = set()
+    first: list[Document] = []
+    for item in documents:
+        event_id = item.get("event_id")
+        if event_id is None or event_id not in seen:
+            first.append(item)
+        if event_id is not None:
+            seen.add(event_id)
+    return first
+
+
+def event_id_places(group: list[Batch]) -> dict[str, list[tuple[Batch, int]]]:
+    """Where in the group's batches events with an `event_id` stand that are not stored, by that id."""
+    places: dict[str, list[tuple[Batch, int]]] = {}
+    for batch in group:
+        if batch.has_event_ids:
+            for position, item in enumerate(batch.documents):
+                if item["seq"] == 0 and "event_id" in item:
+                    places.setdefault(item["event_id"], []).append((batch, position))
+    return places
+
+
+def replace_repeated(group: list[Batch], stored: Iterable[Document]) -> None:
+    """Replace the events that repeat the `event_id` of a stored one."""
+    places = event_id_places(group)
+    if places:
+        for document in stored:
+            for batch, position in places.get(document.get("event_id", ""), ()):
+                batch.documents[position] = copy.deepcopy(document)  # rows share no values
+
+
 def unfinished(group: list[Batch]) -> list[Batch]:
     """The batches with documents that are not stored; the others succeed."""
-    remaining = [batch for batch in group if any(item["seq"] == 0 for item in batch.documents)]
+    if any(batch.has_event_ids for batch in group):
+        replace_repeated(group, [item for batch in group for item in batch.documents if item["seq"]])
+    remaining = [batch for batch in group if not batch.is_stored]
     for batch in group:
         if batch not in remaining:
             batch.succeed()
     return remaining
-
-
-def resume_failed(failed: list[Batch], batch: Batch) -> None:
-    """Give a call that repeats a failed one the documents of that one, which may be stored already."""
-    fields = batch.caller_fields
-    for earlier in failed:
-        if earlier.caller_fields == fields:
-            failed.remove(earlier)
-            batch.documents, batch.now, batch.may_be_stored = earlier.documents, earlier.now, True
-            return

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from typing import Any, Unpack
+
+from bson import ObjectId
 
 from ...contract import arguments
 from ...contract.actor import BoundActor, UserId, current_actor
 from ...contract.capabilities import Following
-from ...contract.errors import PayloadTooLargeError, ThreadAccessError
+from ...contract.errors import PayloadTooLargeError, StorageUnavailableError, ThreadAccessError
 from ...contract.protocols import RunEventStore
 from ...contract.rows import RunEventFields, RunEventRow
 from ...contract.run_event_fields import CheckedRunEvent, checked_event, checked_events
@@ -21,6 +24,7 @@ from ..documents.run_events import ONCE, event_row, event_size_bytes, new_event,
 from ..documents.stored_times import stamp_of, time_fields
 from ..drivers.collection import Collection, Sort
 from ..drivers.errors import DRIVER_ERRORS, MAX_DOCUMENT_BYTES, translate
+from ..drivers.time_limit import shared_limit
 from ..schema import SEQ_FALLING, SEQ_RISING
 from .backlog import Backlog
 from .batch import Batch, EventExistsError
@@ -31,6 +35,8 @@ from .writer import EventWriter
 _NUMBERS_BYTES = 64
 """What `seq` and `stored_at` may add to a document's size, which is checked before they are set."""
 CLOSE_TIMEOUT_S = 10.0
+DEFAULT_TIMEOUT_MS = 25_000
+_DELETION_PAUSE_S = 0.1
 _FOLLOW_PAGE = 500
 _MAX_FOLLOWERS = 10_000
 
@@ -82,7 +88,13 @@ def _mark_retrieved(permit: asyncio.Future[None]) -> None:
 
 
 class MongoRunEventStore(RunEventStore, Following):
-    """`RunEventStore` on MongoDB."""
+    """`RunEventStore` on MongoDB.
+
+    How long a call takes where the server does not answer, with T the `timeout_ms` of the storage: `put` and
+    `put_batch` end within 3 T, one of which they wait for room in the backlog at most, the deletions within
+    4 T and `put_if_absent` within 5 T. A batch larger than one unit may take longer, as long as each part of
+    it is stored within 2 T.
+    """
 
     def __init__(
         self,
@@ -91,6 +103,7 @@ class MongoRunEventStore(RunEventStore, Following):
         committed: Collection,
         owners: ThreadOwners,
         had_retention: HadRetention,
+        timeout_ms: int | None = None,
     ) -> None:
         """One collection with three sets of options: `events` and `committed` read from the primary.
 
@@ -99,27 +112,27 @@ class MongoRunEventStore(RunEventStore, Following):
         self._listed = listed
         self._events = events
         self._owners = owners
-        self._backlog = Backlog()
-        self._writer = EventWriter(events, committed, ThreadNumbers(events, had_retention), self._backlog)
+        self._timeout_s = (DEFAULT_TIMEOUT_MS if timeout_ms is None else timeout_ms) / 1000
+        self._backlog = Backlog(self._timeout_s)
+        numbers = ThreadNumbers(events, had_retention)
+        self._writer = EventWriter(events, committed, numbers, self._backlog, self._timeout_s)
 
     # Writing.
 
     async def put_batch(self, events: Sequence[RunEventFields]) -> list[RunEventRow]:
         given, now = checked_events(events), _now()
-        return await self._put([_encoded(event, now) for event in given], now)
+        return [event_row(item) for item in await self._put([_encoded(event, now) for event in given])]
 
     async def put(self, **event: Unpack[RunEventFields]) -> RunEventRow:
-        now = _now()
-        [row] = await self._put([_encoded(checked_event(event), now)], now)
-        return row
+        [stored] = await self._put([_encoded(checked_event(event), _now())])
+        return event_row(stored)
 
     async def put_if_absent(self, **event: Unpack[RunEventFields]) -> tuple[RunEventRow, bool]:
-        now = _now()
-        document: Document = {**_encoded(checked_event(event), now), ONCE: True}
+        document: Document = {**_encoded(checked_event(event), _now()), ONCE: True}
         query = queries.events_of_run(document["thread_id"], document["run_id"], document["event_type"])
         self._backlog.check_open()
         self._events.check_owner()
-        permit = self._permit([query["thread_id"]])
+        permit = self._permit([query["thread_id"]], current_actor())
         if permit is not None:
             await permit
         while True:
@@ -127,40 +140,43 @@ class MongoRunEventStore(RunEventStore, Following):
             if found:
                 return event_row(found[0]), False
             try:
-                [row] = await self._put([dict(document)], now, permit)
+                [stored] = await self._put([dict(document)], permit)
             except EventExistsError:
                 continue  # another caller was first: read its event, unless it was deleted meanwhile
-            return row, True
+            return event_row(stored), stored["_id"] == document["_id"]
 
     async def _put(
-        self, documents: list[Document], now: Document, permit: asyncio.Future[None] | None = None
-    ) -> list[RunEventRow]:
+        self, documents: list[Document], permit: asyncio.Future[None] | None = None
+    ) -> list[Document]:
+        """The stored documents, in the order of those given."""
         sizes = [_size_bytes(i if len(documents) > 1 else None, item) for i, item in enumerate(documents)]
         if not documents:
             return []
         self._events.check_owner()
-        await self._backlog.enter(len(documents), sum(sizes))
         positions: dict[str, list[int]] = {}
         for position, document in enumerate(documents):
             positions.setdefault(document["thread_id"], []).append(position)
-        permit = permit or self._permit(positions)
-        waiting = [
-            self._writer.accept(
-                thread_id,
-                Batch([documents[i] for i in places], sum(sizes[i] for i in places), now, permit),
-            )
+        batches = {
+            thread_id: Batch([documents[i] for i in places], [sizes[i] for i in places])
             for thread_id, places in positions.items()
-        ]
-        stored = [await waiting[0]] if len(waiting) == 1 else await asyncio.gather(*waiting)
-        rows: list[Any] = [None] * len(documents)
-        for places, numbered in zip(positions.values(), stored, strict=True):
+        }
+        actor = None if permit is not None else current_actor()
+        await self._backlog.enter(batches)
+        permit = permit or self._permit(positions, actor)
+        waiting: list[asyncio.Future[list[Document]]] = []
+        for thread_id, batch in batches.items():
+            batch.permit = permit
+            waiting.append(self._writer.accept(thread_id, batch))
+        if len(waiting) == 1:
+            return await waiting[0]
+        stored = list(documents)
+        for places, numbered in zip(positions.values(), await asyncio.gather(*waiting), strict=True):
             for position, document in zip(places, numbered, strict=True):
-                rows[position] = event_row(document)
-        return rows
+                stored[position] = document
+        return stored
 
-    def _permit(self, thread_ids: Iterable[str]) -> asyncio.Future[None] | None:
-        """The check of the bound actor's access, to be awaited before a write; None without an actor."""
-        actor = current_actor()
+    def _permit(self, thread_ids: Iterable[str], actor: BoundActor | None) -> asyncio.Future[None] | None:
+        """The check of the actor's access, to be awaited before a write; None without an actor."""
         if actor is None:
             return None
         permit = asyncio.ensure_future(self._check_access(list(thread_ids), actor))
@@ -312,10 +328,27 @@ class MongoRunEventStore(RunEventStore, Following):
         actor = current_actor()
         if actor is not None and await self._owners.first_refused([thread_id], actor) is not None:
             return 0
-        last_seq = await self._writer.last_seq(thread_id)
-        return await self._events.update_many(
-            query, tombstone_update(last_seq, utc_now() + TOMBSTONE_LIFETIME)
-        )
+        # A driver does not repeat an update of many documents. Here the tombstones of all tries carry one id,
+        # by which they are counted where the answer of a try was lost.
+        deletion = ObjectId()
+        deadline = time.monotonic() + self._timeout_s
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                with shared_limit(self._timeout_s):
+                    last_seq = await self._writer.last_seq(thread_id)
+                    update = tombstone_update(last_seq, utc_now() + TOMBSTONE_LIFETIME, deletion)
+                    deleted = await self._events.update_many(query, update)
+                    if tries > 1:
+                        left = count_pipeline(queries.events_of_deletion(thread_id, deletion))
+                        deleted = counted(await self._events.aggregate(left))
+            except StorageUnavailableError:
+                if time.monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(_DELETION_PAUSE_S)
+            else:
+                return deleted
 
     # What was accepted and is not stored yet.
 

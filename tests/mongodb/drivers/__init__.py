@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-_PARTS = ("answers", "cancellation", "change_streams", "closing", "error_mapping", "transactions")
+_PARTS = ("answers", "cancellation", "change_streams", "closing", "error_mapping", "large_batches")
 
 pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS))

@@ -23,8 +23,7 @@ from deerflow_mongo.testing.payload_values import ROUND_TRIPS
 from deerflow_mongo.testing.values import exactly
 
 from .conftest import Raw
-from .fixtures import TIMEOUT_MS, DriverFixtures, Opener, event
-from .transactions import BATCH
+from .fixtures import BATCH, TIMEOUT_MS, DriverFixtures, Opener, event
 
 _STORES = {
     "runs": MongoRunStore,
@@ -154,7 +153,7 @@ class Pass:
         assert len(rows) == 4
 
     async def _batches(self) -> None:
-        """One write, a transaction, several threads at once; what lists and followers see of them."""
+        """One unit, a larger batch, several threads at once; what lists and followers see of them."""
         events = self._storage.run_events
         for batch in (
             [],

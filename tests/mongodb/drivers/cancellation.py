@@ -12,8 +12,7 @@ import pytest
 
 from deerflow_mongo import MongoStorage, RunExistsError, ThreadMetaCreate
 
-from .fixtures import DriverFixtures, Opener, contents, event
-from .transactions import BATCH
+from .fixtures import BATCH, DriverFixtures, Opener, contents, event
 
 DELAYS_S = (0.0, 0.0003, 0.0006, 0.001, 0.002, 0.004)
 """Before the call is sent, while it is under way, after its answer is there."""
@@ -30,7 +29,7 @@ _CALLS: dict[str, Callable[[MongoStorage, str], Awaitable[Any]]] = {
     ),
     "find_one_and_delete": lambda s, name: s.feedback.delete_by_run(run_id="r", thread_id="t", user_id=name),
     "insert_many": lambda s, name: s.run_events.put_batch([event(thread_id=name)] * 3),
-    "insert_all_or_none": lambda s, name: s.run_events.put_batch([event(thread_id=name)] * BATCH),
+    "insert_many, large": lambda s, name: s.run_events.put_batch([event(thread_id=name)] * BATCH),
     "changes": lambda s, name: anext(s.run_events.follow(name)),
     "command": lambda s, _: s.inspect(),
 }

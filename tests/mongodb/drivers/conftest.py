@@ -46,7 +46,7 @@ def new_database(raw_client: Raw) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def standalone_url() -> Iterator[str]:
-    """A server without transactions and change streams."""
+    """A server without change streams and retried writes."""
     folder = Path(tempfile.mkdtemp(prefix="standalone-"))
     address = folder / "s.sock"
     options = ["--dbpath", str(folder), "--bind_ip", str(address), "--nounixsocket", "--quiet"]

@@ -11,13 +11,13 @@ from .cancellation import CancellationContract
 from .change_streams import ChangeStreamContract
 from .closing import ClosingContract
 from .error_mapping import ErrorMappingContract
-from .transactions import TransactionContract
+from .large_batches import LargeBatchContract
 
 
 class DriverContract(
     AnswerContract,
     ErrorMappingContract,
-    TransactionContract,
+    LargeBatchContract,
     ChangeStreamContract,
     ClosingContract,
     CancellationContract,

@@ -190,7 +190,6 @@ class ErrorMappingContract(DriverFixtures):
         writes: list[Callable[[Any], Awaitable[Any]]] = [
             lambda value: scratch.insert_one({"value": value}),
             lambda value: scratch.insert_many([{"value": value}]),
-            lambda value: scratch.insert_all_or_none([{"value": value}]),
             lambda value: scratch.update_one({}, {"$set": {"value": value}}),
             lambda value: scratch.find_one_and_upsert({}, {"$set": {"value": value}}),
         ]

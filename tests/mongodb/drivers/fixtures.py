@@ -21,6 +21,9 @@ from ..lossy_proxy import LossyProxy
 
 Opener = Callable[..., MongoStorage]
 
+BATCH = 100
+"""Events that a server does not store as one unit."""
+
 TIMEOUT_MS = 400
 SLACK_S = 5.0
 """For a busy machine; the drivers' own default would be 30 s."""

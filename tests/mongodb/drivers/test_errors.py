@@ -166,7 +166,6 @@ def test_duplicate_key_error_pickles_and_copies() -> None:
 class _StubDriver:
     """A driver whose every operation fails with one error."""
 
-    has_transactions = True
     database_name = "deerflow"
 
     def __init__(self, error: Exception, *, is_closed: bool = False) -> None:
@@ -190,9 +189,6 @@ class _StubDriver:
     async def aggregate(self, handle: Any, pipeline: Any, batch_size: int) -> Any:
         raise self.error
 
-    async def insert_in_transaction(self, handle: Any, documents: Any) -> None:
-        raise self.error
-
     async def watch(self, handle: Any, pipeline: Any) -> Any:
         raise self.error
 
@@ -214,7 +210,6 @@ _OPERATIONS: dict[str, tuple[str, Callable[[Collection], Awaitable[Any]]]] = {
     "aggregate": ("aggregate", lambda c: c.aggregate([])),
     "insert_one": ("insert", lambda c: c.insert_one({})),
     "insert_many": ("insert", lambda c: c.insert_many([{}])),
-    "insert_all_or_none": ("insert", lambda c: c.insert_all_or_none([{}])),
     "update_one": ("update", lambda c: c.update_one({}, {})),
     "update_many": ("update", lambda c: c.update_many({}, {})),
     "find_one_and_upsert": ("findAndModify", lambda c: c.find_one_and_upsert({}, {})),
@@ -249,21 +244,4 @@ async def test_operation_that_a_close_interrupted_reports_a_closed_storage(metho
     driver = _StubDriver(errors.AutoReconnect("connection closed"), is_closed=True)
     with pytest.raises(StorageClosedError) as refused:
         await call(Collection(driver, "runs"))
-    assert refused.value.__cause__ is driver.error
-
-
-async def test_failed_transaction_stored_nothing_before_the_duplicate() -> None:
-    details: Any = {"writeErrors": [{"index": 2, "code": 11000, "keyPattern": {"_id": 1}}]}
-    driver = _StubDriver(errors.BulkWriteError(details))
-    with pytest.raises(DuplicateKeyError) as refused:
-        await Collection(driver, "runs").insert_all_or_none([{}] * 3)
-    assert refused.value.stored == 0
-    assert refused.value.__cause__ is driver.error
-
-
-@pytest.mark.parametrize("code", [257, 388])
-async def test_batch_beyond_a_transaction_says_to_split_it(code: int) -> None:
-    driver = _StubDriver(errors.OperationFailure("transaction is too large", code))
-    with pytest.raises(InvalidPayloadError, match="split it into smaller batches") as refused:
-        await Collection(driver, "runs").insert_all_or_none([{}] * 3)
     assert refused.value.__cause__ is driver.error
