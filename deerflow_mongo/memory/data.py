@@ -27,6 +27,8 @@ class EventLog:
 
     events: list[rows.RunEventRow] = field(default_factory=list[rows.RunEventRow])
     last_seq: int = 0
+    by_event_id: dict[str, rows.RunEventRow] = field(default_factory=dict[str, rows.RunEventRow])
+    """Of those that have an `event_id`."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set, and replaced by a new one, as soon as events are stored."""
 

@@ -39,19 +39,27 @@ class MemoryRunEventStore(MemoryStore, RunEventStore, Following):
             if row["run_id"] == new["run_id"] and row["event_type"] == new["event_type"]:
                 return deepcopy(row), False
         [row] = self._append([new])
-        return row, True
+        return row, row["seq"] == new["seq"]
 
     def _append(self, rows: list[RunEventRow]) -> list[RunEventRow]:
-        """Number the rows and store them; copies of them in the same order."""
+        """Number the rows and store them; copies in the same order of what is stored for each of them."""
         self._check_access(rows)
-        for row in rows:
-            log = self._log(row["thread_id"])
-            log.last_seq += 1
-            row["seq"] = log.last_seq
-            log.events.append(row)
-            log.changed.set()
-            log.changed = asyncio.Event()
-        return deepcopy(rows)
+        # One copy each: two rows may be for the same event.
+        return [deepcopy(self._stored(row)) for row in rows]
+
+    def _stored(self, row: RunEventRow) -> RunEventRow:
+        """The row, numbered, or the one that is stored with its `event_id`."""
+        log = self._log(row["thread_id"])
+        if "event_id" in row:
+            first = log.by_event_id.setdefault(row["event_id"], row)
+            if first is not row:
+                return first
+        log.last_seq += 1
+        row["seq"] = log.last_seq
+        log.events.append(row)
+        log.changed.set()
+        log.changed = asyncio.Event()
+        return row
 
     def _check_access(self, rows: Iterable[RunEventRow]) -> None:
         """Raise `ThreadAccessError` if one of the threads is not the bound actor's to use."""
@@ -181,6 +189,7 @@ class MemoryRunEventStore(MemoryStore, RunEventStore, Following):
         deleted = {row["seq"] for row in rows}
         log = self._log(thread_id)
         log.events = [row for row in log.events if row["seq"] not in deleted]
+        log.by_event_id = {row["event_id"]: row for row in log.events if "event_id" in row}
         return len(deleted)
 
 

@@ -23,6 +23,7 @@ from .contract import KINDS, Contract, needs, needs_new_database
 from .copies import CopyContract
 from .errors import ErrorContract
 from .event_access import EventAccessContract
+from .event_ids import EventIdContract
 from .event_pages import EventPageContract
 from .feedback import FeedbackStoreContract
 from .following import FollowingContract
@@ -53,6 +54,7 @@ __all__ = [
     "CopyContract",
     "ErrorContract",
     "EventAccessContract",
+    "EventIdContract",
     "EventPageContract",
     "FeedbackStoreContract",
     "FollowingContract",
@@ -96,6 +98,7 @@ class StorageConformance(
     RunEventContract,
     EventPageContract,
     EventAccessContract,
+    EventIdContract,
     NewAfterDeletionContract,
     CopyContract,
     ManyRowsContract,

@@ -139,6 +139,28 @@ async def _put_events(storage: Storage, arguments: Mapping[str, Any]) -> list[li
     return [given for batches in await _in_tasks(put) for given in batches]
 
 
+async def _put_with_event_ids(storage: Storage, arguments: Mapping[str, Any]) -> dict[str, int]:
+    """The seq of each `event_id`, which must be the same for all tasks."""
+    seqs: dict[str, int] = {}
+
+    async def put(number: int) -> None:
+        event = {
+            "thread_id": arguments["thread_id"],
+            "run_id": f"run-{os.getpid()}-{number}",
+            "event_type": "ai_message",
+            "category": "message",
+        }
+        for round_ in range(arguments["rounds"]):
+            ids = [f"{round_}/{position}" for position in range(arguments["size"])]
+            batch: list[Any] = [*({**event, "event_id": event_id} for event_id in ids), event]
+            rows = await storage.run_events.put_batch(batch)
+            for event_id, row in zip(ids, rows, strict=False):
+                assert seqs.setdefault(event_id, row["seq"]) == row["seq"]
+
+    await _in_tasks(put)
+    return seqs
+
+
 async def _put_once(storage: Storage, arguments: Mapping[str, Any]) -> int:
     """The number of events that this process stored."""
 
@@ -165,6 +187,7 @@ JOBS: Mapping[str, Job] = {
     "create_runs": _create_runs,
     "merge_and_end": _merge_and_end,
     "put_events": _put_events,
+    "put_with_event_ids": _put_with_event_ids,
     "put_once": _put_once,
 }
 

@@ -231,11 +231,11 @@ async def test_refused_batch_has_the_drivers_error_as_cause(
 async def test_events_lost_by_close_have_the_drivers_error_as_cause(
     new_storage: Opener, proxy: LossyProxy
 ) -> None:
-    storage = new_storage(url=f"{proxy.url}&retryWrites=false", timeout_ms=300)
+    storage = new_storage(url=f"{proxy.url}&retryWrites=false", timeout_ms=5_000)
     await storage.run_events.put(**event())
     proxy.go_down()
     calls = [asyncio.ensure_future(call) for call in _puts(storage, 3)]
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(0.5)
     assert await storage.run_events.aclose(0.1) == 6
     await storage.aclose()
     for error in await _failures(calls):
