@@ -112,6 +112,12 @@ def events_of_run(thread_id: object, run_id: object, *event_types: str) -> Query
     return query
 
 
+def events_after(thread_id: object, run_id: object, after_seq: int | None) -> Query:
+    """The events of a thread, or of one run, with higher numbers."""
+    query = events_of_thread(thread_id) if run_id is None else events_of_run(thread_id, run_id)
+    return between(query, after_seq=after_seq, before_seq=None)
+
+
 def messages_of_thread(thread_id: object) -> Query:
     return {**of_thread(thread_id), "category": MESSAGE}
 

@@ -22,6 +22,7 @@ from . import inspection, migrations, schema
 from .checkpointer import Checkpointer
 from .config import EMBEDDED, MongoConfig, mongo_config, redacted
 from .database_state import is_set_up
+from .drivers.changes import changes
 from .drivers.collection import Collection
 from .drivers.driver import READ_COMMITTED, READ_FROM_PRIMARY, Driver, DriverOptions
 from .drivers.errors import MAX_DOCUMENT_BYTES
@@ -309,8 +310,10 @@ class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
             self._collection(schema.RUN_EVENTS, **READ_COMMITTED),
             events,
             committed,
+            self._collection(schema.RUNS, **READ_COMMITTED, **READ_FROM_PRIMARY),
             ThreadOwners(self._collection(schema.THREADS, **READ_FROM_PRIMARY)),
             lambda: migrations.had_retention(versions),
+            lambda pipeline: changes(self._driver, pipeline),
             self._config.timeout_ms,
         )
 

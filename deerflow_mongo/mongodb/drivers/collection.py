@@ -6,14 +6,13 @@ What differs between drivers is asked of the `CollectionDriver`; nothing here kn
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from pymongo import ReturnDocument
 
 from ...contract.errors import StorageClosedError, StorageError, StorageUnavailableError
-from .errors import DRIVER_ERRORS, WATCH, no_answer, translate
+from .errors import DRIVER_ERRORS, no_answer, translate
 from .ownership import Owner, error_of_other_loop
 from .time_limit import TimeLimit
 
@@ -37,7 +36,6 @@ class CollectionDriver(Protocol):
     def handle_options(self, options: Document) -> Document: ...
     async def rows(self, cursor: Any) -> list[Document]: ...
     async def aggregate(self, handle: Any, pipeline: list[Document], batch_size: int) -> Any: ...
-    async def watch(self, handle: Any, pipeline: list[Document]) -> Any: ...
 
 
 class Collection:
@@ -173,31 +171,6 @@ class Collection:
 
     async def find_one_and_delete(self, query: Document, *, sort: Sort) -> Document | None:
         return await self._run("findAndModify", lambda handle: handle.find_one_and_delete(query, sort=sort))
-
-    # Following.
-
-    @asynccontextmanager
-    async def changes(self, pipeline: list[Document]) -> AsyncGenerator[Callable[[], Awaitable[None]]]:
-        """A change stream. The function returns at the first change since its last return, or the start."""
-        handle = await self.handle()
-        try:
-            stream = await self._driver.watch(handle, pipeline)
-            async with stream:
-                # The first read opens the stream, from which on no change is missed.
-                seen = await stream.try_next() is not None
-
-                async def next_change() -> None:
-                    nonlocal seen
-                    while not seen:
-                        seen = await stream.try_next() is not None
-                        end_if_cancelled()
-                        if not stream.alive:
-                            raise StorageUnavailableError("the change stream ended: its collection is gone")
-                    seen = False
-
-                yield next_change
-        except DRIVER_ERRORS as error:
-            raise self._translate(error, WATCH) from error
 
 
 def end_if_cancelled() -> None:

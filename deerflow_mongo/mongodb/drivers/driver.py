@@ -134,8 +134,8 @@ class Driver(ABC):
         return handle.aggregate(pipeline, batchSize=batch_size)
 
     @abstractmethod
-    async def watch(self, handle: Any, pipeline: list[Document]) -> Any:
-        """The driver's own change stream; raises the driver's error where the server has none."""
+    async def watch(self, database: Any, pipeline: list[Document]) -> Any:
+        """The driver's own change stream of the database, open; raises the driver's error without one."""
 
     # What is the same for all.
 

@@ -89,7 +89,7 @@ class MongomockDriver(Driver):
         # There is one node and one process: every read returns what was written, without any options.
         return self.adopt(MongomockCollection(self, name))
 
-    async def watch(self, handle: Any, pipeline: list[Document]) -> Any:
+    async def watch(self, database: Any, pipeline: list[Document]) -> Any:
         raise StorageError(NO_CHANGE_STREAMS)
 
     async def command(self, document: Document, *, database: str | None = None) -> Document:

@@ -8,9 +8,10 @@ from typing import Any
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import MongoClient
 
+from .changes import max_await_ms
 from .collection import Document
 from .driver import DRIVER_INFO, Driver, DriverOptions
-from .pymongo_async import client_settings, watched
+from .pymongo_async import client_settings
 from .threads import in_thread
 
 
@@ -38,5 +39,13 @@ class MotorDriver(Driver):
     async def close_client(self, client: Any) -> None:
         client.close()
 
-    async def watch(self, handle: Any, pipeline: list[Document]) -> Any:
-        return watched(handle).watch(pipeline)
+    async def watch(self, database: Any, pipeline: list[Document]) -> Any:
+        await_ms = max_await_ms(database.delegate.client.options, self.time_limit.timeout_ms)
+        stream = watched(database).watch(pipeline, max_await_time_ms=await_ms)
+        # The first read opens it. What this one returns happened before the caller's own first read.
+        try:
+            await stream.try_next()
+        except BaseException:
+            await stream.close()
+            raise
+        return stream

@@ -7,6 +7,7 @@ from typing import Any
 from pymongo import AsyncMongoClient
 
 from ..uri_options import CLIENT_DEFAULTS, read_uri
+from .changes import max_await_ms
 from .collection import Document
 from .driver import DRIVER_INFO, MAJORITY_READ, Driver, DriverOptions
 
@@ -26,8 +27,9 @@ class PyMongoDriver(Driver):
     async def aggregate(self, handle: Any, pipeline: list[Document], batch_size: int) -> Any:
         return await handle.aggregate(pipeline, batchSize=batch_size)
 
-    async def watch(self, handle: Any, pipeline: list[Document]) -> Any:
-        return await watched(handle).watch(pipeline)
+    async def watch(self, database: Any, pipeline: list[Document]) -> Any:
+        await_ms = max_await_ms(database.client.options, self.time_limit.timeout_ms)
+        return await watched(database).watch(pipeline, max_await_time_ms=await_ms)
 
 
 def client_settings(options: DriverOptions) -> dict[str, Any]:
@@ -43,6 +45,6 @@ def client_settings(options: DriverOptions) -> dict[str, Any]:
     return {**settings, "timeoutMS": None, **limits}
 
 
-def watched(handle: Any) -> Any:
-    """The collection for a change stream, which the server reads with read concern "majority" only."""
-    return handle.with_options(read_concern=MAJORITY_READ)
+def watched(database: Any) -> Any:
+    """The database for a change stream, which the server reads with read concern "majority" only."""
+    return database.with_options(read_concern=MAJORITY_READ)

@@ -4,30 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
-from typing import Any, Unpack
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeAlias, Unpack
 
 from bson import ObjectId
 
 from ...contract import arguments
 from ...contract.actor import BoundActor, UserId, current_actor
 from ...contract.capabilities import Following
-from ...contract.errors import PayloadTooLargeError, StorageUnavailableError, ThreadAccessError
+from ...contract.errors import (
+    ArgumentValueError,
+    CorruptDocumentError,
+    PayloadTooLargeError,
+    StorageUnavailableError,
+    ThreadAccessError,
+)
 from ...contract.protocols import RunEventStore
 from ...contract.rows import RunEventFields, RunEventRow
 from ...contract.run_event_fields import CheckedRunEvent, checked_event, checked_events
+from ...contract.statuses import is_ending
 from ...contract.times import clock
 from .. import queries
+from ..documents.changes import change_pipeline
 from ..documents.counting import count_pipeline, counted
 from ..documents.encoding import Document, encode_content, encode_mapping
 from ..documents.run_events import ONCE, event_row, event_size_bytes, new_event, tombstone_update
 from ..documents.stored_times import stamp_of, time_fields
+from ..drivers.changes import NextChange
 from ..drivers.collection import Collection, Sort
 from ..drivers.errors import DRIVER_ERRORS, MAX_DOCUMENT_BYTES, translate
 from ..drivers.time_limit import shared_limit
 from ..schema import SEQ_FALLING, SEQ_RISING
 from .backlog import Backlog
 from .batch import Batch, EventExistsError
+from .following import MAX_FOLLOWERS, NewEventFeed, Page, Position, copied_row
 from .numbers import TOMBSTONE_LIFETIME, HadRetention, ThreadNumbers, utc_now
 from .thread_access import ThreadOwners
 from .writer import EventWriter
@@ -37,8 +48,11 @@ _NUMBERS_BYTES = 64
 CLOSE_TIMEOUT_S = 10.0
 DEFAULT_TIMEOUT_MS = 25_000
 _DELETION_PAUSE_S = 0.1
+_BY_ID = (("_id", 1),)
 _FOLLOW_PAGE = 500
-_MAX_FOLLOWERS = 10_000
+_FEED_CLOSE_TIMEOUT_S = 0.5
+
+OpenChanges: TypeAlias = Callable[[list[Document]], AbstractAsyncContextManager[NextChange]]
 
 
 def _encoded(event: CheckedRunEvent, now: Document) -> Document:
@@ -101,18 +115,25 @@ class MongoRunEventStore(RunEventStore, Following):
         listed: Collection,
         events: Collection,
         committed: Collection,
+        runs: Collection,
         owners: ThreadOwners,
         had_retention: HadRetention,
+        open_changes: OpenChanges,
         timeout_ms: int | None = None,
     ) -> None:
         """One collection with three sets of options: `events` and `committed` read from the primary.
 
-        `listed` and `committed` return only what no failover can roll back.
+        `listed` and `committed` return only what no failover can roll back; `runs` does both. `open_changes`
+        opens a change stream of the database.
         """
         self._listed = listed
         self._events = events
+        self._committed = committed
+        self._runs = runs
         self._owners = owners
         self._timeout_s = (DEFAULT_TIMEOUT_MS if timeout_ms is None else timeout_ms) / 1000
+        pipeline = change_pipeline(events.name, runs.name)
+        self._feed = NewEventFeed(lambda: open_changes(pipeline), self._followed_page, MAX_FOLLOWERS)
         self._backlog = Backlog(self._timeout_s)
         numbers = ThreadNumbers(events, had_retention)
         self._writer = EventWriter(events, committed, numbers, self._backlog, self._timeout_s)
@@ -237,12 +258,8 @@ class MongoRunEventStore(RunEventStore, Following):
     async def list_thread_events(
         self, thread_id: str, *, run_id: str | None = None, after_seq: int = 0, limit: int = 500
     ) -> list[RunEventRow]:
-        query = (
-            queries.events_of_thread(thread_id)
-            if run_id is None
-            else queries.events_of_run(thread_id, run_id)
-        )
-        queries.between(query, after_seq=arguments.sequence_number("after_seq", after_seq), before_seq=None)
+        after = arguments.sequence_number("after_seq", after_seq)
+        query = queries.events_after(thread_id, run_id, after)
         return await self._rows(query, SEQ_RISING, arguments.row_limit("limit", limit))
 
     async def count_messages(self, thread_id: str, *, user_id: UserId = None) -> int:
@@ -250,7 +267,7 @@ class MongoRunEventStore(RunEventStore, Following):
         queries.owned(query, user_id, "RunEventStore.count_messages")
         self._events.check_owner()
         counting = self._listed.aggregate(count_pipeline(query))
-        return counted(await self._if_allowed(query["thread_id"], counting))
+        return counted(await self._if_allowed(query["thread_id"], current_actor(), counting))
 
     async def _page(
         self, query: Document, limit: int, before_seq: int | None, after_seq: int | None
@@ -267,14 +284,14 @@ class MongoRunEventStore(RunEventStore, Following):
         if limit == 0:
             return []
         self._events.check_owner()
-        found = await self._if_allowed(query["thread_id"], self._listed.find(query, sort=sort, limit=limit))
+        reading = self._listed.find(query, sort=sort, limit=limit)
+        found = await self._if_allowed(query["thread_id"], current_actor(), reading)
         return [event_row(document) for document in found]
 
     async def _if_allowed(
-        self, thread_id: str, reading: Coroutine[Any, Any, list[Document]]
+        self, thread_id: str, actor: BoundActor | None, reading: Coroutine[Any, Any, list[Document]]
     ) -> list[Document]:
         """What is read, or nothing of another user's thread. Both reads are sent at the same time."""
-        actor = current_actor()
         if actor is None:
             return await reading
         refused, found = await asyncio.gather(self._owners.first_refused([thread_id], actor), reading)
@@ -284,7 +301,7 @@ class MongoRunEventStore(RunEventStore, Following):
 
     @property
     def max_followers(self) -> int:
-        return _MAX_FOLLOWERS
+        return MAX_FOLLOWERS
 
     async def follow(
         self,
@@ -294,23 +311,49 @@ class MongoRunEventStore(RunEventStore, Following):
         after_seq: int = 0,
         until_run_ends: bool = False,
     ) -> AsyncGenerator[RunEventRow]:
-        # A change stream notifies, and the numbers decide what is new: an event that was stored while the
-        # connection was lost is found by the next read.
-        query = queries.of_thread(thread_id)
-        changes = [
-            {"$match": {"operationType": "insert", "fullDocument.thread_id": query["thread_id"]}},
-            {"$project": {"_id": 1}},
-        ]
-        async with self._events.changes(changes) as wait_for_change:
+        thread_id = arguments.identifier("thread_id", thread_id)
+        run_id = None if run_id is None else arguments.identifier("run_id", run_id)
+        after = arguments.sequence_number("after_seq", after_seq) or 0
+        if arguments.flag("until_run_ends", until_run_ends) and run_id is None:
+            raise ArgumentValueError("until_run_ends needs a run_id")
+        follower = self._feed.join(thread_id, run_id, after, until_run_ends=until_run_ends)
+        try:
             while True:
-                rows = await self.list_thread_events(
-                    thread_id, run_id=run_id, after_seq=after_seq, limit=_FOLLOW_PAGE
-                )
-                for row in rows:
-                    after_seq = row["seq"]
-                    yield row
-                if len(rows) < _FOLLOW_PAGE:
-                    await wait_for_change()
+                page = await follower.next_page(current_actor())
+                for row in page.rows:
+                    yield copied_row(row)
+                if page.run_has_ended:
+                    return
+        finally:
+            follower.leave()
+
+    async def _followed_page(self, position: Position, *, check_run: bool) -> Page:
+        # The status is read first: what was stored before the run ended is then in the page.
+        status = await self._run_status(position.run_id) if check_run else None
+        has_ended = status is not None and is_ending(status)
+        query = queries.events_after(position.thread_id, position.run_id, position.after_seq)
+        # A notification comes from the primary's majority, which another member may not have yet. Nothing is
+        # read after the end: a new primary has all events of before, and perhaps not yet in its majority.
+        events = self._events if has_ended else self._committed
+        reading = events.find(query, sort=SEQ_RISING, limit=_FOLLOW_PAGE)
+        found = await self._if_allowed(position.thread_id, position.actor, reading)
+        return Page(
+            [event_row(document) for document in found],
+            last_seq=+found[-1]["seq"] if found else position.after_seq,
+            is_full=len(found) == _FOLLOW_PAGE,
+            run_is_stored=not check_run or status is not None,
+            run_has_ended=has_ended,
+        )
+
+    async def _run_status(self, run_id: str | None) -> str | None:
+        """The run's status; None if it is not stored."""
+        found = await self._runs.find(queries.run_by_id(run_id), sort=_BY_ID, limit=1, projection=["status"])
+        if not found:
+            return None
+        status = found[0].get("status")
+        if not isinstance(status, str):
+            raise CorruptDocumentError(self._runs.name, found[0]["_id"], "status", "is not text")
+        return status
 
     # Deleting.
 
@@ -365,7 +408,11 @@ class MongoRunEventStore(RunEventStore, Following):
     async def aclose(self, timeout_s: float = CLOSE_TIMEOUT_S) -> int:
         """Accept nothing more and write what was accepted; the number of events that could not be written.
 
-        Their callers get a `StorageUnavailableError`, and the number is logged at ERROR.
+        Their callers get a `StorageUnavailableError`, and the number is logged at ERROR. Followers end at
+        once.
         """
         self._events.check_owner()
-        return await self._writer.close(timeout_s)
+        self._feed.close()
+        lost = await self._writer.close(timeout_s)
+        await self._feed.closed(_FEED_CLOSE_TIMEOUT_S)
+        return lost

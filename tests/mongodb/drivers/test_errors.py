@@ -6,6 +6,7 @@ import copy
 import pickle
 import traceback
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from deerflow_mongo import (
     StorageError,
     StorageUnavailableError,
 )
+from deerflow_mongo.mongodb.drivers.changes import changes, max_await_ms
 from deerflow_mongo.mongodb.drivers.collection import Collection
 from deerflow_mongo.mongodb.drivers.errors import DuplicateKeyError, code_of, copied, translate, translating
 from deerflow_mongo.mongodb.drivers.ownership import Owner
@@ -189,7 +191,7 @@ class _StubDriver:
     async def aggregate(self, handle: Any, pipeline: Any, batch_size: int) -> Any:
         raise self.error
 
-    async def watch(self, handle: Any, pipeline: Any) -> Any:
+    async def watch(self, database: Any, pipeline: Any) -> Any:
         raise self.error
 
     def __getattr__(self, name: str) -> Any:
@@ -199,8 +201,8 @@ class _StubDriver:
         return fail
 
 
-async def _watch(collection: Collection) -> None:
-    async with collection.changes([]):
+async def _watch(driver: _StubDriver) -> None:
+    async with changes(driver, []):
         pass
 
 
@@ -215,12 +217,12 @@ _OPERATIONS: dict[str, tuple[str, Callable[[Collection], Awaitable[Any]]]] = {
     "find_one_and_upsert": ("findAndModify", lambda c: c.find_one_and_upsert({}, {})),
     "delete_one": ("delete", lambda c: c.delete_one({})),
     "find_one_and_delete": ("findAndModify", lambda c: c.find_one_and_delete({}, sort=[("_id", 1)])),
-    "changes": ("watch", _watch),
 }
 
 
 def test_every_method_of_a_collection_is_in_the_table() -> None:
     methods = {name for name in vars(Collection) if not name.startswith("_")} - {
+        "name",
         "handle",
         "drop_handle",
         "check_owner",
@@ -245,3 +247,29 @@ async def test_operation_that_a_close_interrupted_reports_a_closed_storage(metho
     with pytest.raises(StorageClosedError) as refused:
         await call(Collection(driver, "runs"))
     assert refused.value.__cause__ is driver.error
+
+
+async def test_change_stream_names_its_command_and_has_the_drivers_error_as_cause() -> None:
+    driver = _StubDriver(errors.OperationFailure("not authorized", 13))
+    with pytest.raises(StorageAccessError) as refused:
+        await _watch(driver)
+    assert str(refused.value).endswith("failed: `watch` on `deerflow` (code 13)")
+    assert refused.value.__cause__ is driver.error
+
+
+async def test_change_stream_that_a_close_interrupted_reports_a_closed_storage() -> None:
+    driver = _StubDriver(errors.AutoReconnect("connection closed"), is_closed=True)
+    with pytest.raises(StorageClosedError) as refused:
+        await _watch(driver)
+    assert refused.value.__cause__ is driver.error
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "socket_timeout_s", "await_ms"),
+    [(None, None, 1_000), (25.0, None, 1_000), (0.4, None, 200), (25.0, 0.5, 250), (0.001, None, 1)],
+)
+def test_change_stream_waits_less_than_the_client_does(
+    timeout_s: float | None, socket_timeout_s: float | None, await_ms: int
+) -> None:
+    pool_options = SimpleNamespace(socket_timeout=socket_timeout_s)
+    assert max_await_ms(SimpleNamespace(timeout=timeout_s, pool_options=pool_options), 60_000) == await_ms

@@ -1,0 +1,81 @@
+"""The database's change stream, read one change at a time; who is interested in a change is not decided here.
+
+A stream occupies one connection while it waits. It is of the database and not of a collection, so that one is
+enough for all collections; its pipeline selects what the server sends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Protocol, TypeAlias
+
+from ...contract.errors import StorageClosedError, StorageUnavailableError
+from .collection import Document, end_if_cancelled
+from .errors import DRIVER_ERRORS, WATCH, no_answer, translate
+from .time_limit import TimeLimit
+
+MAX_AWAIT_MS = 1_000
+"""How long the server waits for a change before it answers without one."""
+_RELEASE_EVERY_S, _RELEASE_S = 0.1, 0.001
+
+NextChange: TypeAlias = Callable[[], Awaitable[Document | None]]
+
+
+class ChangesDriver(Protocol):
+    """What a change stream needs of its driver; see `Driver`."""
+
+    database_name: str
+    time_limit: TimeLimit
+
+    @property
+    def is_closed(self) -> bool: ...
+    async def opened(self) -> Any: ...
+    async def watch(self, database: Any, pipeline: list[Document]) -> Any: ...
+
+
+@asynccontextmanager
+async def changes(driver: ChangesDriver, pipeline: list[Document]) -> AsyncGenerator[NextChange]:
+    """A change stream that is open on the server: from then on no change is missed.
+
+    That includes lost connections. The function returns the next change, or None if there was none for about
+    a second.
+    """
+    database = await driver.opened()
+    released_at = time.monotonic()
+    try:
+        with driver.time_limit.call():
+            opened = await driver.watch(database, pipeline)
+        async with opened as stream:
+
+            async def next_change() -> Document | None:
+                nonlocal released_at
+                # Between two reads the driver gives the connection to itself again before others that wait.
+                if time.monotonic() - released_at > _RELEASE_EVERY_S:
+                    await asyncio.sleep(_RELEASE_S)
+                    released_at = time.monotonic()
+                change = await stream.try_next()
+                end_if_cancelled()
+                if change is None and not stream.alive:
+                    raise StorageUnavailableError("the change stream ended: its database is gone")
+                return change
+
+            yield next_change
+    except TimeoutError as error:
+        raise no_answer(WATCH, driver.database_name, driver.time_limit.timeout_ms) from error
+    except DRIVER_ERRORS as error:
+        translated = translate(error, WATCH, driver.database_name)
+        if isinstance(translated, StorageUnavailableError) and driver.is_closed:
+            raise StorageClosedError from error
+        raise translated from error
+
+
+def max_await_ms(options: Any, timeout_ms: int) -> int:
+    """How long a read of a stream may wait on the server: less than an operation may take.
+
+    `options` are those of PyMongo's client, with its own limits in seconds.
+    """
+    limits_s = (options.timeout, options.pool_options.socket_timeout, timeout_ms / 1000)
+    return max(1, min([MAX_AWAIT_MS, *(int(limit_s * 500) for limit_s in limits_s if limit_s)]))
