@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
+from weakref import WeakSet
 
 from ..contract import arguments, rows, times
 from ..contract.errors import ArgumentTypeError, StorageClosedError
@@ -29,8 +31,14 @@ class EventLog:
     last_seq: int = 0
     by_event_id: dict[str, rows.RunEventRow] = field(default_factory=dict[str, rows.RunEventRow])
     """Of those that have an `event_id`."""
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set, and replaced by a new one, as soon as events are stored."""
+
+
+class Follower:
+    """Wakes up when its thread has new events, or when the run that it follows changes."""
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
+        self.run_was_deleted = False
 
 
 class Data:
@@ -46,6 +54,37 @@ class Data:
         self.threads: dict[str, rows.ThreadMeta] = {}
         self.events: dict[str, EventLog] = {}
         self.users: dict[str, rows.UserRow] = {}
+        self._followers_of_threads: dict[str, WeakSet[Follower]] = {}
+        self._followers_of_runs: dict[str, WeakSet[Follower]] = {}
+
+    @contextmanager
+    def following(self, thread_id: str, run_id: str | None) -> Generator[Follower]:
+        """A follower of the thread, and of the run unless it is None."""
+        follower, places = Follower(), [(self._followers_of_threads, thread_id)]
+        if run_id is not None:
+            places.append((self._followers_of_runs, run_id))
+        for followers, name in places:
+            followers.setdefault(name, WeakSet()).add(follower)
+        try:
+            yield follower
+        finally:
+            for followers, name in places:
+                followers[name].discard(follower)
+                if not followers[name]:
+                    del followers[name]
+
+    def wake_followers_of_thread(self, thread_id: str) -> None:
+        for follower in self._followers_of_threads.get(thread_id, ()):
+            follower.changed.set()
+
+    def wake_followers_of_run(self, run_id: str, *, was_deleted: bool = False) -> None:
+        for follower in self._followers_of_runs.get(run_id, ()):
+            follower.run_was_deleted = follower.run_was_deleted or was_deleted
+            follower.changed.set()
+
+    def wake_all_followers(self) -> None:
+        for thread_id in self._followers_of_threads:
+            self.wake_followers_of_thread(thread_id)
 
 
 class Memory:
@@ -64,8 +103,8 @@ class Memory:
     def close(self) -> None:
         """Forget the data, and wake the followers of events, which then see that the storage is closed."""
         data, self._data = self._data, None
-        for log in data.events.values() if data is not None else ():
-            log.changed.set()
+        if data is not None:
+            data.wake_all_followers()
 
 
 class MemoryStore:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from copy import deepcopy
@@ -11,11 +10,12 @@ from typing import Unpack
 from ..contract import arguments
 from ..contract.actor import UserId, current_actor
 from ..contract.capabilities import Following
-from ..contract.errors import ThreadAccessError
+from ..contract.errors import ArgumentValueError, ThreadAccessError
 from ..contract.protocols import RunEventStore
 from ..contract.rows import MESSAGE, RunEventFields, RunEventRow
 from ..contract.run_event_fields import CheckedRunEvent, checked_event, checked_events
-from .data import EventLog, MemoryStore, is_visible, now
+from ..contract.statuses import is_ending
+from .data import EventLog, Follower, MemoryStore, is_visible, now
 
 _FOLLOW_PAGE = 500
 
@@ -57,8 +57,7 @@ class MemoryRunEventStore(MemoryStore, RunEventStore, Following):
         log.last_seq += 1
         row["seq"] = log.last_seq
         log.events.append(row)
-        log.changed.set()
-        log.changed = asyncio.Event()
+        self._data.wake_followers_of_thread(row["thread_id"])
         return row
 
     def _check_access(self, rows: Iterable[RunEventRow]) -> None:
@@ -161,17 +160,30 @@ class MemoryRunEventStore(MemoryStore, RunEventStore, Following):
         until_run_ends: bool = False,
     ) -> AsyncGenerator[RunEventRow]:
         thread_id = arguments.identifier("thread_id", thread_id)
-        while True:
-            # Before the events are read: one that is stored while they are handed out sets it.
-            changed = self._log(thread_id).changed
-            rows = await self.list_thread_events(
-                thread_id, run_id=run_id, after_seq=after_seq, limit=_FOLLOW_PAGE
-            )
-            for row in rows:
-                after_seq = row["seq"]
-                yield row
-            if len(rows) < _FOLLOW_PAGE:
-                await changed.wait()
+        run_id = None if run_id is None else arguments.identifier("run_id", run_id)
+        if arguments.flag("until_run_ends", until_run_ends) and run_id is None:
+            raise ArgumentValueError("until_run_ends needs a run_id")
+        with self._data.following(thread_id, run_id if until_run_ends else None) as follower:
+            while True:
+                # Before the events are read: one that is stored while they are handed out sets it.
+                follower.changed.clear()
+                has_ended = until_run_ends and self._has_ended(run_id, follower)
+                rows = await self.list_thread_events(
+                    thread_id, run_id=run_id, after_seq=after_seq, limit=_FOLLOW_PAGE
+                )
+                for row in rows:
+                    after_seq = row["seq"]
+                    yield row
+                if len(rows) == _FOLLOW_PAGE:
+                    continue
+                if has_ended:
+                    return
+                await follower.changed.wait()
+
+    def _has_ended(self, run_id: str | None, follower: Follower) -> bool:
+        """Whether the run has ended, or was deleted since the follower began."""
+        run = None if run_id is None else self._data.runs.get(run_id)
+        return follower.run_was_deleted if run is None else is_ending(run["status"])
 
     # Deleting.
 

@@ -76,6 +76,7 @@ class MemoryRunStore(data.MemoryStore, RunStore):
         if run["run_id"] in self._data.runs:
             raise RunExistsError(run["run_id"])
         self._data.runs[run["run_id"]] = cast("RunRow", run)
+        self._data.wake_followers_of_run(run["run_id"])
 
     async def update_status(
         self, run_id: str, status: str, **fields: Unpack[rows.RunStatusUpdateFields]
@@ -132,6 +133,7 @@ class MemoryRunStore(data.MemoryStore, RunStore):
             return False
         del self._data.runs[run["run_id"]]
         self._data.model_counts.pop(run["run_id"], None)
+        self._data.wake_followers_of_run(run["run_id"], was_deleted=True)
         return True
 
     async def record_token_usage(
@@ -202,13 +204,17 @@ class MemoryRunStore(data.MemoryStore, RunStore):
         return run if run is not None and data.is_visible(run["user_id"], user) else None
 
     def _run_to_update(self, run_id: str, operation: str) -> RunRow | None:
-        """The run, marked as updated now; None where there is none, which is logged."""
+        """The run, marked as updated now; None where there is none, which is logged.
+
+        Its followers wake up after the caller has changed it: no task runs in between.
+        """
         run_id = arguments.identifier("run_id", run_id)
         run = self._data.runs.get(run_id)
         if run is None:
             data.log_missing(operation, "run", run_id)
         else:
             run["updated_at"] = data.now().isoformat()
+            self._data.wake_followers_of_run(run_id)
         return run
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import gc
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -30,6 +31,13 @@ async def _follow(events: Following, until_seq: int, **arguments: Any) -> list[i
             if row["seq"] >= until_seq:
                 break
     return seen
+
+
+async def _follow_run(events: Following, run_id: str, after_seq: int) -> list[int]:
+    """The seqs that `follow` yields until the run ends."""
+    async with asyncio.timeout(_TIMEOUT_S):
+        rows = events.follow(THREAD, run_id=run_id, after_seq=after_seq, until_run_ends=True)
+        return [row["seq"] async for row in rows]
 
 
 class FollowingContract(Contract):
@@ -180,3 +188,125 @@ class FollowingContract(Contract):
             for _ in range(10):
                 group.create_task(other.run_events.put_batch([event()] * 2))
         assert follower.result() == list(range(1, 21))
+
+    async def test_follow_until_the_run_ends_needs_a_run(self, following: Following) -> None:
+        for invalid in ({"until_run_ends": True}, {"run_id": RUN, "until_run_ends": 1}):
+            arguments: dict[str, Any] = invalid
+            with case(invalid), pytest.raises(InvalidArgumentError, match="until_run_ends"):
+                await anext(following.follow(THREAD, **arguments))
+
+    @needs("following")
+    async def test_follow_until_the_run_ends_yields_all_events_of_before(
+        self, storage: Storage, following: Following
+    ) -> None:
+        """Whichever ending it is, and whichever method sets it; other runs and their endings do not count."""
+        runs = storage.runs
+        endings: dict[str, Callable[[str], Awaitable[None]]] = {
+            "success": lambda run_id: runs.update_status(run_id, "success"),
+            "a host's own status": lambda run_id: runs.update_status(run_id, "rolled_back"),
+            "error": lambda run_id: runs.set_error(run_id, "broken"),
+            "completion": lambda run_id: runs.update_run_completion(run_id, status="timeout"),
+        }
+        for number, (name, end) in enumerate(endings.items()):
+            run_id, other = f"run-{number}", f"other-{number}"
+            await runs.create(run_id, THREAD, user_id=None)
+            await runs.create(other, THREAD, user_id=None)
+            [first] = await storage.run_events.put_batch([event(run_id=run_id)])
+            async with asyncio.TaskGroup() as group:
+                follower = group.create_task(_follow_run(following, run_id, first["seq"] - 1))
+                await asyncio.sleep(0.05)
+                await runs.update_status(run_id, "running")
+                await runs.update_status(other, "success")
+                stored = await storage.run_events.put_batch([event(run_id=run_id)] * 30)
+                await end(run_id)
+            with case(name):
+                assert follower.result() == seqs([first, *stored])
+                assert await _follow_run(following, run_id, stored[-2]["seq"]) == [stored[-1]["seq"]]
+
+    @needs("following")
+    async def test_follow_until_the_run_ends_yields_every_page(
+        self, storage: Storage, following: Following
+    ) -> None:
+        """Also of a run that ended before it is followed, and of one that was created ended."""
+        await storage.run_events.put_batch([event()] * 1_000)
+        await storage.runs.create(RUN, THREAD, status="success", user_id=None)
+        assert await _follow_run(following, RUN, 0) == list(range(1, 1_001))
+        assert await _follow_run(following, RUN, 1_000) == []
+        await storage.run_events.put(**event())
+        assert await _follow_run(following, RUN, 0) == list(range(1, 1_002))
+
+    @needs("following")
+    async def test_follow_until_the_run_ends_waits_for_a_run_to_begin(
+        self, storage: Storage, following: Following
+    ) -> None:
+        async with asyncio.TaskGroup() as group:
+            follower = group.create_task(_follow_run(following, RUN, 0))
+            await storage.run_events.put(**event())
+            await asyncio.sleep(0.2)
+            assert not follower.done()
+            await storage.runs.create(RUN, THREAD, user_id=None)
+            await storage.run_events.put(**event())
+            await asyncio.sleep(0.2)
+            assert not follower.done()
+            await storage.runs.update_status(RUN, "interrupted")
+        assert follower.result() == [1, 2]
+
+    @needs("following")
+    async def test_follow_until_the_run_ends_ends_with_a_deleted_run(
+        self, storage: Storage, following: Following
+    ) -> None:
+        await storage.runs.create(RUN, THREAD, user_id=None)
+        async with asyncio.TaskGroup() as group:
+            follower = group.create_task(_follow_run(following, RUN, 0))
+            await storage.run_events.put(**event())
+            await asyncio.sleep(0.2)
+            assert await storage.runs.delete(RUN, user_id=None)
+        assert follower.result() == [1]
+
+    @needs("following")
+    async def test_follow_without_until_the_run_ends_continues(
+        self, storage: Storage, following: Following
+    ) -> None:
+        await storage.runs.create(RUN, THREAD, status="success", user_id=None)
+        async with asyncio.TaskGroup() as group:
+            follower = group.create_task(_follow(following, 1, run_id=RUN))
+            await asyncio.sleep(0.1)
+            await storage.run_events.put(**event())
+        assert follower.result() == [1]
+
+    @needs("following")
+    async def test_followers_at_the_same_place_share_no_object(
+        self, storage: Storage, following: Following
+    ) -> None:
+        """What one of them does to its rows, another does not see."""
+        nested: dict[str, Any] = {"list": [{"n": 1}], "text": "stored"}
+        async with asyncio.timeout(_TIMEOUT_S):
+            generators = [following.follow(THREAD) for _ in range(5)]
+            waiting = [asyncio.ensure_future(anext(rows)) for rows in generators]
+            await asyncio.sleep(0.1)
+            await storage.run_events.put(**event(content=nested, metadata=nested))
+            found = await asyncio.gather(*waiting)
+        for row in found:
+            content: Any = row["content"]
+            assert (content, row["metadata"]) == (nested, nested)
+            content["list"][0]["n"] = row["metadata"]["text"] = "spoilt"
+            content["list"].append(row)
+        for rows in generators:
+            await rows.aclose()
+
+    @needs("following")
+    async def test_abandoned_followers_leave_the_others_unaffected(
+        self, storage: Storage, following: Following
+    ) -> None:
+        """Those whose task was cancelled, and those that were dropped without `aclose`."""
+        await storage.run_events.put(**event())
+        for _ in range(3):
+            tasks = [asyncio.create_task(_follow(following, 1_000)) for _ in range(20)]
+            dropped: list[Any] = [following.follow(THREAD) for _ in range(20)]
+            assert [row["seq"] for row in await asyncio.gather(*map(anext, dropped))] == [1] * 20
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            dropped.clear()
+            gc.collect()
+        assert await _follow(following, 1) == [1]

@@ -11,7 +11,7 @@ from pymongo import MongoClient
 from .changes import max_await_ms
 from .collection import Document
 from .driver import DRIVER_INFO, Driver, DriverOptions
-from .pymongo_async import client_settings
+from .pymongo_async import client_settings, watched
 from .threads import in_thread
 
 
