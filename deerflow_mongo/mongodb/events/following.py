@@ -31,10 +31,12 @@ MAX_READS = 8
 """How many pages are read at once, so that followers leave connections to the other calls."""
 LINGER_S = 1.0
 """How long the stream stays open after its last follower."""
-_MAX_WOKEN = 20
-"""Followers that go on within one step of the event loop; other tasks run in between."""
-_PAUSE_PER_FOLLOWER_S = 0.000_1
-"""Before a thread's next read, for each follower of the last page: a crowd gets larger pages less often."""
+_MAX_WOKEN, _MAX_ROWS = 20, 100
+"""How many followers go on, and get how many rows, within one step of the event loop. Other tasks run in
+between."""
+_PAUSE_FACTOR, _MAX_PAUSE_S = 4, 2.0
+"""A thread's next read waits as many times as long as a crowd took to go on, so that its pages take at most a
+fifth of the event loop's time: they become larger and come less often."""
 
 logger = logging.getLogger(__name__)
 
@@ -365,10 +367,15 @@ class _Stream:
     async def _deliver(self, group: _Group, page: Page, counts: _Counts) -> None:
         """Let those who wait go on, a few at a time. Who comes from now on is in another group."""
         self._remove(group)
-        group.topics[0].quiet_until = time.monotonic() + len(group.waiting) * _PAUSE_PER_FOLLOWER_S
+        began = time.monotonic()
+        at_once = max(1, min(_MAX_WOKEN, _MAX_ROWS // max(1, len(page.rows))))
+        is_crowd = len(group.waiting) > _MAX_WOKEN
         for number, future in enumerate(list(group.waiting), 1):
             if not future.done():
                 future.set_result((page, counts))
-            if number % _MAX_WOKEN == 0:
+            if number % at_once == 0:
                 await asyncio.sleep(0)
         group.waiting.clear()
+        if is_crowd:
+            now = time.monotonic()
+            group.topics[0].quiet_until = now + min(_PAUSE_FACTOR * (now - began), _MAX_PAUSE_S)
