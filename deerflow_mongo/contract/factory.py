@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from .errors import BackendNotFoundError, MissingDependencyError, StorageConfigError, StorageError
 from .protocols import Storage
@@ -109,6 +109,32 @@ def _backend(name: str) -> Callable[..., Any]:
         raise StorageConfigError(
             f"backend {entry.name!r} ({entry.value}) cannot be loaded: {error}"
         ) from error
+
+
+# -- a backend's own options -----------------------------------------------------------------------
+
+_OPTIONS: Final = "options"
+
+BuildStorage = TypeVar("BuildStorage", bound=Callable[..., Any])
+
+
+def with_options(names: Iterable[str]) -> Callable[[BuildStorage], BuildStorage]:
+    """State the names of a backend's options at its callable, as the attribute `options`.
+
+    A host reads only these from the environment. A backend that states none has all variables read.
+    """
+
+    def state(build: BuildStorage) -> BuildStorage:
+        setattr(build, _OPTIONS, frozenset(names))
+        return build
+
+    return state
+
+
+def backend_options(name: str) -> frozenset[str] | None:
+    """The names of the backend's options, without `backend`; None if it does not state them."""
+    stated: Iterable[str] | None = getattr(_backend(name), _OPTIONS, None)
+    return None if stated is None else frozenset(stated)
 
 
 # -- what every configuration shares ---------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..contract.capabilities import Accounts, Checkpointing
 from ..contract.errors import MissingDependencyError, StorageConfigError
+from ..contract.factory import with_options
 from ..contract.observer import StorageRunObserver
 from ..contract.protocols import Storage
 from .data import Memory
@@ -87,6 +88,7 @@ class MemoryStorage(Storage, Accounts, Checkpointing):
         self._saver = None
 
 
+@with_options(())
 def create_memory_storage(options: Mapping[str, Any], *, client: Any = None) -> MemoryStorage:
     """The backend `memory` of `create_storage`, which has no options."""
     if client is not None:

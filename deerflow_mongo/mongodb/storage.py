@@ -15,7 +15,7 @@ from pymongo.errors import ConfigurationError
 
 from ..contract.capabilities import Accounts, Checkpointing, LimitedPayloads
 from ..contract.errors import MissingDependencyError, StorageClosedError, StorageConfigError
-from ..contract.factory import with_environment
+from ..contract.factory import with_environment, with_options
 from ..contract.observer import StorageRunObserver
 from ..contract.protocols import Storage
 from . import inspection, migrations, schema
@@ -325,6 +325,7 @@ class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
         return DriverOptions(url, config.database, config.timeout_ms)
 
 
+@with_options(MongoConfig.model_fields)
 def create_mongo_storage(options: Mapping[str, Any], *, client: Any = None) -> MongoStorage:
     """The backend `mongodb` of `create_storage`: validates the options and builds the storage."""
     return MongoStorage(mongo_config(options), client=client)
