@@ -18,6 +18,7 @@ from typing import Any, Final, TypeAlias, cast
 from ..contract.capabilities import Checkpointing, require_capabilities
 from ..contract.factory import create_storage
 from ..contract.protocols import Storage
+from .encodable import EncodableStore
 
 AppState: TypeAlias = dict[str, Any]
 """A plain dict: that is what the host's lifespan manager looks for."""
@@ -48,25 +49,27 @@ async def app_state(storage: Storage, *, checkpointer: Any = None) -> AppState:
 
     The checkpointer is the storage's own unless one is given; a given one is neither set up nor closed.
     Raises `StorageConfigError` if none is given and the storage has none. The runs are one object under four
-    names, the threads under two; `search_threads` defaults to the current actor under both.
+    names, the threads under two; `search_threads` defaults to the current actor under both. What the stores
+    return can always be sent as JSON: a lone surrogate in a text is replaced.
     """
     if checkpointer is None:
         require_capabilities(storage, _NEEDED_BY, Checkpointing)
         checkpointer = await cast("Checkpointing", storage).checkpointer()
     persistence = Persistence(checkpointer, storage.setup, storage.aclose)
+    runs, threads = EncodableStore.of(storage.runs), EncodableStore.of(storage.threads)
     return {
         "persistence": persistence,
         "checkpointer": persistence.checkpointer,
         "store": None,
         "session_factory": persistence.session_factory,
-        "run_store": storage.runs,
-        "run_read_repo": storage.runs,
-        "run_write_repo": storage.runs,
-        "run_delete_repo": storage.runs,
-        "feedback_repo": storage.feedback,
-        "thread_meta_repo": storage.threads,
-        "thread_meta_storage": storage.threads,
-        "run_event_store": storage.run_events,
+        "run_store": runs,
+        "run_read_repo": runs,
+        "run_write_repo": runs,
+        "run_delete_repo": runs,
+        "feedback_repo": EncodableStore.of(storage.feedback),
+        "thread_meta_repo": threads,
+        "thread_meta_storage": threads,
+        "run_event_store": EncodableStore.of(storage.run_events),
     }
 
 

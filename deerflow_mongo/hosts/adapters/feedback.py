@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...contract.actor import bound_user_id
 from ...contract.arguments import MAX_LIMIT, is_valid_id
 from ...contract.protocols import FeedbackStore
 from ...contract.rows import FeedbackRow
+from ..encodable import encodable
 from .actors import AUTO, acting_user
 
 
 def _row(row: FeedbackRow) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name != "owner_id"}
+    return encodable({name: value for name, value in row.items() if name != "owner_id"})
 
 
 class FeedbackRepositoryAdapter:
@@ -123,6 +125,8 @@ class FeedbackRepositoryAdapter:
         return {run_id: _row(row) for run_id, row in grouped.items()}
 
     async def aggregate_by_run(self, thread_id: str, run_id: str) -> dict[str, Any]:
+        """The counts of all users' rows. Raises `ActorMissingError` for an actor without an id."""
+        bound_user_id("FeedbackRepository.aggregate_by_run")
         if not is_valid_id(thread_id, run_id):
             return {"run_id": run_id, "total": 0, "positive": 0, "negative": 0}
         return {**await self._feedback.aggregate_by_run(thread_id, run_id)}

@@ -13,6 +13,7 @@ from ...contract.errors import InvalidPayloadError, PayloadTooLargeError, Storag
 from ...contract.protocols import RunStore
 from ...contract.rows import CALLERS, ENDED_STATUSES, UNSET, RunCreateFields, RunRow, TimeInput, Unset
 from ..deerflow import import_deerflow
+from ..encodable import encodable
 from .actors import AUTO, acting_user
 from .counts_by_model import MAX_MODEL_NAME_CHARACTERS, CountsByModel, Tokens, counts_by_model
 from .truncation import storable_entries
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 def _row(row: RunRow) -> dict[str, Any]:
-    return {**row, "updated_at": row["updated_at"] or row["created_at"]}
+    return encodable({**row, "updated_at": row["updated_at"] or row["created_at"]})
 
 
 def _model_name(model_name: object) -> str | None:
@@ -276,9 +277,11 @@ class RunStoreAdapter(_base.RunStore):
             "total_input_tokens": usage["total_input_tokens"],
             "total_output_tokens": usage["total_output_tokens"],
             "total_runs": usage["total_runs"],
-            "by_model": {
-                model: {"tokens": counts["tokens"], "runs": counts["runs"]}
-                for model, counts in usage["by_model"].items()
-            },
+            "by_model": encodable(
+                {
+                    model: {"tokens": counts["tokens"], "runs": counts["runs"]}
+                    for model, counts in usage["by_model"].items()
+                }
+            ),
             "by_caller": usage["by_caller"],
         }

@@ -7,10 +7,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ...contract.actor import BoundActor, current_actor
 from ...contract.arguments import is_valid_id
 from ...contract.protocols import RunStore, ThreadStore
 from ...contract.rows import ThreadMeta, ThreadMetaCreate
 from ..deerflow import import_deerflow
+from ..encodable import encodable
 from .actors import AUTO, acting_user
 
 _base: Any = import_deerflow("deerflow.persistence.thread_meta.base")
@@ -20,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def _row(thread: ThreadMeta) -> dict[str, Any]:
-    return {
+    row = {
         "thread_id": thread.thread_id,
         "assistant_id": thread.assistant_id,
         "user_id": thread.user_id,
@@ -30,6 +32,7 @@ def _row(thread: ThreadMeta) -> dict[str, Any]:
         "created_at": thread.created_time.isoformat(),
         "updated_at": thread.updated_time.isoformat(),
     }
+    return encodable(row)
 
 
 def _is_searchable(key: object, value: object) -> bool:
@@ -140,18 +143,23 @@ class ThreadMetaStoreAdapter(_base.ThreadMetaStore):
             await self._threads.merge_thread_metadata(thread_id, metadata, user_id=user)
 
     async def check_access(self, thread_id: str, user_id: str, *, require_existing: bool = False) -> bool:
-        """Whether the thread is the user's or nobody's; a missing one is open unless `require_existing`."""
+        """Whether the thread is the user's or nobody's; a missing one is open unless `require_existing`.
+
+        An actor that is bound without an id has the access of a stranger, whatever `user_id` is.
+        """
+        bound = current_actor()
+        actor = bound if bound is not None and bound.user_id is None else BoundActor(str(user_id))
         thread = await self._threads.get_thread_meta(thread_id) if is_valid_id(thread_id) else None
         if thread is None:
-            return not require_existing and await self._has_no_runs_of_others(thread_id, str(user_id))
-        return thread.user_id is None or thread.user_id == str(user_id)
+            return not require_existing and await self._has_no_runs_of_others(thread_id, actor)
+        return actor.may_use(thread.user_id)
 
-    async def _has_no_runs_of_others(self, thread_id: str, user_id: str) -> bool:
+    async def _has_no_runs_of_others(self, thread_id: str, actor: BoundActor) -> bool:
         """DeerFlow deletes a thread's metadata and not its runs; its routes would show them to all users."""
         if self._runs is None or not is_valid_id(thread_id):
             return True
         newest = await self._runs.list_by_thread(thread_id, user_id=None, limit=1)
-        return all(run["user_id"] in (None, user_id) for run in newest)
+        return all(actor.may_use(run["user_id"]) for run in newest)
 
     async def delete(self, thread_id: str, *, user_id: Any = AUTO) -> None:
         user = acting_user(user_id, "ThreadMetaStore.delete")

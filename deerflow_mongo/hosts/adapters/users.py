@@ -11,6 +11,7 @@ from ...contract.capabilities import UserStore
 from ...contract.errors import ArgumentValueError, UserExistsError
 from ...contract.rows import UserRow
 from ..deerflow import import_deerflow
+from ..encodable import encodable
 
 _base: Any = import_deerflow("app.gateway.auth.repositories.base")
 _models: Any = import_deerflow("app.gateway.auth.models")
@@ -31,7 +32,7 @@ _CHANGEABLE = (
 def _user(row: UserRow | None) -> Any:
     if row is None:
         return None
-    fields = {name: row[name] for name in _CHANGEABLE}
+    fields = encodable({name: row[name] for name in _CHANGEABLE})
     return _models.User(
         id=UUID(row["user_id"]), created_at=datetime.fromisoformat(row["created_at"]), **fields
     )
