@@ -18,8 +18,10 @@ from ...contract.errors import InvalidPayloadError, PayloadTooLargeError
 from ...contract.protocols import RunEventStore
 from ...contract.rows import RunEventFields, RunEventRow
 from ..deerflow import import_deerflow
+from ..encodable import encodable
 from .actors import AUTO, acting_as, acting_user
 from .counts_by_model import CountsByModel
+from .event_ids import FIELD, EventIds
 from .truncation import content_text, storable_entries, truncate_text
 
 _base: Any = import_deerflow("deerflow.runtime.events.store.base")
@@ -40,7 +42,10 @@ logger = logging.getLogger(__name__)
 
 
 def _row(row: RunEventRow) -> dict[str, Any]:
-    return {**row, "user_id": row.get("user_id")}
+    """DeerFlow's row, which has a user and no `event_id`."""
+    fields: dict[str, Any] = {**row, "user_id": row.get("user_id")}
+    fields.pop(FIELD, None)
+    return encodable(fields)
 
 
 class RunEventStoreAdapter(_base.RunEventStore):
@@ -60,6 +65,7 @@ class RunEventStoreAdapter(_base.RunEventStore):
         self._events = events
         self._counts = CountsByModel() if counts is None else counts
         self._max_trace_content = max_trace_content
+        self._event_ids = EventIds()
 
     # Writing.
 
@@ -90,13 +96,30 @@ class RunEventStoreAdapter(_base.RunEventStore):
         return row
 
     async def put_batch(self, events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Store events. An event without the key `user_id` belongs to the bound user, if there is one."""
+        """Store events. An event without the key `user_id` belongs to the bound user, if there is one.
+
+        The same objects may be sent again after an error: each is stored once.
+        """
         user_id = bound_user_id("RunEventStore.put_batch")
-        given = [self._fields(event, user_id) for event in events]
+        event_ids = [self._event_ids.of(event) for event in events]
+        given = [
+            self._fields(event, user_id, event_id) for event, event_id in zip(events, event_ids, strict=True)
+        ]
+        try:
+            rows = await self._put_fitting(given)
+        except BaseException:  # a cancelled call may have stored them as well
+            self._event_ids.failed(events, event_ids)
+            raise
+        self._event_ids.stored(events)
+        self._counts.add(events)
+        return [_row(row) for row in rows]
+
+    async def _put_fitting(self, given: list[RunEventFields]) -> Sequence[RunEventRow]:
+        """Store the events, truncating what the backend refuses until it takes it."""
         fields, refusals = list(given), [Counter[str]() for _ in given]
         while True:
             try:
-                rows = await self._events.put_batch(fields)
+                return await self._events.put_batch(fields)
             except (InvalidPayloadError, PayloadTooLargeError) as error:
                 place = _PLACE.match(error.field)
                 if place is None:
@@ -107,11 +130,8 @@ class RunEventStoreAdapter(_base.RunEventStore):
                     raise
                 _log_truncation(given[position], error)
                 fields[position] = _truncated(given[position], refusals[position])
-            else:
-                self._counts.add(events)
-                return [_row(row) for row in rows]
 
-    def _fields(self, event: Mapping[str, Any], bound: str | None) -> RunEventFields:
+    def _fields(self, event: Mapping[str, Any], bound: str | None, event_id: str) -> RunEventFields:
         user_id = event.get("user_id", bound)
         content, category = event.get("content", ""), event.get("category", TRACE)
         fields: RunEventFields = {
@@ -123,6 +143,7 @@ class RunEventStoreAdapter(_base.RunEventStore):
             "metadata": event.get("metadata") or {},
             "created_at": event.get("created_at") or None,
             "user_id": None if user_id is None else str(user_id),
+            "event_id": event_id,
         }
         if category == TRACE:
             text, marks = truncate_text(content_text(content), self._max_trace_content)
