@@ -44,11 +44,13 @@ INTERFACES: Final[Mapping[str, tuple[str, ...]]] = {
     "deerflow.persistence.json_compat": ("validate_metadata_filter_key", "validate_metadata_filter_value"),
     "deerflow.persistence.thread_meta.base": ("InvalidMetadataFilterError", "ThreadMetaStore"),
     "deerflow.runtime": (
+        "RunManager.cancel",
         "RunManager.cleanup",
         "RunManager.create",
         "RunManager.create_or_reject",
         "RunManager.get",
         "RunManager.list_by_thread",
+        "RunManager.set_status",
     ),
     "deerflow.runtime.events.store.base": ("RunEventStore",),
     "deerflow.runtime.runs.store.base": ("RunStore",),

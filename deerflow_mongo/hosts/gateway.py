@@ -8,6 +8,7 @@ of its code is repeated here, and no SQL engine is created.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
@@ -16,16 +17,21 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias, cast, runtime_checkable
 
 from ..contract.capabilities import Accounts, Checkpointing, require_capabilities
-from ..contract.errors import MissingDependencyError, StorageConfigError
-from ..contract.factory import create_storage, load_config
+from ..contract.errors import (
+    ActorMissingError,
+    MissingDependencyError,
+    StorageConfigError,
+    StorageUnavailableError,
+)
+from ..contract.factory import create_storage, load_config, with_environment
 from ..contract.protocols import Storage
+from .availability import AvailabilityMiddleware, HealthReportingStore, StorageHealth
 from .deerflow import check_adapters, check_interfaces, import_deerflow, unsupported_release
+from .environment import BACKEND, ENVIRONMENT_PREFIX, known_options, variables_of_options
+from .json_requests import EncodableRequests
 
 SECTION: Final = "storage"
 """The section of DeerFlow's `config.yaml`."""
-
-ENVIRONMENT_PREFIX: Final = "DEER_FLOW_STORAGE_"
-"""`DEER_FLOW_STORAGE_URL` is the option `url`, and so on; the environment wins over the file."""
 
 DEFAULT_BACKEND: Final = "mongodb"
 
@@ -66,8 +72,26 @@ def create_app(config: Mapping[str, Any] | None = None) -> Any:
     """
     check_interfaces()
     app: Any = import_deerflow("app.gateway.app").create_app()
-    app.router.lifespan_context = _on_storage(app.router.lifespan_context, config)
+    health = StorageHealth()
+    app.router.lifespan_context = _on_storage(app.router.lifespan_context, config, health)
+    app.add_exception_handler(ActorMissingError, _authentication_required)
+    _add_middleware(app, health)
     return app
+
+
+def _add_middleware(app: Any, health: StorageHealth) -> None:
+    """Around DeerFlow's middleware, which reads accounts, and within CORS, which adds headers to ours."""
+    middleware: Any = importlib.import_module("starlette.middleware").Middleware
+    cors = [entry for entry in app.user_middleware if entry.cls.__name__ == "CORSMiddleware"]
+    others = [entry for entry in app.user_middleware if entry not in cors]
+    ours = [middleware(AvailabilityMiddleware, health=health), middleware(EncodableRequests)]
+    app.user_middleware[:] = [*cors, *ours, *others]
+
+
+async def _authentication_required(request: Any, error: Exception) -> Any:
+    """The answer to a request whose user has no id: it is not anybody's."""
+    responses: Any = importlib.import_module("starlette.responses")
+    return responses.JSONResponse({"detail": "Authentication required"}, status_code=401)
 
 
 def __getattr__(name: str) -> Any:
@@ -82,26 +106,37 @@ def __getattr__(name: str) -> Any:
 
 
 def storage_options() -> dict[str, Any]:
-    """The storage's options from DeerFlow's configuration file and the environment."""
+    """The storage's options from DeerFlow's configuration file and the environment, which wins."""
     file = _config_file()
-    environment = {
-        name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
-        for name, value in os.environ.items()
-        if name.startswith(ENVIRONMENT_PREFIX)
-    }
+    found = variables_of_options(os.environ)
     try:
         options = load_config(file, SECTION)
     except MissingDependencyError:
         raise
     except StorageConfigError as error:
-        if "url" not in environment:
+        if not {"url", BACKEND} & found.keys():
+            known_options(found, DEFAULT_BACKEND)  # warns of a misspelt variable
             raise StorageConfigError(f"{_HELP}\n({error})") from error
         options = {}
-    options = {"backend": DEFAULT_BACKEND, **options, **environment}
-    if options.get("url") == EMBEDDED_URL:
+    backend = found.get(BACKEND) or options.get(BACKEND) or DEFAULT_BACKEND
+    backend = str(with_environment({BACKEND: backend})[BACKEND]).strip() or DEFAULT_BACKEND
+    options = {**options, **known_options(found, backend), BACKEND: backend}
+    if _is_embedded(options) and not options.get("data_dir"):
         home: Path = import_deerflow("deerflow.config.runtime_paths").runtime_home()
-        options.setdefault("data_dir", str(home / EMBEDDED_FOLDER))
+        options["data_dir"] = str(home / EMBEDDED_FOLDER)
     return options
+
+
+def _is_embedded(options: Mapping[str, Any]) -> bool:
+    """Whether the storage is a private server, also where a variable in `$NAME` or a blank hides it.
+
+    Such a server without a `data_dir` would have its data in a temporary folder.
+    """
+    try:
+        url = with_environment({"url": options.get("url")})["url"]
+    except StorageConfigError:
+        return False  # its variable is not set, which `create_storage` reports
+    return isinstance(url, str) and url.strip() == EMBEDDED_URL
 
 
 def _config_file() -> Path:
@@ -128,7 +163,7 @@ def open_storage(config: Mapping[str, Any] | None = None) -> GatewayStorage:
 # -- lifespan --------------------------------------------------------------------------------------
 
 
-def _on_storage(inner: Lifespan, config: Mapping[str, Any] | None) -> Lifespan:
+def _on_storage(inner: Lifespan, config: Mapping[str, Any] | None, health: StorageHealth) -> Lifespan:
     """DeerFlow's lifespan `inner`, on a storage that is open for as long as the application runs."""
 
     @asynccontextmanager
@@ -136,9 +171,11 @@ def _on_storage(inner: Lifespan, config: Mapping[str, Any] | None) -> Lifespan:
         _config_file()  # its error names what to do; DeerFlow's does not
         settings: Any = import_deerflow("deerflow.config.app_config").get_app_config()
         async with AsyncExitStack() as stack:
-            storage = await stack.enter_async_context(open_storage(config))
-            adapters = await _build_adapters(storage, settings)
-            stack.enter_context(_accounts_in(storage))
+            storage = await stack.enter_async_context(_opened(open_storage(config)))
+            health.watch(storage)
+            stack.push_async_callback(health.aclose)
+            adapters = await _build_adapters(storage, settings, health)
+            stack.enter_context(_accounts_in(storage, health))
             with _without_sql(settings):
                 state = await stack.enter_async_context(inner(app))
             _replace_app_state(app.state, {**adapters, "config": settings})
@@ -148,7 +185,21 @@ def _on_storage(inner: Lifespan, config: Mapping[str, Any] | None) -> Lifespan:
     return lifespan
 
 
-async def _build_adapters(storage: GatewayStorage, settings: Any) -> dict[str, Any]:
+@asynccontextmanager
+async def _opened(storage: GatewayStorage) -> AsyncGenerator[GatewayStorage]:
+    """The storage, open and set up; the error says what to do if it is unavailable."""
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(storage)
+        except StorageUnavailableError as error:
+            raise StorageUnavailableError(
+                f"the gateway does not start, since its storage is unavailable ({error}): start the server, "
+                f"or correct `url` in the section `{SECTION}:` or {ENVIRONMENT_PREFIX}URL"
+            ) from error
+        yield storage
+
+
+async def _build_adapters(storage: GatewayStorage, settings: Any, health: StorageHealth) -> dict[str, Any]:
     """What DeerFlow's routes read from `app.state`, by its names."""
     # Not at the top: an adapter's class needs DeerFlow's base class, and importing this module does not.
     from .adapters.counts_by_model import CountsByModel
@@ -160,17 +211,21 @@ async def _build_adapters(storage: GatewayStorage, settings: Any) -> dict[str, A
 
     check_adapters(RunEventStoreAdapter, RunStoreAdapter, ThreadMetaStoreAdapter)
     counts = CountsByModel()
-    run_store = RunStoreAdapter(storage.runs, counts)
-    thread_store = ThreadMetaStoreAdapter(storage.threads, storage.runs)
+    runs, threads, feedback, run_events = (
+        HealthReportingStore.over(store, health)
+        for store in (storage.runs, storage.threads, storage.feedback, storage.run_events)
+    )
+    run_store = RunStoreAdapter(runs, counts)
+    thread_store = ThreadMetaStoreAdapter(threads, runs)
     return {
         "checkpointer": await storage.checkpointer(),
         "run_store": run_store,
-        "feedback_repo": FeedbackRepositoryAdapter(storage.feedback),
+        "feedback_repo": FeedbackRepositoryAdapter(feedback),
         "thread_store": thread_store,
         "run_event_store": RunEventStoreAdapter(
-            storage.run_events, counts, max_trace_content=settings.run_events.max_trace_content
+            run_events, counts, max_trace_content=settings.run_events.max_trace_content
         ),
-        "run_manager": OwnerCheckingRunManager(storage.runs, thread_store, counts),
+        "run_manager": OwnerCheckingRunManager(runs, thread_store, counts),
     }
 
 
@@ -199,7 +254,7 @@ def _without_sql(settings: Any) -> Generator[None]:
 
 
 @contextmanager
-def _accounts_in(storage: GatewayStorage) -> Generator[None]:
+def _accounts_in(storage: GatewayStorage, health: StorageHealth) -> Generator[None]:
     """Replace the repository of accounts that DeerFlow caches, and would otherwise make over SQL."""
     from .adapters.users import UserRepositoryAdapter
 
@@ -207,7 +262,8 @@ def _accounts_in(storage: GatewayStorage) -> Generator[None]:
     deps: Any = import_deerflow("app.gateway.deps")
     names = ("_cached_repo", "_cached_local_provider")
     before = {name: getattr(deps, name) for name in names}
-    _set_attributes(deps, dict(zip(names, (UserRepositoryAdapter(storage.users), None), strict=True)))
+    users = UserRepositoryAdapter(HealthReportingStore.over(storage.users, health))
+    _set_attributes(deps, dict(zip(names, (users, None), strict=True)))
     try:
         yield
     finally:
