@@ -121,3 +121,42 @@ def test_missing_dependency_of_deerflow_is_reported_with_our_extra(
 def test_gateway_module_imports_without_deerflow() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'other'"):
         _ = gateway.other  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType, reportUnknownMemberType]
+
+
+@needs_deerflow
+def test_service_links_of_kubernetes_do_not_stop_the_start(
+    options: Configured, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = options(
+        None,
+        DEER_FLOW_STORAGE_URL=URL,
+        DEER_FLOW_STORAGE_SERVICE_HOST="10.0.0.1",
+        DEER_FLOW_STORAGE_PORT="tcp://10.0.0.1:27017",
+        DEER_FLOW_STORAGE_PORT_27017_TCP="tcp://10.0.0.1:27017",
+    )
+    assert found == {"backend": "mongodb", "url": URL}
+    assert "DEER_FLOW_STORAGE_PORT_27017_TCP" in caplog.text
+    gateway.open_storage(found)
+
+
+@needs_deerflow
+def test_empty_variable_leaves_the_files_value(options: Configured) -> None:
+    section = {"backend": "mongodb", "url": URL, "database": "d"}
+    assert options(section, DEER_FLOW_STORAGE_DATABASE="", DEER_FLOW_STORAGE_BACKEND=" ") == section
+
+
+@needs_deerflow
+def test_backend_alone_may_come_from_the_environment(options: Configured) -> None:
+    assert options(None, DEER_FLOW_STORAGE_BACKEND="memory") == {"backend": "memory"}
+
+
+@needs_deerflow
+@pytest.mark.parametrize(
+    "section",
+    [{"url": " embedded\n"}, {"url": "$SERVER"}, {"url": "embedded", "data_dir": None}],
+    ids=["blanks", "variable", "no folder"],
+)
+def test_embedded_server_never_has_its_data_in_a_temporary_folder(
+    options: Configured, section: dict[str, Any], tmp_path: Path
+) -> None:
+    assert options(section, SERVER="embedded")["data_dir"] == str(tmp_path / "home/data/mongodb")
