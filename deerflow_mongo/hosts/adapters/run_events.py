@@ -137,8 +137,8 @@ class RunEventStoreAdapter(_base.RunEventStore):
         fields: RunEventFields = {
             "thread_id": event["thread_id"],
             "run_id": event["run_id"],
-            "event_type": event["event_type"],
-            "category": category,
+            "event_type": encodable(event["event_type"]),
+            "category": encodable(category),
             "content": content,
             "metadata": event.get("metadata") or {},
             "created_at": event.get("created_at") or None,

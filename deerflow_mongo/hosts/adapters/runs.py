@@ -42,7 +42,7 @@ def _row(row: RunRow) -> dict[str, Any]:
 
 
 def _model_name(model_name: object) -> str | None:
-    return None if model_name is None else str(model_name).strip()[:MAX_MODEL_NAME_CHARACTERS]
+    return None if model_name is None else encodable(str(model_name)).strip()[:MAX_MODEL_NAME_CHARACTERS]
 
 
 def _message(text: str | None) -> str | None:
