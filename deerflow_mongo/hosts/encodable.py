@@ -95,6 +95,16 @@ class EncodableStore(StoreProxy):
         return _encodable_result(item)
 
 
+class EncodableBridge(StoreProxy):
+    """DeerFlow's bridge to its event streams: what a run publishes can be sent.
+
+    A model's response may bring the two halves of a character in two pieces.
+    """
+
+    async def _call(self, method: Callable[..., Awaitable[Any]], /, *arguments: Any, **options: Any) -> Any:
+        return await method(*encodable(arguments), **encodable(options))
+
+
 def _encodable_result(result: Any) -> Any:
     """A store's result: JSON, or threads, which are objects with attributes."""
     if isinstance(result, ThreadMeta):

@@ -27,6 +27,7 @@ from ..contract.factory import create_storage, load_config, with_environment
 from ..contract.protocols import Storage
 from .availability import AvailabilityMiddleware, HealthReportingStore, StorageHealth
 from .deerflow import check_adapters, check_interfaces, import_deerflow, unsupported_release
+from .encodable import EncodableBridge
 from .environment import BACKEND, ENVIRONMENT_PREFIX, known_options, variables_of_options
 from .json_requests import EncodableRequests
 
@@ -178,7 +179,8 @@ def _on_storage(inner: Lifespan, config: Mapping[str, Any] | None, health: Stora
             stack.enter_context(_accounts_in(storage, health))
             with _without_sql(settings):
                 state = await stack.enter_async_context(inner(app))
-            _replace_app_state(app.state, {**adapters, "config": settings})
+            bridge = EncodableBridge.of(app.state.stream_bridge)
+            _replace_app_state(app.state, {**adapters, "config": settings, "stream_bridge": bridge})
             await _log_startup(storage, app.state)
             yield state
 

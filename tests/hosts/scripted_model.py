@@ -2,7 +2,7 @@
 
 A gateway names it in its configuration, `use: tests.hosts.scripted_model:ScriptedChatModel`. It answers
 `echo: <text>`; a message `slowly 20: <text>` is answered in 20 pieces, one in 100 ms; `clarify: <text>` calls
-DeerFlow's tool `ask_clarification`.
+DeerFlow's tool `ask_clarification`; `emoji:` is answered with one emoji in two halves.
 """
 
 # pyright: reportUntypedBaseClass=false, reportUnknownVariableType=false, reportMissingImports=false
@@ -77,6 +77,8 @@ def _newest_human_text(messages: Any) -> str:
 
 def _script(text: str) -> tuple[str, list[str]]:
     """The text, and the pieces of its answer."""
+    if text == "emoji:":
+        return text, ["\ud83d", "\ude00"]
     slowly = _SLOWLY.fullmatch(text)
     if slowly is None:
         return text, [f"echo: {text}"]

@@ -88,6 +88,18 @@ async def test_half_an_emoji_in_requests_leaves_every_answer_readable(alice: Bro
     await ask(alice, "POST", "/api/threads", {"metadata": HALF}, status=422)
 
 
+async def test_model_may_answer_with_half_an_emoji_in_each_piece(alice: Browser) -> None:
+    thread_id = (await alice.ask("POST", "/api/threads", json={}))["thread_id"]
+    runs = f"/api/threads/{thread_id}/runs"
+    streamed = await alice.ask("POST", f"{runs}/stream", json=run_body("emoji:"))
+    assert streamed[-1]["event"] == "end"
+    assert not [frame for frame in streamed if frame["event"] == "error"]
+    seen = await read_everything(alice, thread_id)
+    assert "\N{GRINNING FACE}" in seen
+    [run] = await alice.ask("GET", runs)
+    assert run["status"] == "success"
+
+
 async def test_numbers_that_json_lacks_in_requests_leave_every_answer_readable(alice: Browser) -> None:
     numbers = {"nan": float("nan"), "infinite": float("inf"), "n": 1}
     thread = await ask(alice, "POST", "/api/threads", {"metadata": numbers})
