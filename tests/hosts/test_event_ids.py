@@ -1,4 +1,4 @@
-"""Events that the journal of DeerFlow sends again after an error are stored once, by the id of their first try."""
+"""Events that DeerFlow's journal sends again after an error are stored once, by the id of their first try."""
 
 from __future__ import annotations
 
