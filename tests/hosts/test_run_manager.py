@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from typing import Any
 
 import pytest
@@ -11,7 +12,10 @@ import pytest_asyncio
 
 from deerflow_mongo import (
     ActorContext,
+    ActorMissingError,
     MongoStorage,
+    PayloadTooLargeError,
+    StorageAccessError,
     StorageUnavailableError,
     bind_actor_context,
     create_storage,
@@ -66,6 +70,145 @@ async def test_run_that_can_never_be_stored_is_refused_with_422(manager: Any) ->
         await manager.create_or_reject(THREAD, "x" * 3_000)
     assert refused.value.status_code == 422
     await _assert_no_runs(manager)
+
+
+class FaultyRuns:
+    """A run store whose `create` is as given; everything else is a real store's."""
+
+    def __init__(self, runs: Any, create: Callable[..., Awaitable[None]]) -> None:
+        self._runs = runs
+        self.create = create
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runs, name)
+
+
+def _faulty(manager: Any, create: Callable[..., Awaitable[None]]) -> Any:
+    """A manager on the same stores, but for `create`."""
+    run_store = manager._store
+    return type(manager)(FaultyRuns(run_store._runs, create), manager._threads)
+
+
+@pytest.mark.parametrize("method", ["create", "create_or_reject"])
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (RuntimeError("any"), 500),
+        (KeyError("any"), 500),
+        (OSError("any"), 500),
+        (ActorMissingError("RunStore.put"), 401),
+        (StorageAccessError("not authorized"), 503),
+        (PayloadTooLargeError("kwargs", 20, 10), 422),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+async def test_run_that_is_not_stored_is_refused_whatever_the_error(
+    manager: Any, method: str, error: Exception, status: int
+) -> None:
+    async def failing(*_: Any, **__: Any) -> None:
+        raise error
+
+    faulty = _faulty(manager, failing)
+    with pytest.raises(_http_error()) as refused:
+        await getattr(faulty, method)(THREAD)
+    assert refused.value.status_code == status
+    assert ("Retry-After" in (refused.value.headers or {})) == (status == 503)
+    await _assert_no_runs(faulty)
+
+
+@pytest.mark.parametrize("method", ["create", "create_or_reject"])
+async def test_run_without_a_user_is_refused_with_401(manager: Any, method: str) -> None:
+    token = bind_actor_context(None)
+    try:
+        with pytest.raises(_http_error(), match="Authentication required") as refused:
+            await getattr(manager, method)(THREAD)
+        assert refused.value.status_code == 401
+    finally:
+        reset_actor_context(token)
+    await _assert_no_runs(manager)
+
+
+async def test_run_that_the_host_never_stores_is_refused(
+    manager: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def forgetful(*_: Any) -> None:
+        """As a release of DeerFlow that stores a run later."""
+
+    monkeypatch.setattr(manager, "_persist_to_store", forgetful)
+    with pytest.raises(_http_error(), match="could not be stored") as refused:
+        await manager.create_or_reject(THREAD)
+    assert refused.value.status_code == 500
+    await _assert_no_runs(manager)
+
+
+async def test_cancelled_store_leaves_no_run_behind(manager: Any) -> None:
+    async def cancelled(*_: Any, **__: Any) -> None:
+        raise asyncio.CancelledError
+
+    faulty = _faulty(manager, cancelled)
+    with pytest.raises(asyncio.CancelledError):
+        await faulty.create_or_reject(THREAD)
+    await _assert_no_runs(faulty)
+
+
+async def test_cancelled_caller_leaves_no_pending_run(manager: Any) -> None:
+    real, storing, may_store = manager._store._runs, asyncio.Event(), asyncio.Event()
+
+    async def slow(*arguments: Any, **fields: Any) -> None:
+        storing.set()
+        await may_store.wait()
+        await real.create(*arguments, **fields)
+
+    faulty = _faulty(manager, slow)
+    caller = asyncio.create_task(faulty.create_or_reject(THREAD))
+    await storing.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    may_store.set()
+    for _ in range(500):
+        stored = await real.list_by_thread(THREAD, user_id="alice")
+        if [row["status"] for row in stored] == ["interrupted"]:
+            break
+        await asyncio.sleep(0.01)
+    assert [row["status"] for row in await real.list_by_thread(THREAD, user_id="alice")] == ["interrupted"]
+    assert not await faulty.has_inflight(THREAD)
+    assert await faulty.create_or_reject(THREAD)
+
+
+async def test_run_of_a_record_in_memory_can_be_sent_as_json(manager: Any) -> None:
+    half = "\ud83d"
+    run = await manager.create_or_reject(THREAD, metadata={half: half}, kwargs={"input": [half]})
+    assert (run.metadata, run.kwargs) == ({"\ufffd": "\ufffd"}, {"input": ["\ufffd"]})
+    await manager.set_status(run.run_id, run.status, error=half)
+    assert (await manager.get(run.run_id)).error == "\ufffd"
+
+
+async def test_actor_without_an_id_creates_and_finds_no_runs(manager: Any) -> None:
+    run = await manager.create_or_reject(THREAD)
+    token = bind_actor_context(ActorContext(user_id=None))
+    try:
+        for method in ("create", "create_or_reject"):
+            with pytest.raises(_http_error()) as refused:
+                await getattr(manager, method)("another thread")
+            assert refused.value.status_code == 401
+        with pytest.raises(ActorMissingError):
+            await manager.get(run.run_id)
+        with pytest.raises(ActorMissingError):
+            await manager.list_by_thread(THREAD)
+    finally:
+        reset_actor_context(token)
+
+
+async def test_empty_user_id_is_a_user_and_not_everybody(manager: Any) -> None:
+    run = await manager.create_or_reject(THREAD)
+    token = bind_actor_context(None)
+    try:
+        assert await manager.get(run.run_id, user_id="") is None
+        assert await manager.list_by_thread(THREAD, user_id="") == []
+        assert await manager.get(run.run_id) is run
+    finally:
+        reset_actor_context(token)
 
 
 def _http_error() -> Any:
