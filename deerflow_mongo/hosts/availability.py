@@ -4,6 +4,9 @@ DeerFlow's routes know no such state: an error of a store becomes an error 500 w
 and the answer is that a run does not exist. Here the stores are watched (`HealthReportingStore`), each
 request records what its calls of them found, and the middleware replaces its answer. Nothing is buffered: a
 response that has begun, such as an event stream, passes through.
+
+Other errors of the storage that a route has caught are answered with 500: DeerFlow acknowledges the deletion
+of a thread, say, that the storage refused.
 """
 
 from __future__ import annotations
@@ -17,7 +20,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
-from ..contract.errors import StorageError, StorageUnavailableError
+from ..contract.errors import (
+    CorruptDocumentError,
+    StorageAccessError,
+    StorageClosedError,
+    StorageError,
+    StorageUnavailableError,
+)
 from .store_proxy import StoreProxy
 
 RETRY_AFTER: Final = "2"
@@ -32,6 +41,10 @@ GRACE_S: Final = 1.0
 
 PING_INTERVAL_S: Final = 1.0
 """Between the pings while the storage is unavailable."""
+
+_UNAVAILABLE: Final = (StorageUnavailableError, StorageClosedError)
+_FAULTS: Final = (*_UNAVAILABLE, StorageAccessError, CorruptDocumentError)
+"""Errors that no request is the reason of, and `StorageError` itself."""
 
 _REPEATABLE: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 """Methods whose successful answer is replaced too if a store failed: DeerFlow may have caught the error."""
@@ -136,8 +149,12 @@ class StorageHealth:
 class _Request:
     """What the store calls of one request have found; a task that outlives the request is not part of it."""
 
-    failure: StorageUnavailableError | None = None
+    failure: StorageError | None = None
     has_ended: bool = False
+
+    @property
+    def is_unavailable(self) -> bool:
+        return isinstance(self.failure, _UNAVAILABLE)
 
 
 _request: ContextVar[_Request | None] = ContextVar("deerflow_mongo_request", default=None)
@@ -170,18 +187,18 @@ class HealthReportingStore(StoreProxy):
             await self._check(request)
         try:
             return await method(*arguments, **options)
-        except StorageUnavailableError as error:
-            if request is not None:
+        except StorageError as error:
+            if request is not None and (isinstance(error, _FAULTS) or type(error) is StorageError):
                 request.failure = error
-            self.health.report_unavailable(error)
+            if isinstance(error, StorageUnavailableError):
+                self.health.report_unavailable(error)
             raise
 
     async def _check(self, request: _Request) -> None:
-        if request.failure is None and await self.health.answers_soon():
+        if not request.is_unavailable and await self.health.answers_soon():
             return
-        error = StorageUnavailableError("the storage is unavailable")
-        request.failure = request.failure or error
-        raise error
+        request.failure = StorageUnavailableError("the storage is unavailable")
+        raise request.failure
 
 
 # -- the middleware ---------------------------------------------------------------------------------
@@ -244,21 +261,29 @@ class _Answer:
 
         The checkpointer is not ours and reports nothing.
         """
-        if self._request.failure is not None:
+        if self._request.is_unavailable:
             return True
         return status >= 500 and not (self._health.is_available and await self._health.check())
 
     async def replace(self) -> None:
+        """503; or 500 where the storage is available and a route has caught another error of it."""
         self.is_replaced = self.has_begun = True
-        await _send_unavailable(self._scope, self._send, {"detail": "the storage is unavailable, try again"})
+        failure = self._request.failure
+        if failure is None or self._request.is_unavailable:
+            await _send_unavailable(
+                self._scope, self._send, {"detail": "the storage is unavailable, try again"}
+            )
+            return
+        logger.error("%s %s is answered with 500: %s", self._scope["method"], self._scope["path"], failure)
+        await _send_json(self._scope, self._send, 500, {"detail": "the storage failed"})
 
     async def _must_replace(self, start: Message) -> bool:
         status: int = start["status"]
-        if status in (401, 503):
-            return self._request.failure is not None
         if status < 400 and (self._scope["method"] not in _REPEATABLE or _is_event_stream(start)):
             return False
-        return await self.is_unavailable(status)
+        if self._request.failure is not None:
+            return self._request.is_unavailable or status < 500
+        return status != 503 and await self.is_unavailable(status)
 
 
 def _is_event_stream(start: Message) -> bool:
@@ -269,12 +294,18 @@ def _is_event_stream(start: Message) -> bool:
 
 
 async def _send_unavailable(scope: Scope, send: Send, content: dict[str, str]) -> None:
+    await _send_json(scope, send, 503, content, (b"retry-after", RETRY_AFTER.encode()))
+
+
+async def _send_json(
+    scope: Scope, send: Send, status: int, content: dict[str, str], *more_headers: tuple[bytes, bytes]
+) -> None:
     body = json.dumps(content).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
-        (b"retry-after", RETRY_AFTER.encode()),
         (b"cache-control", b"no-store"),
+        *more_headers,
     ]
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})

@@ -12,7 +12,13 @@ from typing import Any
 
 import pytest
 
-from deerflow_mongo import StorageAccessError, StorageUnavailableError
+from deerflow_mongo import (
+    ActorMissingError,
+    InvalidPayloadError,
+    StorageAccessError,
+    StorageUnavailableError,
+    ThreadExistsError,
+)
 from deerflow_mongo.hosts import availability
 from deerflow_mongo.hosts.availability import (
     AvailabilityMiddleware,
@@ -173,6 +179,30 @@ async def test_answer_of_a_route_that_catches_the_error_is_replaced(
     assert (await gateway.request(method))[0] == sent
     assert gateway.storage.calls == 1  # the second call of a request fails at once
     assert time.monotonic() - began < 2 * TIMEOUT_S
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "sent"),
+    [("DELETE", 200, 500), ("GET", 404, 500), ("GET", 500, 500), ("POST", 200, 200), ("POST", 404, 500)],
+)
+async def test_other_fault_that_a_route_catches_is_not_acknowledged(
+    gateway: Gateway, method: str, status: int, sent: int
+) -> None:
+    gateway.app = catching(gateway, status)
+    gateway.storage.timeout_s = 0.0
+    gateway.storage.error = StorageAccessError("not authorized on d.threads")
+    answered, body = await gateway.request(method)
+    assert answered == sent
+    assert b"d.threads" not in body
+    assert gateway.health.is_available
+
+
+async def test_errors_of_the_request_leave_the_answer_to_the_route(gateway: Gateway) -> None:
+    gateway.app = catching(gateway, 409)
+    gateway.storage.timeout_s = 0.0
+    for error in (ThreadExistsError("t"), InvalidPayloadError("metadata", "NaN"), ActorMissingError("get")):
+        gateway.storage.error = error
+        assert await gateway.request("PUT") == (409, b"body")
 
 
 async def test_known_outage_is_answered_at_once(gateway: Gateway) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from deerflow_mongo import MissingDependencyError, StorageConfigError
+from deerflow_mongo import ActorMissingError, MissingDependencyError, StorageConfigError
 from deerflow_mongo.hosts import deerflow, gateway
 
 from .gateway_process import (
@@ -160,3 +161,26 @@ def test_embedded_server_never_has_its_data_in_a_temporary_folder(
     options: Configured, section: dict[str, Any], tmp_path: Path
 ) -> None:
     assert options(section, SERVER="embedded")["data_dir"] == str(tmp_path / "home/data/mongodb")
+
+
+@needs_deerflow
+async def test_request_of_a_user_without_an_id_is_answered_with_401() -> None:
+    app = gateway.create_app({"backend": "memory"})
+
+    async def of_nobody() -> None:
+        raise ActorMissingError("RunManager.get")
+
+    app.add_api_route("/docs/of-nobody", of_nobody)  # DeerFlow asks for no login there
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
+        response = await client.get("/docs/of-nobody")
+        assert (response.status_code, response.json()) == (401, {"detail": "Authentication required"})
+        assert (await client.get("/health")).status_code == 503  # no storage is open
+
+
+@needs_deerflow
+async def test_answers_during_an_outage_have_the_headers_of_cors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_CORS_ORIGINS", "https://frontend.example")
+    app = gateway.create_app({"backend": "memory"})
+    names = [entry.cls.__name__ for entry in app.user_middleware]
+    assert names[:3] == ["CORSMiddleware", "AvailabilityMiddleware", "EncodableRequests"]
+    assert "AuthMiddleware" in names[3:]
