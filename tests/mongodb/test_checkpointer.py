@@ -33,6 +33,7 @@ from deerflow_mongo import (
 )
 from deerflow_mongo.mongodb import storage as storage_module
 from deerflow_mongo.mongodb.embedded import EmbeddedServer
+from deerflow_mongo.mongodb.schema import COLLECTIONS
 
 from ..child_processes import CHILD_TIMEOUT_S, communicate
 
@@ -194,8 +195,9 @@ async def test_checkpoint_collections_have_the_prefix(
     storage = new_storage(collection_prefix="p_")
     await _graph(await storage.checkpointer()).ainvoke({"steps": []}, IN_THREAD)
     database = raw_client[database_name]
-    assert set(database.list_collection_names()) == {"p_checkpoints", "p_checkpoint_writes"}
-    for name in database.list_collection_names():
+    names = {"p_checkpoints", "p_checkpoint_writes"}
+    assert set(database.list_collection_names()) == names | {f"p_{schema.name}" for schema in COLLECTIONS}
+    for name in names:
         assert database[name].distinct("thread_id") == ["t"]
 
 
@@ -255,10 +257,17 @@ async def test_closed_storage_opens_no_saver(new_storage: Opener) -> None:
         await storage.checkpointer()
 
 
-async def test_closing_ends_a_pending_call(new_storage: Opener, silent_port: int) -> None:
+@pytest.mark.parametrize("is_new_database", [True, False])
+async def test_closing_ends_a_pending_call(
+    new_storage: Opener, silent_port: int, is_new_database: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it waits for the saver's client, or for the setup of a new database before that."""
     storage = new_storage(f"mongodb://127.0.0.1:{silent_port}", timeout_ms=60_000)
+    if not is_new_database:
+        monkeypatch.setattr(storage._checkpointer, "_prepare", storage._driver_options)
+    opener: Any = storage._driver if is_new_database else storage._checkpointer
     calls = [asyncio.create_task(storage.checkpointer()) for _ in range(3)]
-    await _until(lambda: storage._checkpointer._client is not None)
+    await _until(lambda: opener._client is not None)
     began = time.monotonic()
     await storage.aclose()
     for call in calls:

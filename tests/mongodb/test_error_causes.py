@@ -23,6 +23,7 @@ from deerflow_mongo import (
     ThreadMetaCreate,
     UserExistsError,
 )
+from deerflow_mongo.mongodb import migrations
 
 Raw = MongoClient[dict[str, Any]]
 
@@ -79,22 +80,51 @@ async def test_refused_write_has_the_drivers_error_as_cause(
         assert isinstance(refused.value.__cause__, DriverDuplicateKeyError)
 
 
+@pytest.fixture
+def unseen_conflicts(storage: MongoStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Setup sees neither indexes nor duplicates at its first look, as if they came after it."""
+
+    def nothing(*_: object) -> None:
+        pass
+
+    async def none(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(migrations, "_check_indexes", nothing)
+    monkeypatch.setattr(migrations, "_check_duplicates", none)
+
+
+@pytest.mark.usefixtures("unseen_conflicts")
 async def test_setup_that_an_index_prevents_has_the_drivers_error_as_cause(
-    storage: MongoStorage, raw_client: Raw, database_name: str
+    storage: MongoStorage, raw_client: Raw, database_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    raw_client[database_name]["runs"].create_index("status", name="by_thread")
+    await storage.setup()
+    runs = raw_client[database_name]["runs"]
+    runs.drop_index("by_thread")
+    list_indexes = storage.driver.list_indexes
+
+    async def of_before(name: str) -> list[dict[str, Any]]:
+        found = await list_indexes(name)
+        if name == "runs" and "by_thread" not in runs.index_information():
+            runs.create_index("status", name="by_thread")
+        return found
+
+    monkeypatch.setattr(storage.driver, "list_indexes", of_before)
     with pytest.raises(StorageConfigError, match="cannot be created") as refused:
         await storage.setup()
     assert isinstance(refused.value.__cause__, OperationFailure)
     await storage.aclose()
 
 
+@pytest.mark.usefixtures("unseen_conflicts")
 async def test_setup_that_duplicates_prevent_has_the_drivers_error_as_cause(
     storage: MongoStorage, raw_client: Raw, database_name: str
 ) -> None:
-    raw_client[database_name]["users"].insert_many(
-        [{"schema_version": 2, "email": "same"}, {"schema_version": 2, "email": "same"}]
-    )
+    await storage.setup()
+    await storage.users.create("u", email="same")
+    users = raw_client[database_name]["users"]
+    users.drop_index("one_account_per_email")
+    await storage.users.create("v", email="same")
     with pytest.raises(StorageConfigError, match="contains duplicates") as refused:
         await storage.setup()
     assert isinstance(refused.value.__cause__, OperationFailure)

@@ -12,7 +12,7 @@ from pymongo.database import Database
 
 from deerflow_mongo import MongoStorage, StorageConfigError
 from deerflow_mongo.mongodb.config import mongo_config
-from deerflow_mongo.mongodb.schema import COLLECTIONS
+from deerflow_mongo.mongodb.schema import COLLECTIONS, Index
 
 Raw = MongoClient[dict[str, Any]]
 
@@ -39,6 +39,115 @@ async def test_setup_creates_every_collection_index_and_validator(
         assert database[schema.name].options()["validator"] == schema.stored_validator
         created = set(database[schema.name].index_information()) - {"_id_"}
         assert created == {index.name for index in schema.indexes}
+
+
+RETENTION_OPTIONS: list[dict[str, Any]] = [{}, {"run_events_ttl_days": 30}, {"run_events_ttl_days": None}]
+
+
+@pytest.mark.parametrize("options", RETENTION_OPTIONS)
+@pytest.mark.parametrize("driver", ["pymongo", "motor"])
+async def test_setup_of_a_complete_database_is_one_round_of_reads(
+    mongodb_url: str, database_name: str, driver: str, options: dict[str, Any]
+) -> None:
+    """All of them are sent before the first answer."""
+    config = {"url": mongodb_url, "database": database_name, "driver": driver, **options}
+    async with MongoStorage(mongo_config(config)) as storage:
+        sent = _hold_commands(storage, expected=2 + len(COLLECTIONS))
+        await asyncio.wait_for(storage.setup(), 20)
+    assert sorted(sent) == sorted(["listCollections", "find", *["listIndexes"] * len(COLLECTIONS)])
+
+
+async def test_first_setup_is_four_rounds(storage: MongoStorage) -> None:
+    """Reads; collections; for each of them all indexes in one command; the version document."""
+    sent = _hold_commands(storage, expected=0)
+    await storage.setup()
+    reads = ["listCollections", "find", *["listIndexes"] * len(COLLECTIONS)]
+    creates = ["create"] * len(COLLECTIONS)
+    indexes = ["createIndexes"] * sum(bool(schema.indexes) for schema in COLLECTIONS)
+    assert sorted(sent) == sorted([*reads, *creates, *indexes, "findAndModify"])
+    assert sent[: len(reads)] == reads
+    assert sent[-1] == "findAndModify"
+
+
+async def test_setup_only_adds_what_is_missing(
+    storage: MongoStorage, raw_client: Raw, database_name: str
+) -> None:
+    await storage.setup()
+    database = raw_client[database_name]
+    database["runs"].drop_index("by_time")
+    database["runs"].drop_index("active")
+    database["users"].drop()
+    database.command({"collMod": "threads", "validator": {}})
+    sent = _hold_commands(storage, expected=0)
+    await storage.setup()
+    reads = {"listCollections", "find", "listIndexes"}
+    changes = sorted(name for name in sent if name not in reads)
+    assert changes == ["collMod", "create", "createIndexes", "createIndexes"]
+    assert (await storage.inspect()).complete
+
+
+def _hold_commands(storage: MongoStorage, *, expected: int) -> list[str]:
+    """The names of the commands that the storage sends from now on, none before so many are started."""
+    sent: list[str] = []
+    all_started = asyncio.Event()
+    driver: Any = storage.driver
+    command, collection = driver.command, driver.collection
+
+    async def started(name: str) -> None:
+        sent.append(name)
+        if len(sent) >= expected:
+            all_started.set()
+        await all_started.wait()
+
+    async def held_command(document: dict[str, Any], **options: Any) -> Any:
+        await started(next(iter(document)))
+        return await command(document, **options)
+
+    def held_collection(*args: Any) -> Any:
+        found = collection(*args)
+        run = found._run
+
+        async def held_run(operation: str, *args: Any) -> Any:
+            await started(operation)
+            return await run(operation, *args)
+
+        found._run = held_run
+        return found
+
+    driver.command, driver.collection = held_command, held_collection
+    return sent
+
+
+async def test_existing_duplicates_of_every_unique_index_are_found_before_anything_is_changed(
+    storage: MongoStorage, raw_client: Raw, database_name: str
+) -> None:
+    await storage.setup()
+    database = raw_client[database_name]
+    for schema in COLLECTIONS:
+        for index in schema.indexes:
+            if not index.unique:
+                continue
+            database[schema.name].drop_index(index.name)
+            documents = [_colliding(index, number) for number in range(2)]
+            inserted = database.command(
+                {"insert": schema.name, "documents": documents, "bypassDocumentValidation": True}
+            )
+            assert inserted["n"] == 2
+            before = _everything(database)
+            with pytest.raises(StorageConfigError, match=rf"'{index.name}' of .* contains duplicates"):
+                await storage.setup()
+            assert _everything(database) == before
+            database[schema.name].delete_many({})
+            await storage.setup()
+
+
+def _colliding(index: Index, number: int) -> dict[str, Any]:
+    """A document that collides with those of other numbers in this index, and in no other."""
+    keys = {key for schema in COLLECTIONS for other in schema.indexes for key, _ in other.keys}
+    partial = {
+        key: "same" if isinstance(value, dict) else value for key, value in (index.partial or {}).items()
+    }
+    return dict.fromkeys(keys, number) | {key: "same" for key, _ in index.keys} | partial | {"_id": number}
 
 
 async def test_setup_again_changes_nothing(
@@ -154,35 +263,6 @@ async def test_document_of_a_newer_release_that_this_one_can_read_is_read(
     assert await storage.runs.get("r", user_id="u") is not None
 
 
-@pytest.mark.parametrize("collection", [schema.name for schema in COLLECTIONS])
-async def test_collection_with_foreign_documents_is_refused_and_nothing_is_changed(
-    storage: MongoStorage, raw_client: Raw, database_name: str, collection: str
-) -> None:
-    database = raw_client[database_name]
-    database[collection].insert_one({"name": "of another application"})
-    before = _everything(database)
-    with pytest.raises(StorageConfigError, match=rf"'{collection}' is in use.*collection_prefix") as refused:
-        await storage.setup()
-    assert "\n" not in str(refused.value)
-    assert _everything(database) == before
-
-
-@pytest.mark.parametrize(
-    ("options", "kind"),
-    [
-        ({"viewOn": "others"}, "a view"),
-        ({"capped": True, "size": 4096}, "a capped collection"),
-        ({"timeseries": {"timeField": "t"}}, "a time series"),
-    ],
-)
-async def test_collection_of_another_kind_is_refused(
-    storage: MongoStorage, raw_client: Raw, database_name: str, options: dict[str, Any], kind: str
-) -> None:
-    raw_client[database_name].create_collection("threads", **options)
-    with pytest.raises(StorageConfigError, match=f"'threads' is {kind}; nothing was changed"):
-        await storage.setup()
-
-
 @pytest.mark.parametrize(
     ("keys", "options"),
     [
@@ -197,9 +277,15 @@ async def test_conflicting_index_is_an_error_that_names_it(
     keys: dict[str, int],
     options: dict[str, Any],
 ) -> None:
-    raw_client[database_name]["runs"].create_index(list(keys.items()), **options)
+    await storage.setup()
+    database = raw_client[database_name]
+    database["runs"].drop_index("by_thread")
+    database["threads"].drop_index("by_time")
+    database["runs"].create_index(list(keys.items()), **options)
+    before = _everything(database)
     with pytest.raises(StorageConfigError, match="index 'by_thread' of collection 'runs'"):
         await storage.setup()
+    assert _everything(database) == before
 
 
 async def test_operators_own_indexes_are_left_as_they_are(
@@ -235,7 +321,14 @@ async def test_inspect_reports_missing_and_conflicting_indexes(
 async def test_existing_duplicate_votes_are_an_error_that_names_the_index(
     storage: MongoStorage, raw_client: Raw, database_name: str
 ) -> None:
-    vote = {"schema_version": 2, "thread_id": "t", "run_id": "r", "user_id": "u", "vote": True}
-    raw_client[database_name]["feedback"].insert_many([dict(vote), dict(vote)])
+    await storage.setup()
+    database = raw_client[database_name]
+    database["feedback"].drop_index("one_vote_per_user")
+    database["runs"].drop_index("by_time")
+    await storage.feedback.upsert(thread_id="t", run_id="r", rating=1, user_id="u")
+    [stored] = database["feedback"].find()
+    database["feedback"].insert_one({**stored, "_id": "second"})
+    before = _everything(database)
     with pytest.raises(StorageConfigError, match=r"one_vote_per_user.*duplicates"):
         await storage.setup()
+    assert _everything(database) == before

@@ -445,6 +445,36 @@ async def test_retention_is_off_by_default_and_can_change_on_a_live_collection(
     assert len(await contents(storage)) == 16
 
 
+async def test_absent_retention_leaves_what_is_in_force(
+    new_storage: Opener, raw_client: Raw, database_name: str
+) -> None:
+    """A process without the option does not end the retention that another one has set."""
+    async with new_storage(run_events_ttl_days=30), new_storage() as other:
+        assert _retention(raw_client, database_name) == 30 * 86_400
+        assert (await other.inspect()).retention_days == 30
+        assert other.config.retention is None
+        await other.setup()
+        assert _retention(raw_client, database_name) == 30 * 86_400
+    async with new_storage(run_events_ttl_days=None):
+        assert _retention(raw_client, database_name) is None
+
+
+async def test_operators_own_retention_is_reported_and_left(
+    new_storage: Opener, raw_client: Raw, database_name: str
+) -> None:
+    """An index of the same keys under another name; setup cannot create a different one beside it."""
+    async with new_storage() as storage:
+        events = raw_client[database_name]["run_events"]
+        events.create_index("stored_at", name="own", expireAfterSeconds=7 * 86_400)
+        assert (await storage.inspect()).retention_days == 7
+    async with new_storage(run_events_ttl_days=7) as same:
+        assert "retention" not in events.index_information()
+        assert (await same.inspect()).retention_days == 7
+    with pytest.raises(StorageConfigError, match="'retention' of collection 'run_events' cannot be created"):
+        async with new_storage(run_events_ttl_days=9):
+            pass
+
+
 @pytest.mark.timeout(240)
 async def test_server_removes_old_events_and_expired_tombstones(
     new_storage: Opener, raw_client: Raw, database_name: str

@@ -151,13 +151,24 @@ async def test_upgrade_interrupted_before_each_command_continues(
         assert str(error) == "interrupted", error
         interruptions += 1
         if interruptions % 4 == 0:
-            assert await version_1.rows(reader) == version_1.ROWS
+            _assert_same_rows(await version_1.rows(reader), database)
         version = (database["schema_versions"].find_one() or {})["version"]
         if version == 1:  # an old release may still be used: no document is newer
             assert not database["runs"].count_documents({"schema_version": 2})
     await reader.aclose()
     assert interruptions > 10
     _assert_upgraded(database)
+
+
+def _assert_same_rows(rows: Document, database: Database[Document]) -> None:
+    expected = dict(version_1.ROWS)
+    if len(database["threads"].distinct("schema_version")) == 2:
+        # The server sorts all dates before all texts, so threads of version 1 come last for so long.
+        rows["last_updated"], expected["last_updated"] = (
+            set(rows["last_updated"]),
+            set(expected["last_updated"]),
+        )
+    assert rows == expected
 
 
 def _count_commands(storage: MongoStorage, count: Any) -> None:
