@@ -38,6 +38,7 @@ from .options import (
     UrlOption,
     options_given,
     options_of_file,
+    with_demo_database,
 )
 from .terminal import MAX_SENTENCE_SHOWN, PROBLEM_EXIT, console_for, explained, failure, json_of, stoppable
 
@@ -86,7 +87,10 @@ def events(
     data_dir: DataDirOption = None,
     database: Annotated[
         str | None,
-        typer.Option("--database", help=f"The database; the default is that of the demo, {DEMO_DATABASE}."),
+        typer.Option(
+            "--database",
+            help=f"The database; the default is the URI's, else that of the demo, {DEMO_DATABASE}.",
+        ),
     ] = None,
     driver: DriverOption = None,
 ) -> None:
@@ -98,8 +102,8 @@ def events(
     """
     with explained():
         given = options_given(url, data_dir, database, driver)
-        options = given if config is None else options_of_file(config, section, given)
-        storage = create_storage({"database": DEMO_DATABASE, **options} if config is None else options)
+        options = with_demo_database(given) if config is None else options_of_file(config, section, given)
+        storage = create_storage(options)
         require_capabilities(storage, "deerflow-mongo events", Following)
         _require_existing_data(storage)
         run_events = cast("Following", storage.run_events)

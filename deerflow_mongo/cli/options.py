@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 import typer
 
 from ..contract.errors import StorageConfigError
-from ..contract.factory import load_config
-from ..mongodb.config import EMBEDDED
+from ..contract.factory import load_config, with_environment
+from ..demo.screen import DEMO_DATABASE
+from ..mongodb.config import EMBEDDED, names_database
 
 ConfigOption: TypeAlias = Annotated[
     Path | None, typer.Option("--config", help="A YAML file with the storage's configuration.")
@@ -39,17 +40,29 @@ DriverOption: TypeAlias = Annotated[
 ]
 
 
+NOTHING_GIVEN: Final[Mapping[str, Any]] = {"backend": "mongodb", "url": EMBEDDED}
+"""The configuration without any of these options."""
+
+
 def options_given(
     url: str | None, data_dir: Path | None, database: str | None, driver: str | None
-) -> dict[str, Any]:
-    """The configuration that these options describe."""
+) -> Mapping[str, Any]:
+    """The configuration that these options describe; `NOTHING_GIVEN` itself without any."""
     given = {"url": url, "data_dir": data_dir, "database": database, "driver": driver}
     options = {name: value for name, value in given.items() if value is not None}
-    return {"backend": "mongodb", "url": EMBEDDED, **options}
+    return {**NOTHING_GIVEN, **options} if options else NOTHING_GIVEN
+
+
+def with_demo_database(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with the demo's database where neither an option nor the URI names one."""
+    options = with_environment(given)
+    if not names_database(str(options["url"])):
+        options.setdefault("database", DEMO_DATABASE)
+    return options
 
 
 def options_of_file(file: Path, section: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration in the file. Raises `StorageConfigError` if another option was `given` as well."""
-    if given != options_given(None, None, None, None):
+    if given is not NOTHING_GIVEN:
         raise StorageConfigError("--config has the whole configuration: omit --url and the like")
     return load_config(file, section)

@@ -7,6 +7,7 @@ import codecs
 import contextlib
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeVar
@@ -115,7 +116,19 @@ def explained() -> Generator[None]:
         raise failure("stopped; the storage is closed", INTERRUPTED_EXIT) from None
 
 
+_NOT_PRINTABLE = re.compile(
+    "[\x7f-\x9f\u2028\u2029"  # DEL, C1 controls with NEL and CSI; separators of lines and paragraphs
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that reorder what a terminal shows
+    "\ufeff\ud800-\udfff]"
+)
+"""What JSON allows in a text and a terminal or a reader of lines obeys, and what UTF-8 cannot encode."""
+
+
 def json_of(value: object, *, indent: int | None = None) -> str:
-    """JSON for standard output: escaped to ASCII where the output's encoding is not UTF-8."""
+    """JSON for standard output, as one line without `indent`; it cannot control the terminal.
+
+    Escaped to ASCII where the output's encoding is not UTF-8.
+    """
     is_utf8 = codecs.lookup(getattr(sys.stdout, "encoding", None) or "ascii").name == "utf-8"
-    return json.dumps(value, ensure_ascii=not is_utf8, indent=indent, default=json_text)
+    text = json.dumps(value, ensure_ascii=not is_utf8, indent=indent, default=json_text)
+    return _NOT_PRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..mongodb.config import EMBEDDED, MongoConfig, redacted
+from ..mongodb.config import EMBEDDED, MongoConfig, names_database, redacted
 from .consistency import ConsistencyReport, WriteCount
 from .summary import Summary, UserTotals
 from .text import cell, counted, plain
@@ -133,7 +133,8 @@ def next_commands(program: str, config: MongoConfig, url: str | None, thread_id:
     """
     commands: list[Command] = []
     database = f"--database {quote(config.database)}"
-    options = () if config.database == DEMO_DATABASE else (database,)
+    is_default = config.database == DEMO_DATABASE and not names_database(config.url)
+    options = () if is_default else (database,)
     driver = ("--driver motor",) if config.driver == "motor" else ()
     is_temporary = not config.has_server or (config.url == EMBEDDED and config.data_dir is None)
     if is_temporary:

@@ -35,6 +35,11 @@ _MEANINGFUL_NULLS: Final = frozenset({"run_events_ttl_days"})
 """Options in which null is a value of its own and not "not set"."""
 
 
+def names_database(url: str) -> bool:
+    """Whether the URI has a database of its own."""
+    return bool(url.partition("://")[2].partition("?")[0].rpartition("@")[2].partition("/")[2])
+
+
 class Retention(NamedTuple):
     """What a given `run_events_ttl_days` asks for: run events are removed after so many days, or never."""
 

@@ -125,10 +125,15 @@ def state_of(index: Index, existing: Sequence[Document]) -> IndexState:
     wanted = index.specification()
     if any(is_same_index(other, wanted) for other in existing):
         return "present"
-    identity = _identity(wanted)
-    if any(other["name"] == index.name or _identity(other) == identity for other in existing):
-        return "conflicting"
-    return "missing"
+    return "missing" if blocking(index, existing) is None else "conflicting"
+
+
+def blocking(index: Index, existing: Sequence[Document]) -> str | None:
+    """The name of the existing index that makes the server refuse this one, which does not exist."""
+    identity = _identity(index.specification())
+    same_name = (other["name"] for other in existing if other["name"] == index.name)
+    same_keys = (other["name"] for other in existing if _identity(other) == identity)
+    return next(same_name, None) or next(same_keys, None)
 
 
 def is_same_index(one: Document, other: Document) -> bool:

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .database_state import EXPIRY, DatabaseState, read_database, removes_stored_events, state_of
+from . import queries
+from .config import Retention
+from .database_state import (
+    EXPIRY,
+    DatabaseState,
+    blocking,
+    concurrently,
+    read_database,
+    removes_stored_events,
+    retention_of,
+    state_of,
+)
 from .documents.encoding import Document
 from .documents.versions import SCHEMA_VERSION
 from .drivers.driver import Driver
 from .ownership import find_foreign, kind_of_restriction
-from .schema import COLLECTIONS, DAY_S, RETENTION, RUN_EVENTS, CollectionSchema
+from .schema import COLLECTIONS, DAY_S, RETENTION, RUN_EVENTS, CollectionSchema, Index, retention_index
 
 
 def _names() -> list[str]:
     return []
+
+
+def _texts() -> dict[str, str]:
+    return {}
 
 
 @dataclass(slots=True)
@@ -32,7 +48,11 @@ class SchemaReport:
     """Of the schema, present; also where an operator has made the same index under another name."""
     missing_indexes: list[str] = field(default_factory=_names)
     conflicting_indexes: list[str] = field(default_factory=_names)
-    """Indexes of the name of ours with other keys or options, which make the server refuse to create ours."""
+    """Indexes of ours that the server refuses to create, because of another one's name or keys."""
+    blocking_indexes: dict[str, str] = field(default_factory=_texts)
+    """For each of these the name of the index that is in the way."""
+    duplicates: list[str] = field(default_factory=_names)
+    """Missing unique indexes that cannot be created because of the collection's documents."""
     operator_indexes: list[str] = field(default_factory=_names)
     """Indexes that the schema does not have: an operator's own, or those of another release."""
     restricting_indexes: list[str] = field(default_factory=_names)
@@ -60,20 +80,55 @@ class SchemaReport:
         )
 
 
-async def inspect(driver: Driver, prefix: str) -> SchemaReport:
-    """Compare the database with the schema."""
+async def inspect(driver: Driver, prefix: str, retention: Retention | None = None) -> SchemaReport:
+    """Compare the database with the schema, and with the retention that is asked for."""
     state = await read_database(driver, prefix)
     report = SchemaReport()
     if state.version is not None:
         report.version, report.readable_from, report.migrating_from = state.version
     if state.version is None or state.version.version <= SCHEMA_VERSION:
         report.foreign = [str(found) for found in await find_foreign(driver, state)]
+        if not report.foreign:
+            found = await find_duplicates(driver, state)
+            report.duplicates = [f"{collection}.{index.name}" for collection, index in found]
     for schema in COLLECTIONS:
-        _inspect_collection(report, state, schema)
+        _inspect_collection(report, state, schema, retention)
     return report
 
 
-def _inspect_collection(report: SchemaReport, state: DatabaseState, schema: CollectionSchema) -> None:
+async def find_duplicates(driver: Driver, state: DatabaseState) -> list[tuple[str, Index]]:
+    """Missing unique indexes that documents of their collections make the server refuse."""
+    missing = [
+        (name, index)
+        for schema in COLLECTIONS
+        if (name := state.prefix + schema.name) in state.collections
+        for index in missing_indexes(schema.indexes, state.indexes[name])
+        if index.unique
+    ]
+    found = await concurrently(
+        driver.has_results(name, queries.duplicates([key for key, _ in index.keys], index.partial))
+        for name, index in missing
+    )
+    return [place for place, has_duplicates in zip(missing, found, strict=True) if has_duplicates]
+
+
+def missing_indexes(indexes: Sequence[Index], existing: Sequence[Document]) -> list[Index]:
+    return [index for index in indexes if state_of(index, existing) == "missing"]
+
+
+def wanted_indexes(
+    schema: CollectionSchema, existing: Sequence[Document], retention: Retention | None
+) -> list[Index]:
+    """The schema's indexes, and that of the retention, whose age is changed where it exists."""
+    wanted = list(schema.indexes)
+    if schema.name == RUN_EVENTS and retention is not None and retention.days is not None:
+        wanted += [] if retention_of(existing) else [retention_index(retention.days)]
+    return wanted
+
+
+def _inspect_collection(
+    report: SchemaReport, state: DatabaseState, schema: CollectionSchema, retention: Retention | None
+) -> None:
     name = state.prefix + schema.name
     if name not in state.collections:
         report.missing_collections.append(name)
@@ -81,19 +136,21 @@ def _inspect_collection(report: SchemaReport, state: DatabaseState, schema: Coll
         report.collections.append(name)
         if state.options(name).get("validator") != schema.stored_validator:
             report.outdated_validators.append(name)
-    _inspect_indexes(report, name, schema, state.indexes.get(name, []))
+    existing = state.indexes.get(name, [])
+    for index in wanted_indexes(schema, existing, retention):
+        in_the_way = blocking(index, existing)
+        if state_of(index, existing) == "conflicting" and in_the_way is not None:
+            report.conflicting_indexes.append(f"{name}.{index.name}")
+            report.blocking_indexes[f"{name}.{index.name}"] = in_the_way
+    _inspect_indexes(report, name, schema, existing)
 
 
 def _inspect_indexes(
     report: SchemaReport, name: str, schema: CollectionSchema, existing: list[Document]
 ) -> None:
-    lists = {
-        "present": report.indexes,
-        "conflicting": report.conflicting_indexes,
-        "missing": report.missing_indexes,
-    }
+    lists = {"present": report.indexes, "missing": report.missing_indexes}
     for index in schema.indexes:
-        lists[state_of(index, existing)].append(f"{name}.{index.name}")
+        lists.get(state_of(index, existing), []).append(f"{name}.{index.name}")
     for index in existing:
         _inspect_index(report, name, schema, index)
 

@@ -27,7 +27,15 @@ from typing import Any, ParamSpec, TypeVar
 from ..contract.errors import StorageConfigError, StorageError, StorageUnavailableError
 from . import queries
 from .config import Retention
-from .database_state import EXPIRY, DatabaseState, concurrently, read_database, retention_of, state_of
+from .database_state import (
+    EXPIRY,
+    DatabaseState,
+    blocking,
+    concurrently,
+    read_database,
+    retention_of,
+    state_of,
+)
 from .documents import version_1
 from .documents.encoding import Document
 from .documents.runs import derived_fields
@@ -43,6 +51,7 @@ from .documents.versions import (
 from .drivers.collection import Collection
 from .drivers.driver import LONG_RUNNING_TIMEOUT_S, Driver, long_running
 from .drivers.errors import code_of
+from .inspection import find_duplicates, missing_indexes, wanted_indexes
 from .ownership import check_ours
 from .schema import (
     COLLECTIONS,
@@ -116,39 +125,23 @@ def _check_indexes(state: DatabaseState, retention: Retention | None) -> None:
     for schema in COLLECTIONS:
         name = state.prefix + schema.name
         existing = state.indexes.get(name, [])
-        for index in schema.indexes:
+        for index in wanted_indexes(schema, existing, retention):
             if state_of(index, existing) == "conflicting":
-                raise _conflict(name, index)
-        if schema.name == RUN_EVENTS and retention is not None and retention.days is not None:
-            wanted = retention_index(retention.days)
-            if retention_of(existing) is None and state_of(wanted, existing) == "conflicting":
-                raise _conflict(name, wanted)
+                raise _conflict(name, index, existing)
 
 
-def _conflict(collection: str, index: Index) -> StorageConfigError:
+def _conflict(collection: str, index: Index, existing: Sequence[Document]) -> StorageConfigError:
     return StorageConfigError(
-        f"index {index.name!r} of collection {collection!r} cannot be created: an index with the same name "
-        "or the same keys, and other options, exists. Drop that index, then run setup again"
+        f"index {index.name!r} of collection {collection!r} cannot be created: the index "
+        f"{blocking(index, existing)!r} has its name or its keys, and other options. Drop that index, then "
+        "run setup again"
     )
 
 
 async def _check_duplicates(driver: Driver, state: DatabaseState) -> None:
     """Refuse documents that a unique index of ours, which is yet to be created, would refuse."""
-    missing = [
-        (state.prefix + schema.name, index)
-        for schema in COLLECTIONS
-        if state.prefix + schema.name in state.collections
-        for index in _missing(schema.indexes, state.indexes[state.prefix + schema.name])
-        if index.unique
-    ]
-    found = await concurrently(_has_duplicates(driver, name, index) for name, index in missing)
-    for (name, index), is_found in zip(missing, found, strict=True):
-        if is_found:
-            raise _duplicates(name, repr(index.name))
-
-
-async def _has_duplicates(driver: Driver, name: str, index: Index) -> bool:
-    return await driver.has_results(name, queries.duplicates([key for key, _ in index.keys], index.partial))
+    for collection, index in await find_duplicates(driver, state):
+        raise _duplicates(collection, repr(index.name))
 
 
 def _duplicates(collection: str, index: str) -> StorageConfigError:
@@ -156,10 +149,6 @@ def _duplicates(collection: str, index: str) -> StorageConfigError:
         f"unique index {index} of collection {collection!r} cannot be created: the collection contains "
         "duplicates. Remove them, then run setup again"
     )
-
-
-def _missing(indexes: Sequence[Index], existing: Sequence[Document]) -> list[Index]:
-    return [index for index in indexes if state_of(index, existing) == "missing"]
 
 
 # -- applying --------------------------------------------------------------------------------------
@@ -205,7 +194,7 @@ async def _apply_collection(
         options = await _create_collection(driver, state.prefix, name, validator)
     if options.get("validator") != validator or options.get("validationLevel", STRICT) != level:
         await _repeated(driver.set_validator, name, validator, level)
-    await _create_indexes(driver, name, _missing(schema.indexes, state.indexes.get(name, [])))
+    await _create_indexes(driver, name, missing_indexes(schema.indexes, state.indexes.get(name, [])))
 
 
 async def _create_collection(driver: Driver, prefix: str, name: str, validator: Document) -> Document:
@@ -239,7 +228,7 @@ async def _create_indexes(driver: Driver, name: str, indexes: Sequence[Index]) -
         missing = [index for index in indexes if state_of(index, existing) != "present"]
         if len(missing) == len(indexes):
             conflicting = (index for index in missing if state_of(index, existing) == "conflicting")
-            raise _conflict(name, next(conflicting, missing[0])) from error.__cause__
+            raise _conflict(name, next(conflicting, missing[0]), existing) from error.__cause__
         await _create_indexes(driver, name, missing)
 
 
@@ -390,6 +379,6 @@ async def _apply_retention(driver: Driver, state: DatabaseState, ttl_days: int |
         )
     wanted = retention_index(ttl_days)
     if found is None:
-        await _create_indexes(driver, name, _missing([wanted], existing))
+        await _create_indexes(driver, name, missing_indexes([wanted], existing))
     elif found[EXPIRY] != wanted.expire_after_s:
         await driver.set_expiry(name, wanted.specification())

@@ -227,6 +227,11 @@ def duplicates(keys: Sequence[str], partial: Query | None) -> list[Query]:
     ]
 
 
+def no_document() -> Query:
+    """A filter that the server evaluates without reading a document."""
+    return {"_id": {"$in": []}}
+
+
 def after_id(last: Any) -> Query:
     """The documents behind this id in the order of ids; all with None."""
     return {} if last is None else {"_id": {"$gt": last}}

@@ -278,7 +278,8 @@ class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
 
     async def inspect(self) -> inspection.SchemaReport:
         """Report which collections and indexes exist, differ or are missing; changes nothing."""
-        return await inspection.inspect(self._driver, self._config.collection_prefix)
+        config = self._config
+        return await inspection.inspect(self._driver, config.collection_prefix, config.retention)
 
     async def aclose(self) -> None:
         """Write the accepted run events, close the clients and release the embedded server; idempotent.

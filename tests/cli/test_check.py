@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -16,7 +17,7 @@ import pymongo
 import pytest
 from pymongo.errors import PyMongoError
 
-from deerflow_mongo.cli.check import (
+from deerflow_mongo.cli.findings import (
     Finding,
     login_finding,
     topology_finding,
@@ -68,23 +69,92 @@ def test_check_reports_the_retention_of_run_events(
     assert "run events are never deleted; when a host starts: deleted after 30 days" in output_of(*place)
     assert "run events are deleted after 30 days A host would work." in output_of(*place, "--setup")
     file.write_text(options)
+    unchanged = "run events are deleted after 30 days; run_events_ttl_days is not set and changes nothing"
+    assert unchanged in output_of(*place, "--setup")
+    file.write_text(options + "  run_events_ttl_days:\n")
     assert "run events are deleted after 30 days; when a host starts: never deleted" in output_of(*place)
 
 
 def test_check_names_conflicting_indexes(mongodb_url: str, database_name: str, raw_client: Client) -> None:
     database = raw_client[database_name]
+    place = ("check", "--url", mongodb_url, "--database", database_name)
+    output_of(*place, "--setup")
+    for name in ("by_thread", "by_time"):
+        database["runs"].drop_index(name)
+    database["threads"].drop_index("by_time")
     database["runs"].create_index([("thread_id", 1)], name="by_thread")
+    database["runs"].create_index([("created_at", -1)], name="theirs", expireAfterSeconds=10**8)
     database["threads"].create_index([("order", -1)], name="by_time")
     database["runs"].create_index([("status", 1)], name="own")
-    place = ("check", "--url", mongodb_url, "--database", database_name)
+    database["feedback"].create_index([("own", 1)], name="own", unique=True, sparse=True)
     output = output_of(*place, exit_code=1)
     assert "runs.by_thread has the name of our index, but other keys" in output
-    assert "not ours, and left as they are: runs.own" in output
+    assert "not ours, and left as they are: runs.theirs, runs.own, feedback.own" in output
+    assert "the server may refuse or remove rows: runs.theirs (TTL), feedback.own (unique)" in output
     assert 'drop it with db.getCollection("threads").dropIndex("by_time")' in output
-    assert "A host would fail: 2 problems." in output
-    # Each of the two alone stops a host.
+    assert "runs.theirs has the keys of our index, but other keys or options" in output
+    assert 'drop it with db.getCollection("runs").dropIndex("theirs")' in output
+    assert "A host would fail: 3 problems." in output
+    # Each of them alone stops a host.
     database["runs"].drop_index("by_thread")
+    database["threads"].drop_index("by_time")
     assert "cannot be created" in output_of("demo", *place[1:], exit_code=2)
+
+
+def test_check_finds_duplicates_that_would_stop_a_host(
+    mongodb_url: str, database_name: str, raw_client: Client
+) -> None:
+    place = ("check", "--url", mongodb_url, "--database", database_name)
+    output_of(*place, "--setup")
+    database = raw_client[database_name]
+    database["users"].drop_index("one_account_per_email")
+    assert "missing: users.one_account_per_email" in output_of(*place)
+    documents = [{"_id": number, "email": "same"} for number in range(2)]
+    database.command({"insert": "users", "documents": documents, "bypassDocumentValidation": True})
+    output = output_of(*place, "--setup", exit_code=1)
+    assert "users.one_account_per_email is missing, and the collection contains duplicates" in output
+
+
+@pytest.mark.parametrize("name", ["runs", "schema_versions", "checkpoints"])
+def test_check_names_collections_of_another_program(
+    mongodb_url: str, database_name: str, raw_client: Client, name: str
+) -> None:
+    raw_client[database_name][name].insert_one({"title": "of another application", "schema_version": 2})
+    place = ("check", "--url", mongodb_url, "--database", database_name)
+    output = output_of(*place, "--setup", exit_code=1)
+    assert f"PROBLEM collections collection '{name}' is in use" in output
+    assert "Set `collection_prefix`, or use another database" in output
+    assert raw_client[database_name].list_collection_names() == [name]
+
+
+def test_check_reads_the_hosts_file_of_this_folder_and_says_so(
+    mongodb_url: str, database_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DEER_FLOW_STORAGE_URL", "mongodb://elsewhere")
+    monkeypatch.setenv("DEER_FLOW_STORAGE_SERVICE_HOST", "10.0.0.1")
+    url = ("--url", mongodb_url, "--database", database_name)
+    assert "the default, because this folder has no config.yaml" in output_of(
+        "check", "--driver", "mongomock"
+    )
+    Path("config.yaml").write_text(f"storage:\n  backend: mongodb\n  url: {mongodb_url}\n  database: x\n")
+    output = output_of("check")
+    assert "read from config.yaml, section storage" in output
+    assert "database x" in output
+    assert "note environment DEER_FLOW_STORAGE_URL: DeerFlow's gateway uses these" in output
+    assert "SERVICE_HOST" not in output
+    assert "of the options given; config.yaml was not read" in output_of("check", *url)
+    assert "of the options given" in output_of("check", "--url", "embedded", "--driver", "mongomock")
+    Path("config.yaml").write_text("sandbox:\n  use: x\n")
+    assert "config.yaml has no section `storage:`" in output_of("check", exit_code=2)
+
+
+def test_check_of_another_backend_says_that_it_was_not_examined(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("storage:\n  backend: memory\n")
+    output = output_of("check", "--config", str(tmp_path / "c.yaml"))
+    assert "MemoryStorage answered" in output
+    assert "No problem was found, but the backend was not examined." in output
+    assert "A host would work" not in output
 
 
 def test_check_reports_a_newer_schema_as_a_problem(
@@ -113,6 +183,83 @@ def test_check_hides_secrets_of_a_url() -> None:
 
 def test_check_of_mongomock_reports_that_there_is_no_server() -> None:
     assert "mongomock has no server" in output_of("check", "--driver", "mongomock")
+
+
+WRONG_OPTIONS = {
+    "replicaSet=wrong": ("replica set name", "Correct `replicaSet` in `url`"),
+    "tls=true": ("SSL handshake failed", "Correct `tls` in `url`"),
+    "w=3": ("the server refused a write", "Lower `w` in `url`"),
+    "w=none-such": ("the server refused a write", "Correct `w` in `url`"),
+    "readPreference=secondary": ("the server refused a read", "Correct `readPreference` in `url`"),
+}
+
+
+@pytest.fixture(scope="module")
+def replica_set() -> Iterator[str]:
+    """A replica set of one on a TCP port, without `directConnection` in its URL."""
+    folder = tempfile.mkdtemp(prefix="set-")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    host = f"127.0.0.1:{port}"
+    options = ["--dbpath", folder, "--port", str(port), "--replSet", "right", "--nounixsocket"]
+    server = subprocess.Popen([str(find_mongod()), *options], stdout=subprocess.DEVNULL)  # noqa: S603
+    try:
+        with Client(f"mongodb://{host}/?directConnection=true") as client:
+            members = [{"_id": 0, "host": host}]
+            client["admin"].command("replSetInitiate", {"_id": "right", "members": members})
+        with Client(f"mongodb://{host}/?replicaSet=right") as client:
+            client["admin"].command("ping")
+        yield host
+    finally:
+        server.terminate()
+        server.wait(30)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("option", WRONG_OPTIONS)
+def test_advice_fits_the_cause(replica_set: str, option: str) -> None:
+    url = f"mongodb://{replica_set}/d?{option}"
+    output = output_of("check", "--url", url, "--timeout-ms", "1500", exit_code=1)
+    assert all(text in output for text in WRONG_OPTIONS[option]), output
+    assert "Start it" not in output
+
+
+def test_check_of_the_right_replica_set_finds_no_problem(replica_set: str) -> None:
+    url = f"mongodb://{replica_set}/d?replicaSet=right&w=1"
+    assert "A host would work" in output_of("check", "--url", url)
+
+
+@pytest.mark.parametrize(
+    ("url", "advice"),
+    [
+        ("mongodb://no-such-host.invalid/", "Correct the host's name in `url`, or the DNS of this machine"),
+        ("mongodb://127.0.0.1:9/", "Start it (a majority of a replica set), or correct the hosts in `url`"),
+        ("mongodb://127.0.0.1:9/?replicaSet=s", "correct the hosts or `replicaSet` in `url`"),
+    ],
+)
+def test_advice_for_a_server_that_is_not_there(url: str, advice: str) -> None:
+    assert advice in output_of("check", "--url", url, "--timeout-ms", "500", exit_code=1)
+
+
+def test_advice_for_a_wrong_mongod_path(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    for path, advice in (
+        ("/none/mongod", "mongod_path is '/none/mongod', which is not an executable file"),
+        ("/bin/true", "If `mongod_path` is set, it must name a MongoDB server"),
+    ):
+        file.write_text(f"storage:\n  backend: mongodb\n  url: embedded\n  mongod_path: {path}\n")
+        output = output_of("check", "--config", str(file), exit_code=1)
+        assert advice in output
+        assert "url" not in output.partition("PROBLEM")[2]
+
+
+def test_file_that_an_option_of_the_url_names_is_missing() -> None:
+    output = output_of("check", "--url", "mongodb://host/?tls=true&tlsCAFile=/none.pem", exit_code=2)
+    assert output.startswith("error: url: ")
+
+
+def test_data_folder_that_cannot_be_created_is_a_problem() -> None:
+    assert "choose another data_dir" in output_of("check", "--data-dir", "/proc/no-such-folder", exit_code=1)
 
 
 def test_check_creates_no_data_folder(tmp_path: Path) -> None:

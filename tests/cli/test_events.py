@@ -21,6 +21,7 @@ from rich.cells import cell_len
 from deerflow_mongo import MongoStorage, RunEventRow
 from deerflow_mongo.cli import events as events_module
 from deerflow_mongo.cli.events import line_of
+from deerflow_mongo.cli.terminal import json_of
 from deerflow_mongo.demo.text import first_words
 
 from ..child_processes import CHILD_TIMEOUT_S
@@ -77,6 +78,42 @@ async def test_json_has_each_row_as_the_store_returns_it(place: list[str]) -> No
     output = process("events", "t", *place, "--json").stdout
     async with storage_at(url=place[1], database=place[3]) as storage:
         assert rows_of(output) == await storage.run_events.list_thread_events("t")
+
+
+CONTROLS = "\u2028\u2029\x85\x9b31m\x7f\x1b\x00\u202e\ufeff\x1c\v"
+
+
+async def test_json_of_an_event_is_one_line_that_controls_no_terminal(
+    mongodb_url: str, database_name: str
+) -> None:
+    rows: list[Any] = [{**event(1), "content": f"a{CONTROLS}b", "metadata": {CONTROLS: [CONTROLS]}}, event(2)]
+    async with storage_at(url=mongodb_url, database=database_name) as storage:
+        await storage.run_events.put_batch(rows)
+    output = process("events", "t", "--url", mongodb_url, "--database", database_name, "--json").stdout
+    assert len(output.splitlines()) == 2
+    assert all(c.isprintable() or c == "\n" for c in output)
+    assert "苏超" in output
+    first = rows_of(output)[0]
+    assert (first["content"], first["metadata"]) == (rows[0]["content"], rows[0]["metadata"])
+
+
+def test_json_of_the_command_line_is_always_encodable() -> None:
+    values = {"half an emoji": "\ud83d", CONTROLS: [CONTROLS, {"苏超": None}]}
+    for indent in (None, 2):
+        text = json_of(values, indent=indent)
+        assert json.loads(text) == values
+        assert len(text.encode().decode().splitlines()) == len(text.split("\n"))
+
+
+def test_database_of_the_uri_is_read(place: list[str]) -> None:
+    _, mongodb_url, _, database_name = place
+    of_database = mongodb_url.replace("/?", f"/{database_name}?")
+    assert numbers("--url", of_database, "--after", "248") == [249, 250]
+    assert f"in database {database_name}" in output_of("events", "none", "--url", of_database, exit_code=1)
+    assert "in database other" in output_of(
+        "events", "t", "--url", of_database, "--database", "other", exit_code=1
+    )
+    assert "in database deerflow_demo" in output_of("events", "none", "--url", mongodb_url, exit_code=1)
 
 
 def test_json_is_escaped_on_an_ascii_terminal(place: list[str]) -> None:

@@ -139,6 +139,13 @@ def test_commands_name_the_database_of_the_demo(
     assert (f"{PROGRAM} demo {options} --database d" in texts) == ("demo-db" in options)
 
 
+def test_commands_name_the_demos_database_where_the_uri_names_another() -> None:
+    url = "mongodb://host/mine"
+    config = MongoConfig(url=url, database="deerflow_demo")
+    texts = [" ".join(command) for command in next_commands(PROGRAM, config, url, THREAD_ID)]
+    assert f"{PROGRAM} events {THREAD_ID} --url '$MONGODB_URL' --database deerflow_demo" in texts
+
+
 @pytest.mark.parametrize(
     ("url", "first"),
     [
