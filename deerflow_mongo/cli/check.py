@@ -105,7 +105,7 @@ def _configuration(
     if file is not None:
         return f"read from {plain(file)}, section {plain(section)}", options_of_file(file, section, given)
     if given is not NOTHING_GIVEN:
-        return f"of the options given; {HOSTS_FILE} was not read", given
+        return "of the options given" + (f"; {HOSTS_FILE} was not read" if HOSTS_FILE.exists() else ""), given
     return f"the default, because this folder has no {HOSTS_FILE}", given
 
 
