@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
 import socket
@@ -17,6 +18,7 @@ import pymongo
 import pytest
 from pymongo.errors import PyMongoError
 
+from deerflow_mongo import MongoStorage
 from deerflow_mongo.cli.findings import (
     Finding,
     login_finding,
@@ -381,6 +383,26 @@ def test_check_of_a_server_with_access_control(locked_address: str) -> None:
     )
     assert "Check the user, the password and authSource" in check("writer:wrong@", 1)
     assert "Log in" in check("", 1)
+
+
+async def test_complete_database_starts_for_a_user_without_rights_to_change_its_schema(
+    locked_address: str,
+) -> None:
+    """No collMod, createIndex or createCollection: setup only reads, and check asks for no more."""
+    actions = ["find", "listCollections", "listIndexes", "insert", "update", "remove"]
+    with Client(f"mongodb://root:{PASSWORD}@{locked_address}") as client:
+        privileges = [{"resource": {"db": "complete", "collection": ""}, "actions": actions}]
+        client["complete"].command("createRole", "runs_only", privileges=privileges, roles=[])
+        client["complete"].command("createUser", "runner", pwd=PASSWORD, roles=["runs_only"])
+        client["complete"].command("createUser", "setter", pwd=PASSWORD, roles=["readWrite"])
+    urls = {name: f"mongodb://{name}:{PASSWORD}@{locked_address}/complete" for name in ("setter", "runner")}
+    before = await asyncio.to_thread(output_of, "check", "--url", urls["runner"], exit_code=1)
+    assert "without the privileges createIndex, createCollection" in before
+    for url in urls.values():
+        async with MongoStorage.open(url) as storage:
+            await storage.runs.create(url, "t", user_id=None)
+    after = await asyncio.to_thread(output_of, "check", "--url", urls["runner"])
+    assert "as runner@complete, with all privileges that a host needs" in after
 
 
 @pytest.mark.usefixtures("short_check")
