@@ -17,7 +17,13 @@ from typing import Any
 
 from pymongo import MongoClient, timeout
 
-from ..contract.errors import MissingDependencyError, StorageClosedError, StorageConfigError, StorageError
+from ..contract.errors import (
+    MissingDependencyError,
+    StorageClosedError,
+    StorageConfigError,
+    StorageError,
+    StorageUnavailableError,
+)
 from .drivers.driver import CLOSE_LIMIT_S, CLOSE_TIMEOUT_S, DRIVER_INFO, DriverOptions, write_concern_of
 from .drivers.errors import copied, no_answer, translating
 from .drivers.pymongo_async import client_settings
@@ -57,9 +63,13 @@ class Checkpointer:
         self._check_open()
         if self._opening is None or _has_failed(self._opening):
             self._opening = asyncio.create_task(self._open())
-        # Shielded: cancelling one caller must not cancel the others.
+        opening = self._opening
+        # Not awaited itself: cancelling one caller must not cancel the others.
+        await asyncio.wait({opening})
+        if opening.cancelled():
+            raise StorageUnavailableError("the opening of the checkpoint saver was cancelled")
         try:
-            saver = await asyncio.shield(self._opening)
+            saver = opening.result()
         except StorageError as error:
             raise copied(error) from error.__cause__  # the other callers get it too
         self._check_open()

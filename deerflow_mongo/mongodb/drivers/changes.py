@@ -19,7 +19,12 @@ from .time_limit import TimeLimit
 
 MAX_AWAIT_MS = 1_000
 """How long the server waits for a change before it answers without one."""
-_RELEASE_EVERY_S, _RELEASE_S = 0.1, 0.001
+PAUSE_S = 0.005
+"""Between two reads of a busy stream: changes arrive together, and a read costs as much as a store's call."""
+_IDLE_PAUSE_S = 0.001
+"""Between two reads without a change: else a driver takes its connection back before calls that wait."""
+_BUFFERED_S = 0.000_1
+"""A change that came more quickly was received with one before it."""
 
 NextChange: TypeAlias = Callable[[], Awaitable[Document | None]]
 
@@ -29,6 +34,7 @@ class ChangesDriver(Protocol):
 
     database_name: str
     time_limit: TimeLimit
+    changes_pause_s: float
 
     @property
     def is_closed(self) -> bool: ...
@@ -44,19 +50,22 @@ async def changes(driver: ChangesDriver, pipeline: list[Document]) -> AsyncGener
     a second.
     """
     database = await driver.opened()
-    released_at = time.monotonic()
+    pause_s = 0.0
     try:
         with driver.time_limit.call():
             opened = await driver.watch(database, pipeline)
         async with opened as stream:
 
             async def next_change() -> Document | None:
-                nonlocal released_at
-                # Between two reads the driver gives the connection to itself again before others that wait.
-                if time.monotonic() - released_at > _RELEASE_EVERY_S:
-                    await asyncio.sleep(_RELEASE_S)
-                    released_at = time.monotonic()
+                nonlocal pause_s
+                if pause_s:
+                    await asyncio.sleep(pause_s)
+                began = time.monotonic()
                 change = await stream.try_next()
+                if change is None:
+                    pause_s = _IDLE_PAUSE_S
+                else:
+                    pause_s = driver.changes_pause_s if time.monotonic() - began > _BUFFERED_S else 0.0
                 end_if_cancelled()
                 if change is None and not stream.alive:
                     raise StorageUnavailableError("the change stream ended: its database is gone")

@@ -95,6 +95,8 @@ class Driver(ABC):
     """A client of one server and one database, opened at the first use, within one event loop."""
 
     name: str
+    changes_pause_s = 0.0
+    """How long a change stream rests after a read of the server that brought a change."""
 
     def __init__(
         self, options: Callable[[], Awaitable[DriverOptions]], timeout_ms: int, client: Any = None

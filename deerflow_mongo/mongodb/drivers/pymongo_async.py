@@ -7,13 +7,14 @@ from typing import Any
 from pymongo import AsyncMongoClient
 
 from ..uri_options import CLIENT_DEFAULTS, read_uri
-from .changes import max_await_ms
+from .changes import PAUSE_S, max_await_ms
 from .collection import Document
 from .driver import DRIVER_INFO, MAJORITY_READ, Driver, DriverOptions
 
 
 class PyMongoDriver(Driver):
     name = "pymongo"
+    changes_pause_s = PAUSE_S
 
     async def connect(self, options: DriverOptions) -> Any:
         client: AsyncMongoClient[Document] = AsyncMongoClient(

@@ -169,6 +169,7 @@ class _StubDriver:
     """A driver whose every operation fails with one error."""
 
     database_name = "deerflow"
+    changes_pause_s = 0.0
 
     def __init__(self, error: Exception, *, is_closed: bool = False) -> None:
         self.error = error
