@@ -220,6 +220,22 @@ FAILURES: Table = {
         "test_metadata_filter_accepts_any_key",
     ),
     "content None is not replaced by the default": ("test_event_fields_have_the_documented_defaults",),
+    "no column for `event_id`": (
+        "test_event_id_is_in_the_rows_of_events_that_have_one",
+        "test_invalid_event_id_raises_and_stores_nothing",
+        "test_repeated_batch_is_stored_once_and_returns_the_first_rows",
+        "test_rest_of_a_batch_that_was_stored_in_part_is_stored",
+        "test_rest_of_a_large_batch_that_was_stored_in_part_is_stored",
+        "test_event_id_twice_in_a_batch_is_stored_once",
+        "test_rows_of_one_event_share_no_value",
+        "test_concurrent_calls_with_one_event_id_store_one_event",
+        "test_put_if_absent_returns_the_event_with_the_same_event_id",
+        "test_concurrent_put_if_absent_calls_with_one_event_id_store_one_event",
+        "test_event_id_is_free_again_after_a_deletion",
+        "test_event_ids_of_threads_are_independent",
+        "test_repeated_event_of_another_users_thread_is_refused",
+        "test_event_id_is_recognised_by_another_storage",
+    ),
     "`put_batch` returns the time with the given offset": ("test_event_time_is_stored_in_utc",),
 }
 """On both databases."""
@@ -295,6 +311,7 @@ SKIPPED: Table = {
         "test_events_from_four_processes_have_no_gaps_and_no_reader_misses_one",
         "test_payloads_are_stored_up_to_the_stated_limit",
         "test_texts_are_stored_up_to_the_stated_limit",
+        "test_events_from_four_processes_are_stored_once_by_event_id",
     ),
 }
 """On both databases."""

@@ -239,6 +239,16 @@ async def test_event_lists_examine_as_many_as_they_return(explainer: Explainer) 
         assert await explainer.explain(read) == (index, rows, rows)
 
 
+async def test_repeated_events_are_looked_up_by_their_event_ids(explainer: Explainer) -> None:
+    events = explainer.storage.run_events
+    batch: list[Any] = [
+        {"thread_id": "t", "run_id": "r", "event_type": "said", "category": "trace", "event_id": f"{n}"}
+        for n in range(LIMIT)
+    ]
+    await events.put_batch(batch)
+    assert await explainer.explain(events.put_batch(batch)) == ("by_event_id", LIMIT, LIMIT)
+
+
 async def test_events_of_a_user_are_read_in_index_order(explainer: Explainer) -> None:
     """The scan skips the thread's other events, which are few in a thread of that user."""
     events = explainer.storage.run_events

@@ -25,6 +25,7 @@ from deerflow_mongo.mongodb.checkpointer import Checkpointer
 from deerflow_mongo.mongodb.drivers.driver import DriverOptions
 from deerflow_mongo.mongodb.drivers.pymongo_async import PyMongoDriver
 
+TIMEOUT_MS = 5_000
 WAIT_S = 30
 _SHARED = {"ThreadOwners._read", "_Stream._run", "_Stream._read"}
 """The coroutines of tasks whose results several calls wait for; those of writes have tests of their own."""
@@ -105,12 +106,12 @@ class Options:
         await self.go_on.wait()
         if self.error is not None:
             raise self.error
-        return DriverOptions(self.url, "d")
+        return DriverOptions(self.url, "d", TIMEOUT_MS)
 
 
 async def test_cancelled_first_call_leaves_those_that_wait_for_the_client(mongodb_url: str) -> None:
     options = Options(mongodb_url)
-    driver = PyMongoDriver(options)
+    driver = PyMongoDriver(options, TIMEOUT_MS)
     calls = [asyncio.create_task(driver.opened()) for _ in range(5)]
     await asyncio.sleep(0)
     calls[0].cancel()
@@ -134,7 +135,7 @@ async def test_failed_opening_of_the_client_fails_each_call_and_is_tried_again(
     error: Exception, mongodb_url: str
 ) -> None:
     options = Options(mongodb_url)
-    driver = PyMongoDriver(options)
+    driver = PyMongoDriver(options, TIMEOUT_MS)
     options.error = error
     options.go_on.set()
     calls = [asyncio.create_task(driver.opened()) for _ in range(5)]
@@ -148,10 +149,14 @@ async def test_failed_opening_of_the_client_fails_each_call_and_is_tried_again(
 # -- opening the checkpoint saver ------------------------------------------------------------------
 
 
+async def prepared() -> None:
+    """The database needs nothing."""
+
+
 @pytest.mark.parametrize("steps", [0, 1, 3])
 async def test_cancelled_opening_of_the_saver_fails_its_callers(steps: int, mongodb_url: str) -> None:
     """Also one that is cancelled before its first step; it is not their own cancellation."""
-    checkpointer = Checkpointer(Options(mongodb_url), "")
+    checkpointer = Checkpointer(Options(mongodb_url), "", prepared)
     calls = [asyncio.create_task(checkpointer.saver()) for _ in range(3)]
     await asyncio.sleep(0)
     for _ in range(steps):
@@ -168,7 +173,7 @@ async def test_cancelled_caller_of_the_saver_leaves_the_others(
     mongodb_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = Options(mongodb_url)
-    checkpointer = Checkpointer(options, "")
+    checkpointer = Checkpointer(options, "", prepared)
     saver = SimpleNamespace()
 
     async def open_saver() -> Any:

@@ -24,7 +24,7 @@ MAX_PART_EVENTS = 1_000
 MAX_PART_BYTES = 4 * 1024 * 1024
 """What one insert of a larger batch has at most, unless a single event is larger.
 
-Such an insert takes a server some 50 ms, far from any timeout, and fits into one message (48 MB).
+Such an insert takes a server about 0.1 s, far from any timeout, and fits into one message (48 MB).
 """
 
 
@@ -119,7 +119,8 @@ class Part(Batch):
     def fail(self, error: Exception) -> None:
         super().fail(error)
         if isinstance(error, StorageError):
-            error = with_note(error, f"a first part may be stored, {self.start} events of it are")
+            events = len(self._whole.documents)
+            error = with_note(error, f"a first part may be stored, at least {self.start} of {events} events")
         self._whole.fail(error)
 
 

@@ -137,6 +137,7 @@ TOMBSTONE: Final[Document] = {
     "seq": 1,
     "event_stored_at": _utc("2026-04-22T03:26:40.502"),
     "expires_at": _utc("2026-04-23T03:30:00.000"),
+    "deletion": ObjectId("6807f0b00f1d2c3b4a596879"),
 }
 
 USER: Final[Document] = {

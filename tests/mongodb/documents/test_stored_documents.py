@@ -213,7 +213,9 @@ async def test_tombstone_of_a_deleted_event(storage: Storage, raw_client: Raw, d
     before = {item["seq"]: item for item in collection.find({"seq": {"$gt": 0}})}
     await storage.run_events.delete_by_run(THREAD, RUN)
     first, last = collection.find({"seq": {"$gt": 0}}).sort("seq")
-    assert _settled(first, pinned.TOMBSTONE, "_id", "event_stored_at", "expires_at") == pinned.TOMBSTONE
+    new = ("_id", "event_stored_at", "expires_at", "deletion")
+    assert _settled(first, pinned.TOMBSTONE, *new) == pinned.TOMBSTONE
+    assert first["deletion"] == last["deletion"]
     lifetime = first["expires_at"] - before[1]["stored_at"]
     assert timedelta(days=1) <= lifetime < timedelta(days=1, minutes=5)
     assert last["expires_at"] is None
