@@ -1,5 +1,7 @@
 """A proxy in front of the server that closes connections on request: after a command has arrived, or before.
 
+It also withholds the answers of commands, and of all that follows them on the same connection.
+
 It listens on a unix socket, as the embedded server does. A command is recognised by its name, the first key
 of an OP_MSG's document.
 """
@@ -25,6 +27,8 @@ class LossyProxy:
         self._socket = folder / "proxy.sock"
         self.url = f"mongodb://{quote(str(self._socket), safe='')}/?directConnection=true"
         self.lost = 0
+        self.stalled: set[bytes] = set()
+        """Names of commands that are forwarded and never answered."""
         self.is_down = False
         self._to_lose: tuple[bytes, int, bool] = (b"", 0, True)
         self._open: set[asyncio.StreamWriter] = set()
@@ -98,6 +102,8 @@ class LossyProxy:
                     to_server.write(request)
                     await from_server.readexactly(4)  # the server has executed it
                 return
+            if any(request.startswith(stalled + b"\0", _NAME_OFFSET) for stalled in self.stalled):
+                answers.cancel()
             to_server.write(request)
             await to_server.drain()
 

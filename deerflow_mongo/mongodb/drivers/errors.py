@@ -39,6 +39,7 @@ NO_CHANGE_STREAMS = "change streams require a replica set (one member is enough)
 INDEX_NOT_FOUND_CODE = 27
 
 _NO_CHANGE_STREAMS_CODES = frozenset({20, 40573})  # IllegalOperation; "only supported on replica sets"
+_WRITE_CONCERN_CODES = frozenset({79, 100})
 _BAD_VALUE_CODE = 2
 _VALIDATION_CODE = 121
 _DUPLICATE_KEY_CODE = 11000
@@ -195,7 +196,8 @@ def translate(
     if kind is StorageUnavailableError or has_label or isinstance(error, _UNAVAILABLE):
         return _unavailable(place, _reason(error))
     if kind is StorageConfigError:
-        return StorageConfigError(f"the server refused a setting of the client{place}: {_reason(error)}")
+        setting = "`w` of the URL or client" if code in _WRITE_CONCERN_CODES else "a setting of the client"
+        return StorageConfigError(f"the server cannot satisfy {setting}{place}: {_reason(error)}")
     if isinstance(error, errors.InvalidOperation) and "close" in str(error).lower():
         return StorageClosedError()
     if isinstance(error, _NOT_ENCODABLE):

@@ -9,9 +9,14 @@ from __future__ import annotations
 from .answers import AnswerContract
 from .cancellation import CancellationContract
 from .change_streams import ChangeStreamContract
+from .clients import ClientContract
 from .closing import ClosingContract
 from .error_mapping import ErrorMappingContract
 from .large_batches import LargeBatchContract
+from .name_lookup import NameLookupContract
+from .own_writes import OwnWritesContract
+from .ownership import OwnershipContract
+from .time_limits import TimeLimitContract
 
 
 class DriverContract(
@@ -21,5 +26,10 @@ class DriverContract(
     ChangeStreamContract,
     ClosingContract,
     CancellationContract,
+    ClientContract,
+    NameLookupContract,
+    OwnWritesContract,
+    OwnershipContract,
+    TimeLimitContract,
 ):
     """Bound to a driver by a subclass that names it and its client's class."""
