@@ -18,6 +18,7 @@ from ..contract.errors import StorageConfigError
 PASSED: Final = "passed on"
 OURS: Final = "ours unless given"
 REPLACED: Final = "replaced"
+REFUSED: Final = "refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ URI_OPTIONS: Final[tuple[UriOption, ...]] = (
     UriOption(
         "readPreference", note="only `primary`, the default", accepted=("primary",), reason=_PRIMARY_ONLY
     ),
-    UriOption("readPreferenceTags", note="refused", accepted=(), reason=_PRIMARY_ONLY),
+    UriOption("readPreferenceTags", REFUSED, "reads go to the primary", accepted=(), reason=_PRIMARY_ONLY),
     UriOption("replicaSet"),
     UriOption("retryReads", note="with `false`, a lost connection or a failover is an error of the read"),
     UriOption(
@@ -234,7 +235,7 @@ def _parsed(url: str) -> Mapping[str, Any]:
     from pymongo.errors import PyMongoError
     from pymongo.uri_parser import parse_uri
 
-    plain, refusals = _plain(url), (PyMongoError, ValueError, TypeError, KeyError)
+    plain, refusals = _plain(url), (PyMongoError, ValueError, TypeError, KeyError, OSError)
     try:
         parsed = cast("Mapping[str, Any]", parse_uri(plain, validate=True, warn=False))
     except OSError as error:  # of a file that an option names

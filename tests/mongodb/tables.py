@@ -1,0 +1,55 @@
+"""The tables that the README prints from the code: options of a URI, and errors by the server's codes.
+
+`python -m tests.mongodb.tables` writes them into `deerflow_mongo/mongodb/README.md`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from deerflow_mongo.mongodb.drivers.errors import SERVER_ERRORS, UNAVAILABLE_LABELS
+from deerflow_mongo.mongodb.uri_options import PASSED, URI_OPTIONS
+from tests.mongodb.documents.pinned import README, readme_with
+
+URI_MARKS: Final = ("<!-- URI options: begin -->", "<!-- URI options: end -->")
+ERROR_MARKS: Final = ("<!-- server errors: begin -->", "<!-- server errors: end -->")
+
+
+def uri_options() -> str:
+    """A row for each option that has more to it than being passed on, and the names of the others."""
+    rows = [
+        f"| `{option.name}` | {option.handling} | {option.note} |"
+        for option in URI_OPTIONS
+        if option.handling != PASSED or option.note
+    ]
+    others = [f"`{option.name}`" for option in URI_OPTIONS if option.handling == PASSED and not option.note]
+    head = ["| option | what is done with it | |", "| --- | --- | --- |"]
+    return "\n".join([*head, *rows, f"| {', '.join(others)} | {PASSED} | |"])
+
+
+def server_errors() -> str:
+    """A row for each of the package's errors, with the codes and labels that become it."""
+    by_kind: dict[str, list[str]] = {}
+    for code, (name, kind) in SERVER_ERRORS.items():
+        by_kind.setdefault(kind.__name__, []).append(f"{code} {name}".strip())
+    rows = [f"| `{kind}` | {', '.join(codes)} |" for kind, codes in by_kind.items()]
+    labels = ", ".join(f"`{label}`" for label in UNAVAILABLE_LABELS)
+    return "\n".join(
+        [
+            "| error | codes of the server |",
+            "| --- | --- |",
+            *rows,
+            f"| `StorageUnavailableError` | any other code with the label {labels} |",
+            "| `StorageError` | every other code |",
+        ]
+    )
+
+
+def readme_with_tables() -> str:
+    """The README with both tables."""
+    README.write_text(readme_with(uri_options(), *URI_MARKS), encoding="utf-8")
+    return readme_with(server_errors(), *ERROR_MARKS)
+
+
+if __name__ == "__main__":
+    README.write_text(readme_with_tables(), encoding="utf-8")
