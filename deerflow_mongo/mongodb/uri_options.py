@@ -215,7 +215,7 @@ def _option_names(options: str) -> Iterator[str]:
 def nearest(name: str, known: Iterable[str]) -> str:
     """Such as ": did you mean `database`?"; "" where nothing is near."""
     plain = {_letters(candidate): candidate for candidate in known}
-    found = difflib.get_close_matches(_letters(name), plain, n=1, cutoff=0.7)
+    found = difflib.get_close_matches(_letters(name), plain, n=1, cutoff=0.65)
     return f": did you mean `{plain[found[0]]}`?" if found else ""
 
 

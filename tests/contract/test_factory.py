@@ -109,6 +109,26 @@ def test_configuration_without_backend_lists_the_known_ones(config: dict[str, An
         create_storage(config)
 
 
+def test_blanks_around_a_url_or_a_backend_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_URL", " memory\n")
+    for config in ("memory\n", " $STORAGE_URL", {"backend": " memory\n"}):
+        assert isinstance(create_storage(config), MemoryStorage)
+
+
+@pytest.mark.parametrize(
+    ("config", "place"),
+    [
+        ("${STORAGE_URL}", "the configuration"),
+        ("$STORAGE_URL/db", "the configuration"),
+        ({"backend": "${STORAGE_URL}"}, "`backend`"),
+    ],
+)
+def test_reference_that_is_not_a_whole_value_is_an_error(config: Any, place: str) -> None:
+    words = rf"{place}: .* is not replaced: only a value that is \$STORAGE_URL as a whole"
+    with pytest.raises(StorageConfigError, match=words):
+        create_storage(config)
+
+
 @pytest.mark.parametrize("config", [None, 5, ["backend"]])
 def test_configuration_of_another_type_is_refused(config: Any) -> None:
     with pytest.raises(StorageConfigError, match="must be a mapping or a URL"):

@@ -236,3 +236,102 @@ def test_redacted_removes_only_the_login_and_secret_options() -> None:
     assert redacted(url) == "mongodb://h/?tlsCertificateKeyFilePassword=***&AUTHMECHANISMPROPERTIES=***&a=b"
     assert redacted("mongodb://h/db?x=1") == "mongodb://h/db?x=1"
     assert redacted("embedded") == "embedded"
+
+
+@pytest.mark.parametrize("ends", ["\n", " ", "\r\n", "\t", "\ufeff", "\u00a0"])
+def test_blanks_and_line_breaks_at_the_ends_of_a_text_are_removed(ends: str) -> None:
+    """A secret that was made with `echo` ends in a line break."""
+    given = {
+        "url": URL + "/own",
+        "collection_prefix": "p_",
+        "driver": "motor",
+        "timeout_ms": "70",
+    }
+    around = {key: f"{ends}{value}{ends}" for key, value in given.items()}
+    assert mongo_config(around) == mongo_config(given)
+    assert mongo_config({"url": URL, "database": f"{ends}own{ends}"}).database == "own"
+    folders = {"url": f"embedded{ends}", "data_dir": f"{ends}/data{ends}", "mongod_path": f"/m{ends}"}
+    config = mongo_config(folders)
+    assert (config.url, config.data_dir, config.mongod_path) == ("embedded", Path("/data"), "/m")
+
+
+@pytest.mark.parametrize("name", [name for name in MongoConfig.model_fields if name != "url"])
+@pytest.mark.parametrize("empty", ["", " \n", None])
+def test_empty_option_is_not_set(name: str, empty: object) -> None:
+    config = mongo_config({"url": URL + "/own", name: empty})
+    assert config == mongo_config({"url": URL + "/own"})
+    means_something = name == "run_events_ttl_days" and empty is None
+    assert (name in config.model_fields_set) is means_something
+
+
+def test_empty_variable_is_not_set_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEERFLOW_TEST_EMPTY", "\n")
+    storage: Any = create_storage(
+        {
+            "backend": "mongodb",
+            "url": URL,
+            "timeout_ms": "$DEERFLOW_TEST_EMPTY",
+            "driver": "$DEERFLOW_TEST_EMPTY",
+        }
+    )
+    assert (storage.config.timeout_ms, storage.config.driver) == (25_000, "pymongo")
+    with pytest.raises(StorageConfigError, match="`url` is missing"):
+        create_storage({"backend": "mongodb", "url": "$DEERFLOW_TEST_EMPTY"})
+    with pytest.raises(StorageConfigError, match=r"is \$DEERFLOW_TEST_EMPTY, and that variable is empty"):
+        create_storage("$DEERFLOW_TEST_EMPTY")
+
+
+@pytest.mark.parametrize(
+    "name", ["url", "database", "collection_prefix", "data_dir", "mongod_path", "driver"]
+)
+@pytest.mark.parametrize(
+    "value", ["${DEERFLOW_X}", "$DEERFLOW_X/db", "${DEERFLOW_X:-default}", "a-${DEERFLOW_X}"]
+)
+def test_reference_that_is_not_read_is_an_error_that_names_the_option(name: str, value: str) -> None:
+    options = {"backend": "mongodb", "url": "embedded", name: value}
+    with pytest.raises(
+        StorageConfigError, match=rf"`{name}`: .*only a value that is \$DEERFLOW_X as a whole"
+    ):
+        create_storage(options)
+
+
+def test_config_object_reads_nothing_from_the_environment_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DEERFLOW_X", URL)
+    with pytest.raises(StorageConfigError, match=r"`url`: \$DEERFLOW_X is read .* by create_storage\(\)"):
+        MongoConfig(url="$DEERFLOW_X")
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("databse", "database"),
+        ("uri", "url"),
+        ("timeoutMs", "timeout_ms"),
+        ("collection-prefix", "collection_prefix"),
+        ("run_event_ttl_days", "run_events_ttl_days"),
+    ],
+)
+def test_unknown_key_names_the_nearest_known_one(key: str, nearest: str) -> None:
+    for value in ("x", None, ""):
+        with pytest.raises(StorageConfigError, match=f"unknown key `{key}`.*did you mean `{nearest}`"):
+            mongo_config({"url": URL, key: value})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"timeout_ms": True},
+        {"run_events_ttl_days": False},
+        {"timeout_ms": 2**31},
+        {"timeout_ms": 1.5},
+        {"database": {"name": "x"}},
+        {"database": ["x"]},
+        {"collection_prefix": 5},
+        {"url": {"host": "x"}},
+    ],
+)
+def test_value_of_another_kind_is_an_error_that_names_the_option(options: dict[str, Any]) -> None:
+    with pytest.raises(StorageConfigError, match=f"`{next(iter(options))}`"):
+        mongo_config({"url": URL, **options})

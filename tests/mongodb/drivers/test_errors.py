@@ -24,7 +24,15 @@ from deerflow_mongo import (
 )
 from deerflow_mongo.mongodb.drivers.changes import changes, max_await_ms
 from deerflow_mongo.mongodb.drivers.collection import Collection
-from deerflow_mongo.mongodb.drivers.errors import DuplicateKeyError, code_of, copied, translate, translating
+from deerflow_mongo.mongodb.drivers.errors import (
+    SERVER_ERRORS,
+    UNAVAILABLE_LABELS,
+    DuplicateKeyError,
+    code_of,
+    copied,
+    translate,
+    translating,
+)
 from deerflow_mongo.mongodb.drivers.ownership import Owner
 from deerflow_mongo.mongodb.drivers.time_limit import TimeLimit
 
@@ -86,6 +94,56 @@ _TEXTS: dict[str, tuple[Exception, type[StorageError], str]] = {
         "MongoDB reported an error: `find` on `deerflow.runs` (code 40324): OperationFailure: unknown stage",
     ),
 }
+
+
+@pytest.mark.parametrize(("code", "kind"), [(code, kind) for code, (_, kind) in SERVER_ERRORS.items()])
+def test_error_of_the_server_becomes_what_the_table_says(code: int, kind: type[StorageError]) -> None:
+    single = errors.OperationFailure("no", code, {"code": code})
+    of_a_write = errors.BulkWriteError({"writeErrors": [{"index": 0, "code": code, "errmsg": "no"}]})
+    of_its_concern = errors.BulkWriteError({"writeConcernErrors": [{"code": code, "errmsg": "no"}]})
+    for error in (single, of_a_write, of_its_concern):
+        translated = translate(error, "insert", NAMESPACE, {"_id": "r"})
+        assert type(translated) is kind
+        if kind is not PayloadTooLargeError:
+            assert f"`insert` on `deerflow.runs` (code {code})" in str(translated)
+
+
+@pytest.mark.parametrize("label", UNAVAILABLE_LABELS)
+def test_label_of_a_passing_error_counts_for_any_code(label: str) -> None:
+    details: Any = {"errorLabels": [label]}
+    in_a_batch: Any = {"writeErrors": [], "writeConcernErrors": [{"code": 999, **details}]}
+    for error in (
+        errors.OperationFailure("no", 999, details),
+        errors.BulkWriteError({"writeErrors": [{"index": 0, "code": 999}], **details}),
+        errors.BulkWriteError(in_a_batch),
+    ):
+        assert type(translate(error, "insert", NAMESPACE)) is StorageUnavailableError
+    refused = errors.OperationFailure("no", 13, details)
+    assert type(translate(refused, "insert", NAMESPACE)) is StorageAccessError
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            "h:1: [Errno 111] refused (configured timeouts: connectTimeoutMS: 2000.0ms),i:2: timed out "
+            "(configured timeouts: socketTimeoutMS: 25000.0ms, connectTimeoutMS: 2000.0ms), Timeout: 25.0s, "
+            "Topology Description: <TopologyDescription id: 5>",
+            "h:1: [Errno 111] refused,i:2: timed out",
+        ),
+        (
+            "Timed out while checking out a connection from connection pool. maxPoolSize: 100, timeout: 25.0",
+            "Timed out while checking out a connection from connection pool",
+        ),
+        (
+            "operation would exceed time limit, remaining timeout:0.00000 <= network round trip time:0.00090",
+            "operation would exceed time limit",
+        ),
+    ],
+)
+def test_text_has_no_settings_that_nobody_configured(text: str, shown: str) -> None:
+    error = errors.ServerSelectionTimeoutError(text)
+    assert str(translate(error, "find", NAMESPACE)).endswith(f": ServerSelectionTimeoutError: {shown}")
 
 
 @pytest.mark.parametrize("name", _TEXTS)
@@ -227,6 +285,7 @@ def test_every_method_of_a_collection_is_in_the_table() -> None:
         "handle",
         "drop_handle",
         "check_owner",
+        "name",
     }
     assert methods == set(_OPERATIONS)
 

@@ -36,7 +36,7 @@ class TimeLimitContract(DriverFixtures):
         for call in (
             storage.runs.get("r", user_id=None),
             storage.runs.token_usage_by_thread("t", user_id=None),
-            storage.driver.list_collections(),
+            storage.driver.command({"listCollections": 1}),
         ):
             began = time.monotonic()
             with pytest.raises(StorageUnavailableError, match="did not answer in time") as error:
