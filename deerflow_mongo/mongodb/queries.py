@@ -11,10 +11,10 @@ from datetime import datetime
 from typing import Any, TypeAlias
 
 from ..contract.arguments import acting_user, filter_text, identifier, names
-from ..contract.rows import MESSAGE, PENDING
+from ..contract.rows import MAX_COUNT, MESSAGE, PENDING
 from .documents.run_events import ANCHOR_SEQ, DELETION, ONCE
 from .documents.stored_times import ORDER
-from .documents.versions import DATABASE_VERSION_ID, RETENTION_MARK
+from .documents.versions import DATABASE_VERSION_ID, RETENTION_MARK, SCHEMA_VERSION
 
 Query: TypeAlias = dict[str, Any]
 
@@ -33,6 +33,20 @@ def of_thread(thread_id: object) -> Query:
 
 def of_run(thread_id: object, run_id: object) -> Query:
     return {**of_thread(thread_id), "run_id": identifier("run_id", run_id)}
+
+
+# -- documents of another version ------------------------------------------------------------------
+
+
+def changeable(query: Query) -> Query:
+    """`query` for a write: without the documents of a newer version, which this release never changes."""
+    # `$not` also finds a document whose version is missing or no number: it is broken and may be deleted.
+    return {**query, "schema_version": {"$not": {"$gt": SCHEMA_VERSION}}}
+
+
+def newer(query: Query) -> Query:
+    """The documents that `changeable` leaves out."""
+    return {**query, "schema_version": {"$gt": SCHEMA_VERSION}}
 
 
 # -- runs ------------------------------------------------------------------------------------------
@@ -118,6 +132,11 @@ def events_after(thread_id: object, run_id: object, after_seq: int | None) -> Qu
     return between(query, after_seq=after_seq, before_seq=None)
 
 
+def deletable_events(query: Query) -> Query:
+    """The events of `query` that can become tombstones, which have their events' ids and numbers."""
+    return {**changeable(query), "_id": {"$type": "objectId"}, "seq": {"$type": ["int", "long"]}}
+
+
 def messages_of_thread(thread_id: object) -> Query:
     return {**of_thread(thread_id), "category": MESSAGE}
 
@@ -137,7 +156,8 @@ def between(query: Query, *, after_seq: int | None, before_seq: int | None) -> Q
 
 def numbers_of_thread(thread_id: str) -> Query:
     """Everything that occupies a number of the thread: events, tombstones and the anchor."""
-    return {"thread_id": thread_id}
+    # Among other types a text sorts above all numbers: one broken document would be the last of its thread.
+    return {"thread_id": thread_id, "seq": {"$gte": 0, "$lte": MAX_COUNT}}
 
 
 def anchor_of_thread(thread_id: str) -> Query:

@@ -101,7 +101,7 @@ async def test_batch_that_arrives_while_a_write_hangs_has_its_own_time(storage: 
         first = asyncio.create_task(events.put_batch([event()] * 2))
         await asyncio.sleep(T_S)
         later = asyncio.create_task(events.put_batch([event()] * 2))
-        with pytest.raises(StorageUnavailableError, match="within 0.4 s"):
+        with pytest.raises(StorageUnavailableError, match=r"within 0\.4 s"):
             await first
         assert not later.done()
         outcomes = await _outcomes([later], 0)
@@ -190,14 +190,16 @@ async def test_failing_writer_fails_the_batches_that_wait(
     async def fail(*arguments: Any) -> None:
         raise ZeroDivisionError
 
+    def ignore(_loop: asyncio.AbstractEventLoop, _context: dict[str, Any]) -> None:
+        """The failure is simulated."""
+
     def fail_to_log(*arguments: Any, **options: Any) -> None:
         raise KeyError("simulated")
 
     monkeypatch.setattr(Collection, "insert_many", fail)
     monkeypatch.setattr("deerflow_mongo.mongodb.events.writer.logger.exception", fail_to_log)
     calls: list[Awaitable[Any]] = [events.put_batch([event(n)] * 40) for n in range(3)]
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda *_: None)
+    asyncio.get_running_loop().set_exception_handler(ignore)
     outcomes = await _outcomes(calls, 0)
     assert all(isinstance(outcome, StorageError) for outcome in outcomes)
     assert events.backlog == 0

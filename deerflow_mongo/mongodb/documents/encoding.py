@@ -8,10 +8,12 @@ neither hides the others from queries nor prevents a merge by key.
 
 from __future__ import annotations
 
+import base64
 import json
-from typing import Any, TypeAlias, cast
+from datetime import UTC, datetime
+from typing import Any, Final, TypeAlias, cast
 
-from bson import Int64
+from bson import DBRef, Int64
 
 from ...contract.arguments import long_text
 from ...contract.rows import JSONValue
@@ -23,8 +25,18 @@ Update: TypeAlias = Document | list[Document]
 JSON_MARK = "_json"
 """The only key of a marked value, and the prefix of a marked key."""
 
+WHOLE: Final = frozenset({int, Int64})
+"""The types of a whole number in a document that was read."""
+
+OPTIONAL_WHOLE: Final = frozenset({*WHOLE, type(None)})
+
 _DBREF_KEY = "$ref"  # a subdocument with it comes back from BSON as a DBRef
 _MIN_INT64, _MAX_INT64 = -(2**63), 2**63 - 1
+_JSON_SCALARS: Final = frozenset({str, int, float, bool, type(None)})
+
+
+class UnreadableError(Exception):
+    """A field has a type or a value that no release writes; internal. See `row_collection.py`."""
 
 
 def _text_is_native(value: str) -> bool:
@@ -72,12 +84,26 @@ def encode_value(value: JSONValue) -> Any:
 
 
 def _plain(value: object) -> Any:
-    """`value` with the driver's 64-bit integers as plain ones, at any depth."""
+    """`value` with the driver's own types as JSON, at any depth.
+
+    Of these, only 64-bit integers are written here; another program may have added a date to a payload.
+    """
+    kind = type(value)
+    if kind in _JSON_SCALARS:
+        return value
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in cast("Document", value).items()}
     if isinstance(value, list):
         return [_plain(item) for item in cast("list[object]", value)]
-    return int(value) if isinstance(value, Int64) else value
+    if kind is Int64:
+        return int(cast("int", value))
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=UTC).isoformat()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, DBRef):
+        return _plain(dict(value.as_doc()))
+    return str(value)
 
 
 def decode_value(stored: Any) -> JSONValue:
@@ -128,31 +154,35 @@ def _decode_key(key: str) -> str:
     return json.loads(key[len(JSON_MARK) :]) if key.startswith(JSON_MARK) else key
 
 
-def _needs_no_decoding(stored: dict[str, Any]) -> bool:
-    """Whether a stored payload is the payload. True for most, and on the hot path of every row."""
+def decode_mapping(stored: dict[str, Any]) -> dict[str, JSONValue]:
+    """The payload of a stored subdocument: the subdocument itself where nothing needs decoding.
+
+    That is so for most, and on the hot path of every row.
+    """
+    if type(stored) is not dict:
+        raise UnreadableError
+    if not stored:
+        return stored
     if JSON_MARK in "\n".join(stored):
-        return False
+        return _decoded(stored)
     todo: list[Any] = [stored.values()]
     for items in todo:
         for item in items:
             kind = type(item)  # pyright: ignore[reportUnknownVariableType]
-            if kind is str:
+            if kind is str or kind is int:
                 continue
             if kind is dict:
                 if JSON_MARK in item:
-                    return False
+                    return _decoded(stored)
                 todo.append(item.values())
             elif kind is list:
                 todo.append(item)
-            elif kind is Int64:
-                return False
-    return True
+            elif kind not in _JSON_SCALARS:
+                return _decoded(stored)
+    return stored
 
 
-def decode_mapping(stored: dict[str, Any]) -> dict[str, JSONValue]:
-    """The payload of a stored subdocument: the subdocument itself where nothing needs decoding."""
-    if _needs_no_decoding(stored):
-        return stored
+def _decoded(stored: dict[str, Any]) -> dict[str, JSONValue]:
     return {_decode_key(key): decode_value(value) for key, value in stored.items()}
 
 
@@ -162,7 +192,18 @@ def encode_text(name: str, value: object) -> Any:
 
 
 def decode_text(stored: Any) -> str | None:
-    return json.loads(cast("Document", stored)[JSON_MARK]) if type(stored) is dict else stored
+    if type(stored) is str or stored is None:
+        return stored
+    text = json.loads(cast("Document", stored)[JSON_MARK])
+    if type(text) is not str or len(stored) != 1:
+        raise UnreadableError
+    return text
+
+
+def text_of(stored: object) -> str:
+    if type(stored) is not str:
+        raise UnreadableError
+    return stored
 
 
 def encode_content(content: JSONValue) -> Any:
@@ -170,7 +211,16 @@ def encode_content(content: JSONValue) -> Any:
     return encode_mapping(content) if isinstance(content, dict) else encode_value(content)
 
 
+_CONTENTS: Final = frozenset({*WHOLE, list, bool, float})
+"""The types of a content that is neither text nor an object."""
+
+
 def decode_content(stored: Any) -> JSONValue:
-    if type(stored) is dict and JSON_MARK not in stored:
-        return decode_mapping(cast("Document", stored))
-    return decode_value(stored)
+    if type(stored) is str:
+        return stored
+    if type(stored) is dict:
+        document = cast("Document", stored)
+        return decode_value(document) if JSON_MARK in document else decode_mapping(document)
+    if type(stored) not in _CONTENTS:
+        raise UnreadableError
+    return _plain(stored)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
+from ...contract.arguments import RATINGS
 from ...contract.rows import FeedbackRow, FeedbackTotals
-from .encoding import Document, decode_text
+from .encoding import WHOLE, Document, UnreadableError, decode_text
 from .stored_times import ORDER, created_fields, row_time_of_stamp
 from .version_1 import as_current
 from .versions import READABLE_FROM, SCHEMA_VERSION
@@ -55,19 +57,31 @@ def _content(rating: int, comment: Any, stamp_us: int) -> Document:
 
 
 def feedback_row(document: Document) -> FeedbackRow:
-    if document["schema_version"] != SCHEMA_VERSION:
+    if document["schema_version"] is not SCHEMA_VERSION:
         document = as_current(document)
-    user_id = document["user_id"]
+    feedback_id, run_id, thread_id = document["_id"], document["run_id"], document["thread_id"]
+    user_id, message_id, rating = document["user_id"], document["message_id"], document["rating"]
+    order = document[ORDER]
+    if (
+        not (type(feedback_id) is type(run_id) is type(thread_id) is str)
+        or (user_id is not None and type(user_id) is not str)
+        or (message_id is not None and type(message_id) is not str)
+        or type(rating) not in WHOLE
+        or rating not in RATINGS
+        or type(order) not in WHOLE
+        or type(document["created_at"]) is not datetime
+    ):
+        raise UnreadableError
     return {
-        "feedback_id": document["_id"],
-        "run_id": document["run_id"],
-        "thread_id": document["thread_id"],
+        "feedback_id": feedback_id,
+        "run_id": run_id,
+        "thread_id": thread_id,
         "user_id": user_id,
         "owner_id": user_id,
-        "message_id": document["message_id"],
-        "rating": +document["rating"],
+        "message_id": message_id,
+        "rating": +rating,
         "comment": decode_text(document["comment"]),
-        "created_at": row_time_of_stamp(document[ORDER]),
+        "created_at": row_time_of_stamp(order),
     }
 
 
@@ -83,17 +97,16 @@ def newest_by_run_pipeline(query: Document, order: Iterable[tuple[str, int]]) ->
     ]
 
 
-def newest_by_run(groups: Iterable[Document]) -> dict[str, FeedbackRow]:
-    """The result of `newest_by_run_pipeline`."""
-    return {group["_id"]: feedback_row(group["newest"]) for group in groups}
-
-
 def totals_pipeline(query: Document) -> list[Document]:
     return [{"$match": query}, {"$group": {"_id": "$rating", "count": {"$sum": 1}}}]
 
 
 def feedback_totals(run_id: str, groups: Iterable[Document]) -> FeedbackTotals:
-    """The result of `totals_pipeline` for one run."""
-    by_rating: dict[Any, int] = {group["_id"]: group["count"] for group in groups}
-    positive, negative = +by_rating.get(1, 0), +by_rating.get(-1, 0)
+    """The result of `totals_pipeline` for one run; what is no rating is not counted."""
+    totals: dict[int, int] = dict.fromkeys(RATINGS, 0)
+    for group in groups:
+        rating = group["_id"]
+        if isinstance(rating, int | float) and not isinstance(rating, bool) and rating in totals:
+            totals[int(rating)] += +group["count"]
+    positive, negative = totals[1], totals[-1]
     return {"run_id": run_id, "total": positive + negative, "positive": positive, "negative": negative}

@@ -15,7 +15,7 @@ import bson
 from bson import ObjectId
 
 from ...contract.rows import RunEventRow
-from .encoding import Document, decode_content, decode_mapping
+from .encoding import WHOLE, Document, UnreadableError, decode_content, decode_mapping, text_of
 from .stored_times import row_time
 from .version_1 import (
     ANCHOR_FIELDS_OF_VERSION_1,
@@ -61,15 +61,26 @@ class LastNumber(NamedTuple):
     is_event: bool
 
 
+# As the driver returns dates.
+_LONG_AGO = datetime(1970, 1, 1)  # noqa: DTZ001
+_FIRST_DATE, _LAST_DATE = datetime(1, 1, 1), datetime(9999, 12, 31)  # noqa: DTZ001
+
+
 def last_number(document: Document) -> LastNumber:
-    """`LAST_NUMBER_FIELDS` of an event, a tombstone or an anchor."""
+    """`LAST_NUMBER_FIELDS` of an event, a tombstone or an anchor; `queries.py` looks for numbers only.
+
+    A broken document must not prevent the next event of its thread: what cannot be used is left out.
+    """
     if is_of_version_1(document):
         document = numbers_of_version_1(document)
-    stored_at = document.get("stored_at") or document.get("event_stored_at") or document["anchored_at"]
+    times = (document.get(name) for name in ("stored_at", "event_stored_at", "anchored_at"))
+    stored_at = next((time for time in times if isinstance(time, datetime)), _LONG_AGO)
+    seq: Any = document["seq"]
+    minimum: Any = document.get("minimum_next_seq")
     return LastNumber(
-        +document["seq"],
+        +seq if type(seq) in WHOLE else int(float(str(seq))),  # a double or a decimal
         stored_at.replace(tzinfo=UTC),
-        +document.get("minimum_next_seq", 1),
+        +minimum if type(minimum) in WHOLE else 1,
         "stored_at" in document,
     )
 
@@ -111,7 +122,10 @@ def tombstone_update(last_seq: int, expires_at: datetime, deletion: ObjectId) ->
     """
     number = {"_id": "$_id", "schema_version": READABLE_FROM, "thread_id": "$thread_id", "seq": "$seq"}
     expiry = {"$cond": [{"$lt": ["$seq", last_seq]}, expires_at, None]}
-    tombstone = {**number, "event_stored_at": "$stored_at", EXPIRES_AT: expiry, DELETION: deletion}
+    # Of a broken event: this moment. One that the validator refuses would stop the deletion of the others.
+    is_date = [{"$gte": ["$stored_at", _FIRST_DATE]}, {"$lte": ["$stored_at", _LAST_DATE]}]
+    stored_at = {"$cond": [{"$and": is_date}, "$stored_at", datetime.now(UTC)]}
+    tombstone = {**number, "event_stored_at": stored_at, EXPIRES_AT: expiry, DELETION: deletion}
     return [{"$replaceRoot": {"newRoot": tombstone}}]
 
 
@@ -120,20 +134,28 @@ def event_size_bytes(document: Document) -> int:
 
 
 def event_row(document: Document) -> RunEventRow:
-    if document["schema_version"] != SCHEMA_VERSION:
+    if document["schema_version"] is not SCHEMA_VERSION:
         document = as_current(document, "created_at")
+    thread_id, run_id, seq = document["thread_id"], document["run_id"], document["seq"]
+    event_type, category = document["event_type"], document["category"]
+    if (
+        not (type(thread_id) is type(run_id) is type(event_type) is type(category) is str)
+        or type(document["_id"]) is not ObjectId
+        or type(document["stored_at"]) is not datetime
+    ):
+        raise UnreadableError
     row: RunEventRow = {
-        "thread_id": document["thread_id"],
-        "run_id": document["run_id"],
-        "event_type": document["event_type"],
-        "category": document["category"],
+        "thread_id": thread_id,
+        "run_id": run_id,
+        "event_type": event_type,
+        "category": category,
         "content": decode_content(document["content"]),
         "metadata": decode_mapping(document["metadata"]),
-        "created_at": row_time(document, "created_at"),
-        "seq": +document["seq"],
+        "created_at": row_time(document["created_at"], document.get("created_at_us", 0)),
+        "seq": seq | 0,  # a plain int of the driver's 64-bit one; raises for what is no whole number
     }
     if "user_id" in document:
-        row["user_id"] = document["user_id"]
+        row["user_id"] = text_of(document["user_id"])
     if "event_id" in document:
-        row["event_id"] = document["event_id"]
+        row["event_id"] = text_of(document["event_id"])
     return row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, cast
 
@@ -18,12 +19,20 @@ from ...contract.rows import (
 )
 from ...contract.statuses import is_ending
 from ...contract.times import clock
-from .encoding import Document, decode_mapping, decode_text, encode_text
+from .encoding import (
+    OPTIONAL_WHOLE,
+    WHOLE,
+    Document,
+    UnreadableError,
+    decode_mapping,
+    decode_text,
+    encode_text,
+)
 from .stored_times import (
     ORDER,
     created_fields,
     date_of,
-    optional_row_time,
+    row_time,
     row_time_of_stamp,
     set_update,
     time_fields,
@@ -138,38 +147,68 @@ def no_tokens() -> Document:
     }
 
 
-# In rows, `+` gives a plain int for the driver's 64-bit one, at a fraction of the cost of `int`.
+# In rows, `+` gives a plain int for the driver's 64-bit one, at a fraction of the cost of `int`, and `|` of
+# counts raises for what is no whole number and is negative if one of them is.
 
 
 def run_row(document: Document) -> RunRow:
-    if document["schema_version"] != SCHEMA_VERSION:
+    if document["schema_version"] is not SCHEMA_VERSION:
         document = as_current(document, "updated_at", "started_at", "ended_at")
-    tokens = document["tokens"]
-    by_caller = tokens["by_caller"]
+    run_id, thread_id, status = document["_id"], document["thread_id"], document["status"]
+    user_id, assistant_id, model = document["user_id"], document["assistant_id"], document["model_name"]
+    strategy, follow_up, order = (
+        document["multitask_strategy"],
+        document["follow_up_to_run_id"],
+        document[ORDER],
+    )
+    started, ended, updated = document["started_at"], document["ended_at"], document["updated_at"]
+    error, error_type, tokens = document["error"], document["error_type"], document["tokens"]
+    total_in, total_out, total, calls = (
+        tokens["input"],
+        tokens["output"],
+        tokens["total"],
+        tokens["llm_calls"],
+    )
+    by_caller, messages, below_ms = tokens["by_caller"], document["message_count"], document.get
+    lead, sub, middle = by_caller["lead_agent"], by_caller["subagent"], by_caller["middleware"]
+    if (
+        not (type(run_id) is type(thread_id) is type(status) is type(strategy) is str)
+        or (user_id is not None and type(user_id) is not str)
+        or (assistant_id is not None and type(assistant_id) is not str)
+        or (model is not None and type(model) is not str)
+        or (follow_up is not None and type(follow_up) is not str)
+        or (error_type is not None and type(error_type) is not str)
+        or type(order) not in WHOLE
+        or type(document["duration_ms"]) not in OPTIONAL_WHOLE
+        or type(document["created_at"]) is not datetime
+        or type(tokens["by_model"]) is not dict
+        or (total_in | total_out | total | calls | lead | sub | middle | messages) < 0
+    ):
+        raise UnreadableError
     return {
-        "run_id": document["_id"],
-        "thread_id": document["thread_id"],
-        "assistant_id": document["assistant_id"],
-        "user_id": document["user_id"],
-        "status": document["status"],
-        "model_name": document["model_name"],
-        "multitask_strategy": document["multitask_strategy"],
-        "follow_up_to_run_id": document["follow_up_to_run_id"],
+        "run_id": run_id,
+        "thread_id": thread_id,
+        "assistant_id": assistant_id,
+        "user_id": user_id,
+        "status": status,
+        "model_name": model,
+        "multitask_strategy": strategy,
+        "follow_up_to_run_id": follow_up,
         "metadata": decode_mapping(document["metadata"]),
         "kwargs": decode_mapping(document["kwargs"]),
-        "created_at": row_time_of_stamp(document[ORDER]),
-        "updated_at": optional_row_time(document, "updated_at") or "",
-        "started_at": optional_row_time(document, "started_at"),
-        "ended_at": optional_row_time(document, "ended_at"),
-        "error": decode_text(document["error"]),
-        "total_input_tokens": +tokens["input"],
-        "total_output_tokens": +tokens["output"],
-        "total_tokens": +tokens["total"],
-        "llm_call_count": +tokens["llm_calls"],
-        "lead_agent_tokens": +by_caller["lead_agent"],
-        "subagent_tokens": +by_caller["subagent"],
-        "middleware_tokens": +by_caller["middleware"],
-        "message_count": +document["message_count"],
+        "created_at": row_time_of_stamp(order),
+        "updated_at": "" if updated is None else row_time(updated, below_ms("updated_at_us", 0)),
+        "started_at": None if started is None else row_time(started, below_ms("started_at_us", 0)),
+        "ended_at": None if ended is None else row_time(ended, below_ms("ended_at_us", 0)),
+        "error": None if error is None else decode_text(error),
+        "total_input_tokens": +total_in,
+        "total_output_tokens": +total_out,
+        "total_tokens": +total,
+        "llm_call_count": +calls,
+        "lead_agent_tokens": +lead,
+        "subagent_tokens": +sub,
+        "middleware_tokens": +middle,
+        "message_count": +messages,
         "first_human_message": decode_text(document["first_human_message"]),
         "last_ai_message": decode_text(document["last_ai_message"]),
     }
@@ -325,6 +364,15 @@ def derived_fields() -> Document:
 # -- token usage of a thread -----------------------------------------------------------------------
 
 
+_IS_WHOLE: Document = {"$type": ["int", "long"]}
+_HAS_COUNTS: Document = {
+    **dict.fromkeys(COUNT_PATHS.values(), _IS_WHOLE),
+    "tokens.by_model": {"$type": "object"},
+    "model_name": {"$type": ["string", "null"]},
+}
+"""A run whose counts can be added up; one broken run must not make a sum fail, or change its type."""
+
+
 def token_usage_pipeline(query: Document) -> list[Document]:
     own_counts = {name: f"$tokens.{name}" for name in _COUNTS_BY_MODEL}
     own_model = {"$ifNull": ["$model_name", UNKNOWN_MODEL]}
@@ -333,8 +381,9 @@ def token_usage_pipeline(query: Document) -> list[Document]:
     totals |= {caller: {"$sum": f"$tokens.by_caller.{caller}"} for caller in CALLERS}
     by_model: Document = {"_id": "$models.v.model", "runs": {"$sum": 1}}
     by_model |= {name: {"$sum": f"$models.v.{name}"} for name in own_counts}
+    has_counts = {f"models.v.{name}": _IS_WHOLE for name in _COUNTS_BY_MODEL}
     return [
-        {"$match": query},
+        {"$match": {**query, **_HAS_COUNTS}},
         {"$project": {"tokens": 1, "model_name": 1, "recorded": {"$objectToArray": "$tokens.by_model"}}},
         {
             "$facet": {
@@ -342,6 +391,7 @@ def token_usage_pipeline(query: Document) -> list[Document]:
                 "recorded": [
                     {"$unwind": "$recorded"},
                     {"$project": {"models": "$recorded"}},
+                    {"$match": {"models.v.model": {"$type": "string"}, **has_counts}},
                     {"$group": by_model},
                 ],
                 "unrecorded": [

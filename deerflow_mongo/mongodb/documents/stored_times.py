@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from typing import Any
 
 from ...contract.times import parse_time
-from .encoding import Document
+from .encoding import WHOLE, Document, UnreadableError
 
 ORDER = "order"
 """The stamp of creation."""
@@ -105,9 +106,16 @@ def _day_text(ordinal: int) -> str:
     return f"{datetime.fromordinal(ordinal).date().isoformat()}T"
 
 
+def _check(date: object, below_ms: Any) -> None:
+    """Refuse other types. A number that equals a cached one is not checked: its time is the same."""
+    if type(date) is not datetime or type(below_ms) not in WHOLE or not 0 <= below_ms < 1_000:
+        raise UnreadableError
+
+
 @lru_cache(maxsize=_CACHED_TIMES)
-def _text(date: datetime, below_ms: int) -> str:
-    """As `isoformat` writes the time in UTC."""
+def row_time(date: datetime, below_ms: int) -> str:
+    """A date and the microseconds below it as rows have them: as `isoformat` writes the time, in UTC."""
+    _check(date, below_ms)
     minute, us = _MINUTES[date.hour * 60 + date.minute], date.microsecond
     whole = f"{_day_text(date.toordinal())}{minute}{_SECONDS[date.second]}"
     if not us and not below_ms:
@@ -118,18 +126,7 @@ def _text(date: datetime, below_ms: int) -> str:
 @lru_cache(maxsize=_CACHED_TIMES)
 def row_time_of_stamp(stamp_us: int) -> str:
     """A stamp as rows have it: as `isoformat` writes it, in UTC."""
-    return _text(date_of(stamp_us), stamp_us % 1_000)
-
-
-def row_time(document: Document, name: str) -> str:
-    """A document's time as rows have it."""
-    return _text(document[name], document.get(name + BELOW_MS) or 0)
-
-
-def optional_row_time(document: Document, name: str) -> str | None:
-    """As `row_time`, with None for null."""
-    date = document[name]
-    return None if date is None else _text(date, document.get(name + BELOW_MS) or 0)
+    return row_time(date_of(stamp_us), stamp_us % 1_000)
 
 
 @lru_cache(maxsize=_CACHED_TIMES)
@@ -138,11 +135,8 @@ def time_of_stamp(stamp_us: int) -> datetime:
     return _EPOCH_UTC + timedelta(0, 0, stamp_us)
 
 
-def time_of(document: Document, name: str) -> datetime:
-    """A document's time, aware."""
-    return _aware(document[name], document.get(name + BELOW_MS) or 0)
-
-
 @lru_cache(maxsize=_CACHED_TIMES)
-def _aware(date: datetime, below_ms: int) -> datetime:
+def aware_time(date: datetime, below_ms: int) -> datetime:
+    """A date and the microseconds below it as one aware time."""
+    _check(date, below_ms)
     return _EPOCH_UTC + (date - _EPOCH) + timedelta(0, 0, below_ms)

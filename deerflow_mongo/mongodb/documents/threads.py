@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from ...contract.rows import JSONValue, ThreadMeta
 from ...contract.times import clock
 from .digests import KEY_DIGEST_LENGTH, key_part, metadata_digests
-from .encoding import Document, decode_mapping, decode_text, encode_mapping
+from .encoding import WHOLE, Document, UnreadableError, decode_mapping, decode_text, encode_mapping
 from .stored_times import (
     BELOW_MS,
     ORDER,
+    aware_time,
     created_fields,
     set_update,
     time_fields,
-    time_of,
     time_of_stamp,
     time_stage,
 )
@@ -54,17 +55,28 @@ def thread_metadata(payload: dict[str, JSONValue]) -> Document:
 
 
 def thread_row(document: Document) -> ThreadMeta:
-    if document["schema_version"] != SCHEMA_VERSION:
+    if document["schema_version"] is not SCHEMA_VERSION:
         document = as_current(document, "updated_at")
+    thread_id, user_id, assistant_id = document["_id"], document["user_id"], document["assistant_id"]
+    status, order = document["status"], document[ORDER]
+    if (
+        not (type(thread_id) is type(status) is str)
+        or (user_id is not None and type(user_id) is not str)
+        or (assistant_id is not None and type(assistant_id) is not str)
+        or type(order) not in WHOLE
+        or type(document["metadata_digests"]) is not list
+        or type(document["created_at"]) is not datetime
+    ):
+        raise UnreadableError
     return ThreadMeta(
-        thread_id=document["_id"],
-        assistant_id=document["assistant_id"],
-        user_id=document["user_id"],
+        thread_id=thread_id,
+        assistant_id=assistant_id,
+        user_id=user_id,
         display_name=decode_text(document["display_name"]),
-        status=document["status"],
+        status=status,
         metadata=decode_mapping(document["metadata"]),
-        created_time=time_of_stamp(document[ORDER]),
-        updated_time=time_of(document, "updated_at"),
+        created_time=time_of_stamp(order),
+        updated_time=aware_time(document["updated_at"], document.get("updated_at_us", 0)),
     )
 
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from .encoding import Document
-from .stored_times import BELOW_MS, ORDER, ORDER_TIE, stamp_of, time_fields
-from .versions import check_version
+from .encoding import WHOLE, Document, UnreadableError
+from .stored_times import BELOW_MS, ORDER, ORDER_TIE, date_of, stamp_of, time_fields
+from .versions import SCHEMA_VERSION
 
 VERSION: Final = 1
 _SCHEMA_VERSION_OF_CONVERTED: Final = 2
@@ -27,20 +27,28 @@ ANCHOR_FIELDS_OF_VERSION_1: Final = ("founded_at", _MINIMUM_SEQ)
 NUMBER_FIELDS_OF_VERSION_1: Final = (*_NUMBER_NAMES, _MINIMUM_SEQ)
 
 
+_ABSENT: Final[Mapping[str, object]] = {"duration_ms": None, "error_type": None}
+"""What a run of version 1 does not have."""
+
+
 def is_of_version_1(document: Document) -> bool:
-    return document["schema_version"] == VERSION
+    return document.get("schema_version") == VERSION
 
 
 # -- reading ---------------------------------------------------------------------------------------
 
 
 def as_current(document: Document, *times: str) -> Document:
-    """A copy of a document of version 1, with `order` and these times as this version has them.
+    """A copy of a document of version 1, with `order` and its times as this version has them.
 
-    Raises `StorageError` for a document of a newer version.
+    A document of this version is returned as it is; one of another version raises `UnreadableError`.
     """
-    check_version(document)
-    converted = dict(document)
+    version = document["schema_version"]
+    if type(version) not in WHOLE or version not in (VERSION, SCHEMA_VERSION):
+        raise UnreadableError
+    if version == SCHEMA_VERSION:
+        return document
+    converted: Document = {**_ABSENT, **document}
     for name in times:
         value = document.get(name)
         if isinstance(value, str):
@@ -48,13 +56,14 @@ def as_current(document: Document, *times: str) -> Document:
     created_at = document["created_at"]
     if isinstance(created_at, str):
         converted[ORDER] = stamp_of(datetime.fromisoformat(created_at))
+        converted["created_at"] = date_of(converted[ORDER])
     return converted
 
 
 def numbers_of_version_1(document: Document) -> Document:
     """The fields that say where a thread's numbers continue, under their present names."""
     converted = {_NUMBER_NAMES.get(name, name): value for name, value in document.items()}
-    if _MINIMUM_SEQ in converted:
+    if isinstance(converted.get(_MINIMUM_SEQ), int):
         converted["minimum_next_seq"] = converted.pop(_MINIMUM_SEQ) + 1
     return converted
 

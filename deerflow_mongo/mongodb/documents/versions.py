@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeGuard
 
-from ...contract.errors import StorageError
 from ...contract.times import clock
 from .encoding import Document
 from .stored_times import set_update
@@ -39,16 +38,6 @@ class DatabaseVersion(NamedTuple):
     version: int
     readable_from: int
     migrating_from: int | None
-
-
-def check_version(document: Document) -> None:
-    """Refuse a document that this release cannot read, whose fields may mean something else."""
-    version = document["schema_version"]
-    if version > SCHEMA_VERSION:
-        raise StorageError(
-            f"document {document['_id']!r} has schema version {version}, and this release of deerflow-mongo "
-            f"reads up to {SCHEMA_VERSION}: upgrade deerflow-mongo"
-        )
 
 
 def database_version(document: Document | None) -> DatabaseVersion | None:

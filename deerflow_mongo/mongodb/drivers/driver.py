@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from bson.codec_options import CodecOptions
+from bson.codec_options import CodecOptions, DatetimeConversion
 from pymongo import ReadPreference, WriteConcern, timeout
 from pymongo.driver_info import DriverInfo
 from pymongo.read_concern import ReadConcern
@@ -52,8 +52,13 @@ has just written: there it is a local one.
 READ_FROM_PRIMARY: Document = {"read_preference": ReadPreference.PRIMARY}
 """Options of a collection whose reads return the last write; those of every collection here."""
 
-CODEC_OPTIONS: CodecOptions[Document] = CodecOptions()
-"""The driver's defaults, whatever a caller's client has: documents are dicts, dates are naive and in UTC."""
+CODEC_OPTIONS: CodecOptions[Document] = CodecOptions(
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
+)
+"""Whatever a caller's client has: documents are dicts, dates are naive and in UTC.
+
+By the driver's defaults, one date after the year 9999 or one broken text makes a whole list fail.
+"""
 
 DRIVER_INFO = DriverInfo("deerflow-mongo", __version__)
 """The name of our clients in the server's log."""

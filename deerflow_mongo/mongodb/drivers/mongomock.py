@@ -65,6 +65,12 @@ class MongomockCollection(Collection):
             await (await self.handle()).replace_one(by_id, before)
             raise
 
+    async def update_many(self, query: Document, update: Update) -> int:
+        return await super().update_many(_without_type_lists(query), _in_known_operators(update))
+
+    async def aggregate(self, pipeline: list[Document], *, batch_size: int = 100) -> list[Document]:
+        return await super().aggregate(_without_type_lists(pipeline), batch_size=batch_size)
+
     async def find_one_and_upsert(self, query: Document, update: Update, *, sort: Any = None) -> Document:
         _check_size(update, update)
         return await super().find_one_and_upsert(query, update, sort=sort)
@@ -167,10 +173,22 @@ def _has_required(schema: Document) -> Document:
     return {"$and": [{field: {"$exists": True}} for field in schema["required"]]}
 
 
+def _without_type_lists(condition: Any) -> Any:
+    """A query or a pipeline in which `$type` has one type at most; nothing else writes to a mock."""
+    if isinstance(condition, list):
+        return [_without_type_lists(item) for item in cast("list[Any]", condition)]
+    if not isinstance(condition, dict):
+        return condition
+    document = cast("Document", condition)
+    if isinstance(document.get("$type"), list):
+        return {"$exists": True}
+    return {key: _without_type_lists(value) for key, value in document.items()}
+
+
 def _in_known_operators(expression: Any) -> Any:
     """`expression` with operators that mongomock knows in place of those that it lacks."""
     if expression == REMOVED:
-        return None  # it does not remove fields; rows are the same
+        return 0  # it does not remove fields; where they are microseconds, 0 reads the same
     if isinstance(expression, list):
         return [_in_known_operators(item) for item in cast("list[Any]", expression)]
     if not isinstance(expression, dict) or "$literal" in expression:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeAlias, Unpack
+from typing import Any, TypeAlias, TypeVar, Unpack
 
 from bson import ObjectId
 
@@ -35,7 +35,8 @@ from ..drivers.changes import NextChange
 from ..drivers.collection import Collection, Sort
 from ..drivers.errors import DRIVER_ERRORS, MAX_DOCUMENT_BYTES, translate
 from ..drivers.time_limit import shared_limit
-from ..schema import SEQ_FALLING, SEQ_RISING
+from ..row_collection import RowCollection
+from ..schema import RUN_EVENTS, SEQ_FALLING, SEQ_RISING
 from .backlog import Backlog
 from .batch import Batch, EventExistsError
 from .following import MAX_FOLLOWERS, NewEventFeed, Page, Position, copied_row
@@ -53,6 +54,8 @@ _FOLLOW_PAGE = 500
 _FEED_CLOSE_TIMEOUT_S = 0.5
 
 OpenChanges: TypeAlias = Callable[[list[Document]], AbstractAsyncContextManager[NextChange]]
+
+_Found = TypeVar("_Found")
 
 
 def _encoded(event: CheckedRunEvent, now: Document) -> Document:
@@ -127,6 +130,7 @@ class MongoRunEventStore(RunEventStore, Following):
         opens a change stream of the database.
         """
         self._listed = listed
+        self._rows = RowCollection(listed, RUN_EVENTS, event_row)
         self._events = events
         self._committed = committed
         self._runs = runs
@@ -142,11 +146,11 @@ class MongoRunEventStore(RunEventStore, Following):
 
     async def put_batch(self, events: Sequence[RunEventFields]) -> list[RunEventRow]:
         given, now = checked_events(events), _now()
-        return [event_row(item) for item in await self._put([_encoded(event, now) for event in given])]
+        return [self._rows.row(item) for item in await self._put([_encoded(event, now) for event in given])]
 
     async def put(self, **event: Unpack[RunEventFields]) -> RunEventRow:
         [stored] = await self._put([_encoded(checked_event(event), _now())])
-        return event_row(stored)
+        return self._rows.row(stored)
 
     async def put_if_absent(self, **event: Unpack[RunEventFields]) -> tuple[RunEventRow, bool]:
         document: Document = {**_encoded(checked_event(event), _now()), ONCE: True}
@@ -159,12 +163,12 @@ class MongoRunEventStore(RunEventStore, Following):
         while True:
             found = await self._events.find(query, sort=SEQ_RISING, limit=1)
             if found:
-                return event_row(found[0]), False
+                return self._rows.row(found[0]), False
             try:
                 [stored] = await self._put([dict(document)], permit)
             except EventExistsError:
                 continue  # another caller was first: read its event, unless it was deleted meanwhile
-            return event_row(stored), stored["_id"] == document["_id"]
+            return self._rows.row(stored), stored["_id"] == document["_id"]
 
     async def _put(
         self, documents: list[Document], permit: asyncio.Future[None] | None = None
@@ -253,14 +257,14 @@ class MongoRunEventStore(RunEventStore, Following):
         rows = arguments.row_limit("limit", limit)
         if types == []:
             return []
-        return await self._rows(query, SEQ_RISING, rows)
+        return await self._list(query, SEQ_RISING, rows)
 
     async def list_thread_events(
         self, thread_id: str, *, run_id: str | None = None, after_seq: int = 0, limit: int = 500
     ) -> list[RunEventRow]:
         after = arguments.sequence_number("after_seq", after_seq)
         query = queries.events_after(thread_id, run_id, after)
-        return await self._rows(query, SEQ_RISING, arguments.row_limit("limit", limit))
+        return await self._list(query, SEQ_RISING, arguments.row_limit("limit", limit))
 
     async def count_messages(self, thread_id: str, *, user_id: UserId = None) -> int:
         query = queries.messages_of_thread(thread_id)
@@ -277,20 +281,19 @@ class MongoRunEventStore(RunEventStore, Following):
         queries.between(
             query, after_seq=after, before_seq=arguments.sequence_number("before_seq", before_seq)
         )
-        found = await self._rows(query, SEQ_FALLING if after is None else SEQ_RISING, rows)
+        found = await self._list(query, SEQ_FALLING if after is None else SEQ_RISING, rows)
         return found[::-1] if after is None else found
 
-    async def _rows(self, query: Document, sort: Sort, limit: int) -> list[RunEventRow]:
+    async def _list(self, query: Document, sort: Sort, limit: int) -> list[RunEventRow]:
         if limit == 0:
             return []
         self._events.check_owner()
-        reading = self._listed.find(query, sort=sort, limit=limit)
-        found = await self._if_allowed(query["thread_id"], current_actor(), reading)
-        return [event_row(document) for document in found]
+        reading = self._rows.find(query, sort=sort, limit=limit)
+        return await self._if_allowed(query["thread_id"], current_actor(), reading)
 
     async def _if_allowed(
-        self, thread_id: str, actor: BoundActor | None, reading: Coroutine[Any, Any, list[Document]]
-    ) -> list[Document]:
+        self, thread_id: str, actor: BoundActor | None, reading: Coroutine[Any, Any, list[_Found]]
+    ) -> list[_Found]:
         """What is read, or nothing of another user's thread. Both reads are sent at the same time."""
         if actor is None:
             return await reading
@@ -338,7 +341,7 @@ class MongoRunEventStore(RunEventStore, Following):
         reading = events.find(query, sort=SEQ_RISING, limit=_FOLLOW_PAGE)
         found = await self._if_allowed(position.thread_id, position.actor, reading)
         return Page(
-            [event_row(document) for document in found],
+            self._rows.rows(found),
             last_seq=+found[-1]["seq"] if found else position.after_seq,
             is_full=len(found) == _FOLLOW_PAGE,
             run_is_stored=not check_run or status is not None,
@@ -382,7 +385,7 @@ class MongoRunEventStore(RunEventStore, Following):
                 with shared_limit(self._timeout_s):
                     last_seq = await self._writer.last_seq(thread_id)
                     update = tombstone_update(last_seq, utc_now() + TOMBSTONE_LIFETIME, deletion)
-                    deleted = await self._events.update_many(query, update)
+                    deleted = await self._events.update_many(queries.deletable_events(query), update)
                     if tries > 1:
                         left = count_pipeline(queries.events_of_deletion(thread_id, deletion))
                         deleted = counted(await self._events.aggregate(left))

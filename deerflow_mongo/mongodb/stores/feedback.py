@@ -11,10 +11,10 @@ from ...contract.times import clock
 from .. import queries
 from ..documents.encoding import encode_text
 from ..documents.feedback import (
+    VOTE,
     feedback_row,
     feedback_totals,
     new_feedback,
-    newest_by_run,
     newest_by_run_pipeline,
     totals_pipeline,
     vote_update,
@@ -22,7 +22,8 @@ from ..documents.feedback import (
 from ..drivers.collection import Collection
 from ..drivers.errors import DuplicateKeyError
 from ..queries import Query
-from ..schema import FEEDBACK_BY_USER, NEWEST_FIRST, OLDEST_FIRST, VOTE_FIRST, Keys
+from ..row_collection import RowCollection
+from ..schema import FEEDBACK, FEEDBACK_BY_USER, NEWEST_FIRST, OLDEST_FIRST, VOTE_FIRST, Keys
 
 _ORDERS: dict[str, Keys] = {"newest_first": NEWEST_FIRST, "oldest_first": OLDEST_FIRST}
 
@@ -38,6 +39,7 @@ class MongoFeedbackStore(FeedbackStore):
 
     def __init__(self, collection: Collection) -> None:
         self._collection = collection
+        self._rows = RowCollection(collection, FEEDBACK, feedback_row)
 
     async def create(
         self,
@@ -62,7 +64,7 @@ class MongoFeedbackStore(FeedbackStore):
             stamp_us=clock.stamp_us(),
         )
         await self._collection.insert_one(document)
-        return feedback_row(document)
+        return self._rows.row(document)
 
     async def upsert(
         self,
@@ -79,11 +81,10 @@ class MongoFeedbackStore(FeedbackStore):
         cause: BaseException | None = None
         for _ in range(_UPSERT_ATTEMPTS):
             try:
-                document = await self._collection.find_one_and_upsert(query, update, sort=VOTE_FIRST)
+                return await self._rows.find_one_and_upsert(query, update, sort=VOTE_FIRST)
             except DuplicateKeyError as error:
-                cause = error.__cause__
-                continue  # another first vote of this user was stored meanwhile: replace that one
-            return feedback_row(document)
+                await self._rows.check_not_newer({**query, VOTE: True})
+                cause = error.__cause__  # another first vote of this user was stored meanwhile: replace it
         raise StorageError(
             f"the vote on run {run_id!r} lost the race against another vote of the same user "
             f"{_UPSERT_ATTEMPTS} times; try again"
@@ -92,13 +93,12 @@ class MongoFeedbackStore(FeedbackStore):
     async def get(self, feedback_id: str, *, user_id: UserId = None) -> FeedbackRow | None:
         query = queries.feedback_by_id(feedback_id)
         queries.owned(query, user_id, "FeedbackStore.get")
-        document = await self._collection.find_one(query)
-        return None if document is None else feedback_row(document)
+        return await self._rows.find_one(query)
 
     async def delete(self, feedback_id: str, *, user_id: UserId = None) -> bool:
         query = queries.feedback_by_id(feedback_id)
         queries.owned(query, user_id, "FeedbackStore.delete")
-        return await self._collection.delete_one(query)
+        return await self._rows.delete_one(query)
 
     async def list_by_run(
         self,
@@ -111,7 +111,7 @@ class MongoFeedbackStore(FeedbackStore):
     ) -> list[FeedbackRow]:
         query = queries.of_run(thread_id, run_id)
         queries.owned(query, user_id, "FeedbackStore.list_by_run")
-        return await self._rows(query, limit, order)
+        return await self._list(query, limit, order)
 
     async def list_by_thread(
         self,
@@ -123,13 +123,17 @@ class MongoFeedbackStore(FeedbackStore):
     ) -> list[FeedbackRow]:
         query = queries.of_thread(thread_id)
         queries.owned(query, user_id, "FeedbackStore.list_by_thread")
-        return await self._rows(query, limit, order)
+        return await self._list(query, limit, order)
 
     async def list_by_thread_grouped(self, thread_id: str, *, user_id: UserId) -> dict[str, FeedbackRow]:
         user = arguments.acting_user(user_id, "FeedbackStore.list_by_thread_grouped")
         query = queries.of_user_in_thread(thread_id, user)
         pipeline = newest_by_run_pipeline(query, FEEDBACK_BY_USER.keys)
-        return newest_by_run(await self._collection.aggregate(pipeline, batch_size=_RUNS_PER_BATCH))
+        groups = await self._collection.aggregate(pipeline, batch_size=_RUNS_PER_BATCH)
+        rows = self._rows.rows(group["newest"] for group in groups)
+        if len(rows) < len(groups):  # a run's newest row cannot be read: an older one may be
+            rows = await self._rows.find(query, sort=OLDEST_FIRST, limit=arguments.MAX_LIMIT)
+        return {row["run_id"]: row for row in rows}
 
     async def aggregate_by_run(self, thread_id: str, run_id: str) -> FeedbackTotals:
         query = queries.of_run(thread_id, run_id)
@@ -139,12 +143,11 @@ class MongoFeedbackStore(FeedbackStore):
     async def delete_by_run(self, *, thread_id: str, run_id: str, user_id: UserId) -> bool:
         user = arguments.acting_user(user_id, "FeedbackStore.delete_by_run")
         query = queries.vote_of(thread_id, run_id, user)
-        return await self._collection.find_one_and_delete(query, sort=VOTE_FIRST) is not None
+        return await self._rows.find_one_and_delete(query, sort=VOTE_FIRST)
 
-    async def _rows(self, query: Query, limit: int, order: CreationOrder) -> list[FeedbackRow]:
+    async def _list(self, query: Query, limit: int, order: CreationOrder) -> list[FeedbackRow]:
         sort = _ORDERS[arguments.one_of("order", order, _ORDERS)]
         rows = arguments.row_limit("limit", limit)
         if rows == 0:
             return []
-        documents = await self._collection.find(query, sort=sort, limit=rows)
-        return [feedback_row(document) for document in documents]
+        return await self._rows.find(query, sort=sort, limit=rows)

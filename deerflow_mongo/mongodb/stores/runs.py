@@ -29,7 +29,8 @@ from ..documents.runs import (
 from ..documents.stored_times import stamp_from_optional
 from ..drivers.collection import Collection
 from ..drivers.errors import DuplicateKeyError
-from ..schema import NEWEST_FIRST, OLDEST_FIRST
+from ..row_collection import RowCollection
+from ..schema import NEWEST_FIRST, OLDEST_FIRST, RUNS
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +44,12 @@ class MongoRunStore(RunStore):
 
     def __init__(self, collection: Collection) -> None:
         self._collection = collection
+        self._rows = RowCollection(collection, RUNS, run_row)
 
     async def get(self, run_id: str, *, user_id: UserId = AUTO) -> RunRow | None:
         query = queries.run_by_id(run_id)
         queries.owned(query, user_id, "RunStore.get")
-        document = await self._collection.find_one(query)
-        return None if document is None else run_row(document)
+        return await self._rows.find_one(query)
 
     async def list_by_thread(
         self, thread_id: str, *, limit: int = 100, user_id: UserId = AUTO
@@ -58,18 +59,12 @@ class MongoRunStore(RunStore):
         rows = arguments.row_limit("limit", limit)
         if rows == 0:
             return []
-        return [
-            run_row(document)
-            for document in await self._collection.find(query, sort=NEWEST_FIRST, limit=rows)
-        ]
+        return await self._rows.find(query, sort=NEWEST_FIRST, limit=rows)
 
     async def list_pending(self, *, before: TimeInput | None = None) -> list[RunRow]:
         until = stamp_from_optional("before", before)
         query = queries.pending_until(clock.stamp_us() if until is None else until)
-        return [
-            run_row(document)
-            for document in await self._collection.find(query, sort=OLDEST_FIRST, limit=arguments.MAX_LIMIT)
-        ]
+        return await self._rows.find(query, sort=OLDEST_FIRST, limit=arguments.MAX_LIMIT)
 
     async def create(
         self,
@@ -184,7 +179,7 @@ class MongoRunStore(RunStore):
     async def delete(self, run_id: str, *, user_id: UserId = AUTO) -> bool:
         query = queries.run_by_id(run_id)
         queries.owned(query, user_id, "RunStore.delete")
-        return await self._collection.delete_one(query)
+        return await self._rows.delete_one(query)
 
     async def record_token_usage(
         self,
@@ -214,11 +209,11 @@ class MongoRunStore(RunStore):
         query = queries.of_thread(thread_id)
         queries.owned(query, user_id, "RunStore.token_usage_by_thread")
         queries.in_statuses(query, statuses)
-        [facets] = await self._collection.aggregate(token_usage_pipeline(query))
+        [facets] = await self._collection.aggregate(token_usage_pipeline(queries.changeable(query)))
         return token_usage(facets)
 
     async def _update(self, run_id: str, update: Update, operation: str) -> None:
-        if not await self._collection.update_one(queries.run_by_id(run_id), update):
+        if not await self._rows.update_one(queries.run_by_id(run_id), update):
             run_id = arguments.identifier("run_id", run_id)
             logger.warning(
                 "%s: there is no run %r; nothing was changed",

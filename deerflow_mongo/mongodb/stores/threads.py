@@ -8,7 +8,7 @@ from typing import Any
 
 from ...contract import arguments
 from ...contract.actor import AUTO, UserId, bound_user_id
-from ...contract.errors import ThreadAccessError, ThreadExistsError
+from ...contract.errors import StorageError, ThreadAccessError, ThreadExistsError
 from ...contract.payloads import to_json_mapping
 from ...contract.protocols import ThreadStore
 from ...contract.rows import ThreadMeta, ThreadMetaCreate, ThreadOrder
@@ -28,13 +28,14 @@ from ..documents.threads import (
 from ..drivers.collection import Collection
 from ..drivers.errors import DuplicateKeyError
 from ..queries import Query
-from ..schema import LAST_UPDATED_FIRST, NEWEST_FIRST, Keys
+from ..row_collection import RowCollection
+from ..schema import LAST_UPDATED_FIRST, NEWEST_FIRST, THREADS, Keys
 
 logger = logging.getLogger(__name__)
 
 _ORDERS: dict[str, Keys] = {"newest_first": NEWEST_FIRST, "last_updated_first": LAST_UPDATED_FIRST}
 
-_ENSURE_ATTEMPTS = 2
+_UPSERT_ATTEMPTS = 2
 """The second succeeds after a lost race, and fails again when the thread belongs to another user."""
 
 
@@ -43,6 +44,7 @@ class MongoThreadStore(ThreadStore):
 
     def __init__(self, collection: Collection) -> None:
         self._collection = collection
+        self._rows = RowCollection(collection, THREADS, thread_row)
 
     # The host's own methods.
 
@@ -63,10 +65,10 @@ class MongoThreadStore(ThreadStore):
             await self._collection.insert_one(document)
         except DuplicateKeyError as error:
             raise ThreadExistsError(thread_id) from error.__cause__
-        return thread_row(document)
+        return self._rows.row(document)
 
     async def get_thread_meta(self, thread_id: str) -> ThreadMeta | None:
-        return await self._find(queries.thread_by_id(thread_id))
+        return await self._rows.find_one(queries.thread_by_id(thread_id))
 
     async def update_thread_meta(
         self,
@@ -99,13 +101,13 @@ class MongoThreadStore(ThreadStore):
     async def delete_thread(self, thread_id: str, *, user_id: UserId = None) -> bool:
         query = queries.thread_by_id(thread_id)
         queries.owned(query, user_id, "ThreadStore.delete_thread")
-        return await self._collection.delete_one(query)
+        return await self._rows.delete_one(query)
 
     # The methods of its routes.
 
     async def get_thread(self, thread_id: str, *, user_id: UserId = AUTO) -> ThreadMeta | None:
         query = queries.thread_by_id(thread_id)
-        return await self._find(queries.owned(query, user_id, "ThreadStore.get_thread"))
+        return await self._rows.find_one(queries.owned(query, user_id, "ThreadStore.get_thread"))
 
     async def ensure_thread(
         self,
@@ -124,16 +126,10 @@ class MongoThreadStore(ThreadStore):
             stamp_us=clock.stamp_us(),
         )
         queries.owned(query, user, "ThreadStore.ensure_thread")
-        update = insert_if_absent_update(fields)
-        cause: BaseException | None = None
-        for _ in range(_ENSURE_ATTEMPTS):
-            try:
-                return thread_row(await self._collection.find_one_and_upsert(query, update))
-            except DuplicateKeyError as error:
-                cause = (
-                    error.__cause__
-                )  # another user's thread, or the same user's that was created meanwhile
-        raise ThreadAccessError(arguments.identifier("thread_id", thread_id), "use") from cause
+        thread, cause = await self._upsert(query, insert_if_absent_update(fields))
+        if thread is None:  # another user's
+            raise ThreadAccessError(arguments.identifier("thread_id", thread_id), "use") from cause
+        return thread
 
     async def ensure_thread_running(
         self,
@@ -149,7 +145,12 @@ class MongoThreadStore(ThreadStore):
             metadata=to_json_mapping(metadata, "metadata"),
             stamp_us=clock.stamp_us(),
         )
-        return thread_row(await self._collection.find_one_and_upsert(query, running_update(fields)))
+        thread, cause = await self._upsert(query, running_update(fields))
+        if thread is None:
+            raise StorageError(
+                f"thread {thread_id!r} was deleted and created by others {_UPSERT_ATTEMPTS} times; try again"
+            ) from cause
+        return thread
 
     async def search_threads(
         self,
@@ -172,15 +173,21 @@ class MongoThreadStore(ThreadStore):
         rows, skipped = arguments.row_limit("limit", limit), arguments.row_limit("offset", offset)
         if rows == 0:
             return []
-        documents = await self._collection.find(query, sort=sort, limit=rows, skip=skipped)
-        return [thread_row(document) for document in documents]
+        return await self._rows.find_page(query, sort=sort, limit=rows, skip=skipped)
 
-    async def _find(self, query: Query) -> ThreadMeta | None:
-        document = await self._collection.find_one(query)
-        return None if document is None else thread_row(document)
+    async def _upsert(self, query: Query, update: Update) -> tuple[ThreadMeta | None, BaseException | None]:
+        """The thread afterwards; None, and why, where one with this id exists that does not match."""
+        cause: BaseException | None = None
+        for _ in range(_UPSERT_ATTEMPTS):
+            try:
+                return await self._rows.find_one_and_upsert(query, update), None
+            except DuplicateKeyError as error:
+                await self._rows.check_not_newer(query)
+                cause = error.__cause__  # it was created meanwhile, or it is another user's
+        return None, cause
 
     async def _update(self, query: Query, update: Update, thread_id: str, operation: str) -> None:
-        if not await self._collection.update_one(query, update):
+        if not await self._rows.update_one(query, update):
             thread_id = arguments.identifier("thread_id", thread_id)
             logger.warning(
                 "%s: there is no thread %r; nothing was changed",

@@ -20,8 +20,8 @@ from ..documents.stored_times import stamp_from_optional
 from ..documents.users import new_user, user_fields, user_row, user_update
 from ..drivers.collection import Collection
 from ..drivers.errors import DuplicateKeyError
-from ..queries import Query
-from ..schema import EMAIL_INDEX, OAUTH_INDEX, OLDEST_USER_FIRST
+from ..row_collection import RowCollection
+from ..schema import EMAIL_INDEX, OAUTH_INDEX, OLDEST_USER_FIRST, USERS
 
 _UNIQUE = ((EMAIL_INDEX, "email"), (OAUTH_INDEX, "OAuth identity"))
 
@@ -44,6 +44,7 @@ class MongoUserStore(UserStore):
     def __init__(self, collection: Collection) -> None:
         """`collection` must read from the primary: a changed password ends older sessions at once."""
         self._collection = collection
+        self._rows = RowCollection(collection, USERS, user_row)
 
     async def create(
         self,
@@ -78,16 +79,16 @@ class MongoUserStore(UserStore):
             await self._collection.insert_one(document)
         except DuplicateKeyError as error:
             raise _exists_error(error) from error.__cause__
-        return user_row(document)
+        return self._rows.row(document)
 
     async def get(self, user_id: str) -> UserRow | None:
-        return await self._find(queries.user_by_id(user_id))
+        return await self._rows.find_one(queries.user_by_id(user_id))
 
     async def get_by_email(self, email: str) -> UserRow | None:
-        return await self._find(queries.user_by_email(email))
+        return await self._rows.find_one(queries.user_by_email(email))
 
     async def get_by_oauth(self, oauth_provider: str, oauth_id: str) -> UserRow | None:
-        return await self._find(queries.user_by_oauth(oauth_provider, oauth_id))
+        return await self._rows.find_one(queries.user_by_oauth(oauth_provider, oauth_id))
 
     async def update(
         self,
@@ -112,7 +113,7 @@ class MongoUserStore(UserStore):
         )
         update = user_update(user_fields(**fields))
         try:
-            return bool(await self._collection.update_one(queries.user_by_id(user_id), update))
+            return await self._rows.update_one(queries.user_by_id(user_id), update)
         except DuplicateKeyError as error:
             raise _exists_error(error) from error.__cause__
 
@@ -124,11 +125,4 @@ class MongoUserStore(UserStore):
         rows = arguments.row_limit("limit", limit)
         if rows == 0:
             return []
-        documents = await self._collection.find(
-            queries.users_of_role(system_role), sort=OLDEST_USER_FIRST, limit=rows
-        )
-        return [user_row(document) for document in documents]
-
-    async def _find(self, query: Query) -> UserRow | None:
-        document = await self._collection.find_one(query)
-        return None if document is None else user_row(document)
+        return await self._rows.find(queries.users_of_role(system_role), sort=OLDEST_USER_FIRST, limit=rows)

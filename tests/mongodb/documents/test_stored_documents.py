@@ -14,7 +14,7 @@ import pytest
 from bson import Int64
 from pymongo import MongoClient
 
-from deerflow_mongo import MongoStorage, Storage, StorageError, create_storage
+from deerflow_mongo import MongoStorage, Storage, create_storage
 from deerflow_mongo.mongodb.documents.versions import SCHEMA_VERSION
 
 from . import pinned
@@ -241,12 +241,3 @@ async def test_stored_payloads_and_counts_can_be_queried(
     assert [run["_id"] for run in runs.find({"tokens.by_caller.subagent": 1})] == ["r1"]
     since, until = (datetime(year, 1, 1, tzinfo=UTC) for year in (2020, 2999))
     assert runs.count_documents({"created_at": {"$gt": since, "$lt": until}}) == 3
-
-
-async def test_document_with_a_newer_schema_version_is_refused(
-    storage: Storage, raw_client: Raw, database_name: str
-) -> None:
-    await storage.runs.create("r", "t", user_id="a")
-    raw_client[database_name]["runs"].update_one({"_id": "r"}, {"$set": {"schema_version": 99}})
-    with pytest.raises(StorageError, match=r"'r' has schema version 99.*upgrade"):
-        await storage.runs.get("r", user_id="a")

@@ -285,7 +285,6 @@ def test_every_method_of_a_collection_is_in_the_table() -> None:
         "handle",
         "drop_handle",
         "check_owner",
-        "name",
     }
     assert methods == set(_OPERATIONS)
 
