@@ -402,7 +402,11 @@ def _event(event_type: str = "said", **fields: Any) -> Any:
 
 
 async def test_broken_events(
-    storage: MongoStorage, mongodb_url: str, raw_client: Raw, database_name: str, caplog: pytest.LogCaptureFixture
+    storage: MongoStorage,
+    mongodb_url: str,
+    raw_client: Raw,
+    database_name: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     events = storage.run_events
     await events.put(**_event())
