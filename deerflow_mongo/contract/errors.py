@@ -128,16 +128,20 @@ class PayloadTooLargeError(StorageError, ValueError):
     """A row would exceed the `max_payload_bytes` that the storage states; nothing was written.
 
     `field` is the row's largest part, with its place in a batch: `events[1].content`. `size_bytes` is that of
-    this part, or of the row; None only where parts that fit one by one are too large together. `limit_bytes`
-    is the stated limit.
+    this part, or of the row; None only where parts that fit one by one are too large together, or where
+    `reason` names another measure than bytes. `limit_bytes` is the stated limit.
     """
 
-    def __init__(self, field: str, size_bytes: int | None, limit_bytes: int) -> None:
+    def __init__(
+        self, field: str, size_bytes: int | None, limit_bytes: int, *, reason: str | None = None
+    ) -> None:
         self.field = field
         self.size_bytes = size_bytes
         self.limit_bytes = limit_bytes
+        self.reason = reason
         size = "too large" if size_bytes is None else f"{size_bytes:,} bytes large"
-        super().__init__(f"{field} is {size}; a stored row has at most {limit_bytes:,} bytes")
+        limit = reason or f"a stored row has at most {limit_bytes:,} bytes"
+        super().__init__(f"{field} is {size}; {limit}")
 
 
 # -- the domain ------------------------------------------------------------------------------------

@@ -235,3 +235,30 @@ class SizeContract(Contract):
                 assert [row["first_human_message"], row["last_ai_message"], row["error"]] == [text] * 3
                 await storage.runs.set_error(RUN, text + "!")
                 assert (await stored_run(storage))["error"] == text + "!"
+
+    async def test_payload_of_many_keys_is_stored_or_too_large(self, storage: Storage) -> None:
+        """Nothing in between: no error of the server, and no call that takes until its timeout."""
+        payload = {f"key-{number}": number for number in range(50_000)}
+        writes = payload_writes(storage)
+        for name in ("kwargs of create", "metadata of ensure_thread", "metadata of put"):
+            with case(name):
+                before = await _given(storage)
+                error = await payload_error_of(writes[name](payload))
+                if error is not None:
+                    assert isinstance(error, PayloadTooLargeError)
+                    assert name.partition(" ")[0] in error.field
+                    assert await snapshot(storage) == before
+
+    async def test_thread_merges_many_keys_into_many(self, storage: Storage) -> None:
+        stored, given = ({f"{name}-{number}": number for number in range(5_000)} for name in "ab")
+        await storage.threads.ensure_thread(thread_id=THREAD, metadata=stored, user_id=ALICE)
+        await storage.threads.merge_thread_metadata(THREAD, given)
+        assert (await stored_thread(storage)).metadata == stored | given
+
+    async def test_search_by_many_keys_finds_the_thread(self, storage: Storage) -> None:
+        payload: dict[str, Any] = {f"key-{number}": number for number in range(1_000)}
+        await storage.threads.ensure_thread(thread_id=THREAD, metadata=payload, user_id=ALICE)
+        await storage.threads.ensure_thread(thread_id="other", metadata={"key-0": 0}, user_id=ALICE)
+        found = await storage.threads.search_threads(metadata=payload, user_id=ALICE)
+        assert [thread.thread_id for thread in found] == [THREAD]
+        assert await storage.threads.search_threads(metadata={**payload, "x": 1}, user_id=ALICE) == []

@@ -103,14 +103,17 @@ def thread_update(
 def metadata_merge_update(payload: dict[str, JSONValue]) -> list[Document]:
     """Merge `payload` into a thread's metadata by its top-level keys, and replace these keys' digests."""
     new = thread_metadata(payload)
-    digests: list[str] = new["metadata_digests"]
+    # As an object by the digests of the keys, so that the cost does not grow with one number times the other.
     key_of_digest = {"$substrBytes": ["$$digest", 0, KEY_DIGEST_LENGTH]}
-    is_replaced = {"$in": [key_of_digest, list(map(key_part, digests))]}
-    is_unchanged = {"$eq": [is_replaced, False]}
-    unchanged = {"$filter": {"input": "$metadata_digests", "as": "digest", "cond": is_unchanged}}
+    pair = {"k": key_of_digest, "v": "$$digest"}
+    stored = {"$arrayToObject": {"$map": {"input": "$metadata_digests", "as": "digest", "in": pair}}}
+    given = {"$literal": {key_part(digest): digest for digest in new["metadata_digests"]}}
+    pairs = {"$objectToArray": {"$mergeObjects": [stored, given]}}
+    merged = {"$map": {"input": pairs, "as": "pair", "in": "$$pair.v"}}
     stage = {
         "metadata": {"$mergeObjects": ["$metadata", {"$literal": new["metadata"]}]},
-        "metadata_digests": {"$concatArrays": [unchanged, digests]},
+        # A broken document stays broken: digests of the new keys alone would look complete.
+        "metadata_digests": {"$cond": [{"$isArray": "$metadata_digests"}, merged, "$metadata_digests"]},
         **time_stage("updated_at", clock.stamp_us()),
     }
     return [{"$set": stage}]

@@ -195,6 +195,6 @@ def _in_known_operators(expression: Any) -> Any:
         return cast("Any", expression)
     document = cast("Document", expression)
     if "$mergeObjects" in document:
-        pairs = [{"$objectToArray": item} for item in document["$mergeObjects"]]
+        pairs = [{"$objectToArray": _in_known_operators(item)} for item in document["$mergeObjects"]]
         return {"$arrayToObject": {"$concatArrays": pairs}}
     return {_OTHER_NAMES.get(key, key): _in_known_operators(value) for key, value in document.items()}

@@ -8,10 +8,10 @@ from typing import Any
 
 from ...contract import arguments
 from ...contract.actor import AUTO, UserId, bound_user_id
-from ...contract.errors import StorageError, ThreadAccessError, ThreadExistsError
+from ...contract.errors import PayloadTooLargeError, StorageError, ThreadAccessError, ThreadExistsError
 from ...contract.payloads import to_json_mapping
 from ...contract.protocols import ThreadStore
-from ...contract.rows import ThreadMeta, ThreadMetaCreate, ThreadOrder
+from ...contract.rows import JSONValue, ThreadMeta, ThreadMetaCreate, ThreadOrder
 from ...contract.times import clock
 from .. import queries
 from ..documents.digests import metadata_digests
@@ -26,7 +26,7 @@ from ..documents.threads import (
     thread_update,
 )
 from ..drivers.collection import Collection
-from ..drivers.errors import DuplicateKeyError
+from ..drivers.errors import MAX_DOCUMENT_BYTES, DuplicateKeyError
 from ..queries import Query
 from ..row_collection import RowCollection
 from ..schema import LAST_UPDATED_FIRST, NEWEST_FIRST, THREADS, Keys
@@ -37,6 +37,18 @@ _ORDERS: dict[str, Keys] = {"newest_first": NEWEST_FIRST, "last_updated_first": 
 
 _UPSERT_ATTEMPTS = 2
 """The second succeeds after a lost race, and fails again when the thread belongs to another user."""
+
+
+_MAX_METADATA_KEYS = 20_000
+"""Keys in one payload. Each is an entry in two indexes; so many take a server about a second."""
+
+
+def _metadata(value: object) -> dict[str, JSONValue]:
+    payload = to_json_mapping(value, "metadata")
+    if len(payload) > _MAX_METADATA_KEYS:
+        reason = f"it has {len(payload):,} keys, and at most {_MAX_METADATA_KEYS:,} can be indexed"
+        raise PayloadTooLargeError("metadata", None, MAX_DOCUMENT_BYTES, reason=reason)
+    return payload
 
 
 class MongoThreadStore(ThreadStore):
@@ -57,7 +69,7 @@ class MongoThreadStore(ThreadStore):
                 assistant_id=arguments.optional_text("assistant_id", data.assistant_id),
                 display_name=encode_text("display_name", data.display_name),
                 status=arguments.status_text("status", data.status),
-                metadata=to_json_mapping(data.metadata, "metadata"),
+                metadata=_metadata(data.metadata),
                 stamp_us=clock.stamp_us(),
             ),
         )
@@ -86,7 +98,7 @@ class MongoThreadStore(ThreadStore):
             assistant_id=arguments.optional_text("assistant_id", assistant_id),
             display_name=encode_text("display_name", display_name),
             status=None if status is None else arguments.status_text("status", status),
-            metadata=None if metadata is None else to_json_mapping(metadata, "metadata"),
+            metadata=None if metadata is None else _metadata(metadata),
         )
         await self._update(query, update, thread_id, "update_thread_meta")
 
@@ -95,7 +107,7 @@ class MongoThreadStore(ThreadStore):
     ) -> None:
         query = queries.thread_by_id(thread_id)
         queries.owned(query, user_id, "ThreadStore.merge_thread_metadata")
-        update = metadata_merge_update(to_json_mapping(metadata, "metadata"))
+        update = metadata_merge_update(_metadata(metadata))
         await self._update(query, update, thread_id, "merge_thread_metadata")
 
     async def delete_thread(self, thread_id: str, *, user_id: UserId = None) -> bool:
@@ -122,7 +134,7 @@ class MongoThreadStore(ThreadStore):
         fields = thread_fields(
             user_id=user,
             assistant_id=arguments.optional_text("assistant_id", assistant_id),
-            metadata=to_json_mapping(metadata, "metadata"),
+            metadata=_metadata(metadata),
             stamp_us=clock.stamp_us(),
         )
         queries.owned(query, user, "ThreadStore.ensure_thread")
@@ -142,7 +154,7 @@ class MongoThreadStore(ThreadStore):
         fields = thread_fields(
             user_id=arguments.optional_text("user_id", bound_user_id("ThreadStore.ensure_thread_running")),
             assistant_id=arguments.optional_text("assistant_id", assistant_id),
-            metadata=to_json_mapping(metadata, "metadata"),
+            metadata=_metadata(metadata),
             stamp_us=clock.stamp_us(),
         )
         thread, cause = await self._upsert(query, running_update(fields))
@@ -167,7 +179,7 @@ class MongoThreadStore(ThreadStore):
         query = queries.threads_matching(
             status=status,
             assistant_id=assistant_id,
-            metadata_digests=metadata_digests(to_json_mapping(metadata, "metadata")),
+            metadata_digests=metadata_digests(_metadata(metadata)),
         )
         queries.owned(query, user_id, "ThreadStore.search_threads")
         rows, skipped = arguments.row_limit("limit", limit), arguments.row_limit("offset", offset)
