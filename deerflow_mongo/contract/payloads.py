@@ -38,14 +38,14 @@ MAX_DEPTH = 100
 """Levels of nesting a payload may have; a MongoDB server refuses documents from about 180 on."""
 
 MAX_VALUES = 2**21
-"""Values that a payload may have, where an object that is none of Python's own counts as `_OBJECT_VALUES`.
+"""Values that a payload may have; a container counts as 4 more, an object of another type as 8.
 
 That many do not fit into the 16 MiB of a MongoDB document, not even as a list of nulls. The bound ends what
 expands without end: objects that contain new objects, sequences without a last item, lists of lists that are
 the same object many times.
 """
 
-_OBJECT_VALUES = 8
+_CONTAINER_VALUES, _OBJECT_VALUES = 4, 8
 _INT64_BITS = 63
 _SCALARS = frozenset({str, bool, type(None)})
 _ADDRESS = re.compile(r"\bat 0x[0-9A-Fa-f]+|<\w*Mock\b.* id='\d+'>")
@@ -135,7 +135,7 @@ def _checked_float(value: float) -> float:
 def _convert_mapping(value: dict[Any, object], depth: int, budget: list[int]) -> dict[str, JSONValue]:
     if depth >= MAX_DEPTH:
         _raise_too_deep()
-    budget[0] = left = budget[0] - len(value)
+    budget[0] = left = budget[0] - len(value) - _CONTAINER_VALUES
     if left < 0:
         _raise_endless()
     inner = depth + 1
@@ -165,7 +165,7 @@ def _convert_items(value: Sequence[object], depth: int, budget: list[int]) -> li
     if depth >= MAX_DEPTH:
         _raise_too_deep()
     length = len(value)
-    budget[0] = left = budget[0] - length
+    budget[0] = left = budget[0] - length - _CONTAINER_VALUES
     if left < 0:
         _raise_endless()
     inner = depth + 1

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import dataclasses
 import enum
+import io
 import random
+import threading
 import uuid
 from collections import OrderedDict
 from datetime import UTC, datetime
@@ -36,7 +38,13 @@ ROUND_TRIPS: dict[str, Any] = {
         "\x7f": 7,
         "__proto__": 8,
         "k" * 2_000: 9,
+        "schema_version": 10,
+        "user_id": {"$ne": None},
+        "$ref": 11,
+        "$id": 12,
+        "\uffff": 13,
     },
+    "a key of 100,000 characters": {"k" * 100_000: {"k" * 100_000: 1}},
     "expressions": {"a": "$a", "b": "$$NOW", "c": {"$literal": 1}, "d": {"$cond": [True, 1, 2]}},
     "integers": [
         0,
@@ -127,6 +135,16 @@ class _Message:
         return {"type": "human", "content": self.content, "response_metadata": {"at": _WHEN}}
 
 
+class _Array:
+    """Like NumPy's scalars and arrays, and others' tensors."""
+
+    def __init__(self, items: object) -> None:
+        self._items = items
+
+    def tolist(self) -> object:
+        return self._items
+
+
 class _Unknown:
     def __str__(self) -> str:
         return "an unknown object"
@@ -177,6 +195,10 @@ CONVERSIONS: tuple[tuple[str, Any, Any], ...] = (
         {"type": "human", "content": "hi", "response_metadata": {"at": _WHEN.isoformat()}},
     ),
     ("unknown object", _Unknown(), "an unknown object"),
+    ("number of an array", _Array(1.5), 1.5),
+    ("array", _Array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
+    ("views of a dict", [{"a": 1}.keys(), {"a": 1}.values()], [["a"], [1]]),
+    ("keys of other types", {1: {None: "a"}, _UUID: 2}, {"1": {"null": "a"}, str(_UUID): 2}),
     (
         "mixed",
         {"a": [_Message("x"), _Unknown()]},
@@ -217,8 +239,18 @@ BORDERLINE: dict[str, Any] = {
     "100,000 digits": 10**100_000,
     "object without text": _WithoutText(),
 }
+
+
 # These cannot be stored: each must raise.
 INVALID: dict[str, Any] = {
+    "object whose text is its address": object(),
+    "inner object whose text is its address": [{"a": [object()]}],
+    "key whose text is its address": {"a": {object(): 1}},
+    "function": nested,
+    "generator": (number for number in (1, 2)),
+    "iterator": iter([1]),
+    "open file": io.StringIO("text"),
+    "lock": threading.Lock(),
     "list that contains itself": self_referencing(list),
     "dict that contains itself": self_referencing(dict),
     "nested list that contains itself": {"a": [self_referencing(list)]},

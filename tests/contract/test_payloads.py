@@ -442,7 +442,7 @@ def test_structure_that_expands_without_end_is_refused_in_bounded_time(
 
 
 def test_payload_of_many_values_is_accepted() -> None:
-    assert len(cast("Any", to_json(list(range(payloads.MAX_VALUES)), "f"))) == payloads.MAX_VALUES
+    assert len(cast("Any", to_json(list(range(2_000_000)), "f"))) == 2_000_000
 
 
 def test_place_in_an_error_is_short_and_can_be_encoded() -> None:
