@@ -2,10 +2,11 @@
 
     python -m tests.mongodb.event_storm [--seconds 60] [--kills]
 
-Four processes of eight tasks write batches of five events to one thread, and four readers page by `after_seq`
-from the beginning. With `--kills` a writing process is killed every 5 s and replaced, and the server every
-15 s; its supervisor starts it again. Then every event that was acknowledged to a writer is looked up. Prints
-one JSON object; `tests/mongodb/test_event_storm.py` runs it for a shorter time.
+Four processes of eight tasks write batches of five events to one thread; one of the tasks writes batches of
+150, which may be stored in parts. Four readers page by `after_seq` from the beginning. A batch is repeated
+after an error, by its `event_id`s. With `--kills` a writing process is killed every 5 s and replaced, and the
+server every 15 s; its supervisor starts it again. Then every event that was acknowledged to a writer is
+looked up. Prints one JSON object; `tests/mongodb/test_event_storm.py` runs it for a shorter time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -30,6 +31,7 @@ from deerflow_mongo import MongoStorage, StorageUnavailableError, create_storage
 from deerflow_mongo.mongodb.embedded import start_embedded
 
 PROCESSES, TASKS, READERS, BATCH = 4, 8, 4, 5
+LARGE_BATCH, LARGE_TASK, LARGE_PAUSE_S = 150, 0, 0.1
 KILL_EVERY_S = (5.0, 15.0)
 END_TIMEOUT_S = 100.0
 THREAD = "storm"
@@ -52,11 +54,16 @@ async def _opened(folder: str) -> MongoStorage:
         return storage
 
 
+def _size(batch: str) -> int:
+    """The number of events of a batch with the name `<process>-<task>-<number>`."""
+    return LARGE_BATCH if batch.split("-")[1] == f"{LARGE_TASK}" else BATCH
+
+
 # -- children --------------------------------------------------------------------------------------
 
 
 async def _write(folder: str, name: str) -> None:
-    """Write until standard input ends; a line `<batch> <first seq>` for each batch that was acknowledged."""
+    """Write until standard input ends; a line `<batch> <seq>,...` for each batch that was acknowledged."""
     async with aclosing(await _opened(folder)) as storage:
         ending = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
 
@@ -66,8 +73,9 @@ async def _write(folder: str, name: str) -> None:
                 batch = f"{name}-{task}-{number}"
                 number += 1
                 event = {"thread_id": THREAD, "run_id": f"{name}-{task}", "event_type": "said"}
+                names = [f"{batch}/{i}" for i in range(_size(batch))]
                 events: list[Any] = [
-                    {**event, "category": "message", "content": f"{batch}/{i}"} for i in range(BATCH)
+                    {**event, "category": "message", "content": name, "event_id": name} for name in names
                 ]
                 while True:
                     try:
@@ -76,8 +84,10 @@ async def _write(folder: str, name: str) -> None:
                         continue  # the same batch again, which must not be stored twice
                     break
                 given = [row["seq"] for row in rows]
-                assert given == list(range(given[0], given[0] + BATCH)), given
-                os.write(1, f"{batch} {given[0]}\n".encode())
+                whole = list(range(given[0], given[0] + BATCH))
+                assert given == (sorted(given) if task == LARGE_TASK else whole), given
+                os.write(1, f"{batch} {','.join(map(str, given))}\n".encode())
+                await asyncio.sleep(LARGE_PAUSE_S if task == LARGE_TASK else 0)
 
         await asyncio.gather(*(write(task) for task in range(TASKS)))
 
@@ -194,14 +204,20 @@ class Storm:
             for line in claims.read_text(encoding="utf-8").split("\n")[
                 :-1
             ]:  # the last line of a killed writer may be incomplete
-                batch, first = line.split()
-                for position in range(BATCH):
-                    yield f"{batch}/{position}", int(first) + position
+                batch, given = line.split()
+                for position, seq in enumerate(given.split(",")):
+                    yield f"{batch}/{position}", int(seq)
 
     def _findings(self, stored: dict[int, str], reports: list[dict[str, Any]]) -> dict[str, Any]:
         acknowledged = dict(self._acknowledged())
         twice = Counter(stored.values())
         last = max(stored)
+        batches: defaultdict[str, list[int]] = defaultdict(list)
+        positions: defaultdict[str, list[int]] = defaultdict(list)
+        for seq, content in sorted(stored.items()):
+            batch, position = content.split("/")
+            batches[batch].append(seq)
+            positions[batch].append(int(position))
         return {
             "killed": dict(self.killed),
             "events_acknowledged": len(acknowledged),
@@ -214,9 +230,16 @@ class Storm:
             "readers_saw": [report["seen"] for report in reports],
             "readers_missed": [len(stored) - report["seen"] for report in reports],
             "batches_stored_in_part": sum(
-                count != BATCH
-                for count in Counter(content.split("/")[0] for content in stored.values()).values()
+                seqs != list(range(seqs[0], seqs[0] + BATCH))
+                for batch, seqs in batches.items()
+                if _size(batch) == BATCH
             ),
+            "large_batches_without_their_beginning": sum(
+                positions[batch] != list(range(len(seqs)))
+                for batch, seqs in batches.items()
+                if _size(batch) != BATCH
+            ),
+            "large_batches": sum(_size(batch) != BATCH for batch in batches),
         }
 
 

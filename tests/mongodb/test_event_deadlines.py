@@ -119,6 +119,25 @@ async def test_access_check_without_an_answer_ends_within_twice_the_timeout(stor
     assert {type(outcome) for outcome in outcomes} == {StorageUnavailableError}
 
 
+async def test_close_without_an_answer_ends_within_a_second(storage: MongoStorage) -> None:
+    """Although the writes are retried meanwhile."""
+
+    async def fail(*arguments: Any) -> None:
+        raise StorageUnavailableError("simulated")
+
+    events = storage.run_events
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Collection, "insert_many", fail)
+        patch.setattr(events._writer, "_timeout_s", 60.0)
+        patch.setattr(events._writer, "_retry_budget_s", 60.0)
+        calls = [asyncio.create_task(events.put_batch([event(n)] * 40)) for n in range(3)]
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        assert await events.aclose() == 120
+        assert time.monotonic() - began < 1.0 + _SLACK_S
+        assert all("the storage was closed" in str(outcome) for outcome in await _outcomes(list(calls), 0))
+
+
 async def test_call_waits_for_room_no_longer_than_the_timeout(storage: MongoStorage) -> None:
     """Nothing of it is stored, and calls behind it are admitted as before."""
     events = storage.run_events
@@ -181,6 +200,10 @@ async def test_cancelled_access_check_fails_only_its_own_caller(
     assert events.backlog == 0
 
 
+def _ignore(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """The error that the writer ends with; the loop would log it."""
+
+
 async def test_failing_writer_fails_the_batches_that_wait(
     storage: MongoStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,27 +213,29 @@ async def test_failing_writer_fails_the_batches_that_wait(
     async def fail(*arguments: Any) -> None:
         raise ZeroDivisionError
 
-    def ignore(_loop: asyncio.AbstractEventLoop, _context: dict[str, Any]) -> None:
-        """The failure is simulated."""
-
     def fail_to_log(*arguments: Any, **options: Any) -> None:
         raise KeyError("simulated")
 
     monkeypatch.setattr(Collection, "insert_many", fail)
     monkeypatch.setattr("deerflow_mongo.mongodb.events.writer.logger.exception", fail_to_log)
     calls: list[Awaitable[Any]] = [events.put_batch([event(n)] * 40) for n in range(3)]
-    asyncio.get_running_loop().set_exception_handler(ignore)
+    asyncio.get_running_loop().set_exception_handler(_ignore)
     outcomes = await _outcomes(calls, 0)
     assert all(isinstance(outcome, StorageError) for outcome in outcomes)
     assert events.backlog == 0
 
 
-async def test_call_with_an_invalid_actor_takes_no_room(storage: MongoStorage) -> None:
-    token = bind_actor_context(ActorContext(5))  # pyright: ignore[reportArgumentType]
+class _BrokenActor:
+    @property
+    def user_id(self) -> str:
+        raise ZeroDivisionError
+
+
+async def test_call_whose_actor_cannot_be_read_takes_no_room(storage: MongoStorage) -> None:
+    token = bind_actor_context(_BrokenActor())
     try:
-        for _ in range(3):
-            with pytest.raises(StorageError):
-                await storage.run_events.put(**event())
+        with pytest.raises(ZeroDivisionError):
+            await storage.run_events.put(**event())
     finally:
         reset_actor_context(token)
     assert storage.run_events.backlog == 0

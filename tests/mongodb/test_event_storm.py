@@ -11,6 +11,8 @@ def _assert_exact(found: dict[str, Any]) -> None:
     assert found["acknowledged_and_missing"] == 0
     assert found["stored_twice"] == 0
     assert found["batches_stored_in_part"] == 0
+    assert found["large_batches_without_their_beginning"] == 0
+    assert found["large_batches"] > 4
     assert found["readers_missed"] == [0] * READERS
     assert found["readers_saw"] == [found["events_stored"]] * READERS
     assert found["events_stored"] >= found["events_acknowledged"] > 100

@@ -185,25 +185,25 @@ async def test_large_batch_lets_other_threads_write(
 ) -> None:
     """It takes half of the backlog's room; calls of its own thread wait behind it, in their order."""
     events, backlog = mock_storage.run_events, mock_storage.run_events._backlog
-    monkeypatch.setattr(backlog, "_max_events", 140)
+    monkeypatch.setattr(backlog, "_max_events", 120)
     insert, released = Collection.insert_many, asyncio.Event()
 
     async def insert_many(collection: Any, documents: list[Any]) -> None:
-        if len(documents) > 70:
+        if len(documents) >= 64:
             await released.wait()
         await insert(collection, documents)
 
     monkeypatch.setattr(Collection, "insert_many", insert_many)
-    large = [asyncio.create_task(events.put_batch([event(n)] * 100)) for n in range(2)]
-    large.append(asyncio.create_task(events.put_batch([event("u", thread_id="u")] * 100)))
+    large = [asyncio.create_task(events.put_batch([event(n)] * 64)) for n in range(2)]
+    large.append(asyncio.create_task(events.put_batch([event("u", thread_id="u")] * 64)))
     behind = [asyncio.create_task(events.put(**event(n))) for n in (2, 3)]
     async with asyncio.timeout(10):
         for number in range(9):
-            rows = await events.put_batch([event(thread_id=f"other-{number % 3}")] * 20)
-            assert len(rows) == 20
+            rows = await events.put_batch([event(thread_id=f"other-{number % 3}")] * 9)
+            assert len(rows) == 9
     assert not any(call.done() for call in (*large, *behind))
     released.set()
     await asyncio.gather(*large, *behind)
     stored = [row["content"] for row in await events.list_thread_events("t", limit=1_000)]
-    assert stored == [0] * 100 + [1] * 100 + [2, 3]
+    assert stored == [0] * 64 + [1] * 64 + [2, 3]
     assert (events.backlog, backlog._taken_events, backlog._taken_bytes) == (0, 0, 0)

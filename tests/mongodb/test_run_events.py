@@ -150,6 +150,45 @@ async def test_batch_repeated_after_unavailable_is_stored_once_with_event_ids_on
     assert found.count("other") == 4
 
 
+# -- deletions whose answer is lost ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", [1, 3])
+@pytest.mark.parametrize("arrived", [True, False], ids=["request arrived", "request lost"])
+async def test_deletion_counts_exactly_after_lost_answers(
+    new_storage: Opener, proxy: LossyProxy, arrived: bool, lost: int
+) -> None:
+    """What an earlier deletion left is not counted, nor is an event of another run."""
+    async with new_storage(url=proxy.url) as storage:
+        events = storage.run_events
+        await events.put_batch([event(run_id="earlier")] * 3)
+        assert await events.delete_by_run("t", "earlier") == 3
+        await events.put_batch([*[event()] * 5, *[event(run_id="other")] * 2])
+        for delete, expected in (
+            (lambda: events.delete_by_run("t", "r"), [5, 0]),
+            (lambda: events.delete_by_thread("t"), [2, 0]),
+        ):
+            for count in expected:
+                proxy.lose("update", lost, after_it_arrived=arrived)
+                assert await delete() == count
+        assert proxy.lost == 4 * lost
+        assert numbers(await events.put_batch([event()])) == [11]
+
+
+async def test_deletion_without_a_server_fails_within_its_time(
+    new_storage: Opener, proxy: LossyProxy
+) -> None:
+    async with new_storage(url=proxy.url, timeout_ms=500) as storage:
+        await storage.run_events.put(**event())
+        proxy.go_down()
+        began = time.monotonic()
+        with pytest.raises(StorageUnavailableError):
+            await storage.run_events.delete_by_thread("t")
+        assert time.monotonic() - began < 1.0 + 2.0  # 2 T, and a busy machine
+        proxy.is_down = False
+        assert await storage.run_events.delete_by_thread("t") == 1
+
+
 # -- refused writes --------------------------------------------------------------------------------------
 
 

@@ -144,6 +144,7 @@ class Backlog:
             call = self._open.pop(batch, None)
             if call is None:
                 continue
+            self.report_progress()
             self.events -= len(batch.documents)
             call.open_batches.discard(batch)
             if not call.open_batches:
@@ -151,7 +152,6 @@ class Backlog:
                 self._taken_bytes -= call.size_bytes
                 if call is self._large:
                     self._large = None
-        self.report_progress()
         if self._queue:
             self._admit()
 

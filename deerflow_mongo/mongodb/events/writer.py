@@ -27,7 +27,12 @@ import time
 from collections import deque
 from typing import Any
 
-from ...contract.errors import StorageError, StorageUnavailableError
+from ...contract.errors import (
+    StorageAccessError,
+    StorageClosedError,
+    StorageError,
+    StorageUnavailableError,
+)
 from .. import queries
 from ..documents.encoding import Document
 from ..documents.run_events import anchor_document
@@ -270,6 +275,8 @@ class EventWriter:
 
     def _withdraw(self, thread: _ThreadQueue, batches: list[Batch], error: StorageError) -> None:
         """Fail batches that still wait."""
+        if not batches:
+            return
         for batch in batches:
             thread.waiting.remove(batch)
         _fail(batches, error)
@@ -410,8 +417,8 @@ class EventWriter:
         if len(group) == 1:
             if isinstance(error, DuplicateKeyError):
                 error = with_cause(StorageError(str(error)), error.__cause__)
-            if len(group[0].documents) > 1:
-                error = with_note(error, "those before the refused event are stored")
+            if len(group[0].documents) > 1 and not isinstance(error, StorageAccessError | StorageClosedError):
+                error = with_note(error, "events of the batch before the refused one may be stored")
             group[0].fail(error)
             return
         for batch in group:
