@@ -25,8 +25,8 @@ from deerflow_mongo.mongodb.checkpointer import Checkpointer
 from deerflow_mongo.mongodb.drivers.driver import DriverOptions
 from deerflow_mongo.mongodb.drivers.pymongo_async import PyMongoDriver
 
-TIMEOUT_MS = 5_000
 WAIT_S = 30
+TIMEOUT_MS = 20_000
 _SHARED = {"ThreadOwners._read", "_Stream._run", "_Stream._read"}
 """The coroutines of tasks whose results several calls wait for; those of writes have tests of their own."""
 
@@ -149,14 +149,14 @@ async def test_failed_opening_of_the_client_fails_each_call_and_is_tried_again(
 # -- opening the checkpoint saver ------------------------------------------------------------------
 
 
-async def prepared() -> None:
-    """The database needs nothing."""
+async def _nothing() -> None:
+    """Nothing prepares the database."""
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
 async def test_cancelled_opening_of_the_saver_fails_its_callers(steps: int, mongodb_url: str) -> None:
     """Also one that is cancelled before its first step; it is not their own cancellation."""
-    checkpointer = Checkpointer(Options(mongodb_url), "", prepared)
+    checkpointer = Checkpointer(Options(mongodb_url), "", _nothing)
     calls = [asyncio.create_task(checkpointer.saver()) for _ in range(3)]
     await asyncio.sleep(0)
     for _ in range(steps):
@@ -173,7 +173,7 @@ async def test_cancelled_caller_of_the_saver_leaves_the_others(
     mongodb_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = Options(mongodb_url)
-    checkpointer = Checkpointer(options, "", prepared)
+    checkpointer = Checkpointer(options, "", _nothing)
     saver = SimpleNamespace()
 
     async def open_saver() -> Any:

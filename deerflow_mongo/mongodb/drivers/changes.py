@@ -61,7 +61,8 @@ async def changes(driver: ChangesDriver, pipeline: list[Document]) -> AsyncGener
                 if pause_s:
                     await asyncio.sleep(pause_s)
                 began = time.monotonic()
-                change = await stream.try_next()
+                with driver.time_limit.call():
+                    change = await stream.try_next()
                 if change is None:
                     pause_s = _IDLE_PAUSE_S
                 else:
