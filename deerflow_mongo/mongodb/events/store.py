@@ -319,6 +319,7 @@ class MongoRunEventStore(RunEventStore, Following):
         after = arguments.sequence_number("after_seq", after_seq) or 0
         if arguments.flag("until_run_ends", until_run_ends) and run_id is None:
             raise ArgumentValueError("until_run_ends needs a run_id")
+        self._events.check_owner()
         follower = self._feed.join(thread_id, run_id, after, until_run_ends=until_run_ends)
         try:
             while True:
