@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from ..contract.errors import StorageConfigError
 from ..demo.text import counted
 from ..mongodb.config import MongoConfig
-from ..mongodb.documents.versions import SCHEMA_VERSION
+from ..mongodb.documents.versions import SCHEMA_VERSION, DatabaseVersion
 from ..mongodb.inspection import SchemaReport
+from ..mongodb.migrations import check_readable
 from ..mongodb.ownership import WAY_OUT
 from ..mongodb.schema import COLLECTIONS
 
@@ -91,18 +93,27 @@ def schema_findings(report: SchemaReport, config: MongoConfig) -> Iterator[Findi
         yield from (Finding("PROBLEM", "collections", f"{text}. {WAY_OUT}") for text in report.foreign)
         return
     yield version_of_schema(report, config.database)
+    if _is_newer(report):
+        return  # its indexes and validators are the newer release's, and a start changes nothing
     yield from _missing(report)
     yield from _retention(report, config)
     yield from _index_findings(report)
+
+
+def _is_newer(report: SchemaReport) -> bool:
+    return report.version is not None and report.version > SCHEMA_VERSION
 
 
 def version_of_schema(report: SchemaReport, database: str) -> Finding:
     known, version = SCHEMA_VERSION, report.version
     if version is None:
         return Finding("note", "schema", "no schema version yet; created when a host starts")
-    if (report.readable_from or version) > known:
-        text = f"database {database} has schema version {version}, this release supports up to {known}"
-        return Finding("PROBLEM", "schema", f"{text}: upgrade deerflow-mongo")
+    try:
+        check_readable(
+            DatabaseVersion(version, report.readable_from or version, report.migrating_from), database
+        )
+    except StorageConfigError as error:
+        return Finding("PROBLEM", "schema", str(error))
     if version > known:
         text = f"version {version}, of a newer release; this one can use it and changes nothing of it"
         return Finding("ok", "schema", text)
@@ -199,6 +210,8 @@ def login_finding(login: Mapping[str, Any], config: MongoConfig, report: SchemaR
 
 def _needed_by_setup(report: SchemaReport, config: MongoConfig) -> Iterator[str]:
     """The privileges by which a host's start changes the database; none where everything is there."""
+    if _is_newer(report):
+        return
     days, wanted = report.retention_days, config.retention
     changes_retention = wanted is not None and wanted.days != days
     starts_retention = changes_retention and days is None
