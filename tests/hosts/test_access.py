@@ -3,44 +3,26 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, Iterator
-from typing import Any
+from collections.abc import AsyncGenerator
 
 import httpx
-import pymongo
 import pytest
 import pytest_asyncio
 
-from deerflow_mongo.mongodb.embedded import EmbeddedServer
-
-from .gateway_process import SLOW, Gateway, needs_deerflow, running_gateway, write_config
+from .gateway_process import SLOW, Gateway, needs_deerflow
 from .http_script import Browser, run_body
 
 pytestmark = [needs_deerflow, SLOW]
 
-Raw = pymongo.MongoClient[dict[str, Any]]
-DATABASE = "test_access"
 SECRET = "what only alice knows"  # noqa: S105 - a message
 
 
-@pytest.fixture(scope="module")
-def gateway(
-    tmp_path_factory: pytest.TempPathFactory, server: EmbeddedServer, raw_client: Raw
-) -> Iterator[Gateway]:
-    """One gateway for all tests here; each has users of its own."""
-    folder = tmp_path_factory.mktemp("access")
-    write_config(folder, {"url": server.url, "database": DATABASE})
-    with running_gateway(folder) as started:
-        yield started
-    raw_client.drop_database(DATABASE)
-
-
 @pytest_asyncio.fixture
-async def users(gateway: Gateway) -> AsyncGenerator[tuple[Browser, Browser]]:
+async def users(shared_gateway: Gateway) -> AsyncGenerator[tuple[Browser, Browser]]:
     """Alice and bob, new in each test."""
     async with (
-        httpx.AsyncClient(base_url=gateway.url, timeout=180) as first,
-        httpx.AsyncClient(base_url=gateway.url, timeout=180) as second,
+        httpx.AsyncClient(base_url=shared_gateway.url, timeout=180) as first,
+        httpx.AsyncClient(base_url=shared_gateway.url, timeout=180) as second,
     ):
         alice, bob = Browser(first), Browser(second)
         for browser in (alice, bob):
@@ -107,7 +89,7 @@ async def test_new_thread_with_a_deleted_threads_id_shows_nothing_of_it(
     assert (await alice.send("GET", f"/api/threads/{thread_id}/messages")).status == 404
 
 
-async def test_every_route_needs_a_login(gateway: Gateway) -> None:
-    async with httpx.AsyncClient(base_url=gateway.url) as client:
+async def test_every_route_needs_a_login(shared_gateway: Gateway) -> None:
+    async with httpx.AsyncClient(base_url=shared_gateway.url) as client:
         for path in ("/api/threads/t", "/api/threads/t/runs", "/api/runs/r/messages", "/api/models"):
             assert (await client.get(path)).status_code == 401, path

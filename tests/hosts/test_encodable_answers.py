@@ -4,45 +4,31 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
-import pymongo
 import pytest
 import pytest_asyncio
 
 from deerflow_mongo import ActorContext, bind_actor_context, create_storage, reset_actor_context
 from deerflow_mongo.mongodb.embedded import EmbeddedServer
 
-from .gateway_process import SLOW, Gateway, needs_deerflow, running_gateway, write_config
+from .conftest import SHARED_DATABASE
+from .gateway_process import SLOW, Gateway, needs_deerflow
 from .host_stores import FEEDBACK, RUN_EVENTS, RUNS, THREADS, named
 from .http_script import Browser, run_body
 
 pytestmark = [needs_deerflow, SLOW]
 
-Raw = pymongo.MongoClient[dict[str, Any]]
-DATABASE = "test_encodable_answers"
 HALF = "\ud83d"
 HUGE = 10**4_299
 
 
-@pytest.fixture(scope="module")
-def gateway(
-    tmp_path_factory: pytest.TempPathFactory, server: EmbeddedServer, raw_client: Raw
-) -> Iterator[Gateway]:
-    """One gateway for all tests here."""
-    folder = tmp_path_factory.mktemp("encodable")
-    write_config(folder, {"url": server.url, "database": DATABASE})
-    with running_gateway(folder) as started:
-        yield started
-    raw_client.drop_database(DATABASE)
-
-
 @pytest_asyncio.fixture
-async def alice(gateway: Gateway) -> AsyncGenerator[Browser]:
+async def alice(shared_gateway: Gateway) -> AsyncGenerator[Browser]:
     """A new user."""
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=180) as client:
+    async with httpx.AsyncClient(base_url=shared_gateway.url, timeout=180) as client:
         browser = Browser(client)
         await browser.register(f"{uuid.uuid4().hex}@example.com")
         yield browser
@@ -111,7 +97,9 @@ async def test_numbers_that_json_lacks_in_requests_leave_every_answer_readable(a
 async def test_stored_half_emoji_leaves_every_answer_readable(alice: Browser, server: EmbeddedServer) -> None:
     thread_id = str(uuid.uuid4())
     user_id = (await alice.ask("GET", "/api/v1/auth/me"))["id"]
-    async with create_storage({"backend": "mongodb", "url": server.url, "database": DATABASE}) as storage:
+    async with create_storage(
+        {"backend": "mongodb", "url": server.url, "database": SHARED_DATABASE}
+    ) as storage:
         token = bind_actor_context(ActorContext(user_id=user_id))
         try:
             await _store_odd_rows(storage, thread_id)

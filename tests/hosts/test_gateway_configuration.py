@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,12 @@ from typing import Any
 import httpx
 import pytest
 
-from deerflow_mongo import ActorMissingError, MissingDependencyError, StorageConfigError
+from deerflow_mongo import (
+    ActorMissingError,
+    MissingDependencyError,
+    StorageConfigError,
+    StorageUnavailableError,
+)
 from deerflow_mongo.hosts import deerflow, gateway
 
 from .gateway_process import (
@@ -184,3 +190,18 @@ async def test_answers_during_an_outage_have_the_headers_of_cors(monkeypatch: py
     names = [entry.cls.__name__ for entry in app.user_middleware]
     assert names[:3] == ["CORSMiddleware", "AvailabilityMiddleware", "EncodableRequests"]
     assert "AuthMiddleware" in names[3:]
+
+
+@needs_deerflow
+async def test_gateway_without_a_server_does_not_start_and_says_what_to_do(
+    options: Configured,
+) -> None:
+    options({"url": "mongodb://someone:hidden@127.0.0.1:1/d", "timeout_ms": 300})
+    importlib.import_module("deerflow.config.app_config").reset_app_config()
+    app = gateway.create_app()
+    with pytest.raises(
+        StorageUnavailableError, match="the gateway does not start.*DEER_FLOW_STORAGE_URL"
+    ) as no:
+        async with app.router.lifespan_context(app):
+            pass
+    assert "hidden" not in str(no.value)
