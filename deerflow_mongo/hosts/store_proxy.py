@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from functools import cache, partial
+from functools import cache
 from typing import Any, cast
 
 
@@ -31,27 +31,32 @@ class StoreProxy:
         """One item of an asynchronous generator."""
         return item
 
-    def _attribute(self, name: str) -> Any:
-        attribute = getattr(self._store, name)
-        if inspect.iscoroutinefunction(attribute):
-            return partial(self._call, attribute)
-        if inspect.isasyncgenfunction(attribute):
-            return partial(self._iterate, attribute)
-        return attribute
-
-    async def _iterate(
-        self, method: Callable[..., AsyncGenerator[Any]], /, *arguments: Any, **options: Any
-    ) -> AsyncGenerator[Any]:
-        async with aclosing(method(*arguments, **options)) as items:
+    async def _iterate(self, items: AsyncGenerator[Any]) -> AsyncGenerator[Any]:
+        async with aclosing(items):
             async for item in items:
                 yield self._item(item)
 
 
 @cache
-def _proxy_class(base: type[StoreProxy], store_class: type) -> type[StoreProxy]:
-    public = {name: _delegated(name) for name in dir(store_class) if not name.startswith("_")}
+def _proxy_class(base: type[StoreProxy], store_class: type[Any]) -> type[StoreProxy]:
+    public = {
+        name: _delegated(name, inspect.getattr_static(store_class, name))
+        for name in dir(store_class)
+        if not name.startswith("_")
+    }
     return type(f"{base.__name__}Of{store_class.__name__}", (base,), public)
 
 
-def _delegated(name: str) -> property:
-    return property(lambda proxy: proxy._attribute(name))  # noqa: SLF001
+def _delegated(name: str, attribute: Any) -> Any:
+    # The store's own method is looked up at each call.
+    async def call(self: Any, *arguments: Any, **options: Any) -> Any:
+        return await self._call(getattr(self._store, name), *arguments, **options)
+
+    def iterate(self: Any, *arguments: Any, **options: Any) -> Any:
+        return self._iterate(getattr(self._store, name)(*arguments, **options))
+
+    if inspect.iscoroutinefunction(attribute):
+        return call
+    if inspect.isasyncgenfunction(attribute):
+        return iterate
+    return property(lambda self: getattr(self._store, name))

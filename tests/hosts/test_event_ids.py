@@ -136,8 +136,8 @@ def test_ids_are_remembered_for_a_bounded_number_of_events_and_time() -> None:
     events = [event(number) for number in range(5)]
     ids.failed(events, [str(number) for number in range(5)])
     assert len(ids) == 3
-    assert [ids.of(failed) for failed in events[2:]] == ["2", "3", "4"]
-    assert ids.of(events[0]) != "0"
+    assert ids.of_batch(events[2:]) == ["2", "3", "4"]
+    assert ids.of_batch(events[:2]) != ["0", "1"]
     now[0] = 11.0
     ids.failed(events[4:], ["4"])
     assert len(ids) == 1

@@ -43,13 +43,17 @@ class EventIds:
     def __len__(self) -> int:
         return len(self._failed)
 
-    def of(self, event: Mapping[str, Any]) -> str:
-        """The event's own `event_id`, else the one of its failed attempt, else a new one."""
+    def of_batch(self, events: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Each event's own `event_id`, else the one of its failed attempt, else a new one."""
+        batch = uuid4().hex
+        return [self._of(event, f"{batch}-{position}") for position, event in enumerate(events)]
+
+    def _of(self, event: Mapping[str, Any], new: str) -> str:
         given = event.get(FIELD)
         if isinstance(given, str) and is_valid_id(given):
             return given
-        failed = self._failed.get(id(event))
-        return uuid4().hex if failed is None else failed[1]
+        failed = self._failed.get(id(event)) if self._failed else None
+        return new if failed is None else failed[1]
 
     def failed(self, events: Iterable[Mapping[str, Any]], event_ids: Iterable[str]) -> None:
         """Remember the ids of a batch that was perhaps not stored."""

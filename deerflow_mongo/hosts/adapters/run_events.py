@@ -101,7 +101,7 @@ class RunEventStoreAdapter(_base.RunEventStore):
         The same objects may be sent again after an error: each is stored once.
         """
         user_id = bound_user_id("RunEventStore.put_batch")
-        event_ids = [self._event_ids.of(event) for event in events]
+        event_ids = self._event_ids.of_batch(events)
         given = [
             self._fields(event, user_id, event_id) for event, event_id in zip(events, event_ids, strict=True)
         ]
