@@ -173,6 +173,9 @@ class MongoConfig(BaseModel):
 
 
 def _stripped(value: Any) -> Any:
+    """A text or a path without blanks, line breaks and byte order marks at its ends."""
+    if isinstance(value, Path):
+        return Path(str(value).strip())
     return value.strip().strip(_BYTE_ORDER_MARK).strip() if isinstance(value, str) else value
 
 

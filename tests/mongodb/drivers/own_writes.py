@@ -8,11 +8,9 @@ from pymongo.read_concern import ReadConcern
 
 from deerflow_mongo import MongoStorage, StorageConfigError
 
-from .fixtures import DriverFixtures, Opener, close_client, event
+from .fixtures import BATCH, DriverFixtures, Opener, close_client, event
 
 _ROUNDS = 3
-_LARGE_BATCH = 100
-"""More events than a server stores as one unit."""
 
 WRITE_CONCERNS = (
     "w=1",
@@ -58,8 +56,8 @@ class OwnWritesContract(DriverFixtures):
         )
         async with new_storage(client=client) as storage:
             await _write_and_read(storage)
-            await storage.run_events.put_batch([event(thread_id="large")] * _LARGE_BATCH)
-            assert await storage.run_events.count_messages("large") == _LARGE_BATCH
+            await storage.run_events.put_batch([event(thread_id="large")] * BATCH)
+            assert await storage.run_events.count_messages("large") == BATCH
             handle = await storage.driver.collection("runs").handle()
             assert handle.read_preference == ReadPreference.PRIMARY
             assert handle.read_concern == ReadConcern("local")
