@@ -417,6 +417,6 @@ class MongoRunEventStore(RunEventStore, Following):
         """
         self._events.check_owner()
         self._feed.close()
-        lost = await self._writer.close(timeout_s)
-        await self._feed.closed(_FEED_CLOSE_TIMEOUT_S)
+        closing = self._writer.close(timeout_s), self._feed.closed(_FEED_CLOSE_TIMEOUT_S)
+        lost, _ = await asyncio.gather(*closing)
         return lost

@@ -92,7 +92,9 @@ class TimeLimitContract(DriverFixtures):
     ) -> None:
         storage = new_storage(url=proxy.url)
         await storage.run_events.put(**event())
-        proxy.stalled = {b"insert", b"find", b"endSessions"}
+        following = storage.run_events.follow("t")
+        assert (await anext(following))["seq"] == 1
+        proxy.stalled = {b"insert", b"find", b"getMore", b"aggregate", b"killCursors", b"endSessions"}
         puts = [asyncio.create_task(storage.run_events.put(**event(thread_id=f"t{n}"))) for n in range(5)]
         await asyncio.sleep(0.05)
         began = time.monotonic()
