@@ -1,0 +1,133 @@
+"""Every call ends within `timeout_ms` when the server stops answering, whatever the URI sets."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any
+
+import pytest
+
+from deerflow_mongo import MongoStorage, StorageError, StorageUnavailableError, create_storage
+from deerflow_mongo.mongodb import config as configuration
+from deerflow_mongo.testing.methods import METHODS
+
+from .proxy import FaultProxy
+
+TIMEOUT_S = 1.0
+RETRY_BUDGET_S = 0.5
+"""How long this test lets run events be repeated, besides the driver's own timeout; by default 25 s."""
+SLACK_S = 3.0
+"""For a busy machine: all methods are called at the same time."""
+CLOSE_S = 2.0 + 1.0
+
+URI_OPTIONS = (
+    "",
+    "&serverSelectionTimeoutMS=60000",
+    "&socketTimeoutMS=0",
+    "&socketTimeoutMS=60000&connectTimeoutMS=60000",
+    "&timeoutMS=0",
+    "&retryReads=false&retryWrites=false",
+    "&maxPoolSize=3",
+    "&w=1",
+    "&wTimeoutMS=60000",
+)
+
+
+@pytest.fixture
+async def proxy(mongodb_url: str) -> AsyncIterator[FaultProxy]:
+    async with FaultProxy(mongodb_url).running() as running:
+        yield running
+
+
+@pytest.fixture
+async def default_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a storage whose configuration does not set one."""
+    monkeypatch.setattr(configuration, "DEFAULT_TIMEOUT_MS", int(TIMEOUT_S * 1000))
+
+
+def _storage(proxy: FaultProxy, database: str, options: str, driver: str = "pymongo") -> MongoStorage:
+    storage = create_storage(
+        {"backend": "mongodb", "url": proxy.url + options, "database": database, "driver": driver}
+    )
+    assert isinstance(storage, MongoStorage)
+    writer: Any = storage.run_events._writer
+    writer._retry_budget_s = RETRY_BUDGET_S
+    return storage
+
+
+def _limit_s(path: str) -> float:
+    """Of one call; a write of run events may begin its last try just before its budget ends."""
+    return 2 * TIMEOUT_S + RETRY_BUDGET_S if path.startswith("run_events.put") else TIMEOUT_S
+
+
+async def _timed(call: Awaitable[Any]) -> tuple[float, Any]:
+    """How long the call took and its error, or what it returned."""
+    began = time.monotonic()
+    try:
+        outcome = await asyncio.wait_for(call, 4 * TIMEOUT_S + SLACK_S)
+    except StorageError as error:
+        outcome = error
+    except TimeoutError:
+        outcome = "still waiting"
+    return time.monotonic() - began, outcome
+
+
+async def _late_or_wrong(storage: MongoStorage) -> list[str]:
+    """Those of all methods that did not fail as unavailable in time."""
+    timed = await asyncio.gather(*(_timed(method(storage)) for method in METHODS))
+    return [
+        f"{method.path}: {outcome!r} after {seconds:.1f} s"
+        for method, (seconds, outcome) in zip(METHODS, timed, strict=True)
+        if not isinstance(outcome, StorageUnavailableError) or seconds > _limit_s(method.path) + SLACK_S
+    ]
+
+
+@pytest.mark.usefixtures("default_timeout")
+@pytest.mark.parametrize(
+    ("driver", "options"), [*(("pymongo", options) for options in URI_OPTIONS), ("motor", URI_OPTIONS[1])]
+)
+async def test_every_call_to_a_server_that_stops_answering_ends_in_time(
+    proxy: FaultProxy, database_name: str, driver: str, options: str
+) -> None:
+    storage = _storage(proxy, database_name, options, driver)
+    await storage.setup()
+    proxy.stall()
+    assert await _late_or_wrong(storage) == []
+    began = time.monotonic()
+    await storage.aclose()
+    assert time.monotonic() - began < CLOSE_S
+
+
+@pytest.mark.usefixtures("default_timeout")
+async def test_storage_works_again_when_the_server_answers_again(
+    proxy: FaultProxy, database_name: str
+) -> None:
+    storage = _storage(proxy, database_name, "")
+    await storage.setup()
+    rule = proxy.stall()
+    _, outcome = await _timed(storage.runs.create("r", "t", user_id="u"))
+    assert isinstance(outcome, StorageUnavailableError)
+    assert rule.hits >= 1
+    proxy.clear()
+    await storage.runs.create("r", "t", user_id="u")
+    assert await storage.runs.get("r", user_id="u") is not None
+    await storage.aclose()
+
+
+async def test_closing_does_not_wait_for_calls_that_are_not_answered(
+    proxy: FaultProxy, database_name: str
+) -> None:
+    """With the default timeout of 25 s; every call that is under way gets an error of the package."""
+    storage = _storage(proxy, database_name, "")
+    await storage.setup()
+    rule = proxy.stall()
+    calls = [asyncio.create_task(_timed(method(storage))) for method in METHODS]
+    while rule.hits < 10:
+        await asyncio.sleep(0.01)
+    began = time.monotonic()
+    await storage.aclose()
+    assert time.monotonic() - began < CLOSE_S
+    outcomes = [outcome for _, outcome in await asyncio.gather(*calls)]
+    assert [outcome for outcome in outcomes if not isinstance(outcome, StorageError)] == []
