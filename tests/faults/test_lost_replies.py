@@ -127,7 +127,7 @@ class World:
         return value
 
 
-# A thread's times and that of the last change, which a repetition may move; the number of an event, as the two
+# A thread's times and that of the last change, which a repetition may move; the number of an event, as both
 # runs of a world are filled at the same time.
 _NOT_COMPARED = frozenset({"created_time", "updated_time", "updated_at", "seq"})
 
