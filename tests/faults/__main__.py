@@ -34,6 +34,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds-between", type=float, default=1.0, metavar="S", help="between two faults")
     parser.add_argument("--freeze-seconds", type=float, default=FREEZE_S, metavar="S")
     parser.add_argument("--election-timeout-ms", type=int, default=ELECTION_TIMEOUT_MS, metavar="MS")
+    parser.add_argument("--timeout-ms", type=int, default=25_000, metavar="MS", help="of the storages")
     parser.add_argument(
         "--uri-options", default="", help="added to the URI, such as '&connectTimeoutMS=2000'"
     )
@@ -60,8 +61,14 @@ def main() -> int:
     )
     try:
         with ReplicaSet(3, election_timeout_ms=asked.election_timeout_ms) as cluster:
+            _progress(f"replica set: {cluster.url}")
             matrix = run_matrix(
-                cluster, plan, driver=asked.driver, uri_options=asked.uri_options, progress=_progress
+                cluster,
+                plan,
+                driver=asked.driver,
+                uri_options=asked.uri_options,
+                timeout_ms=asked.timeout_ms,
+                progress=_progress,
             )
             report = asyncio.run(matrix)
     except KeyboardInterrupt:

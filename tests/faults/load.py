@@ -320,7 +320,7 @@ class Figures:
 
 
 class Load:
-    """The writers and readers on some storages, running from entering to `finish`."""
+    """The writers and readers on some storages, running from entering to `stop`."""
 
     def __init__(
         self, url: str, *, driver: str = "pymongo", database: str = "load", timeout_ms: int = 25_000
@@ -330,8 +330,9 @@ class Load:
         self._closing = AsyncExitStack()
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._readers: list[Reader] = []
+        self.readers: list[Reader] = []
         self._began = time.monotonic()
+        self._seconds = 0.0
         self.ledger = Ledger()
 
     async def __aenter__(self) -> Self:
@@ -346,7 +347,7 @@ class Load:
                 self._tasks.append(asyncio.create_task(writer.write_until(self._stop)))
             for number in range(READERS):
                 reader = Reader(storage, self.ledger, THREADS[number % len(THREADS)])
-                self._readers.append(reader)
+                self.readers.append(reader)
                 self._tasks.append(asyncio.create_task(reader.read_until(self._stop)))
         return self
 
@@ -372,12 +373,15 @@ class Load:
                 raise AssertionError(f"no write was acknowledged for {timeout_s:.0f} s: {self.ledger.errors}")
             await asyncio.sleep(0.02)
 
-    async def finish(self) -> Figures:
-        """Let each call end, read everything back and compare it with the ledger."""
+    async def stop(self) -> None:
+        """Let the calls that are under way end, and begin no other."""
         self._stop.set()
         await asyncio.wait_for(asyncio.gather(*self._tasks), _END_TIMEOUT_S)
-        seconds = time.monotonic() - self._began
-        return await _Check(await self._open(), self.ledger, self._readers).figures(seconds)
+        self._seconds = time.monotonic() - self._began
+
+    async def check(self) -> Figures:
+        """Read everything back, once the load has stopped, and compare it with the ledger."""
+        return await _Check(await self._open(), self.ledger, self.readers).figures(self._seconds)
 
 
 class _Check:

@@ -107,12 +107,14 @@ async def run_matrix(
     *,
     driver: str = "pymongo",
     uri_options: str = "",
+    timeout_ms: int = 25_000,
     database: str = "load",
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """The load on the healthy cluster, all faults of the plan one after the other, and the check."""
     windows: list[tuple[str, float, float]] = []
-    async with Load(cluster.url + uri_options, driver=driver, database=database) as load:
+    url = cluster.url + uri_options
+    async with Load(url, driver=driver, database=database, timeout_ms=timeout_ms) as load:
         await load.until_written(_WRITES_BEFORE_A_FAULT)
         faults = plan.faults()
         for number, fault in enumerate(faults, 1):
@@ -126,7 +128,8 @@ async def run_matrix(
                 f"{number}/{len(faults)} {fault}: {ended - began:.1f} s; {writes:,} writes, {errors} errors"
             )
             await asyncio.sleep(plan.seconds_between)
-        figures = await load.finish()
+        await load.stop()
+        figures = await load.check()
     pauses_s: dict[str, list[float]] = defaultdict(list)
     for fault, began, ended in windows:  # now that each call that was under way has ended
         pauses_s[fault].append(load.ledger.longest_call(began, ended)[0])

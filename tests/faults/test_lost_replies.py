@@ -10,7 +10,7 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, is_dataclass
 from typing import Any, cast
@@ -144,12 +144,6 @@ def config(mongodb_url: str, raw_client: Any) -> Iterator[dict[str, Any]]:
     asyncio.run(set_up())
     yield config
     raw_client.drop_database(config["database"])
-
-
-@pytest.fixture
-async def proxy(mongodb_url: str) -> AsyncIterator[FaultProxy]:
-    async with FaultProxy(mongodb_url).running() as running:
-        yield running
 
 
 async def _expected(method: Method) -> tuple[Any, dict[str, Any], dict[str, Any]]:

@@ -18,12 +18,6 @@ Raw = pymongo.MongoClient[dict[str, Any]]
 
 
 @pytest.fixture
-async def proxy(mongodb_url: str) -> AsyncIterator[FaultProxy]:
-    async with FaultProxy(mongodb_url).running() as running:
-        yield running
-
-
-@pytest.fixture
 async def stored(proxy: FaultProxy, database_name: str) -> AsyncIterator[Any]:
     """A collection behind the proxy, whose driver retries nothing and waits for 0.5 s."""
     options = "&retryWrites=false&retryReads=false&timeoutMS=500"

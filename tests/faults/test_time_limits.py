@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -33,12 +33,6 @@ URI_OPTIONS = (
     "&w=1",
     "&wTimeoutMS=60000",
 )
-
-
-@pytest.fixture
-async def proxy(mongodb_url: str) -> AsyncIterator[FaultProxy]:
-    async with FaultProxy(mongodb_url).running() as running:
-        yield running
 
 
 Opener = Callable[..., MongoStorage]

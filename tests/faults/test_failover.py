@@ -1,0 +1,61 @@
+"""The short form of the laboratory: load on a replica set whose primary is killed, frozen and deposed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ..child_processes import communicate
+from .matrix import Plan, run_matrix
+from .servers import ReplicaSet
+
+FROZEN_S = 10.0
+TIMEOUT_MS = 8_000
+"""Less than the primary is frozen for: a client that waits for it reports errors."""
+
+
+@pytest.mark.parametrize(
+    ("driver", "plan"),
+    [
+        ("pymongo", Plan(kills=2, freezes=2, step_downs=2, fail_points=5, freeze_s=4.0, seconds_between=0.1)),
+        ("motor", Plan(kills=1, freezes=1, step_downs=1, fail_points=1, freeze_s=4.0, seconds_between=0.1)),
+    ],
+    ids=["pymongo", "motor"],
+)
+async def test_failovers_lose_double_and_hide_nothing_and_show_no_error(
+    replica_set: ReplicaSet, driver: str, plan: Plan
+) -> None:
+    report = await run_matrix(replica_set, plan, driver=driver, database=f"failovers_{driver}")
+    assert report.figures.broken == [], report.table()
+    assert report.figures.errors == {}, report.table()
+
+
+async def test_frozen_primary_costs_a_pause_and_no_error(replica_set: ReplicaSet) -> None:
+    """The URI sets nothing: the package's own settings let the driver notice it in seconds."""
+    plan = Plan(freezes=1, freeze_s=FROZEN_S)
+    report = await run_matrix(replica_set, plan, database="frozen", timeout_ms=TIMEOUT_MS)
+    assert report.figures.broken == [], report.table()
+    assert report.figures.errors == {}, report.table()
+    assert report.figures.longest_call[0] < TIMEOUT_MS / 1000, report.table()
+
+
+def test_interrupted_long_form_leaves_nothing(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.faults", "--kills", "100"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        start_new_session=True,
+    ) as child:
+        assert child.stdout is not None
+        assert "replica set" in child.stdout.readline()
+        child.send_signal(signal.SIGINT)
+        output, errors = communicate(child)
+    assert (child.returncode, output.strip(), errors) == (130, "interrupted", "")
+    assert list(tmp_path.iterdir()) == []
