@@ -61,7 +61,6 @@ def main() -> int:
     )
     try:
         with ReplicaSet(3, election_timeout_ms=asked.election_timeout_ms) as cluster:
-            _progress(f"replica set: {cluster.url}")
             matrix = run_matrix(
                 cluster,
                 plan,

@@ -116,6 +116,7 @@ async def run_matrix(
     url = cluster.url + uri_options
     async with Load(url, driver=driver, database=database, timeout_ms=timeout_ms) as load:
         await load.until_written(_WRITES_BEFORE_A_FAULT)
+        progress(f"load with {driver} on {cluster.url}")
         faults = plan.faults()
         for number, fault in enumerate(faults, 1):
             began = time.monotonic()

@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
-from pymongo import MongoClient
+from pymongo import MongoClient, timeout
 from pymongo.errors import PyMongoError
 
 from deerflow_mongo.mongodb.embedded import find_mongod
@@ -39,6 +39,7 @@ ELECTION_TIMEOUT_MS = 1_500
 _HEARTBEAT_INTERVAL_MS = 300
 _STEP_DOWN_S = 5
 _POLL_INTERVAL_S = 0.05
+_CLOSE_TIMEOUT_S = 0.1
 
 _MONGOD_OPTIONS = (
     *("--bind_ip", HOST, "--nounixsocket", "--oplogSize", "256", "--quiet"),
@@ -172,9 +173,10 @@ class Mongod:
     def reconnect(self, **client_options: Any) -> None:
         """Drop the client, and make the next one with these options as well."""
         self.client_options |= client_options
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        client, self._client = self._client, None
+        if client is not None:
+            with timeout(_CLOSE_TIMEOUT_S):  # else it looks for a server that was killed or frozen
+                client.close()
 
     def command(self, command: Mapping[str, Any]) -> dict[str, Any]:
         """The reply to a command on the database `admin`."""

@@ -26,7 +26,7 @@ from deerflow_mongo.testing.methods import METHODS, Method
 from .proxy import WRITES, FaultProxy, Harm
 
 BOB = "bob"
-TIMEOUT_MS = 600
+TIMEOUT_MS = 500
 """What a reply that never comes costs each test."""
 SLACK_S = 5.0
 """For a busy machine."""
@@ -198,12 +198,11 @@ async def test_write_whose_connection_is_cut_is_acknowledged_and_stored_once(
     assert error is None, "not acknowledged, though one repetition is enough"
 
 
-@pytest.mark.parametrize("harm", ["cut_after", "cut_before"])
 @pytest.mark.parametrize("method", WRITE_METHODS)
-async def test_write_that_the_driver_does_not_retry_is_stored_once_or_not_at_all(
-    method: Method, harm: Harm, proxy: FaultProxy, config: dict[str, Any]
+async def test_lost_reply_that_the_driver_does_not_retry_leaves_the_write_stored_once(
+    method: Method, proxy: FaultProxy, config: dict[str, Any]
 ) -> None:
-    await _check(method, proxy, config, harm, options="&retryWrites=false", timeout_ms=20_000)
+    await _check(method, proxy, config, "cut_after", options="&retryWrites=false", timeout_ms=20_000)
 
 
 @pytest.mark.parametrize("method", WRITE_METHODS)
