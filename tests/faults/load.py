@@ -357,6 +357,7 @@ class Load:
         return await self._closing.enter_async_context(storage)
 
     async def __aexit__(self, *error: object) -> None:
+        self._stop.set()  # a driver may swallow a cancellation
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

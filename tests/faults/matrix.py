@@ -119,6 +119,7 @@ async def run_matrix(
         progress(f"load with {driver} on {cluster.url}")
         faults = plan.faults()
         for number, fault in enumerate(faults, 1):
+            await asyncio.sleep(plan.seconds_between)
             began = time.monotonic()
             await asyncio.to_thread(apply_fault, cluster, fault, number, plan.freeze_s)
             await load.until_written(_WRITES_BEFORE_A_FAULT)
@@ -128,7 +129,6 @@ async def run_matrix(
             progress(
                 f"{number}/{len(faults)} {fault}: {ended - began:.1f} s; {writes:,} writes, {errors} errors"
             )
-            await asyncio.sleep(plan.seconds_between)
         await load.stop()
         figures = await load.check()
     pauses_s: dict[str, list[float]] = defaultdict(list)

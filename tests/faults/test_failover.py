@@ -46,7 +46,7 @@ async def test_frozen_primary_costs_a_pause_and_no_error(replica_set: ReplicaSet
 
 def test_interrupted_long_form_leaves_nothing(tmp_path: Path) -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.faults", "--kills", "100"],
+        [sys.executable, "-m", "tests.faults", "--kills", "9", "--seconds-between", "60"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
