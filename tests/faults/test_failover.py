@@ -14,16 +14,16 @@ from ..child_processes import communicate
 from .matrix import Plan, run_matrix
 from .servers import ReplicaSet
 
-FROZEN_S = 10.0
-TIMEOUT_MS = 8_000
+FROZEN_S = 9.0
+TIMEOUT_MS = 7_500
 """Less than the primary is frozen for: a client that waits for it reports errors."""
 
 
 @pytest.mark.parametrize(
     ("driver", "plan"),
     [
-        ("pymongo", Plan(kills=2, freezes=2, step_downs=2, fail_points=5, freeze_s=4.0, seconds_between=0.1)),
-        ("motor", Plan(kills=1, freezes=1, step_downs=1, fail_points=1, freeze_s=4.0, seconds_between=0.1)),
+        ("pymongo", Plan(kills=2, freezes=2, step_downs=2, fail_points=3, freeze_s=3.5, seconds_between=0.1)),
+        ("motor", Plan(kills=1, freezes=1, fail_points=1, freeze_s=3.5, seconds_between=0.1)),
     ],
     ids=["pymongo", "motor"],
 )
