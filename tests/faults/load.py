@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
 from deerflow_mongo import MongoStorage, StorageUnavailableError, create_storage
+from deerflow_mongo.contract.rows import RunEventRow
 
 CLIENTS = 2
 """Storages with a client and a cache of event numbers each, as in as many processes."""
@@ -30,6 +31,7 @@ _PAGE = 200
 _EVERYTHING = 10**7
 _END_TIMEOUT_S = 120.0
 _MAX_SHOWN = 10
+_MAX_REPEATS = 20
 
 _Result = TypeVar("_Result")
 
@@ -142,7 +144,7 @@ class Writer:
         number = 0
         while not stop.is_set():
             await self._run(f"{self._name}-{number}", number)
-            await self._events(f"{self._name}-{number}")
+            await self._events(f"{self._name}-{number}", number)
             await self._deletions(f"{self._name}-{number}")
             number += 1
             await asyncio.sleep(_PACE_S)
@@ -173,34 +175,58 @@ class Writer:
         comment = storage.feedback.create(**about, rating=1, message_id=text, comment=text)
         run.comments[text], _ = await ledger.write("feedback.create", comment)
 
-    async def _events(self, run_id: str) -> None:
-        """One event, a batch, a batch of more than one unit now and then, and one that is put once."""
-        put = self._storage.run_events.put
-        size = 100 if run_id.endswith("0") else 5
-        texts = [f"{run_id}/{position}" for position in range(size + 2)]
-        stored, row = await self._ledger.write("run_events.put", put(**self._event(run_id, texts[0])))
-        self._record(texts[:1], [row] if stored else [])
-        batch = [self._event(run_id, text) for text in texts[1:-1]]
-        stored, rows = await self._ledger.write(
-            "run_events.put_batch", self._storage.run_events.put_batch(batch)
+    async def _events(self, run_id: str, number: int) -> None:
+        """One event, a batch (of more than one unit now and then), and one that is put once.
+
+        Every second time they have an `event_id`, and what failed is repeated until it is acknowledged.
+        """
+        store, has_ids = self._storage.run_events, number % 2 == 1
+        size = 100 if number % 10 == 0 else 5
+        events: list[Any] = [
+            self._event(run_id, f"{run_id}/{position}", has_id=has_ids) for position in range(size + 1)
+        ]
+
+        async def put() -> list[RunEventRow]:
+            return [await store.put(**events[0])]
+
+        await self._write_events("run_events.put", put, events[:1], repeat=has_ids)
+        await self._write_events(
+            "run_events.put_batch", lambda: store.put_batch(events[1:]), events[1:], repeat=has_ids
         )
-        self._record(texts[1:-1], rows or [])
-        event: Any = {**self._event(run_id, texts[-1]), "event_type": "once"}
-        once = self._storage.run_events.put_if_absent(**event)
-        stored, result = await self._ledger.write("run_events.put_if_absent", once)
+        once: Any = {**self._event(run_id, f"{run_id}/once"), "event_type": "once"}
+        _, result = await self._ledger.write("run_events.put_if_absent", store.put_if_absent(**once))
         if result is not None:
             row, created = result
-            self._record(texts[-1:], [row])
+            self._record([once], [row])
             if not created:
                 self._ledger.wrong["run_events.put_if_absent: its own event was taken for another's"] += 1
 
-    def _event(self, run_id: str, text: str, thread_id: str | None = None) -> Any:
-        about: dict[str, Any] = {"thread_id": thread_id or self._thread, "run_id": run_id}
-        return {**about, "event_type": "said", "category": "message", "content": text}
+    async def _write_events(
+        self,
+        name: str,
+        put: Callable[[], Awaitable[Sequence[RunEventRow]]],
+        events: Sequence[Any],
+        *,
+        repeat: bool,
+    ) -> None:
+        for _ in range(_MAX_REPEATS if repeat else 1):
+            stored, rows = await self._ledger.write(name, put())
+            if stored and rows is not None:
+                self._record(events, rows)
+                return
 
-    def _record(self, texts: Sequence[str], rows: Sequence[Any]) -> None:
-        for text, row in zip(texts, rows, strict=False):
-            self._ledger.events[text] = (row["thread_id"], row["seq"])
+    def _event(
+        self, run_id: str, text: str, *, thread_id: str | None = None, has_id: bool = False
+    ) -> dict[str, Any]:
+        about = {"thread_id": thread_id or self._thread, "run_id": run_id}
+        event = {**about, "event_type": "said", "category": "message", "content": text}
+        return {**event, "event_id": text} if has_id else event
+
+    def _record(self, events: Sequence[Any], rows: Sequence[RunEventRow]) -> None:
+        for event, row in zip(events, rows, strict=True):
+            if row["content"] != event["content"]:
+                self._ledger.wrong["the row of an event has another's content"] += 1
+            self._ledger.events[event["content"]] = (row["thread_id"], row["seq"])
         numbers = [row["seq"] for row in rows]
         if numbers != sorted(set(numbers)):
             self._ledger.wrong["the events of a batch are not in rising order"] += 1
@@ -209,7 +235,7 @@ class Writer:
         """A run, a vote and three events that are deleted again, in a thread that nobody reads."""
         storage, ledger, thread = self._storage, self._ledger, f"deleted-{self._name}"
         about: Any = {"run_id": run_id, "thread_id": thread, "user_id": USER}
-        events = [self._event(run_id, f"{run_id}/{n}", thread) for n in range(3)]
+        events: list[Any] = [self._event(run_id, f"{run_id}/{n}", thread_id=thread) for n in range(3)]
         deleted_run = f"{run_id}-deleted"
         for name, make, delete, expected in (
             (
