@@ -9,7 +9,6 @@ import gc
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,7 +29,7 @@ from deerflow_mongo import (
 )
 from deerflow_mongo.mongodb.events import following
 
-from .lossy_proxy import LossyProxy
+from ..faults.proxy import FaultProxy
 
 Raw = MongoClient[dict[str, Any]]
 Opener = Callable[..., MongoStorage]
@@ -65,8 +64,8 @@ async def storage(new_storage: Opener) -> AsyncIterator[MongoStorage]:
 
 
 @pytest.fixture
-async def proxy(mongodb_url: str, tmp_path: Path) -> AsyncIterator[LossyProxy]:
-    async with LossyProxy(mongodb_url, tmp_path).running() as running:
+async def proxy(mongodb_url: str) -> AsyncIterator[FaultProxy]:
+    async with FaultProxy(mongodb_url).running() as running:
         yield running
 
 
@@ -236,7 +235,7 @@ async def test_closing_ends_waiting_followers_at_once(new_storage: Opener) -> No
 
 
 async def test_lost_server_fails_every_follower_and_a_new_one_continues(
-    storage: MongoStorage, new_storage: Opener, proxy: LossyProxy
+    storage: MongoStorage, new_storage: Opener, proxy: FaultProxy
 ) -> None:
     await storage.run_events.put(**event())
     async with new_storage(url=proxy.url, timeout_ms=1_000) as reader:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from deerflow_mongo import MongoStorage, StorageError, StorageUnavailableError, 
 from deerflow_mongo.mongodb.drivers.collection import Collection
 from deerflow_mongo.mongodb.events.batch import MAX_PART_BYTES, MAX_PART_EVENTS, Batch
 
-from .lossy_proxy import LossyProxy
+from ..faults.proxy import FaultProxy
 
 Raw = MongoClient[dict[str, Any]]
 _MEBIBYTE = 1024 * 1024
@@ -67,8 +66,8 @@ async def mock_storage() -> AsyncIterator[MongoStorage]:
 
 
 @pytest.fixture
-async def proxy(mongodb_url: str, tmp_path: Path) -> AsyncIterator[LossyProxy]:
-    async with LossyProxy(mongodb_url, tmp_path).running() as running:
+async def proxy(mongodb_url: str) -> AsyncIterator[FaultProxy]:
+    async with FaultProxy(mongodb_url).running() as running:
         yield running
 
 
@@ -156,7 +155,7 @@ async def test_refused_event_fails_the_batch_after_those_before_it(
 
 
 async def test_batch_that_failed_in_the_middle_is_completed_by_its_event_ids(
-    proxy: LossyProxy, database_name: str, monkeypatch: pytest.MonkeyPatch
+    proxy: FaultProxy, database_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = [event(n, event_id=f"{n}") for n in range(2_500)]
     async with _opened(url=proxy.url, database=database_name, timeout_ms=1_000) as storage:

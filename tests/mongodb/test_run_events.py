@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,7 +34,7 @@ from deerflow_mongo.mongodb.drivers.collection import Collection
 from deerflow_mongo.mongodb.drivers.errors import DuplicateKeyError
 from deerflow_mongo.mongodb.events import numbers as event_numbers
 
-from .lossy_proxy import LossyProxy
+from ..faults.proxy import FaultProxy
 
 Raw = MongoClient[dict[str, Any]]
 Opener = Callable[..., MongoStorage]
@@ -79,8 +78,8 @@ async def storage(new_storage: Opener) -> AsyncIterator[MongoStorage]:
 
 
 @pytest.fixture
-async def proxy(mongodb_url: str, tmp_path: Path) -> AsyncIterator[LossyProxy]:
-    async with LossyProxy(mongodb_url, tmp_path).running() as running:
+async def proxy(mongodb_url: str) -> AsyncIterator[FaultProxy]:
+    async with FaultProxy(mongodb_url).running() as running:
         yield running
 
 
@@ -91,7 +90,7 @@ async def proxy(mongodb_url: str, tmp_path: Path) -> AsyncIterator[LossyProxy]:
 @pytest.mark.parametrize("retried_by", ["driver", "store"])
 @pytest.mark.parametrize("arrived", [True, False], ids=["request arrived", "request lost"])
 async def test_lost_connection_never_stores_a_batch_twice(
-    new_storage: Opener, proxy: LossyProxy, driver: str, retried_by: str, arrived: bool
+    new_storage: Opener, proxy: FaultProxy, driver: str, retried_by: str, arrived: bool
 ) -> None:
     """The driver retries the write, or the store does where the driver must not."""
     url = f"{proxy.url}&retryWrites={'true' if retried_by == 'driver' else 'false'}"
@@ -131,7 +130,7 @@ async def test_write_that_arrives_after_its_retry_is_refused(storage: MongoStora
 
 @pytest.mark.parametrize("has_ids", [True, False], ids=["event ids", "no event ids"])
 async def test_batch_repeated_after_unavailable_is_stored_once_with_event_ids_only(
-    new_storage: Opener, proxy: LossyProxy, monkeypatch: pytest.MonkeyPatch, has_ids: bool
+    new_storage: Opener, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, has_ids: bool
 ) -> None:
     """Whether the failed try was stored or not. Without ids an equal event is a new one."""
     async with new_storage(url=f"{proxy.url}&retryWrites=false", timeout_ms=5_000) as storage:
@@ -156,7 +155,7 @@ async def test_batch_repeated_after_unavailable_is_stored_once_with_event_ids_on
 @pytest.mark.parametrize("lost", [1, 3])
 @pytest.mark.parametrize("arrived", [True, False], ids=["request arrived", "request lost"])
 async def test_deletion_counts_exactly_after_lost_answers(
-    new_storage: Opener, proxy: LossyProxy, arrived: bool, lost: int
+    new_storage: Opener, proxy: FaultProxy, arrived: bool, lost: int
 ) -> None:
     """What an earlier deletion left is not counted, nor is an event of another run."""
     async with new_storage(url=proxy.url) as storage:
@@ -176,7 +175,7 @@ async def test_deletion_counts_exactly_after_lost_answers(
 
 
 async def test_deletion_without_a_server_fails_within_its_time(
-    new_storage: Opener, proxy: LossyProxy
+    new_storage: Opener, proxy: FaultProxy
 ) -> None:
     async with new_storage(url=proxy.url, timeout_ms=500) as storage:
         await storage.run_events.put(**event())
@@ -236,7 +235,7 @@ def _puts(storage: MongoStorage, number: int, **fields: Any) -> list[Awaitable[A
 
 
 async def test_batches_that_gave_up_have_the_drivers_error_as_cause(
-    new_storage: Opener, proxy: LossyProxy, monkeypatch: pytest.MonkeyPatch
+    new_storage: Opener, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that were sent, and those that waited behind them."""
     async with new_storage(url=f"{proxy.url}&retryWrites=false", timeout_ms=1_000) as storage:
@@ -268,7 +267,7 @@ async def test_refused_batch_has_the_drivers_error_as_cause(
 
 
 async def test_events_lost_by_close_have_the_drivers_error_as_cause(
-    new_storage: Opener, proxy: LossyProxy
+    new_storage: Opener, proxy: FaultProxy
 ) -> None:
     storage = new_storage(url=f"{proxy.url}&retryWrites=false", timeout_ms=5_000)
     await storage.run_events.put(**event())
@@ -651,7 +650,7 @@ async def test_followers_fail_when_the_storage_closes(new_storage: Opener, drive
 
 
 async def test_close_without_a_server_reports_lost_events(
-    new_storage: Opener, proxy: LossyProxy, caplog: pytest.LogCaptureFixture
+    new_storage: Opener, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     storage = new_storage(url=proxy.url)
     await storage.run_events.put(**event())
@@ -668,7 +667,7 @@ async def test_close_without_a_server_reports_lost_events(
 
 
 async def test_callers_fail_within_the_retry_budget_without_a_server(
-    new_storage: Opener, proxy: LossyProxy, monkeypatch: pytest.MonkeyPatch
+    new_storage: Opener, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also callers whose batch was never sent. Events put after the server is back are written."""
     async with new_storage(url=proxy.url, timeout_ms=2_000) as storage:

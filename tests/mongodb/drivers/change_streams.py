@@ -8,7 +8,7 @@ import pytest
 
 from deerflow_mongo import MongoStorage, StorageError, StorageUnavailableError
 
-from ..lossy_proxy import LossyProxy
+from ...faults.proxy import FaultProxy
 from .conftest import Raw
 from .fixtures import DriverFixtures, Opener, event
 
@@ -48,7 +48,7 @@ class ChangeStreamContract(DriverFixtures):
 
     @pytest.mark.parametrize("command", ["getMore", "aggregate"])
     async def test_lost_connection_misses_and_repeats_no_event(
-        self, storage: MongoStorage, new_storage: Opener, proxy: LossyProxy, command: str
+        self, storage: MongoStorage, new_storage: Opener, proxy: FaultProxy, command: str
     ) -> None:
         async with new_storage(url=proxy.url) as reader, asyncio.timeout(WAIT_S):
             follower = asyncio.create_task(_follow(reader, 40))
@@ -61,7 +61,7 @@ class ChangeStreamContract(DriverFixtures):
         assert proxy.lost >= 1
 
     async def test_following_a_server_that_goes_away_is_unavailable(
-        self, storage: MongoStorage, new_storage: Opener, proxy: LossyProxy
+        self, storage: MongoStorage, new_storage: Opener, proxy: FaultProxy
     ) -> None:
         await storage.run_events.put(**event())
         async with new_storage(url=proxy.url, timeout_ms=2_000) as reader:

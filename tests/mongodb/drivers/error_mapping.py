@@ -21,7 +21,7 @@ from deerflow_mongo import (
     UserExistsError,
 )
 
-from ..lossy_proxy import LossyProxy
+from ...faults.proxy import FaultProxy
 from .fixtures import (
     TIMEOUT_MS,
     DriverFixtures,
@@ -95,7 +95,7 @@ class ErrorMappingContract(DriverFixtures):
 
     @pytest.mark.parametrize("arrived", [True, False], ids=["request arrived", "request lost"])
     async def test_lost_connection_without_retries_is_unavailable(
-        self, new_storage: Opener, proxy: LossyProxy, arrived: bool
+        self, new_storage: Opener, proxy: FaultProxy, arrived: bool
     ) -> None:
         async with new_storage(url=f"{proxy.url}&retryWrites=false") as storage:
             proxy.lose("insert", after_it_arrived=arrived)
@@ -106,7 +106,7 @@ class ErrorMappingContract(DriverFixtures):
     @pytest.mark.parametrize("retried_by", ["driver", "store"])
     @pytest.mark.parametrize("arrived", [True, False], ids=["request arrived", "request lost"])
     async def test_lost_connection_never_stores_a_batch_twice(
-        self, new_storage: Opener, proxy: LossyProxy, retried_by: str, arrived: bool
+        self, new_storage: Opener, proxy: FaultProxy, retried_by: str, arrived: bool
     ) -> None:
         """The driver repeats the write, or, told not to, leaves the decision to the store."""
         url = f"{proxy.url}&retryWrites={'true' if retried_by == 'driver' else 'false'}"
@@ -122,7 +122,7 @@ class ErrorMappingContract(DriverFixtures):
         assert stored == ["before", *(f"{r} {n}" for r in range(3) for n in range(4) for _ in range(5))]
 
     async def test_lost_connection_of_a_read_is_repeated(
-        self, new_storage: Opener, proxy: LossyProxy
+        self, new_storage: Opener, proxy: FaultProxy
     ) -> None:
         async with new_storage(url=proxy.url) as storage:
             await storage.runs.create("r", "t", user_id=None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -17,7 +16,7 @@ import pytest
 from deerflow_mongo import MongoStorage, StorageUnavailableError, create_storage
 from deerflow_mongo.mongodb.drivers.errors import DuplicateKeyError as DuplicateKeyError  # for all parts
 
-from ..lossy_proxy import LossyProxy
+from ...faults.proxy import FaultProxy
 
 Opener = Callable[..., MongoStorage]
 
@@ -90,8 +89,8 @@ class DriverFixtures:
             yield opened
 
     @pytest.fixture
-    async def proxy(self, mongodb_url: str, tmp_path: Path) -> AsyncIterator[LossyProxy]:
-        async with LossyProxy(mongodb_url, tmp_path).running() as running:
+    async def proxy(self, mongodb_url: str) -> AsyncIterator[FaultProxy]:
+        async with FaultProxy(mongodb_url).running() as running:
             yield running
 
     @pytest.fixture

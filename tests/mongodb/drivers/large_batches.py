@@ -6,7 +6,7 @@ import pytest
 
 from deerflow_mongo import MongoStorage
 
-from ..lossy_proxy import LossyProxy
+from ...faults.proxy import FaultProxy
 from .fixtures import BATCH, DriverFixtures, Opener, contents, event
 
 _MEBIBYTE = 1024 * 1024
@@ -15,7 +15,7 @@ _MEBIBYTE = 1024 * 1024
 class LargeBatchContract(DriverFixtures):
     @pytest.mark.parametrize("arrived", [True, False], ids=["request arrived", "request lost"])
     async def test_lost_connections_store_every_event_of_a_large_batch_once(
-        self, new_storage: Opener, proxy: LossyProxy, arrived: bool
+        self, new_storage: Opener, proxy: FaultProxy, arrived: bool
     ) -> None:
         """Whether the driver repeats an insert or the store does."""
         async with new_storage(url=proxy.url) as storage:

@@ -9,7 +9,7 @@ import pytest
 
 from deerflow_mongo import StorageUnavailableError
 
-from ..lossy_proxy import LossyProxy
+from ...faults.proxy import FaultProxy
 from .fixtures import DriverFixtures, Opener, close_client, event
 
 _TIMEOUT_MS = 300
@@ -28,11 +28,11 @@ URI_TIMEOUTS = (
 class TimeLimitContract(DriverFixtures):
     @pytest.mark.parametrize("options", URI_TIMEOUTS)
     async def test_call_without_an_answer_ends_within_the_timeout(
-        self, options: str, new_storage: Opener, proxy: LossyProxy
+        self, options: str, new_storage: Opener, proxy: FaultProxy
     ) -> None:
         storage = new_storage(url=f"{proxy.url}&{options}".rstrip("&"), timeout_ms=_TIMEOUT_MS)
         await storage.ping()
-        proxy.stalled = {b"find", b"aggregate", b"listCollections"}
+        proxy.stall("find", "aggregate", "listCollections")
         for call in (
             storage.runs.get("r", user_id=None),
             storage.runs.token_usage_by_thread("t", user_id=None),
@@ -43,17 +43,17 @@ class TimeLimitContract(DriverFixtures):
                 await call
             assert time.monotonic() - began < _TIMEOUT_MS / 1000 + _SLACK_S
             assert error.value.__cause__ is not None
-        proxy.stalled = set()
+        proxy.clear()
         assert await storage.runs.get("r", user_id=None) is None
         await storage.aclose()
 
     async def test_call_on_a_client_without_timeouts_ends_within_the_timeout(
-        self, new_storage: Opener, proxy: LossyProxy
+        self, new_storage: Opener, proxy: FaultProxy
     ) -> None:
         client = self.client_class(proxy.url, connectTimeoutMS=0)
         storage = new_storage(client=client, timeout_ms=_TIMEOUT_MS)
         await storage.ping()
-        proxy.stalled = {b"find", b"ping"}
+        proxy.stall("find", "ping")
         with pytest.raises(StorageUnavailableError, match=r"`find` on `.*\.runs`: no answer within 300 ms"):
             await storage.runs.get("r", user_id=None)
         with pytest.raises(StorageUnavailableError, match=r"`ping` on .*: no answer within 300 ms"):
@@ -62,11 +62,11 @@ class TimeLimitContract(DriverFixtures):
         await close_client(client)
 
     async def test_callers_own_timeout_and_cancellation_stay_theirs(
-        self, new_storage: Opener, proxy: LossyProxy
+        self, new_storage: Opener, proxy: FaultProxy
     ) -> None:
         storage = new_storage(url=proxy.url, timeout_ms=10_000)
         await storage.ping()
-        proxy.stalled = {b"find"}
+        proxy.stall("find")
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(storage.runs.get("r", user_id=None), 0.1)
         call = asyncio.create_task(storage.runs.get("r", user_id=None))
@@ -88,13 +88,13 @@ class TimeLimitContract(DriverFixtures):
         await storage.aclose()
 
     async def test_closing_with_unwritten_events_on_a_silent_server_takes_at_most_two_seconds(
-        self, new_storage: Opener, proxy: LossyProxy
+        self, new_storage: Opener, proxy: FaultProxy
     ) -> None:
         storage = new_storage(url=proxy.url)
         await storage.run_events.put(**event())
         following = storage.run_events.follow("t")
         assert (await anext(following))["seq"] == 1
-        proxy.stalled = {b"insert", b"find", b"getMore", b"aggregate", b"killCursors", b"endSessions"}
+        proxy.stall("insert", "find", "getMore", "aggregate", "killCursors", "endSessions")
         puts = [asyncio.create_task(storage.run_events.put(**event(thread_id=f"t{n}"))) for n in range(5)]
         await asyncio.sleep(0.05)
         began = time.monotonic()
