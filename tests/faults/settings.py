@@ -1,0 +1,31 @@
+"""How much the property tests try: bounded and repeatable in CI, more by `DEERFLOW_MONGO_FAULTS=long`.
+
+In the long form every run tries other examples; a failure prints the `reproduce_failure` of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+import hypothesis
+from hypothesis.configuration import set_hypothesis_home_dir
+
+LONG_FORM = os.environ.get("DEERFLOW_MONGO_FAULTS") == "long"
+
+# Hypothesis stores tables there, and would make a folder in the repository for them.
+set_hypothesis_home_dir(os.path.join(tempfile.gettempdir(), "deerflow-mongo-hypothesis"))  # noqa: PTH118
+
+
+def bounded(examples: int, steps: int, *, long_form_factor: int = 40) -> hypothesis.settings:
+    """The settings of one state machine; a slow machine changes nothing about what is tried."""
+    return hypothesis.settings(
+        max_examples=examples * (long_form_factor if LONG_FORM else 1),
+        stateful_step_count=steps,
+        derandomize=not LONG_FORM,
+        database=None,
+        deadline=None,
+        print_blob=True,
+        phases=[phase for phase in hypothesis.Phase if LONG_FORM or phase is not hypothesis.Phase.shrink],
+        suppress_health_check=tuple(hypothesis.HealthCheck.__members__.values()),
+    )

@@ -1,0 +1,123 @@
+"""Random calls of every method give the same rows, the same errors and the same warnings as on `memory`."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import pymongo
+import pytest
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from pymongo import AsyncMongoClient
+
+from deerflow_mongo import Storage, create_storage
+from deerflow_mongo.contract import times
+from deerflow_mongo.contract.methods import METHOD_KINDS, STORES, store_of
+
+from .random_calls import Call, calls_of
+from .settings import bounded
+from .twins import StandingClock, Twins
+
+Raw = pymongo.MongoClient[dict[str, Any]]
+Opener = Callable[[], Storage]
+
+
+class TwinMachine(RuleBasedStateMachine):
+    """Makes each call of both storages. The subclasses have one rule per method, made from the table."""
+
+    openers: ClassVar[list[Opener]]
+    """One."""
+    runner: ClassVar[asyncio.Runner]
+    clock: ClassVar[StandingClock]
+    calls: ClassVar[Iterator[int]] = itertools.count()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twins = Twins(self.openers[0](), self.clock)
+
+    def make(self, call: Call) -> None:
+        next(self.calls)
+        self.runner.run(self.twins.compare(call))
+
+    def teardown(self) -> None:
+        try:
+            self.runner.run(self.twins.compare_everything())
+        finally:
+            self.runner.run(self.twins.aclose())
+
+
+def _rule_for(method: str) -> Any:
+    def make(self: TwinMachine, call: Call) -> None:
+        self.make(call)
+
+    make.__name__ = method.replace(".", "_")
+    return rule(call=calls_of(method))(make)
+
+
+def machine_of(*stores: str, **fields: Any) -> type[TwinMachine]:
+    rules = {
+        method.replace(".", "_"): _rule_for(method) for method in METHOD_KINDS if store_of(method) in stores
+    }
+    return type("_".join(stores), (TwinMachine,), {**rules, **fields})
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> StandingClock:
+    standing = StandingClock()
+    monkeypatch.setattr(times.clock, "stamp_us", standing.stamp_us)
+    return standing
+
+
+@pytest.fixture
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as running:
+        yield running
+
+
+@pytest.fixture
+def open_storage(mongodb_url: str, raw_client: Raw, runner: asyncio.Runner) -> Iterator[Opener]:
+    """A storage on an empty database each time: one database that is emptied, and one client for all."""
+    name = f"model_{uuid.uuid4().hex[:12]}"
+    database = raw_client[name]
+    config = {"backend": "mongodb", "database": name}
+
+    async def client() -> AsyncMongoClient[dict[str, Any]]:
+        opened = AsyncMongoClient[dict[str, Any]](mongodb_url)
+        async with create_storage(config, client=opened):
+            return opened
+
+    shared = runner.run(client())
+    collections = [database[found] for found in database.list_collection_names()]
+
+    def build() -> Storage:
+        for collection in collections:
+            collection.delete_many({})
+        return create_storage(config, client=shared)
+
+    yield build
+    runner.run(shared.close())
+    raw_client.drop_database(name)
+
+
+@pytest.mark.parametrize("store", [*STORES, "all"])
+def test_random_calls_give_what_the_model_gives(
+    store: str, open_storage: Opener, runner: asyncio.Runner, clock: StandingClock
+) -> None:
+    stores = STORES if store == "all" else (store,)
+    machine = machine_of(*stores, openers=[open_storage], runner=runner, clock=clock, calls=itertools.count())
+    run_state_machine_as_test(machine, settings=bounded(examples=40, steps=25))
+    print(f"\n{store}: {next(machine.calls):,} calls")  # noqa: T201
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_random_calls_on_the_mock_give_what_the_model_gives(
+    store: str, runner: asyncio.Runner, clock: StandingClock
+) -> None:
+    def build() -> Storage:
+        return create_storage({"backend": "mongodb", "driver": "mongomock"})
+
+    machine = machine_of(store, openers=[build], runner=runner, clock=clock)
+    run_state_machine_as_test(machine, settings=bounded(examples=10, steps=20))
