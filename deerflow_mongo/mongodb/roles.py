@@ -1,0 +1,84 @@
+"""The least privileges of a database user, as MongoDB roles: one for run time, one for `setup()`. Data only.
+
+`python -m deerflow_mongo.mongodb.roles DATABASE [PREFIX]` prints the two `createRole` commands for mongosh.
+Nothing in this package creates a role or a user: that is the operator's.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any, Final, TypeAlias
+
+from .checkpointer import CHECKPOINT_WRITES, CHECKPOINTS
+from .documents.encoding import Document
+from .schema import FEEDBACK, RUN_EVENTS, RUNS, THREADS, USERS, VERSIONS
+
+DATABASE: Final = ""
+"""In place of a collection: the database itself."""
+
+Actions: TypeAlias = Mapping[str, tuple[str, ...]]
+"""For each collection, without its prefix, what a user may do."""
+
+RUN_TIME_ROLE: Final = "deerflowRunTime"
+SETUP_ROLE: Final = "deerflowSetup"
+
+RUN_TIME: Final[Actions] = {
+    DATABASE: ("listCollections",),
+    RUNS: ("find", "insert", "update", "remove", "listIndexes"),
+    FEEDBACK: ("find", "insert", "update", "remove", "listIndexes"),
+    THREADS: ("find", "insert", "update", "remove", "listIndexes"),
+    RUN_EVENTS: ("find", "insert", "update", "changeStream", "listIndexes"),
+    USERS: ("find", "insert", "update", "listIndexes"),
+    VERSIONS: ("find", "listIndexes"),
+    CHECKPOINTS: ("find", "insert", "update", "remove", "listIndexes"),
+    CHECKPOINT_WRITES: ("find", "insert", "update", "remove", "listIndexes"),
+}
+"""The stores, `follow`, the checkpointer, and `setup()` of a database that is set up."""
+
+_SET_UP = ("find", "update", "createCollection", "collMod", "createIndex", "dropIndex", "listIndexes")
+
+SETUP: Final[Actions] = {
+    DATABASE: ("listCollections",),
+    **dict.fromkeys((RUNS, FEEDBACK, THREADS, RUN_EVENTS, USERS), _SET_UP),
+    VERSIONS: ("find", "insert", "update", "collMod", "listIndexes"),  # "insert" includes "createCollection"
+    CHECKPOINTS: ("find", "createIndex", "listIndexes"),
+    CHECKPOINT_WRITES: ("find", "createIndex", "listIndexes"),
+}
+"""`setup()` of a new database or of one of an older version, and the first `checkpointer()`."""
+
+ROLES: Final[Mapping[str, Actions]] = {RUN_TIME_ROLE: RUN_TIME, SETUP_ROLE: SETUP}
+
+
+def privileges(actions: Actions, database: str, prefix: str = "") -> list[Document]:
+    """As `createRole` takes them; each names one collection of this database, or all of the database."""
+    return [
+        {
+            "resource": {"db": database, "collection": name and prefix + name},
+            "actions": list(allowed),
+        }
+        for name, allowed in actions.items()
+    ]
+
+
+def create_role(name: str, database: str, prefix: str = "") -> Document:
+    """The command, to be run in the database itself, that creates one of `ROLES`."""
+    return {"createRole": name, "privileges": privileges(ROLES[name], database, prefix), "roles": []}
+
+
+def main(arguments: list[str]) -> int:
+    """Print the commands; 2 for wrong arguments."""
+    if not 1 <= len(arguments) <= 2 or arguments[0].startswith("-"):
+        sys.stderr.write("usage: python -m deerflow_mongo.mongodb.roles DATABASE [PREFIX]\n")
+        return 2
+    for name in ROLES:
+        command: dict[str, Any] = create_role(name, *arguments)
+        sys.stdout.write(
+            f"db.getSiblingDB({json.dumps(arguments[0])}).runCommand({json.dumps(command, indent=2)})\n"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,405 @@
+"""The roles of `deerflow_mongo.mongodb.roles` suffice, under SCRAM and TLS, and every privilege is needed.
+
+For each there is an operation here that fails without it, and that succeeds with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+from pymongo.errors import OperationFailure
+
+import deerflow_mongo.mongodb
+from deerflow_mongo import MongoStorage, StorageAccessError, ThreadMetaCreate
+from deerflow_mongo.mongodb import roles, schema
+from deerflow_mongo.mongodb.checkpointer import CHECKPOINT_WRITES, CHECKPOINTS
+from deerflow_mongo.testing import (
+    AccountContract,
+    EventPageContract,
+    FeedbackStoreContract,
+    FollowingContract,
+    NewAfterDeletionContract,
+    RunEventContract,
+    RunStoreContract,
+    ThreadStoreContract,
+    TokenUsageContract,
+    case,
+)
+from deerflow_mongo.testing.methods import METHODS
+
+from ..child_processes import run_child
+from .secured_server import SecuredServer, running_secured_server
+from .settings import LONG_FORM
+
+DATABASE, APPLICATION, OPERATOR = "deerflow", "the application", "operator"
+
+Privilege: TypeAlias = tuple[str, str]
+"""Collection and action."""
+
+_USERS = {roles.RUN_TIME_ROLE: APPLICATION, roles.SETUP_ROLE: OPERATOR}
+
+
+@pytest.fixture(scope="module")
+def secured() -> Iterator[SecuredServer]:
+    with running_secured_server(DATABASE) as server:
+        for role, user in _USERS.items():
+            server.create_user(user, role)
+        yield server
+
+
+def _storage(secured: SecuredServer, role: str, **options: Any) -> MongoStorage:
+    return MongoStorage.open({"url": secured.url_of(_USERS[role]), **options})
+
+
+@pytest.fixture(scope="module")
+def set_up(secured: SecuredServer) -> None:
+    """The database as the operator sets it up; every test leaves it so."""
+    asyncio.run(_set_up_all(secured))
+
+
+async def _set_up_all(secured: SecuredServer) -> None:
+    async with _storage(secured, roles.SETUP_ROLE) as storage:
+        await storage.checkpointer()
+
+
+class _AsTheRunTimeUser:
+    @pytest.fixture
+    def storage_config(self, secured: SecuredServer, set_up: None) -> Mapping[str, Any]:
+        for name in roles.RUN_TIME:
+            if name not in (roles.DATABASE, schema.VERSIONS):
+                secured.database[name].delete_many({})
+        return {"backend": "mongodb", "url": secured.url_of(APPLICATION)}
+
+
+class TestRunsAndEventsAsTheRunTimeUser(_AsTheRunTimeUser, RunStoreContract, RunEventContract):
+    """Every promise is checked elsewhere; here it is whether the privileges suffice."""
+
+
+@pytest.mark.skipif(not LONG_FORM, reason="the long form")
+class TestTheRestAsTheRunTimeUser(
+    _AsTheRunTimeUser,
+    TokenUsageContract,
+    FeedbackStoreContract,
+    ThreadStoreContract,
+    EventPageContract,
+    NewAfterDeletionContract,
+    FollowingContract,
+    AccountContract,
+):
+    """In the short form, every method once, below."""
+
+
+@pytest.mark.usefixtures("set_up")
+async def test_run_time_user_may_call_every_method(secured: SecuredServer) -> None:
+    async with _storage(secured, roles.RUN_TIME_ROLE) as storage:
+        for method in METHODS:
+            with case(method.path):
+                await method(storage)
+
+
+# -- one privilege less ----------------------------------------------------------------------------
+
+
+def _without(role: str, privilege: Privilege) -> roles.Actions:
+    collection, action = privilege
+    actions = dict(roles.ROLES[role])
+    left = tuple(allowed for allowed in actions.pop(collection) if allowed != action)
+    return {**actions, collection: left} if left else actions
+
+
+def _privileges(role: str) -> list[Privilege]:
+    return [(name, action) for name, actions in roles.ROLES[role].items() for action in actions]
+
+
+_EVENT: dict[str, Any] = {
+    "thread_id": "t",
+    "run_id": "r",
+    "event_type": "said",
+    "category": "message",
+}
+_ACCOUNT: dict[str, Any] = {
+    "email": "a@example.org",
+    "password_hash": None,
+    "system_role": "user",
+    "oauth_provider": None,
+    "oauth_id": None,
+    "needs_setup": False,
+    "token_version": 0,
+}
+_CONFIG: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": "", "checkpoint_id": "1"}}
+_CHECKPOINT: Any = {
+    "v": 1,
+    "id": "1",
+    "ts": "2026-04-22T03:26:38+00:00",
+    "channel_values": {},
+    "channel_versions": {},
+    "versions_seen": {},
+}
+
+
+async def _put_checkpoint(storage: MongoStorage) -> None:
+    await (await storage.checkpointer()).aput(_CONFIG, _CHECKPOINT, {}, {})
+
+
+async def _put_writes(storage: MongoStorage) -> None:
+    await (await storage.checkpointer()).aput_writes(_CONFIG, [("channel", 1)], "task")
+
+
+async def _get_checkpoint(storage: MongoStorage) -> None:
+    await (await storage.checkpointer()).aget_tuple(_CONFIG)
+
+
+async def _delete_checkpoints(storage: MongoStorage) -> None:
+    await (await storage.checkpointer()).adelete_thread("t")
+
+
+async def _follow(storage: MongoStorage) -> None:
+    following = storage.run_events.follow("t")
+    try:
+        await anext(following)
+    finally:
+        await following.aclose()
+
+
+Operation: TypeAlias = tuple[str, Callable[[MongoStorage], Awaitable[object]]]
+"""The server's command, and a method that sends it."""
+
+_SETUP: Operation = ("listIndexes", lambda s: s.setup())
+_VOTE: dict[str, Any] = {"run_id": "r", "thread_id": "t", "rating": 1, "user_id": "alice"}
+
+RUN_TIME_OPERATIONS: Mapping[Privilege, Operation] = {
+    (roles.DATABASE, "listCollections"): ("listCollections", lambda s: s.setup()),
+    (schema.RUNS, "find"): ("find", lambda s: s.runs.get("r", user_id=None)),
+    (schema.RUNS, "insert"): ("insert", lambda s: s.runs.create("new", "t", user_id=None)),
+    (schema.RUNS, "update"): ("update", lambda s: s.runs.update_status("r", "running")),
+    (schema.RUNS, "remove"): ("delete", lambda s: s.runs.delete("r", user_id=None)),
+    (schema.RUNS, "listIndexes"): _SETUP,
+    (schema.FEEDBACK, "find"): ("find", lambda s: s.feedback.list_by_thread("t")),
+    (schema.FEEDBACK, "insert"): (
+        "insert",
+        lambda s: s.feedback.create(run_id="r", thread_id="t", rating=1),
+    ),
+    (schema.FEEDBACK, "update"): ("findAndModify", lambda s: s.feedback.upsert(**_VOTE)),
+    (schema.FEEDBACK, "remove"): ("delete", lambda s: s.feedback.delete("f")),
+    (schema.FEEDBACK, "listIndexes"): _SETUP,
+    (schema.THREADS, "find"): ("find", lambda s: s.threads.get_thread_meta("t")),
+    (schema.THREADS, "insert"): (
+        "insert",
+        lambda s: s.threads.create_thread_meta(ThreadMetaCreate(thread_id="new")),
+    ),
+    (schema.THREADS, "update"): ("update", lambda s: s.threads.update_thread_meta("t", status="busy")),
+    (schema.THREADS, "remove"): ("delete", lambda s: s.threads.delete_thread("t")),
+    (schema.THREADS, "listIndexes"): _SETUP,
+    (schema.RUN_EVENTS, "find"): ("find", lambda s: s.run_events.list_messages("t")),
+    (schema.RUN_EVENTS, "insert"): ("insert", lambda s: s.run_events.put(**_EVENT)),
+    (schema.RUN_EVENTS, "update"): ("update", lambda s: s.run_events.delete_by_thread("t")),
+    (schema.RUN_EVENTS, "changeStream"): ("watch", _follow),
+    (schema.RUN_EVENTS, "listIndexes"): _SETUP,
+    (schema.USERS, "find"): ("find", lambda s: s.users.get("u")),
+    (schema.USERS, "insert"): ("insert", lambda s: s.users.create("new", email="new@example.org")),
+    (schema.USERS, "update"): ("update", lambda s: s.users.update("u", **_ACCOUNT)),
+    (schema.USERS, "listIndexes"): _SETUP,
+    (schema.VERSIONS, "find"): ("find", lambda s: s.setup()),
+    (schema.VERSIONS, "listIndexes"): _SETUP,
+    (CHECKPOINTS, "find"): ("find", _get_checkpoint),
+    (CHECKPOINTS, "insert"): ("update", _put_checkpoint),
+    (CHECKPOINTS, "update"): ("update", _put_checkpoint),
+    (CHECKPOINTS, "remove"): ("delete", _delete_checkpoints),
+    (CHECKPOINTS, "listIndexes"): ("listIndexes", lambda s: s.checkpointer()),
+    (CHECKPOINT_WRITES, "find"): ("find", _get_checkpoint),
+    (CHECKPOINT_WRITES, "insert"): ("update", _put_writes),
+    (CHECKPOINT_WRITES, "update"): ("update", _put_writes),
+    (CHECKPOINT_WRITES, "remove"): ("delete", _delete_checkpoints),
+    (CHECKPOINT_WRITES, "listIndexes"): ("listIndexes", lambda s: s.checkpointer()),
+}
+
+
+def _remove_validator(secured: SecuredServer, name: str) -> None:
+    secured.database.command({"collMod": name, "validator": {}})
+
+
+def _drop_collection(secured: SecuredServer, name: str) -> None:
+    secured.database[name].drop()
+
+
+def _drop_an_index(secured: SecuredServer, name: str) -> None:
+    [index, *_] = [found for found in secured.database[name].index_information() if found != "_id_"]
+    secured.database[name].drop_index(index)
+
+
+def _begin_an_upgrade(secured: SecuredServer, name: str) -> None:
+    """With one old document, whose fields do not matter."""
+    secured.database[schema.VERSIONS].update_one({}, {"$set": {"migrating_from": 1}})
+    secured.database[name].delete_many({})
+    secured.database[name].insert_one({"schema_version": 1}, bypass_document_validation=True)
+
+
+def _remove_the_version(secured: SecuredServer, _: str) -> None:
+    secured.database[schema.VERSIONS].delete_many({})
+
+
+def _drop_all_but_checkpoints(secured: SecuredServer, _: str) -> None:
+    for other in (*(found.name for found in schema.COLLECTIONS), CHECKPOINTS, CHECKPOINT_WRITES):
+        secured.database[other].drop()
+    for other in (CHECKPOINTS, CHECKPOINT_WRITES):
+        secured.database.create_collection(other)
+
+
+def _nothing(secured: SecuredServer, _: str) -> None:
+    """The database as it is."""
+
+
+Change: TypeAlias = Callable[[SecuredServer, str], None]
+
+_CHANGES: Mapping[str, tuple[str, Change]] = {
+    "listCollections": ("listCollections", _nothing),
+    "listIndexes": ("listIndexes", _nothing),
+    "find": ("find", _remove_validator),
+    "createCollection": ("create", _drop_collection),
+    "collMod": ("collMod", _remove_validator),
+    "createIndex": ("createIndexes", _drop_an_index),
+    "update": ("update", _begin_an_upgrade),
+    "dropIndex": ("dropIndexes", _begin_an_upgrade),
+}
+"""For each action the server's command, and the state of a database in which `setup()` sends it."""
+
+_CHANGES_OF: Mapping[Privilege, tuple[str, Change]] = {
+    (schema.VERSIONS, "find"): ("find", _nothing),
+    (schema.VERSIONS, "insert"): ("findAndModify", _remove_the_version),
+    (schema.VERSIONS, "update"): ("findAndModify", _remove_the_version),
+    **{
+        (name, action): (command, change)
+        for name in (CHECKPOINTS, CHECKPOINT_WRITES)
+        for action, command, change in (
+            ("find", "find", _drop_all_but_checkpoints),
+            ("listIndexes", "listIndexes", _drop_all_but_checkpoints),
+            ("createIndex", "createIndexes", _drop_collection),
+        )
+    },
+}
+
+
+_CHECKPOINTS = (CHECKPOINTS, CHECKPOINT_WRITES)
+
+
+async def _assert_refused(call: Awaitable[object], command: str, collection: str) -> None:
+    """By an error that names the command and the collection; the checkpointer's methods raise PyMongo's."""
+    namespace = DATABASE if collection == roles.DATABASE else f"{DATABASE}.{collection}"
+    with pytest.raises((StorageAccessError, OperationFailure)) as refused:
+        await call
+    if isinstance(refused.value, OperationFailure):
+        assert collection in _CHECKPOINTS
+        assert refused.value.code == 13
+        return
+    place = f"`{command}` on `{namespace}`"
+    # The saver's constructor sends several commands: its error names none.
+    assert place in str(refused.value) or collection in _CHECKPOINTS, str(refused.value)
+
+
+@contextmanager
+def _one_less(secured: SecuredServer, role: str, privilege: Privilege) -> Generator[None]:
+    """Inside, the role lacks this privilege."""
+    with case(role, *privilege):
+        secured.set_privileges(role, _without(role, privilege))
+        try:
+            yield
+        finally:
+            secured.set_privileges(role, roles.ROLES[role])
+
+
+@pytest.mark.usefixtures("set_up")
+async def test_run_time_user_needs_every_privilege(secured: SecuredServer) -> None:
+    role = roles.RUN_TIME_ROLE
+    assert sorted(RUN_TIME_OPERATIONS) == sorted(_privileges(role))
+    async with _storage(secured, role) as storage:
+        await _put_checkpoint(storage)
+        await _put_writes(storage)
+        for privilege, (command, operation) in RUN_TIME_OPERATIONS.items():
+            with _one_less(secured, role, privilege):
+                if privilege[0] in _CHECKPOINTS and command == "listIndexes":
+                    new = _storage(secured, role)  # the other one's saver is built
+                    await _assert_refused(operation(new), command, privilege[0])
+                    await new.aclose()
+                else:
+                    await _assert_refused(operation(storage), command, privilege[0])
+
+
+@pytest.mark.usefixtures("set_up")
+async def test_operator_needs_every_privilege(secured: SecuredServer) -> None:
+    """And what fails without one succeeds with it."""
+    role = roles.SETUP_ROLE
+    async with _storage(secured, role) as storage:
+        for privilege in _privileges(role):
+            name, action = privilege
+            command, change = _CHANGES_OF.get(privilege) or _CHANGES[action]
+            change(secured, name)
+            with _one_less(secured, role, privilege):
+                if name in _CHECKPOINTS:
+                    await _assert_refused(_set_up_all(secured), command, name)
+                else:
+                    await _assert_refused(storage.setup(), command, name)
+            if name in _CHECKPOINTS:
+                await _set_up_all(secured)
+            else:
+                await storage.setup()
+
+
+@pytest.mark.usefixtures("set_up")
+async def test_operator_changes_retention_and_the_run_time_user_opens_the_database_after_it(
+    secured: SecuredServer,
+) -> None:
+    for days in (30, 7, None):
+        async with _storage(secured, roles.SETUP_ROLE, run_events_ttl_days=days) as storage:
+            assert (await storage.inspect()).retention_days == days
+        async with _storage(secured, roles.RUN_TIME_ROLE) as storage:
+            assert (await storage.inspect()).retention_days == days
+
+
+@pytest.mark.usefixtures("set_up")
+async def test_run_time_user_cannot_set_up_a_database(secured: SecuredServer) -> None:
+    _drop_an_index(secured, schema.RUNS)
+    storage = _storage(secured, roles.RUN_TIME_ROLE)
+    await _assert_refused(storage.setup(), "createIndexes", schema.RUNS)
+    await storage.aclose()
+    await _set_up_all(secured)
+
+
+# -- what operators read ---------------------------------------------------------------------------
+
+_README = Path(deerflow_mongo.mongodb.__file__).with_name("README.md")
+
+
+def _table() -> str:
+    lines = ["| collection | run time | set-up |", "| --- | --- | --- |"]
+    for name in roles.RUN_TIME:
+        allowed = (", ".join(role[name]) for role in (roles.RUN_TIME, roles.SETUP))
+        lines.append(f"| {f'`{name}`' if name else '(the database)'} | {' | '.join(allowed)} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_readme_has_the_exact_roles() -> None:
+    [found] = re.findall(
+        r"<!-- roles: begin -->\n(.*?)<!-- roles: end -->", _README.read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert found == _table()
+
+
+def test_commands_for_mongosh_are_printed() -> None:
+    printed = run_child([sys.executable, "-m", "deerflow_mongo.mongodb.roles", "my_database", "p_"])
+    assert printed.returncode == 0, printed.stderr
+    found = re.findall(
+        r'^db\.getSiblingDB\("my_database"\)\.runCommand\((.*?)\)$', printed.stdout, re.MULTILINE | re.DOTALL
+    )
+    assert [json.loads(text) for text in found] == [
+        roles.create_role(name, "my_database", "p_") for name in roles.ROLES
+    ]
+    refused = run_child([sys.executable, "-m", "deerflow_mongo.mongodb.roles"])
+    assert (refused.returncode, refused.stderr.count("usage:")) == (2, 1)
