@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import pymongo
 import pytest
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
-from pymongo import AsyncMongoClient
 
 from deerflow_mongo import Storage, create_storage
 from deerflow_mongo.contract import times
 from deerflow_mongo.contract.methods import METHOD_KINDS, STORES, store_of
 
+from .emptied_database import Opener, emptied_database
 from .random_calls import Call, calls_of
 from .settings import bounded
 from .twins import StandingClock, Twins
-
-Raw = pymongo.MongoClient[dict[str, Any]]
-Opener = Callable[[], Storage]
 
 
 class TwinMachine(RuleBasedStateMachine):
@@ -78,28 +73,9 @@ def runner() -> Iterator[asyncio.Runner]:
 
 
 @pytest.fixture
-def open_storage(mongodb_url: str, raw_client: Raw, runner: asyncio.Runner) -> Iterator[Opener]:
-    """A storage on an empty database each time: one database that is emptied, and one client for all."""
-    name = f"model_{uuid.uuid4().hex[:12]}"
-    database = raw_client[name]
-    config = {"backend": "mongodb", "database": name}
-
-    async def client() -> AsyncMongoClient[dict[str, Any]]:
-        opened = AsyncMongoClient[dict[str, Any]](mongodb_url)
-        async with create_storage(config, client=opened):
-            return opened
-
-    shared = runner.run(client())
-    collections = [database[found] for found in database.list_collection_names()]
-
-    def build() -> Storage:
-        for collection in collections:
-            collection.delete_many({})
-        return create_storage(config, client=shared)
-
-    yield build
-    runner.run(shared.close())
-    raw_client.drop_database(name)
+def open_storage(mongodb_url: str, runner: asyncio.Runner) -> Iterator[Opener]:
+    with emptied_database(mongodb_url, runner) as opener:
+        yield opener
 
 
 @pytest.mark.parametrize("store", [*STORES, "all"])
