@@ -1,4 +1,4 @@
-"""Thousands of calls that are cancelled at random moments, under load: afterwards nothing is broken or missing.
+"""Calls that are cancelled at random moments, under load: afterwards nothing is broken or missing.
 
 What one cancelled call of each driver leaves behind is checked in `tests/mongodb/drivers/cancellation.py`.
 """

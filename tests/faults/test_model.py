@@ -93,7 +93,9 @@ def test_random_calls_on_the_mock_give_what_the_model_gives(
     store: str, runner: asyncio.Runner, clock: StandingClock
 ) -> None:
     def build() -> Storage:
-        return create_storage({"backend": "mongodb", "driver": "mongomock"})
+        storage = create_storage({"backend": "mongodb", "driver": "mongomock"})
+        runner.run(storage.setup())
+        return storage
 
     machine = machine_of(store, openers=[build], runner=runner, clock=clock)
     run_state_machine_as_test(machine, settings=bounded(examples=10, steps=20))
