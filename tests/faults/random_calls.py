@@ -414,6 +414,22 @@ def calls_of(method: str, *, with_refused: bool = True) -> Strategy:
     return st.builds(Call, st.just(method), arguments, ACTORS)
 
 
+_CREATING = {
+    "runs": ("runs.create",),
+    "feedback": ("feedback.create", "feedback.upsert"),
+    "threads": ("threads.create_thread_meta",),
+    "run_events": ("threads.create_thread_meta", "run_events.put", "run_events.put_batch"),
+}
+
+
+def creations(*stores: str) -> Strategy:
+    """Lists of calls that create what the other calls of these stores find."""
+    methods = [method for store in stores for method in _CREATING[store]]
+    return st.lists(
+        st.one_of(*(calls_of(method, with_refused=False) for method in methods)), min_size=4, max_size=12
+    )
+
+
 def calls(*stores: str, with_refused: bool = True) -> Strategy:
     """Calls of every method of these stores."""
     return st.one_of(

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from deerflow_mongo import Storage, create_storage
 from deerflow_mongo.contract import times
 from deerflow_mongo.contract.methods import METHOD_KINDS, STORES, store_of
 
 from .emptied_database import Opener, emptied_database
-from .random_calls import Call, calls_of
+from .random_calls import Call, calls_of, creations
 from .settings import bounded
 from .twins import StandingClock, Twins
 
@@ -52,11 +52,19 @@ def _rule_for(method: str) -> Any:
     return rule(call=calls_of(method))(make)
 
 
+def _first_rule(*stores: str) -> Any:
+    def fill(self: TwinMachine, calls: list[Call]) -> None:
+        for call in calls:
+            self.make(call)
+
+    return initialize(calls=creations(*stores))(fill)
+
+
 def machine_of(*stores: str, **fields: Any) -> type[TwinMachine]:
     rules = {
         method.replace(".", "_"): _rule_for(method) for method in METHOD_KINDS if store_of(method) in stores
     }
-    return type("_".join(stores), (TwinMachine,), {**rules, **fields})
+    return type("_".join(stores), (TwinMachine,), {"fill": _first_rule(*stores), **rules, **fields})
 
 
 @pytest.fixture
@@ -84,7 +92,7 @@ def test_random_calls_give_what_the_model_gives(
 ) -> None:
     stores = STORES if store == "all" else (store,)
     machine = machine_of(*stores, openers=[open_storage], runner=runner, clock=clock, calls=itertools.count())
-    run_state_machine_as_test(machine, settings=bounded(examples=40, steps=25))
+    run_state_machine_as_test(machine, settings=bounded(examples=30, steps=25))
     print(f"\n{store}: {next(machine.calls):,} calls")  # noqa: T201
 
 

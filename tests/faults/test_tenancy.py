@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import pytest
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from deerflow_mongo import (
     ActorMissingError,
@@ -28,7 +28,7 @@ from deerflow_mongo.contract.capabilities import Following
 from deerflow_mongo.contract.methods import METHOD_KINDS, STORES, store_of
 
 from .emptied_database import Opener, emptied_database
-from .random_calls import THREADS, USERS, Call, FeedbackId, calls
+from .random_calls import THREADS, USERS, Call, FeedbackId, calls, creations
 from .settings import bounded
 
 _FOR_ONE_USER = ("feedback.upsert", "feedback.delete_by_run", "feedback.list_by_thread_grouped")
@@ -268,6 +268,14 @@ def _rule_for(store: str) -> Any:
     return rule(call=calls(store, with_refused=False))(make)
 
 
+def _first_rule() -> Any:
+    def fill(self: TenancyMachine, calls: list[Call]) -> None:
+        for call in calls:
+            self.make(call)
+
+    return initialize(calls=creations(*STORES))(fill)
+
+
 @pytest.fixture
 def runner() -> Iterator[asyncio.Runner]:
     with asyncio.Runner() as running:
@@ -286,8 +294,8 @@ def open_storage(
 
 
 def test_no_user_reaches_a_row_of_another(open_storage: Opener, runner: asyncio.Runner) -> None:
-    rules = {store: _rule_for(store) for store in STORES}
+    rules = {"fill": _first_rule()} | {store: _rule_for(store) for store in STORES}
     fields = {"openers": [open_storage], "runner": runner, "calls": itertools.count()}
     machine = type("Tenancy", (TenancyMachine,), {**rules, **fields})
-    run_state_machine_as_test(machine, settings=bounded(examples=25, steps=30))
+    run_state_machine_as_test(machine, settings=bounded(examples=20, steps=30))
     print(f"\n{next(machine.calls):,} calls of {len(METHOD_KINDS)} methods")  # noqa: T201
