@@ -92,7 +92,7 @@ def test_random_calls_give_what_the_model_gives(
 ) -> None:
     stores = STORES if store == "all" else (store,)
     machine = machine_of(*stores, openers=[open_storage], runner=runner, clock=clock, calls=itertools.count())
-    run_state_machine_as_test(machine, settings=bounded(examples=30, steps=25))
+    run_state_machine_as_test(machine, settings=bounded(examples=30 if store == "all" else 20, steps=25))
     print(f"\n{store}: {next(machine.calls):,} calls")  # noqa: T201
 
 
