@@ -11,7 +11,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -60,45 +60,60 @@ class Plan:
 
 @dataclass
 class Report:
-    """The figures of the load, and the longest call during each fault, by its kind."""
+    """The figures of the load; the longest call during each fault and its time without a primary, by kind."""
 
     figures: Figures
-    pauses_s: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    pauses_s: dict[str, list[float]]
+    elections_s: dict[str, list[float]]
 
     def table(self) -> str:
         """As text, with one line for each broken promise at the end."""
         rows = [(f"{kind}s", f"{len(pauses)}") for kind, pauses in self.pauses_s.items()]
         rows += self.figures.rows()
-        rows += [
-            (f"longest call during a {kind}: median, worst", f"{median(pauses):.1f} s, {max(pauses):.1f} s")
-            for kind, pauses in self.pauses_s.items()
-        ]
+        for title, found in (
+            ("longest call during a", self.pauses_s),
+            ("without a primary after a", self.elections_s),
+        ):
+            rows += [
+                (f"{title} {kind}: median, worst", f"{median(seconds):.1f} s, {max(seconds):.1f} s")
+                for kind, seconds in found.items()
+                if any(seconds)
+            ]
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:<{width}}  {value}" for name, value in rows]
         return "\n".join([*lines, *(f"BROKEN: {line}" for line in self.figures.broken)])
 
 
-def apply_fault(cluster: ReplicaSet, fault: str, number: int, freeze_s: float) -> None:
-    """Let it happen to the primary; returns when all members are healthy again."""
+def apply_fault(cluster: ReplicaSet, fault: str, number: int, freeze_s: float) -> float:
+    """Let it happen to the primary; returns when all members are healthy again.
+
+    The result is how long the set was without a primary, in seconds.
+    """
+    began = time.monotonic()
+    without_s = 0.0
     if fault == "kill":
         killed = cluster.kill()
         cluster.primary()
+        without_s = time.monotonic() - began
         killed.start()
     elif fault == "freeze":
         frozen = cluster.freeze()
-        time.sleep(freeze_s)
         cluster.primary()
+        without_s = time.monotonic() - began
+        time.sleep(max(0.0, freeze_s - without_s))
         frozen.resume()
     elif fault == "step-down":
         cluster.step_down()
+        cluster.primary()
+        without_s = time.monotonic() - began
     else:
         primary = cluster.primary()
         data = {"failCommands": _COMMANDS, **_FAIL_POINTS[number % len(_FAIL_POINTS)]}
         primary.set_fail_point("failCommand", {"times": 3}, **data)
         time.sleep(_FAIL_POINT_S)
         primary.set_fail_point("failCommand", "off")
-    cluster.primary()
     cluster.wait_until_healthy()
+    return without_s
 
 
 async def run_matrix(
@@ -113,6 +128,7 @@ async def run_matrix(
 ) -> Report:
     """The load on the healthy cluster, all faults of the plan one after the other, and the check."""
     windows: list[tuple[str, float, float]] = []
+    elections_s: dict[str, list[float]] = defaultdict(list)
     url = cluster.url + uri_options
     async with Load(url, driver=driver, database=database, timeout_ms=timeout_ms) as load:
         await load.until_written(_WRITES_BEFORE_A_FAULT)
@@ -121,17 +137,19 @@ async def run_matrix(
         for number, fault in enumerate(faults, 1):
             await asyncio.sleep(plan.seconds_between)
             began = time.monotonic()
-            await asyncio.to_thread(apply_fault, cluster, fault, number, plan.freeze_s)
+            without_s = await asyncio.to_thread(apply_fault, cluster, fault, number, plan.freeze_s)
             await load.until_written(_WRITES_BEFORE_A_FAULT)
             ended = time.monotonic()
             windows.append((fault, began, ended))
+            elections_s[fault].append(without_s)
             writes, errors = load.ledger.acknowledged_writes, load.ledger.errors.total()
             progress(
-                f"{number}/{len(faults)} {fault}: {ended - began:.1f} s; {writes:,} writes, {errors} errors"
+                f"{number}/{len(faults)} {fault}: {ended - began:.1f} s, {without_s:.1f} s without a primary;"
+                f" {writes:,} writes, {errors} errors"
             )
         await load.stop()
         figures = await load.check()
     pauses_s: dict[str, list[float]] = defaultdict(list)
     for fault, began, ended in windows:  # now that each call that was under way has ended
         pauses_s[fault].append(load.ledger.longest_call(began, ended)[0])
-    return Report(figures, pauses_s)
+    return Report(figures, pauses_s, elections_s)
