@@ -47,6 +47,12 @@ _MONGOD_OPTIONS = (
     *("--setParameter", "diagnosticDataCollectionEnabled=false"),
     *("--setParameter", "enableTestCommands=1"),
 )
+# A secondary leaves a frozen sync source after a second or two. By default it takes 10 s and more, in which no
+# write reaches a majority, though there is a new primary: a pause that no client can shorten.
+_MEMBER_OPTIONS = (
+    *("--setParameter", "oplogNetworkTimeoutBufferSeconds=1"),
+    *("--setParameter", "oplogFetcherSteadyStateMaxFetcherRestarts=0"),
+)
 
 # What becomes mongod: first it asks the kernel to be killed with its parent, as the supervisor's child does.
 # Not a `preexec_fn`: that forks, and a process with a driver in it has threads.
@@ -128,7 +134,7 @@ class Mongod:
         self.is_frozen = False
         self._options = [*_MONGOD_OPTIONS, *options]
         if replica_set is not None:
-            self._options += ["--replSet", replica_set]
+            self._options += [*_MEMBER_OPTIONS, "--replSet", replica_set]
         self._port = _Port()
         self._process: subprocess.Popen[bytes] | None = None
         self._client: MongoClient[dict[str, Any]] | None = None
