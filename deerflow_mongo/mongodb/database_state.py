@@ -7,9 +7,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from typing import Final, Literal, TypeAlias, TypeVar, cast
 
-from ..contract.errors import StorageError
+from ..contract.errors import StorageError, StorageUnavailableError
 from . import queries
 from .checkpointer import CHECKPOINT_WRITES, CHECKPOINTS
 from .documents.encoding import Document
@@ -69,15 +69,17 @@ async def read_database(driver: Driver, prefix: str) -> DatabaseState:
         *(_indexes_of(driver, name) for name in names),
         return_exceptions=True,
     )
-    collections: dict[str, Document] = _succeeded(listed)
-    is_view = collections.get(prefix + VERSIONS, {}).get("type") == "view"
-    # What a view shows, or why it cannot be read, is another program's.
-    version_document = None if is_view else _succeeded(document)
+    if isinstance(listed, dict) and listed.get(prefix + VERSIONS, {}).get("type") == "view":
+        document = None  # what a view shows, or why it cannot be read, is another program's
+    _raise_first_error([listed, document, *indexes])
+    collections = cast("dict[str, Document]", listed)
+    version_document = cast("Document | None", document)
+    found = dict(zip(names, cast("list[list[Document]]", indexes), strict=True))
     version, version_error = _parsed(version_document)
     return DatabaseState(
         prefix,
         collections,
-        {name: _succeeded(found) for name, found in zip(names, indexes, strict=True) if name in collections},
+        {name: found[name] for name in names if name in collections},
         version_document,
         version,
         version_error,
@@ -91,14 +93,18 @@ async def is_set_up(driver: Driver, prefix: str) -> bool:
 
 
 async def concurrently(calls: Iterable[Awaitable[_Result]]) -> list[_Result]:
-    """All results; the first error, raised when all calls have ended, so that none runs on unobserved."""
-    return [_succeeded(result) for result in await asyncio.gather(*calls, return_exceptions=True)]
+    """All results; an error is raised when all calls have ended, so that none runs on unobserved."""
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    _raise_first_error(results)
+    return cast("list[_Result]", results)
 
 
-def _succeeded(result: Any) -> Any:
-    if isinstance(result, BaseException):
-        raise result
-    return result
+def _raise_first_error(results: Sequence[object]) -> None:
+    """Of several, one that is no lost connection: a refused login, say, closes the others' connections."""
+    errors = [result for result in results if isinstance(result, BaseException)]
+    errors.sort(key=lambda error: isinstance(error, StorageUnavailableError))
+    if errors:
+        raise errors[0]
 
 
 async def _indexes_of(driver: Driver, name: str) -> list[Document]:

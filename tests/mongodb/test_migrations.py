@@ -10,7 +10,7 @@ import pytest
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from deerflow_mongo import MongoStorage, StorageConfigError
+from deerflow_mongo import MongoStorage, StorageAccessError, StorageConfigError, StorageUnavailableError
 from deerflow_mongo.mongodb.config import mongo_config
 from deerflow_mongo.mongodb.schema import COLLECTIONS, Index
 
@@ -84,6 +84,19 @@ async def test_setup_only_adds_what_is_missing(
     changes = sorted(name for name in sent if name not in reads)
     assert changes == ["collMod", "create", "createIndexes", "createIndexes"]
     assert (await storage.inspect()).complete
+
+
+async def test_refused_read_is_reported_before_the_connections_that_it_closed(
+    storage: MongoStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(name: str) -> Any:
+        if name == "runs":
+            raise StorageAccessError("refused")
+        raise StorageUnavailableError("connection pool paused")
+
+    monkeypatch.setattr(storage.driver, "list_indexes", refused)
+    with pytest.raises(StorageAccessError, match="refused"):
+        await storage.setup()
 
 
 def _hold_commands(storage: MongoStorage, *, expected: int) -> list[str]:
