@@ -239,7 +239,7 @@ def _parsed(url: str) -> Mapping[str, Any]:
     try:
         parsed = cast("Mapping[str, Any]", parse_uri(plain, validate=True, warn=False))
     except OSError as error:  # of a file that an option names
-        raise StorageConfigError(f"url: {error.strerror}") from error
+        raise StorageConfigError(f"url names a file that cannot be read: {error.strerror}") from error
     except refusals:
         # The driver's text may quote what it parsed as a part of the URI: parse one without secrets instead.
         try:

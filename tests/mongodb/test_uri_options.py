@@ -100,7 +100,7 @@ def test_option_is_accepted_and_set_as_the_table_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_file_that_cannot_be_read_is_an_error(name: str) -> None:
-    with pytest.raises(StorageConfigError, match="not a valid MongoDB URI"):
+    with pytest.raises(StorageConfigError, match="url names a file that cannot be read"):
         MongoConfig(url=f"{URL}?tls=true&{name}=/no/such/file")
 
 
