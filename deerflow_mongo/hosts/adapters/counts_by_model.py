@@ -15,7 +15,6 @@ from typing import Any, Final, cast
 
 from ...contract.arguments import is_valid_id
 from ...contract.rows import UNKNOWN_MODEL, ModelTokenCounts
-from ..encodable import encodable
 
 MAX_RUNS: Final = 4_096
 """Beyond this number the run whose last event is the oldest is forgotten: it ends without counts by model."""
@@ -187,7 +186,7 @@ def valid_model_name(value: object) -> str | None:
     """`value` as DeerFlow stores a model's name; None if it is not a name that can be stored."""
     if not isinstance(value, str):
         return None
-    name = encodable(value).strip()[:MAX_MODEL_NAME_CHARACTERS]
+    name = value.strip()[:MAX_MODEL_NAME_CHARACTERS]
     return name if is_valid_id(name) else None
 
 
