@@ -16,7 +16,7 @@ from .documents.encoding import Document
 from .schema import FEEDBACK, RUN_EVENTS, RUNS, THREADS, USERS, VERSIONS
 
 DATABASE: Final = ""
-"""In place of a collection: the database itself."""
+"""In place of a collection: the database, with all of its collections."""
 
 Actions: TypeAlias = Mapping[str, tuple[str, ...]]
 """For each collection, without its prefix, what a user may do."""
@@ -25,15 +25,16 @@ RUN_TIME_ROLE: Final = "deerflowRunTime"
 SETUP_ROLE: Final = "deerflowSetup"
 
 RUN_TIME: Final[Actions] = {
-    DATABASE: ("listCollections",),
-    RUNS: ("find", "insert", "update", "remove", "listIndexes"),
-    FEEDBACK: ("find", "insert", "update", "remove", "listIndexes"),
-    THREADS: ("find", "insert", "update", "remove", "listIndexes"),
-    RUN_EVENTS: ("find", "insert", "update", "changeStream", "listIndexes"),
-    USERS: ("find", "insert", "update", "listIndexes"),
-    VERSIONS: ("find", "listIndexes"),
-    CHECKPOINTS: ("find", "insert", "update", "remove", "listIndexes"),
-    CHECKPOINT_WRITES: ("find", "insert", "update", "remove", "listIndexes"),
+    # The change stream that serves all followers is the database's, which needs both.
+    DATABASE: ("listCollections", "find", "changeStream"),
+    RUNS: ("insert", "update", "remove", "listIndexes"),
+    FEEDBACK: ("insert", "update", "remove", "listIndexes"),
+    THREADS: ("insert", "update", "remove", "listIndexes"),
+    RUN_EVENTS: ("insert", "update", "listIndexes"),
+    USERS: ("insert", "update", "listIndexes"),
+    VERSIONS: ("listIndexes",),
+    CHECKPOINTS: ("insert", "update", "remove", "listIndexes"),
+    CHECKPOINT_WRITES: ("insert", "update", "remove", "listIndexes"),
 }
 """The stores, `follow`, the checkpointer, and `setup()` of a database that is set up."""
 

@@ -153,10 +153,6 @@ async def _put_writes(storage: MongoStorage) -> None:
     await (await storage.checkpointer()).aput_writes(_CONFIG, [("channel", 1)], "task")
 
 
-async def _get_checkpoint(storage: MongoStorage) -> None:
-    await (await storage.checkpointer()).aget_tuple(_CONFIG)
-
-
 async def _delete_checkpoints(storage: MongoStorage) -> None:
     await (await storage.checkpointer()).adelete_thread("t")
 
@@ -177,12 +173,12 @@ _VOTE: dict[str, Any] = {"run_id": "r", "thread_id": "t", "rating": 1, "user_id"
 
 RUN_TIME_OPERATIONS: Mapping[Privilege, Operation] = {
     (roles.DATABASE, "listCollections"): ("listCollections", lambda s: s.setup()),
-    (schema.RUNS, "find"): ("find", lambda s: s.runs.get("r", user_id=None)),
+    (roles.DATABASE, "find"): ("find", lambda s: s.runs.get("r", user_id=None)),
+    (roles.DATABASE, "changeStream"): ("watch", _follow),
     (schema.RUNS, "insert"): ("insert", lambda s: s.runs.create("new", "t", user_id=None)),
     (schema.RUNS, "update"): ("update", lambda s: s.runs.update_status("r", "running")),
     (schema.RUNS, "remove"): ("delete", lambda s: s.runs.delete("r", user_id=None)),
     (schema.RUNS, "listIndexes"): _SETUP,
-    (schema.FEEDBACK, "find"): ("find", lambda s: s.feedback.list_by_thread("t")),
     (schema.FEEDBACK, "insert"): (
         "insert",
         lambda s: s.feedback.create(run_id="r", thread_id="t", rating=1),
@@ -190,7 +186,6 @@ RUN_TIME_OPERATIONS: Mapping[Privilege, Operation] = {
     (schema.FEEDBACK, "update"): ("findAndModify", lambda s: s.feedback.upsert(**_VOTE)),
     (schema.FEEDBACK, "remove"): ("delete", lambda s: s.feedback.delete("f")),
     (schema.FEEDBACK, "listIndexes"): _SETUP,
-    (schema.THREADS, "find"): ("find", lambda s: s.threads.get_thread_meta("t")),
     (schema.THREADS, "insert"): (
         "insert",
         lambda s: s.threads.create_thread_meta(ThreadMetaCreate(thread_id="new")),
@@ -198,23 +193,17 @@ RUN_TIME_OPERATIONS: Mapping[Privilege, Operation] = {
     (schema.THREADS, "update"): ("update", lambda s: s.threads.update_thread_meta("t", status="busy")),
     (schema.THREADS, "remove"): ("delete", lambda s: s.threads.delete_thread("t")),
     (schema.THREADS, "listIndexes"): _SETUP,
-    (schema.RUN_EVENTS, "find"): ("find", lambda s: s.run_events.list_messages("t")),
     (schema.RUN_EVENTS, "insert"): ("insert", lambda s: s.run_events.put(**_EVENT)),
     (schema.RUN_EVENTS, "update"): ("update", lambda s: s.run_events.delete_by_thread("t")),
-    (schema.RUN_EVENTS, "changeStream"): ("watch", _follow),
     (schema.RUN_EVENTS, "listIndexes"): _SETUP,
-    (schema.USERS, "find"): ("find", lambda s: s.users.get("u")),
     (schema.USERS, "insert"): ("insert", lambda s: s.users.create("new", email="new@example.org")),
     (schema.USERS, "update"): ("update", lambda s: s.users.update("u", **_ACCOUNT)),
     (schema.USERS, "listIndexes"): _SETUP,
-    (schema.VERSIONS, "find"): ("find", lambda s: s.setup()),
     (schema.VERSIONS, "listIndexes"): _SETUP,
-    (CHECKPOINTS, "find"): ("find", _get_checkpoint),
     (CHECKPOINTS, "insert"): ("update", _put_checkpoint),
     (CHECKPOINTS, "update"): ("update", _put_checkpoint),
     (CHECKPOINTS, "remove"): ("delete", _delete_checkpoints),
     (CHECKPOINTS, "listIndexes"): ("listIndexes", lambda s: s.checkpointer()),
-    (CHECKPOINT_WRITES, "find"): ("find", _get_checkpoint),
     (CHECKPOINT_WRITES, "insert"): ("update", _put_writes),
     (CHECKPOINT_WRITES, "update"): ("update", _put_writes),
     (CHECKPOINT_WRITES, "remove"): ("delete", _delete_checkpoints),
@@ -292,16 +281,16 @@ _CHECKPOINTS = (CHECKPOINTS, CHECKPOINT_WRITES)
 
 async def _assert_refused(call: Awaitable[object], command: str, collection: str) -> None:
     """By an error that names the command and the collection; the checkpointer's methods raise PyMongo's."""
-    namespace = DATABASE if collection == roles.DATABASE else f"{DATABASE}.{collection}"
+    names = r"(\.\w+)?" if collection == roles.DATABASE else rf"\.{collection}"
     with pytest.raises((StorageAccessError, OperationFailure)) as refused:
         await call
     if isinstance(refused.value, OperationFailure):
         assert collection in _CHECKPOINTS
         assert refused.value.code == 13
         return
-    place = f"`{command}` on `{namespace}`"
     # The saver's constructor sends several commands: its error names none.
-    assert place in str(refused.value) or collection in _CHECKPOINTS, str(refused.value)
+    if collection not in _CHECKPOINTS:
+        assert re.search(rf"`{command}` on `{DATABASE}{names}`", str(refused.value)), str(refused.value)
 
 
 @contextmanager
@@ -381,7 +370,7 @@ def _table() -> str:
     lines = ["| collection | run time | set-up |", "| --- | --- | --- |"]
     for name in roles.RUN_TIME:
         allowed = (", ".join(role[name]) for role in (roles.RUN_TIME, roles.SETUP))
-        lines.append(f"| {f'`{name}`' if name else '(the database)'} | {' | '.join(allowed)} |")
+        lines.append(f"| {f'`{name}`' if name else '(the whole database)'} | {' | '.join(allowed)} |")
     return "\n".join(lines) + "\n"
 
 
