@@ -47,8 +47,8 @@ _MONGOD_OPTIONS = (
     *("--setParameter", "diagnosticDataCollectionEnabled=false"),
     *("--setParameter", "enableTestCommands=1"),
 )
-# A secondary leaves a frozen sync source after a second or two. By default it takes 10 s and more, in which no
-# write reaches a majority, though there is a new primary: a pause that no client can shorten.
+# A secondary leaves a frozen sync source after a second or two. By default it takes 10 s and more, in which
+# no write reaches a majority, though there is a new primary: a pause that no client can shorten.
 _MEMBER_OPTIONS = (
     *("--setParameter", "oplogNetworkTimeoutBufferSeconds=1"),
     *("--setParameter", "oplogFetcherSteadyStateMaxFetcherRestarts=0"),

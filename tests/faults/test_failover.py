@@ -14,8 +14,8 @@ from ..child_processes import communicate
 from .matrix import Plan, run_matrix
 from .servers import ReplicaSet
 
-FROZEN_S = 14.0
-TIMEOUT_MS = 12_000
+FROZEN_S = 10.0
+TIMEOUT_MS = 8_000
 """Less than the primary is frozen for: a client that waits for it reports errors."""
 
 
