@@ -156,20 +156,12 @@ def run_row(document: Document) -> RunRow:
         document = as_current(document, "updated_at", "started_at", "ended_at")
     run_id, thread_id, status = document["_id"], document["thread_id"], document["status"]
     user_id, assistant_id, model = document["user_id"], document["assistant_id"], document["model_name"]
-    strategy, follow_up, order = (
-        document["multitask_strategy"],
-        document["follow_up_to_run_id"],
-        document[ORDER],
-    )
+    strategy, follow_up = document["multitask_strategy"], document["follow_up_to_run_id"]
     started, ended, updated = document["started_at"], document["ended_at"], document["updated_at"]
     error, error_type, tokens = document["error"], document["error_type"], document["tokens"]
-    total_in, total_out, total, calls = (
-        tokens["input"],
-        tokens["output"],
-        tokens["total"],
-        tokens["llm_calls"],
-    )
-    by_caller, messages, below_ms = tokens["by_caller"], document["message_count"], document.get
+    total_in, total_out, total = tokens["input"], tokens["output"], tokens["total"]
+    calls, by_caller, order = tokens["llm_calls"], tokens["by_caller"], document[ORDER]
+    messages, below_ms = document["message_count"], document.get
     lead, sub, middle = by_caller["lead_agent"], by_caller["subagent"], by_caller["middleware"]
     if (
         not (type(run_id) is type(thread_id) is type(status) is type(strategy) is str)
