@@ -141,7 +141,7 @@ def events_after(thread_id: object, run_id: object, after_seq: int | None) -> Qu
 
 def deletable_events(query: Query) -> Query:
     """The events of `query` that can become tombstones, which have their events' ids and numbers."""
-    return {**changeable(query), "_id": {"$type": "objectId"}, "seq": {"$type": ["int", "long"]}}
+    return {**changeable(query), "_id": {"$type": "objectId"}, "seq": {"$gte": 0, "$type": ["int", "long"]}}
 
 
 def messages_of_thread(thread_id: object) -> Query:
