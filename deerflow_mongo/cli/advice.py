@@ -76,9 +76,6 @@ def advice_for(error: StorageError, config: MongoConfig) -> str:
     return _START_OR_NAME if "replicaset=" in config.url.lower() else _START
 
 
-READ_PREFERENCE: Final = "Correct `readPreference` in `url`: no server that answers matches it"
-
-
 def advice_for_write(error: StorageError) -> str:
     """What to change where the server answers and refuses a write."""
     return _BY_WRITE_CODE.get(code_of(error) or 0, "")

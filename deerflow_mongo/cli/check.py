@@ -27,7 +27,7 @@ from ..mongodb import queries
 from ..mongodb.config import MongoConfig, redacted
 from ..mongodb.schema import RUNS
 from ..mongodb.storage import MongoStorage
-from .advice import READ_PREFERENCE, advice_for, advice_for_write
+from .advice import advice_for, advice_for_write
 from .findings import (
     Document,
     Finding,
@@ -230,7 +230,7 @@ async def _access_findings(storage: MongoStorage) -> list[Finding]:
     try:
         await runs.find_one(queries.no_document())
     except StorageError as error:
-        text = _sentences(f"the server refused a read: {error}", READ_PREFERENCE)
+        text = _sentences(f"the server refused a read: {error}", advice_for(error, storage.config))
         return [Finding("PROBLEM", "reads", text)]
     try:
         await runs.delete_one(queries.no_document())

@@ -199,7 +199,6 @@ WRONG_OPTIONS = {
     "tls=true": ("SSL handshake failed", "Correct `tls` in `url`"),
     "w=3": ("the server refused a write", "Lower `w` in `url`"),
     "w=none-such": ("the server refused a write", "Correct `w` in `url`"),
-    "readPreference=secondary": ("the server refused a read", "Correct `readPreference` in `url`"),
 }
 
 
@@ -264,7 +263,12 @@ def test_advice_for_a_wrong_mongod_path(tmp_path: Path) -> None:
 
 def test_file_that_an_option_of_the_url_names_is_missing() -> None:
     output = output_of("check", "--url", "mongodb://host/?tls=true&tlsCAFile=/none.pem", exit_code=2)
-    assert output.startswith("error: url: ")
+    assert output.startswith("error: url names a file that cannot be read")
+
+
+def test_option_that_breaks_a_promise_is_refused() -> None:
+    output = output_of("check", "--url", "mongodb://host/?readPreference=secondary", exit_code=2)
+    assert output.startswith("error: url: readPreference=secondary is refused")
 
 
 def test_data_folder_that_cannot_be_created_is_a_problem() -> None:

@@ -18,9 +18,11 @@ Raw = pymongo.MongoClient[dict[str, Any]]
 
 
 @pytest.fixture
-async def stored(proxy: FaultProxy, database_name: str) -> AsyncIterator[Any]:
+async def stored(proxy: FaultProxy, raw_client: Raw, database_name: str) -> AsyncIterator[Any]:
     """A collection behind the proxy, whose driver retries nothing and waits for 0.5 s."""
     options = "&retryWrites=false&retryReads=false&timeoutMS=500"
+    for name in ("stored", "other"):  # creating a collection may take longer than the timeout
+        raw_client[database_name].create_collection(name)
     async with AsyncMongoClient[dict[str, Any]](proxy.url + options) as client:
         await client.admin.command("ping")
         yield client[database_name]["stored"]

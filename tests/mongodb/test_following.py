@@ -210,6 +210,8 @@ async def test_follower_waits_longer_than_the_timeout_of_an_operation(
     settings: dict[str, Any] = {"url": mongodb_url, **options}
     if "socketTimeoutMS" in options:
         settings = {"url": f"{mongodb_url}&socketTimeoutMS=300"}
+    async with new_storage():
+        """The database is set up, which takes longer than the timeout on a busy machine."""
     async with new_storage(**settings, driver=driver) as storage, asyncio.timeout(WAIT_S):
         waiting = asyncio.create_task(_follow(storage, 1, thread_id="t"))
         await asyncio.sleep(1.5)

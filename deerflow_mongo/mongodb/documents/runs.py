@@ -412,12 +412,12 @@ def token_usage(facets: Document) -> TokenUsage:
     return cast(
         "TokenUsage",
         {
-            "total_runs": +totals.get("runs", 0),
-            "total_input_tokens": +totals.get("input", 0),
-            "total_output_tokens": +totals.get("output", 0),
-            "total_tokens": +totals.get("total", 0),
-            "llm_call_count": +totals.get("llm_calls", 0),
-            "by_caller": {caller: +totals.get(caller, 0) for caller in CALLERS},
+            "total_runs": int(totals.get("runs", 0)),
+            "total_input_tokens": int(totals.get("input", 0)),
+            "total_output_tokens": int(totals.get("output", 0)),
+            "total_tokens": int(totals.get("total", 0)),
+            "llm_call_count": int(totals.get("llm_calls", 0)),
+            "by_caller": {caller: int(totals.get(caller, 0)) for caller in CALLERS},
             "by_model": by_model,
         },
     )

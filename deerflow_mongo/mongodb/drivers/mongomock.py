@@ -20,7 +20,7 @@ from ...contract.errors import PayloadTooLargeError, StorageError
 from ..documents.stored_times import REMOVED
 from .collection import Collection, Document, Update
 from .driver import Driver, DriverOptions
-from .errors import MAX_DOCUMENT_BYTES, NO_CHANGE_STREAMS, too_large
+from .errors import MAX_DOCUMENT_BYTES, NO_CHANGE_STREAMS, DuplicateKeyError, too_large
 
 # By client. Mongomock's own TTL warns of a deprecated call on Python 3.12, at every use of the collection.
 _expiries: WeakKeyDictionary[Any, dict[str, dict[str, Document]]] = WeakKeyDictionary()
@@ -41,6 +41,13 @@ UNSUPPORTED: dict[str, str] = {
 
 
 class MongomockCollection(Collection):
+    def _translate(self, error: Exception, operation: str, written: object = None) -> StorageError:
+        translated = super()._translate(error, operation, written)
+        refused = translated if isinstance(translated, DuplicateKeyError) and operation == "insert" else None
+        if refused is not None and not _has_all(written, refused.keys):
+            refused.keys = None  # the mock guesses them, and does not look at what an index covers
+        return translated
+
     async def find_one(self, query: Document) -> Document | None:
         return await super().find_one(_without_json_schema(query))
 
@@ -148,6 +155,12 @@ class MongomockDriver(Driver):
     async def drop_index(self, name: str, index_name: str) -> None:
         self._expiry(name).pop(index_name, None)
         await (await self.opened())[name].drop_index(index_name)
+
+
+def _has_all(written: object, keys: tuple[str, ...] | None) -> bool:
+    """Whether a document that was to be stored has all of these fields."""
+    documents = cast("list[Document]", written if isinstance(written, list) else [written])
+    return all(key in document for document in documents for key in keys or ())
 
 
 def _check_size(document: object, written: object) -> None:
