@@ -244,7 +244,7 @@ def test_fixtures_for_hosts_give_each_test_an_empty_database(
     """On the server that the environment names, where the database is dropped at the end."""
     monkeypatch.setenv("DEERFLOW_MONGO_TEST_URL", mongodb_url)
     _make_example_of_a_host(pytester)
-    names = "TestStorage and (setup or new_database or thread_create or connection)"
+    names = "TestStorage and (setup or new_database or thread_create or connection) and not processes"
     result = pytester.runpytest_subprocess(
         "-o", "asyncio_mode=strict", "-p", "no:cacheprovider", "-k", f"test_run_is_listed or {names}"
     )

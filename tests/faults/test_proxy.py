@@ -19,8 +19,8 @@ Raw = pymongo.MongoClient[dict[str, Any]]
 
 @pytest.fixture
 async def stored(proxy: FaultProxy, raw_client: Raw, database_name: str) -> AsyncIterator[Any]:
-    """A collection behind the proxy, whose driver retries nothing and waits for 0.5 s."""
-    options = "&retryWrites=false&retryReads=false&timeoutMS=500"
+    """A collection behind the proxy, whose driver retries nothing and waits for 1.5 s."""
+    options = "&retryWrites=false&retryReads=false&timeoutMS=1500"
     for name in ("stored", "other"):  # creating a collection may take longer than the timeout
         raw_client[database_name].create_collection(name)
     async with AsyncMongoClient[dict[str, Any]](proxy.url + options) as client:
