@@ -14,9 +14,9 @@ from ..contract.errors import StorageConfigError
 from ..demo.text import counted
 from ..mongodb.config import MongoConfig
 from ..mongodb.documents.versions import SCHEMA_VERSION, DatabaseVersion
+from ..mongodb.foreign_collections import WAY_OUT
 from ..mongodb.inspection import SchemaReport
 from ..mongodb.migrations import check_readable
-from ..mongodb.ownership import WAY_OUT
 from ..mongodb.schema import COLLECTIONS
 
 Document: TypeAlias = dict[str, Any]

@@ -1,5 +1,7 @@
-"""What a database has under our names, read in one round of concurrent commands: `inspection.py` reports it,
-`ownership.py` finds what is not ours in it, `migrations.py` applies the schema to it. Changes nothing.
+"""What a database has under our names, read in one round of concurrent commands. Changes nothing.
+
+`inspection.py` reports it, `foreign_collections.py` finds what is not ours in it, and `migrations.py` applies
+the schema to it.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from .database_state import (
 from .documents.encoding import Document
 from .documents.versions import SCHEMA_VERSION
 from .drivers.driver import Driver
-from .ownership import find_foreign, kind_of_restriction
+from .foreign_collections import find_foreign, kind_of_restriction
 from .schema import COLLECTIONS, DAY_S, RETENTION, RUN_EVENTS, CollectionSchema, Index, retention_index
 
 

@@ -1,9 +1,9 @@
 """Applies the schema to a database, and upgrades a database of an older version while it is used.
 
 `apply` is idempotent and may run in many processes at once. It reads everything first: what it may not change
-(`ownership.py`) or cannot create stops it before anything is changed. What the schema is, is data in
-`schema.py`; how documents of an older version look is in `documents/`. An upgrade runs in this order, so that
-it can be interrupted anywhere and continued by the next `apply`:
+(`foreign_collections.py`) or cannot create stops it before anything is changed. What the schema is, is data
+in `schema.py`; how documents of an older version look is in `documents/`. An upgrade runs in this order, so
+that it can be interrupted anywhere and continued by the next `apply`:
 
 1. The version document gets the new version: releases of the old one refuse the database from then on.
 2. Collections get the new validators, which still allow updates of old documents, and the new indexes.
@@ -51,8 +51,8 @@ from .documents.versions import (
 from .drivers.collection import Collection
 from .drivers.driver import LONG_RUNNING_TIMEOUT_S, Driver, long_running
 from .drivers.errors import code_of
+from .foreign_collections import check_ours
 from .inspection import find_duplicates, missing_indexes, wanted_indexes
-from .ownership import check_ours
 from .schema import (
     COLLECTIONS,
     RETENTION,

@@ -13,7 +13,7 @@ from pymongo import ReturnDocument
 
 from ...contract.errors import StorageClosedError, StorageError, StorageUnavailableError
 from .errors import DRIVER_ERRORS, no_answer, translate
-from .ownership import Owner, error_of_other_loop
+from .event_loop import Owner, error_of_other_loop
 from .time_limit import TimeLimit
 
 Document: TypeAlias = dict[str, Any]

@@ -22,7 +22,7 @@ from ... import __version__
 from ...contract.errors import StorageClosedError, StorageConfigError, StorageError
 from .collection import Collection, Document
 from .errors import INDEX_NOT_FOUND_CODE, code_of, no_answer, translating
-from .ownership import Owner, error_of_other_loop
+from .event_loop import Owner, error_of_other_loop
 from .time_limit import LONG_RUNNING_TIMEOUT_S as LONG_RUNNING_TIMEOUT_S
 from .time_limit import TimeLimit, long_running
 

@@ -12,10 +12,10 @@ from .change_streams import ChangeStreamContract
 from .clients import ClientContract
 from .closing import ClosingContract
 from .error_mapping import ErrorMappingContract
+from .event_loop import EventLoopContract
 from .large_batches import LargeBatchContract
 from .name_lookup import NameLookupContract
 from .own_writes import OwnWritesContract
-from .ownership import OwnershipContract
 from .time_limits import TimeLimitContract
 
 
@@ -29,7 +29,7 @@ class DriverContract(
     ClientContract,
     NameLookupContract,
     OwnWritesContract,
-    OwnershipContract,
+    EventLoopContract,
     TimeLimitContract,
 ):
     """Bound to a driver by a subclass that names it and its client's class."""

@@ -33,7 +33,7 @@ from deerflow_mongo.mongodb.drivers.errors import (
     translate,
     translating,
 )
-from deerflow_mongo.mongodb.drivers.ownership import Owner
+from deerflow_mongo.mongodb.drivers.event_loop import Owner
 from deerflow_mongo.mongodb.drivers.time_limit import TimeLimit
 
 NAMESPACE = "deerflow.runs"

@@ -64,7 +64,7 @@ def _in_child(call: Callable[[], bool]) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-class OwnershipContract(DriverFixtures):
+class EventLoopContract(DriverFixtures):
     def test_every_method_refuses_another_event_loop_and_another_process(self, new_storage: Opener) -> None:
         storage = new_storage()
         with asyncio.Runner() as first:
