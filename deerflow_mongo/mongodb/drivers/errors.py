@@ -244,7 +244,7 @@ def _dns_failure(error: errors.ConfigurationError) -> str | None:
 
     A name that does not exist, or has no such record, stays an error of the configuration.
     """
-    cause = error.__cause__
+    cause = error.__cause__ or error.__context__  # the latter in older releases of PyMongo
     if isinstance(cause, OSError):
         return f"the DNS lookup failed ({type(cause).__name__})"
     is_from_resolver = type(cause).__module__ in ("dns.resolver", "dns.exception", "dns.query")

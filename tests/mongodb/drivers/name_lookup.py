@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from importlib.util import find_spec
 
 import dns.asyncresolver
 import dns.exception
@@ -22,7 +23,8 @@ _LOOKUP_S = 0.4
 
 
 def _calls(storage: MongoStorage) -> tuple[Callable[[], Awaitable[object]], ...]:
-    return storage.setup, lambda: storage.runs.get("r", user_id=None), storage.ping, storage.checkpointer
+    calls = (storage.setup, lambda: storage.runs.get("r", user_id=None), storage.ping)
+    return calls if find_spec("langgraph") is None else (*calls, storage.checkpointer)
 
 
 class NameLookupContract(DriverFixtures):
