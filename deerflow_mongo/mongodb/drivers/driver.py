@@ -26,10 +26,10 @@ from .event_loop import Owner, error_of_other_loop
 from .time_limit import LONG_RUNNING_TIMEOUT_S as LONG_RUNNING_TIMEOUT_S
 from .time_limit import TimeLimit, long_running
 
-CLOSE_TIMEOUT_S = 0.5
+CLOSE_TIMEOUT_S = 0.3
 """A driver's close waits for a dead server without a limit of its own."""
 
-CLOSE_LIMIT_S = 0.75
+CLOSE_LIMIT_S = 0.9
 """How long a client's close is waited for where the driver's timeout does not end it."""
 
 DEFAULT_WRITE_CONCERN = WriteConcern(w="majority")
