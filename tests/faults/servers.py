@@ -40,6 +40,7 @@ _HEARTBEAT_INTERVAL_MS = 300
 _STEP_DOWN_S = 5
 _POLL_INTERVAL_S = 0.05
 _CLOSE_TIMEOUT_S = 0.1
+_MAX_LAG_S = 1.0
 
 _MONGOD_OPTIONS = (
     *("--bind_ip", HOST, "--nounixsocket", "--oplogSize", "256", "--quiet"),
@@ -349,12 +350,16 @@ class ReplicaSet:
         return [member for member in self.members if member is not primary and member.is_running]
 
     def wait_until_healthy(self) -> None:
-        """Return once every member runs and is the primary or a secondary, and there is one primary."""
+        """Return once there is one primary, and every other member is a secondary that has caught up."""
 
         def is_healthy() -> bool:
             states = [member.hello() for member in self.members]
             primaries = sum(bool(state.get("isWritablePrimary")) for state in states)
-            return primaries == 1 and primaries + sum(bool(s.get("secondary")) for s in states) == len(states)
+            if primaries != 1 or primaries + sum(bool(s.get("secondary")) for s in states) != len(states):
+                return False
+            # A member that has just started is a secondary until it notices that it has to roll back.
+            written = [state["lastWrite"]["lastWriteDate"] for state in states]
+            return (max(written) - min(written)).total_seconds() <= _MAX_LAG_S
 
         _wait_until(is_healthy, lambda: f"the replica set did not recover: {self._states()}")
 
