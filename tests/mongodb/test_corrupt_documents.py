@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple, cast
 
@@ -72,12 +72,6 @@ class Broken(NamedTuple):
     field: str
     way: str
     document: Document
-
-
-@pytest.fixture
-async def storage(mongodb_url: str, database_name: str) -> AsyncIterator[MongoStorage]:
-    async with MongoStorage.open({"url": mongodb_url, "database": database_name}) as opened:
-        yield opened
 
 
 def _paths(schema: Document, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -24,49 +24,16 @@ from deerflow_mongo import (
     StorageError,
     StorageUnavailableError,
     bind_actor_context,
-    create_storage,
     reset_actor_context,
 )
 from deerflow_mongo.mongodb.events import following
 
 from ..faults.proxy import FaultProxy
+from .drivers.fixtures import event
 
 Raw = MongoClient[dict[str, Any]]
 Opener = Callable[..., MongoStorage]
 WAIT_S = 30
-
-
-def event(thread_id: str = "t", run_id: str = "r", content: Any = "") -> Any:
-    return {
-        "thread_id": thread_id,
-        "run_id": run_id,
-        "event_type": "said",
-        "category": "message",
-        "content": content,
-    }
-
-
-@pytest.fixture
-def new_storage(mongodb_url: str, database_name: str) -> Opener:
-    def build(client: Any = None, **options: Any) -> MongoStorage:
-        config = {"backend": "mongodb", "url": mongodb_url, "database": database_name, **options}
-        storage = create_storage(config, client=client)
-        assert isinstance(storage, MongoStorage)
-        return storage
-
-    return build
-
-
-@pytest.fixture
-async def storage(new_storage: Opener) -> AsyncIterator[MongoStorage]:
-    async with new_storage() as opened:
-        yield opened
-
-
-@pytest.fixture
-async def proxy(mongodb_url: str) -> AsyncIterator[FaultProxy]:
-    async with FaultProxy(mongodb_url).running() as running:
-        yield running
 
 
 class Monitor(CommandListener, ConnectionPoolListener):
@@ -134,7 +101,7 @@ async def test_followers_share_few_connections_and_the_storage_stays_quick(
         before = monitor.connections
         longest_s = 0.0
         for _ in range(8):
-            writes = [storage.run_events.put(**event(f"t{number}")) for number in range(threads)]
+            writes = [storage.run_events.put(**event(thread_id=f"t{number}")) for number in range(threads)]
             writing = asyncio.gather(*writes)
             began = time.monotonic()
             assert await storage.runs.get("r", user_id=None) is not None

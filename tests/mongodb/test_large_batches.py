@@ -65,12 +65,6 @@ async def mock_storage() -> AsyncIterator[MongoStorage]:
         yield opened
 
 
-@pytest.fixture
-async def proxy(mongodb_url: str) -> AsyncIterator[FaultProxy]:
-    async with FaultProxy(mongodb_url).running() as running:
-        yield running
-
-
 def test_part_has_a_bounded_number_of_events_and_bytes() -> None:
     async def parts(*sizes: int) -> list[int]:
         documents: list[Any] = [{} for _ in sizes]

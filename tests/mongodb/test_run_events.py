@@ -27,7 +27,6 @@ from deerflow_mongo import (
     ThreadAccessError,
     ThreadMetaCreate,
     bind_actor_context,
-    create_storage,
     reset_actor_context,
 )
 from deerflow_mongo.mongodb.drivers.collection import Collection
@@ -35,19 +34,10 @@ from deerflow_mongo.mongodb.drivers.errors import DuplicateKeyError
 from deerflow_mongo.mongodb.events import numbers as event_numbers
 
 from ..faults.proxy import FaultProxy
+from .drivers.fixtures import event
 
 Raw = MongoClient[dict[str, Any]]
 Opener = Callable[..., MongoStorage]
-
-
-def event(content: Any = "", thread_id: str = "t", run_id: str = "r", event_type: str = "said") -> Any:
-    return {
-        "thread_id": thread_id,
-        "run_id": run_id,
-        "event_type": event_type,
-        "category": "message",
-        "content": content,
-    }
 
 
 def numbers(rows: list[RunEventRow]) -> list[int]:
@@ -56,31 +46,6 @@ def numbers(rows: list[RunEventRow]) -> list[int]:
 
 async def contents(storage: MongoStorage) -> list[Any]:
     return [row["content"] for row in await storage.run_events.list_thread_events("t", limit=100_000)]
-
-
-@pytest.fixture
-def new_storage(mongodb_url: str, database_name: str) -> Opener:
-    """Another storage on the test's database, as another process would have it."""
-
-    def build(**options: Any) -> MongoStorage:
-        config = {"backend": "mongodb", "url": mongodb_url, "database": database_name, **options}
-        storage = create_storage(config)
-        assert isinstance(storage, MongoStorage)
-        return storage
-
-    return build
-
-
-@pytest.fixture
-async def storage(new_storage: Opener) -> AsyncIterator[MongoStorage]:
-    async with new_storage() as opened:
-        yield opened
-
-
-@pytest.fixture
-async def proxy(mongodb_url: str) -> AsyncIterator[FaultProxy]:
-    async with FaultProxy(mongodb_url).running() as running:
-        yield running
 
 
 # -- lost connections ------------------------------------------------------------------------------

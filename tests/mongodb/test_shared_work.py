@@ -6,20 +6,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from deerflow_mongo import (
-    ActorContext,
     MongoStorage,
     StorageError,
     StorageUnavailableError,
-    bind_actor_context,
     create_storage,
-    reset_actor_context,
 )
 from deerflow_mongo.mongodb.checkpointer import Checkpointer
 from deerflow_mongo.mongodb.drivers.driver import DriverOptions
@@ -44,13 +41,6 @@ async def storage(
     assert isinstance(opened, MongoStorage)
     async with opened:
         yield opened
-
-
-@pytest.fixture
-def alice() -> Iterator[None]:
-    token = bind_actor_context(ActorContext(user_id="alice"))
-    yield
-    reset_actor_context(token)
 
 
 CALLS: tuple[Callable[[MongoStorage, str], Awaitable[Any]], ...] = (

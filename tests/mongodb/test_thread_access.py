@@ -5,22 +5,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import pytest
 from pymongo import MongoClient
 
 from deerflow_mongo import (
-    ActorContext,
     CorruptDocumentError,
     MongoStorage,
     StorageError,
     StorageUnavailableError,
     ThreadAccessError,
-    bind_actor_context,
-    create_storage,
-    reset_actor_context,
 )
 from deerflow_mongo.contract.actor import BoundActor
 from deerflow_mongo.mongodb.events.thread_access import ThreadOwners
@@ -33,21 +29,6 @@ WAIT_S = 20
 
 def event(thread_id: str) -> Any:
     return {"thread_id": thread_id, "run_id": "r", "event_type": "said", "category": "message"}
-
-
-@pytest.fixture
-async def storage(mongodb_url: str, database_name: str) -> AsyncIterator[MongoStorage]:
-    opened = create_storage({"backend": "mongodb", "url": mongodb_url, "database": database_name})
-    assert isinstance(opened, MongoStorage)
-    async with opened:
-        yield opened
-
-
-@pytest.fixture
-def alice() -> Iterator[None]:
-    token = bind_actor_context(ActorContext(user_id="alice"))
-    yield
-    reset_actor_context(token)
 
 
 CALLS: dict[str, Callable[[MongoStorage, str], Awaitable[Any]]] = {

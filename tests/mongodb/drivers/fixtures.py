@@ -28,11 +28,11 @@ SLACK_S = 5.0
 """For a busy machine; the drivers' own default would be 30 s."""
 
 
-def event(content: Any = "", thread_id: str = "t", run_id: str = "r") -> Any:
+def event(content: Any = "", thread_id: str = "t", run_id: str = "r", event_type: str = "said") -> Any:
     return {
         "thread_id": thread_id,
         "run_id": run_id,
-        "event_type": "said",
+        "event_type": event_type,
         "category": "message",
         "content": content,
     }
