@@ -161,8 +161,8 @@ class MongoConfig(BaseModel):
         if self.has_server and self.url not in ("", EMBEDDED):
             uri = read_uri(self.url)
         filled: dict[str, Any] = {}
-        if "timeout_ms" not in self.model_fields_set and uri.ms("timeoutMS"):
-            filled["timeout_ms"] = min(uri.ms("timeoutMS") or DEFAULT_TIMEOUT_MS, _MAX_TIMEOUT_MS)
+        if "timeout_ms" not in self.model_fields_set and (timeout_ms := uri.ms("timeoutMS")):
+            filled["timeout_ms"] = min(timeout_ms, _MAX_TIMEOUT_MS)
         if "database" not in self.model_fields_set:
             try:
                 filled["database"] = self._database_name(uri.database or DEFAULT_DATABASE)

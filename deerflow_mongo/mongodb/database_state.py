@@ -16,7 +16,7 @@ from . import queries
 from .checkpointer import CHECKPOINT_WRITES, CHECKPOINTS
 from .documents.encoding import Document
 from .documents.versions import DatabaseVersion, database_version
-from .drivers.driver import READ_FROM_PRIMARY, Driver
+from .drivers.driver import Driver
 from .drivers.errors import code_of
 from .schema import COLLECTIONS, RETENTION, RETENTION_KEYS, VERSIONS, Index, has_our_title
 
@@ -64,7 +64,7 @@ class DatabaseState:
 async def read_database(driver: Driver, prefix: str) -> DatabaseState:
     """The database's state by commands that only need the right to read."""
     names = [prefix + schema.name for schema in COLLECTIONS]
-    versions = driver.collection(prefix + VERSIONS, READ_FROM_PRIMARY)
+    versions = driver.collection(prefix + VERSIONS)
     listed, document, *indexes = await asyncio.gather(
         driver.list_collections([*names, *(prefix + name for name in CHECKPOINT_COLLECTIONS)]),
         versions.find_one(queries.database_version()),
@@ -88,9 +88,9 @@ async def read_database(driver: Driver, prefix: str) -> DatabaseState:
     )
 
 
-async def is_set_up(driver: Driver, prefix: str) -> bool:
+async def has_version_document(driver: Driver, prefix: str) -> bool:
     """Whether the database has a version document."""
-    versions = driver.collection(prefix + VERSIONS, READ_FROM_PRIMARY)
+    versions = driver.collection(prefix + VERSIONS)
     return await versions.find_one(queries.database_version()) is not None
 
 

@@ -17,7 +17,7 @@ from .database_state import CHECKPOINT_COLLECTIONS, EXPIRY, DatabaseState, concu
 from .documents import version_1
 from .documents.encoding import Document
 from .drivers.collection import Collection
-from .drivers.driver import READ_FROM_PRIMARY, Driver, long_running
+from .drivers.driver import Driver, long_running
 from .schema import COLLECTIONS, VERSIONS, CollectionSchema, Index
 
 WAY_OUT: Final = "Set `collection_prefix`, or use another database"
@@ -145,7 +145,7 @@ _IN_USE = "is in use: it holds documents that deerflow-mongo has not written"
 
 async def _documents_of(driver: Driver, state: DatabaseState, schema: CollectionSchema) -> str | None:
     """Why the documents of an existing collection without our validator are not ours."""
-    collection = driver.collection(state.prefix + schema.name, READ_FROM_PRIMARY)
+    collection = driver.collection(state.prefix + schema.name)
     with long_running():
         if schema.name == VERSIONS:
             is_foreign = await collection.find_one(queries.other_than_database_version()) is not None
@@ -168,7 +168,7 @@ async def _has_none_of_ours(collection: Collection, schema: CollectionSchema) ->
 async def _checkpoints_in(driver: Driver, name: str) -> str | None:
     """Why a collection for checkpoints, in a database that was never set up, is another program's."""
     with long_running():
-        if await driver.collection(name, READ_FROM_PRIMARY).find_one({}) is not None:
+        if await driver.collection(name).find_one({}) is not None:
             return "is in use: it holds checkpoints of another program"
     for index in await driver.list_indexes(name):
         kind = kind_of_restriction(index)

@@ -21,10 +21,10 @@ from ..contract.protocols import Storage
 from . import inspection, migrations, schema
 from .checkpointer import Checkpointer
 from .config import EMBEDDED, MongoConfig, mongo_config, redacted
-from .database_state import is_set_up
+from .database_state import has_version_document
 from .drivers.changes import changes
 from .drivers.collection import Collection
-from .drivers.driver import READ_COMMITTED, READ_FROM_PRIMARY, Driver, DriverOptions
+from .drivers.driver import READ_COMMITTED, Driver, DriverOptions
 from .drivers.errors import MAX_DOCUMENT_BYTES
 from .drivers.threads import in_thread
 from .embedded import EmbeddedServer, start_embedded
@@ -179,7 +179,7 @@ class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
         self._feedback = MongoFeedbackStore(self._collection(schema.FEEDBACK))
         self._threads = MongoThreadStore(self._collection(schema.THREADS))
         self._run_events = self._event_store()
-        self._users = MongoUserStore(self._collection(schema.USERS, **READ_FROM_PRIMARY))
+        self._users = MongoUserStore(self._collection(schema.USERS))
         self._checkpointer = Checkpointer(
             self._driver_options, config.collection_prefix, self._set_up_new_database
         )
@@ -297,22 +297,19 @@ class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
 
     async def _set_up_new_database(self) -> None:
         """`setup()` where there was none, whose first look finds another program's checkpoints."""
-        if not await is_set_up(self._driver, self._config.collection_prefix):
+        if not await has_version_document(self._driver, self._config.collection_prefix):
             await self.setup()
 
     def _collection(self, name: str, **options: Any) -> Collection:
         return self._driver.collection(self._config.collection_prefix + name, options)
 
     def _event_store(self) -> MongoRunEventStore:
-        committed = self._collection(schema.RUN_EVENTS, **READ_COMMITTED, **READ_FROM_PRIMARY)
-        events = self._collection(schema.RUN_EVENTS, **READ_FROM_PRIMARY)
-        versions = self._collection(schema.VERSIONS, **READ_FROM_PRIMARY)
+        versions = self._collection(schema.VERSIONS)
         return MongoRunEventStore(
+            self._collection(schema.RUN_EVENTS),
             self._collection(schema.RUN_EVENTS, **READ_COMMITTED),
-            events,
-            committed,
-            self._collection(schema.RUNS, **READ_COMMITTED, **READ_FROM_PRIMARY),
-            ThreadOwners(self._collection(schema.THREADS, **READ_FROM_PRIMARY)),
+            self._collection(schema.RUNS, **READ_COMMITTED),
+            ThreadOwners(self._collection(schema.THREADS)),
             lambda: migrations.had_retention(versions),
             lambda pipeline: changes(self._driver, pipeline),
             self._config.timeout_ms,

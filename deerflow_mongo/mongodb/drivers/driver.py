@@ -49,9 +49,6 @@ Where writes are acknowledged before a majority has them on disk, such a read wo
 has just written: there it is a local one.
 """
 
-READ_FROM_PRIMARY: Document = {"read_preference": ReadPreference.PRIMARY}
-"""Options of a collection whose reads return the last write; those of every collection here."""
-
 CODEC_OPTIONS: CodecOptions[Document] = CodecOptions(
     datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"
 )
@@ -201,7 +198,7 @@ class Driver(ABC):
             codec_options=CODEC_OPTIONS,
             write_concern=concern,
             read_concern=LOCAL_READ,
-            **READ_FROM_PRIMARY,
+            read_preference=ReadPreference.PRIMARY,  # every read returns the last write
         )
 
     def handle_options(self, options: Document) -> Document:

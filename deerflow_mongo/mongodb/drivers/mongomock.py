@@ -43,13 +43,12 @@ UNSUPPORTED: dict[str, str] = {
 class MongomockCollection(Collection):
     def _translate(self, error: Exception, operation: str, written: object = None) -> StorageError:
         translated = super()._translate(error, operation, written)
-        refused = translated if isinstance(translated, DuplicateKeyError) and operation == "insert" else None
-        if refused is not None and not _has_all(written, refused.keys):
-            refused.keys = None  # the mock guesses them, and does not look at what an index covers
+        if isinstance(translated, DuplicateKeyError) and _is_guess(error):
+            translated.keys = None
         return translated
 
     async def find_one(self, query: Document) -> Document | None:
-        return await super().find_one(_without_json_schema(query))
+        return await super().find_one(_in_known_conditions(query))
 
     async def insert_one(self, document: Document) -> None:
         _check_size(document, document)
@@ -73,10 +72,10 @@ class MongomockCollection(Collection):
             raise
 
     async def update_many(self, query: Document, update: Update) -> int:
-        return await super().update_many(_without_type_lists(query), _in_known_operators(update))
+        return await super().update_many(_in_known_conditions(query), _in_known_operators(update))
 
     async def aggregate(self, pipeline: list[Document], *, batch_size: int = 100) -> list[Document]:
-        return await super().aggregate(_without_type_lists(pipeline), batch_size=batch_size)
+        return await super().aggregate(_in_known_conditions(pipeline), batch_size=batch_size)
 
     async def find_one_and_upsert(self, query: Document, update: Update, *, sort: Any = None) -> Document:
         _check_size(update, update)
@@ -157,10 +156,10 @@ class MongomockDriver(Driver):
         await (await self.opened())[name].drop_index(index_name)
 
 
-def _has_all(written: object, keys: tuple[str, ...] | None) -> bool:
-    """Whether a document that was to be stored has all of these fields."""
-    documents = cast("list[Document]", written if isinstance(written, list) else [written])
-    return all(key in document for document in documents for key in keys or ())
+def _is_guess(error: Exception) -> bool:
+    """Whether the mock names an index whose partial filter leaves the document out; it ignores filters."""
+    details = cast("Document", getattr(error, "details", None) or {})
+    return None in details.get("keyValue", {}).values()
 
 
 def _check_size(document: object, written: object) -> None:
@@ -168,34 +167,28 @@ def _check_size(document: object, written: object) -> None:
         raise too_large(written)
 
 
-def _without_json_schema(query: Any) -> Any:
-    """`query` with the presence of a schema's required fields in place of `$jsonSchema`."""
-    if isinstance(query, list):
-        return [_without_json_schema(item) for item in cast("list[Any]", query)]
-    if not isinstance(query, dict):
-        return query
-    document = cast("Document", query)
+def _in_known_conditions(condition: Any) -> Any:
+    """A query or a pipeline without the conditions that the mock lacks.
+
+    In place of `$jsonSchema` it asks for the required fields, and in place of several types for any value:
+    nothing else writes to a mock.
+    """
+    if isinstance(condition, list):
+        return [_in_known_conditions(item) for item in cast("list[Any]", condition)]
+    if not isinstance(condition, dict):
+        return condition
+    document = cast("Document", condition)
     if "$jsonSchema" in document:
         return _has_required(document["$jsonSchema"])
-    return {key: _without_json_schema(value) for key, value in document.items()}
+    if isinstance(document.get("$type"), list):
+        return {"$exists": True}
+    return {key: _in_known_conditions(value) for key, value in document.items()}
 
 
 def _has_required(schema: Document) -> Document:
     if "anyOf" in schema:
         return {"$or": [_has_required(alternative) for alternative in schema["anyOf"]]}
     return {"$and": [{field: {"$exists": True}} for field in schema["required"]]}
-
-
-def _without_type_lists(condition: Any) -> Any:
-    """A query or a pipeline in which `$type` has one type at most; nothing else writes to a mock."""
-    if isinstance(condition, list):
-        return [_without_type_lists(item) for item in cast("list[Any]", condition)]
-    if not isinstance(condition, dict):
-        return condition
-    document = cast("Document", condition)
-    if isinstance(document.get("$type"), list):
-        return {"$exists": True}
-    return {key: _without_type_lists(value) for key, value in document.items()}
 
 
 def _in_known_operators(expression: Any) -> Any:

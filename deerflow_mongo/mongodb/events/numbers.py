@@ -75,7 +75,6 @@ class ThreadNumbers:
     """Reads the numbers of threads from the server."""
 
     def __init__(self, events: Collection, had_retention: HadRetention) -> None:
-        """`events` must read from the primary."""
         self._events = events
         self._had_retention = had_retention
 

@@ -47,7 +47,6 @@ from .writer import EventWriter
 _NUMBERS_BYTES = 64
 """What `seq` and `stored_at` may add to a document's size, which is checked before they are set."""
 CLOSE_TIMEOUT_S = 10.0
-DEFAULT_TIMEOUT_MS = 25_000
 _DELETION_PAUSE_S = 0.1
 _BY_ID = (("_id", 1),)
 _FOLLOW_PAGE = 500
@@ -115,27 +114,24 @@ class MongoRunEventStore(RunEventStore, Following):
 
     def __init__(
         self,
-        listed: Collection,
         events: Collection,
         committed: Collection,
         runs: Collection,
         owners: ThreadOwners,
         had_retention: HadRetention,
         open_changes: OpenChanges,
-        timeout_ms: int | None = None,
+        timeout_ms: int,
     ) -> None:
-        """One collection with three sets of options: `events` and `committed` read from the primary.
+        """One collection with two sets of options: `committed` returns only what no failover can roll back.
 
-        `listed` and `committed` return only what no failover can roll back; `runs` does both. `open_changes`
-        opens a change stream of the database.
+        So does `runs`. `open_changes` opens a change stream of the database.
         """
-        self._listed = listed
-        self._rows = RowCollection(listed, RUN_EVENTS, event_row)
+        self._rows = RowCollection(committed, RUN_EVENTS, event_row)
         self._events = events
         self._committed = committed
         self._runs = runs
         self._owners = owners
-        self._timeout_s = (DEFAULT_TIMEOUT_MS if timeout_ms is None else timeout_ms) / 1000
+        self._timeout_s = timeout_ms / 1000
         pipeline = change_pipeline(events.name, runs.name)
         self._feed = NewEventFeed(lambda: open_changes(pipeline), self._followed_page, MAX_FOLLOWERS)
         self._backlog = Backlog(self._timeout_s)
@@ -270,7 +266,7 @@ class MongoRunEventStore(RunEventStore, Following):
         query = queries.messages_of_thread(thread_id)
         queries.owned(query, user_id, "RunEventStore.count_messages")
         self._events.check_owner()
-        counting = self._listed.aggregate(count_pipeline(query))
+        counting = self._committed.aggregate(count_pipeline(query))
         return counted(await self._if_allowed(query["thread_id"], current_actor(), counting))
 
     async def _page(
@@ -336,8 +332,8 @@ class MongoRunEventStore(RunEventStore, Following):
         status = await self._run_status(position.run_id) if check_run else None
         has_ended = status is not None and is_ending(status)
         query = queries.events_after(position.thread_id, position.run_id, position.after_seq)
-        # A notification comes from the primary's majority, which another member may not have yet. Nothing is
-        # read after the end: a new primary has all events of before, and perhaps not yet in its majority.
+        # Nothing is read after the end: a new primary has all events of before, and perhaps not yet in its
+        # majority.
         events = self._events if has_ended else self._committed
         reading = events.find(query, sort=SEQ_RISING, limit=_FOLLOW_PAGE)
         found = await self._if_allowed(position.thread_id, position.actor, reading)

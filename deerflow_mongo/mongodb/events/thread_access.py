@@ -31,7 +31,6 @@ class ThreadOwners:
     """Answers whether an actor may use a thread: their own, one without an owner, or one not yet created."""
 
     def __init__(self, threads: Collection) -> None:
-        """`threads` must read from the primary."""
         self._threads = threads
         self._requested: _Answers = {}
         self._in_progress: _Answers = {}

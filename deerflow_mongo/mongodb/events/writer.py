@@ -137,7 +137,7 @@ class EventWriter:
         backlog: Backlog,
         timeout_s: float,
     ) -> None:
-        """Both collections read from the primary; `committed` only what no failover can roll back."""
+        """`committed` reads only what no failover can roll back."""
         self._events = events
         self._committed = committed
         self._numbers = numbers

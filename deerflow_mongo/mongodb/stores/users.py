@@ -6,9 +6,6 @@ log. Unique indexes guarantee that no two accounts have the same email or the sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
-
 from ...contract import arguments
 from ...contract.capabilities import UserStore
 from ...contract.errors import UserExistsError
@@ -28,21 +25,16 @@ _UNIQUE = ((EMAIL_INDEX, "email"), (OAUTH_INDEX, "OAuth identity"))
 
 def _exists_error(error: DuplicateKeyError) -> UserExistsError:
     """The error that names the unique value; the id where the server names none of our indexes."""
-    details = cast("Mapping[str, Any]", getattr(error.__cause__, "details", None) or {})
-    values = cast("Mapping[str, Any]", details.get("keyValue") or {})
-    # mongomock names the last index that it checked, even one whose values the account does not have.
-    keys = {name for name, value in values.items() if value is not None}
     for index, unique_value in _UNIQUE:
-        if keys == {name for name, _ in index.keys}:
+        if error.keys == tuple(name for name, _ in index.keys):
             return UserExistsError(unique_value)
-    return UserExistsError("id" if values else "id, email or OAuth identity")
+    return UserExistsError("id" if error.keys else "id, email or OAuth identity")
 
 
 class MongoUserStore(UserStore):
     """`UserStore` on MongoDB. Every method is one command; `UserExistsError` means that nothing changed."""
 
     def __init__(self, collection: Collection) -> None:
-        """`collection` must read from the primary: a changed password ends older sessions at once."""
         self._collection = collection
         self._rows = RowCollection(collection, USERS, user_row)
 
