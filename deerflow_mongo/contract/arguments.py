@@ -13,11 +13,13 @@ from typing import cast
 
 from .actor import resolve_user_id
 from .errors import ArgumentTypeError, ArgumentValueError
-from .rows import CALLERS, MAX_COUNT, AccountFields, Caller
+from .rows import CALLERS, MAX_COUNT, OWNED_STATUSES, AccountFields, Caller
 
 MAX_IDENTIFIER_BYTES = 1_024
 MAX_LIMIT = 2**31 - 1
 """A larger limit means this one: MongoDB's limits are 32-bit."""
+MAX_SECONDS = 366 * 86_400
+"""A grace period of more than a year is a mistake, and the arithmetic of dates has an end."""
 RATINGS = (1, -1)
 
 
@@ -84,6 +86,20 @@ def status_text(name: str, value: object) -> str:
     return identifier(name, value.value if isinstance(value, Enum) else value)
 
 
+def owned_status(name: str, value: object) -> str:
+    """A status of a run that has an owner: one of `OWNED_STATUSES`."""
+    return one_of(name, value.value if isinstance(value, Enum) else value, OWNED_STATUSES)
+
+
+def seconds(name: str, value: object) -> float:
+    """A number of seconds from 0 up."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ArgumentTypeError(f"{name} must be a number of seconds, got {type(value).__name__}")
+    if not 0 <= value <= MAX_SECONDS:
+        raise ArgumentValueError(f"{name} must be between 0 and {MAX_SECONDS} seconds, got {value!r}")
+    return value
+
+
 def acting_user(value: object, method_name: str) -> str | None:
     """The user that a method acts for, or None for everybody. `AUTO` is the current actor.
 
@@ -115,10 +131,11 @@ def count(name: str, value: object) -> int:
 
 
 _MODEL_COUNTS = ("input_tokens", "output_tokens", "total_tokens", "llm_calls")
+_CACHE_READ = "cache_read_tokens"
 
 
 def model_counts(name: str, value: object) -> dict[str, dict[str, int]] | None:
-    """A `token_usage_by_model`: the four counts of each model; None for None. Other keys are ignored."""
+    """A `token_usage_by_model`: the counts of each model; None for None. Other keys are ignored."""
     if value is None:
         return None
     if not isinstance(value, Mapping):
@@ -137,6 +154,8 @@ def _counts_of_model(place: str, value: object) -> dict[str, int]:
     if given.get("total_tokens") is None:
         spent = counts["input_tokens"] + counts["output_tokens"]
         counts["total_tokens"] = count(f"{place}.input_tokens + output_tokens", spent)
+    if given.get(_CACHE_READ) is not None:
+        counts[_CACHE_READ] = count(f"{place}.{_CACHE_READ}", given[_CACHE_READ])
     return counts
 
 

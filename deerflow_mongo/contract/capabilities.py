@@ -7,19 +7,34 @@ A storage has a capability by having its methods; nothing is registered. A host 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Unpack, runtime_checkable
 
 from .errors import StorageConfigError
 from .protocols import Storage
-from .rows import RunEventRow, TimeInput, UserRow
+from .rows import (
+    AdmissionFields,
+    CancelAction,
+    LeaseRenewal,
+    OperationFields,
+    RunEventRow,
+    RunProgressFields,
+    RunRow,
+    StatusFinalization,
+    ThreadOperation,
+    TimeInput,
+    UserRow,
+)
 
 
 class UserStore(Protocol):
     """Accounts, for a host that stores its users in the same database.
 
     No two accounts have the same id, email or OAuth identity, whatever races: the second one raises
-    `UserExistsError` and changes nothing. What a password hash, a role or a token version means is up to the
-    host; a hash appears in no error, `repr` or log record.
+    `UserExistsError` and changes nothing. Emails that differ in case only are the same: a new one is stored
+    in lower case, as is one that an update changes by more than its case. An account that an older release
+    stored with capitals keeps them; of several that differ in case only, lookups find the oldest. What a
+    password hash, a role or a token version means is up to the host; a hash appears in no error, `repr` or
+    log record.
     """
 
     async def create(
@@ -43,7 +58,7 @@ class UserStore(Protocol):
         ...
 
     async def get_by_email(self, email: str) -> UserRow | None:
-        """The account with exactly this email (case counts), or None."""
+        """The account with this email, whatever the case of its letters, or None."""
         ...
 
     async def get_by_oauth(self, oauth_provider: str, oauth_id: str) -> UserRow | None:
@@ -128,6 +143,130 @@ class Following(Protocol):
 
 
 @runtime_checkable
+class RunOwnership(Protocol):
+    """Runs of several workers, each owned by one of them under a lease; looked for in `storage.runs`.
+
+    A run that is written here occupies its thread while it is active ("pending" or "running"): the database
+    allows one active run or reservation of a thread, whatever races. A reservation is a short-lived row of
+    another `operation_kind` than "run"; it is in no list of runs but those of this Protocol. A run that is
+    written with `operation_kind` None has an owner and a lease, and does not occupy its thread. An
+    idempotency key belongs to one run of the whole database.
+
+    A lease is active from its last renewal for as long as the caller asked for: `lease_expires_at` minus the
+    time on the caller's clock at the call. Whether it has expired is judged on the database's clock alone, so
+    a worker whose clock is wrong neither loses its runs nor takes those of others. A lease has expired when
+    it ended earlier than `grace_seconds` ago; one that ended exactly then is valid. A run without a lease
+    counts as expired. `RunRow["lease_expires_at"]` is the time that the caller gave.
+
+    Methods of this Protocol need no actor, except for `user_id=AUTO`. A status, an operation kind, an action
+    or a strategy that is not in the tables of `rows.py` raises `ArgumentValueError` before any query. A run
+    that does not exist is a result and not logged.
+    """
+
+    async def put(self, run_id: str, *, thread_id: str, **fields: Unpack[OperationFields]) -> None:
+        """Store the run, or replace every one of these fields of the run of this id; it can be repeated.
+
+        `created_at` stays that of the first call, and counts, texts and a requested cancellation stay as
+        well. Defaults: `status` "pending", `operation_kind` "run", `multitask_strategy` "reject", `user_id`
+        AUTO, `created_at` now, metadata and kwargs {}, all others None. Raises `ActiveRunError` where the
+        thread has another active run, `IdempotencyKeyError` for another run's key.
+        """
+        ...
+
+    async def create_thread_operation_atomic(
+        self,
+        run_id: str,
+        *,
+        thread_id: str,
+        owner_worker_id: str,
+        lease_expires_at: TimeInput | None,
+        **fields: Unpack[AdmissionFields],
+    ) -> ThreadOperation:
+        """Admit a run, or a reservation, as pending, if its thread is free or may be freed.
+
+        `multitask_strategy` "reject" (the default) raises `ActiveRunError` where the thread has an active run
+        or reservation. "interrupt" and "rollback" first end the active run as "interrupted" with the error
+        `SUPERSEDED_ERROR` and this owner, and return its row too. They raise `ActiveRunError` with
+        `is_protected`, and change nothing, where another worker owns it with a lease that has not expired, or
+        where it is a reservation without an expired lease, also one of the same worker. A crash between the
+        two steps leaves an interrupted run and no new one.
+
+        Raises `IdempotencyKeyError`, and changes nothing, for a known `idempotency_key`, and `RunExistsError`
+        for a known `run_id`. `grace_seconds` is 10 by default.
+        """
+        ...
+
+    async def start_run(self, run_id: str) -> bool:
+        """Make a pending run running and set `started_at`; False if there is no such pending run."""
+        ...
+
+    async def update_lease(self, run_id: str, *, owner_worker_id: str, lease_expires_at: TimeInput) -> bool:
+        """Renew the lease of an active run of this owner; False if there is none."""
+        ...
+
+    async def renew_lease(
+        self, run_id: str, *, owner_worker_id: str, lease_expires_at: TimeInput
+    ) -> LeaseRenewal:
+        """As `update_lease`, and read the requested cancellation in the same atomic update.
+
+        A run whose lease has expired, and that nobody has taken over, is renewed.
+        """
+        ...
+
+    async def renew_leases_of_worker(self, owner_worker_id: str, *, lease_expires_at: TimeInput) -> int:
+        """Renew the leases of all active runs of this owner by one command; their number."""
+        ...
+
+    async def request_cancel(self, run_id: str, *, action: CancelAction) -> CancelAction | None:
+        """Request that the owner cancels an active run; the action of the first request, which stands.
+
+        None if there is no such active run.
+        """
+        ...
+
+    async def finalize_if_not_cancelled(
+        self, run_id: str, *, status: str, error: str | None = None, stop_reason: str | None = None
+    ) -> StatusFinalization:
+        """Set the status of an active run for which no cancellation was requested, in one atomic update.
+
+        Of a completion and a cancellation, exactly one wins. Error and stop reason are set only where given.
+        """
+        ...
+
+    async def claim_for_takeover(
+        self, run_id: str, *, grace_seconds: float, error: str, stop_reason: str | None = None
+    ) -> bool:
+        """End an active run whose lease has expired as "error", in one atomic update.
+
+        Owner and lease stay. False if it has ended, does not exist, or was renewed in between.
+        """
+        ...
+
+    async def end_runs_of_worker(
+        self, owner_worker_id: str, *, status: str, error: str, stop_reason: str | None = None
+    ) -> int:
+        """End all active runs of this owner with this status by one command; their number.
+
+        Reservations too. Raises `ArgumentValueError` for a status that is no ending.
+        """
+        ...
+
+    async def list_inflight(self, *, before: TimeInput | None = None) -> list[RunRow]:
+        """All active runs and reservations created at or before `before` (now), oldest first."""
+        ...
+
+    async def list_inflight_with_expired_lease(
+        self, *, before: TimeInput | None = None, grace_seconds: float = 10
+    ) -> list[RunRow]:
+        """Those of `list_inflight` whose lease has expired, or that have none."""
+        ...
+
+    async def update_run_progress(self, run_id: str, **fields: Unpack[RunProgressFields]) -> bool:
+        """Set the counts and texts given, if the status is exactly "running"; False where it is not."""
+        ...
+
+
+@runtime_checkable
 class LimitedPayloads(Protocol):
     """A storage that states how large a row may be; one without this property has no limit."""
 
@@ -151,8 +290,12 @@ CAPABILITIES: dict[type, str] = {
     Accounts: "accounts (`storage.users`)",
     Checkpointing: "checkpoints (`storage.checkpointer()`)",
     Following: "following run events (`storage.run_events.follow`)",
+    RunOwnership: "run ownership (`storage.runs.create_thread_operation_atomic`)",
 }
-"""Each capability and how error texts name it. Run ownership and live streams will be further ones."""
+"""Each capability and how error texts name it. Live streams will be a further one."""
+
+_STORES: dict[type, str] = {Following: "run_events", RunOwnership: "runs"}
+"""The capabilities of one store, and its name; the others are the storage's."""
 
 
 def missing_capabilities(storage: Storage, *wanted: type) -> list[str]:
@@ -160,8 +303,13 @@ def missing_capabilities(storage: Storage, *wanted: type) -> list[str]:
     return [
         CAPABILITIES[capability]
         for capability in wanted
-        if not isinstance(storage.run_events if capability is Following else storage, capability)
+        if not isinstance(_provider(storage, capability), capability)
     ]
+
+
+def _provider(storage: Storage, capability: type) -> object:
+    name = _STORES.get(capability)
+    return storage if name is None else getattr(storage, name)
 
 
 def require_capabilities(storage: Storage, needed_by: str, *wanted: type) -> None:

@@ -7,6 +7,7 @@ hands them on with their type, text and attributes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -178,6 +179,30 @@ class RunExistsError(StorageError):
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
         super().__init__(f"run {run_id!r} exists already")
+
+
+class ActiveRunError(StorageError):
+    """The thread has an active run or reservation, and nothing was stored.
+
+    `is_protected` says that it may not be interrupted now: another worker owns it and its lease is valid, or
+    it is a reservation. The text names the thread.
+    """
+
+    def __init__(self, thread_id: str, *, is_protected: bool = False, reason: str | None = None) -> None:
+        self.thread_id = thread_id
+        self.is_protected = is_protected
+        super().__init__(reason or f"thread {thread_id!r} already has an active run")
+
+
+class IdempotencyKeyError(StorageError):
+    """A run with this idempotency key exists already; nothing was stored or interrupted.
+
+    `existing` is the row of that run. The text names its id.
+    """
+
+    def __init__(self, existing: Mapping[str, Any]) -> None:
+        self.existing = existing
+        super().__init__(f"the idempotency key already belongs to run {existing.get('run_id')!r}")
 
 
 class ThreadExistsError(StorageError):

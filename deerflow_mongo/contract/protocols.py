@@ -21,7 +21,7 @@ raise `InvalidPayloadError` or `PayloadTooLargeError` and has then written nothi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Protocol, Self, Unpack, runtime_checkable
@@ -57,8 +57,8 @@ class RunReadRepository(Protocol):
     ) -> list[RunRow]:
         """The thread's runs, newest `created_at` first, in the same order at every call.
 
-        The limit counts rows of `user_id` only. Runs that one process creates one after the other are never
-        tied or swapped.
+        Reservations of the thread are not runs (see `RunOwnership`). The limit counts rows of `user_id` only.
+        Runs that one process creates one after the other are never tied or swapped.
         """
         ...
 
@@ -69,11 +69,35 @@ class RunReadRepository(Protocol):
         """
         ...
 
+    async def get_many_by_thread(
+        self, thread_id: str, run_ids: Iterable[str], *, user_id: UserId = AUTO
+    ) -> dict[str, RunRow]:
+        """Those of these runs that the thread has, by id; {} for no ids, without a query."""
+        ...
+
+    async def list_successful_regenerate_sources(self, thread_id: str, *, user_id: UserId = AUTO) -> set[str]:
+        """`metadata["regenerate_from_run_id"]`, where it is a text that is not empty, of all successful runs.
+
+        Of the whole thread, without a limit.
+        """
+        ...
+
+    async def list_edit_regenerate_runs(self, thread_id: str, *, user_id: UserId = AUTO) -> list[RunRow]:
+        """The runs that repeat another one with an edited message, oldest first, without a limit.
+
+        Their `metadata["replay_kind"]` is "edit", and their `metadata["regenerate_from_run_id"]` is a text
+        that is not empty.
+        """
+        ...
+
 
 class RunWriteRepository(Protocol):
     """Writes of runs.
 
     Updating a run that does not exist changes nothing and raises nothing; one record at WARNING has its id.
+    With `from_statuses`, a run in another status is not changed at all, which is not logged; the status is
+    compared in the same atomic update. A status that would make a second run of a thread active, where
+    `RunOwnership` allows one, raises `ActiveRunError`.
     """
 
     async def create(
@@ -110,12 +134,14 @@ class RunWriteRepository(Protocol):
         ended_at: TimeInput | None = None,
         metadata: Mapping[str, Any] | None = None,
         error: str | None = None,
-    ) -> None:
-        """Set the status, the times and the error given, and merge `metadata` key by key, in one update.
+        stop_reason: str | None = None,
+        from_statuses: Sequence[str] | None = None,
+    ) -> bool:
+        """Set the status and what else is given, and merge `metadata` key by key, in one update.
 
-        An ended run (success, error, timeout, interrupted) never becomes pending, starting or running again:
-        such an update only merges its metadata and sets times that are not set. One ending may replace
-        another.
+        Returns whether the run exists and, with `from_statuses`, was in one of them. An ended run (success,
+        error, timeout, interrupted) never becomes pending, starting or running again: such an update only
+        merges its metadata and sets times that are not set. One ending may replace another.
         """
         ...
 
@@ -145,8 +171,11 @@ class RunWriteRepository(Protocol):
         error: str | Unset | None = None,
         ended_at: TimeInput | None = None,
         token_usage_by_model: Mapping[str, ModelTokenCounts] | None = None,
-    ) -> None:
+        from_statuses: Sequence[str] | None = None,
+    ) -> bool:
         """Set the status, all token counts, the texts and `ended_at` in one atomic update.
+
+        Returns whether the run exists and, with `from_statuses`, was in one of them.
 
         An absent count becomes 0, an absent text None; a text that is `UNSET` stays as it is. `ended_at` is
         the given one, or now where none is set and the status is an ending: any but pending, starting and
@@ -276,6 +305,15 @@ class FeedbackStore(Protocol):
         """The user's newest row on each run of the thread, by run id. None is the anonymous user."""
         ...
 
+    async def list_by_run_ids(
+        self, thread_id: str, run_ids: Iterable[str], *, user_id: UserId
+    ) -> dict[str, FeedbackRow]:
+        """The user's newest row on each of these runs of the thread, by run id; {} for no ids.
+
+        None is the anonymous user.
+        """
+        ...
+
     async def aggregate_by_run(self, thread_id: str, run_id: str) -> FeedbackTotals:
         """The run's votes, counted by the database over all rows."""
         ...
@@ -304,9 +342,12 @@ class ThreadMetaRepository(Protocol):
         display_name: str | None = None,
         status: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        owner_id: str | None = None,
         user_id: UserId = None,
     ) -> None:
         """Set what is given (None leaves a field as it is); `metadata` replaces the stored one as a whole.
+
+        `owner_id` is the thread's new owner.
 
         For a missing thread, or with `user_id` one that does not belong to that user, nothing is changed or
         raised; one record at WARNING has the thread's id.
@@ -314,11 +355,12 @@ class ThreadMetaRepository(Protocol):
         ...
 
     async def merge_thread_metadata(
-        self, thread_id: str, metadata: Mapping[str, Any], *, user_id: UserId = None
+        self, thread_id: str, metadata: Mapping[str, Any], *, user_id: UserId = None, touch: bool = True
     ) -> None:
         """Set these top-level keys of the metadata and leave the others, in one atomic update.
 
-        No concurrent merge is lost. A missing thread: as in `update_thread_meta`.
+        With `touch` False, `updated_time` stays as it is. No concurrent merge is lost. A missing thread: as
+        in `update_thread_meta`.
         """
         ...
 
@@ -397,7 +439,7 @@ class ThreadMetaStorage(Protocol):
         offset: int = 0,
         order: ThreadOrder = "newest_first",
     ) -> list[ThreadMeta]:
-        """Threads by `created_time`, newest first; with "last_updated_first" by `updated_time`, then the id.
+        """Threads by `created_time`, newest first, or in another `ThreadOrder`; limit and offset apply to it.
 
         `metadata` matches whole values, equal in type and content, of any top-level key: 1 is not True, None
         is not "missing", the order of keys does not count. A blank `status` or `assistant_id` is ignored.
@@ -500,10 +542,25 @@ class RunEventStore(Protocol):
         run_id: str,
         *,
         event_types: Sequence[str] | None = None,
+        task_id: str | None = None,
         limit: int = 500,
+        after_seq: int | None = None,
         user_id: UserId = None,
     ) -> list[RunEventRow]:
-        """The first `limit` events of the run, in rising `seq`; `event_types=[]` gives none."""
+        """The first `limit` events of the run after `after_seq`, in rising `seq`.
+
+        `event_types=[]` gives none. `task_id` limits them to those whose `metadata["task_id"]` is this text, before the limit applies.
+        """
+        ...
+
+    async def get_last_visible_ai_seq_by_run(
+        self, thread_id: str, run_ids: Iterable[str], *, user_id: UserId = None
+    ) -> dict[str, int]:
+        """The highest `seq` of each of these runs' answers that users see, by run id; {} for no ids.
+
+        Such an answer is a message of type "llm.ai.response" or "ai_message" whose `metadata["caller"]` does
+        not begin with "middleware:". A run without one is left out.
+        """
         ...
 
     async def list_messages_by_run(

@@ -6,11 +6,11 @@ decided here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from typing import Any, Final, Literal, NotRequired, TypeAlias, TypedDict
+from typing import Any, Final, Literal, NamedTuple, NotRequired, TypeAlias, TypedDict
 
 from .actor import UserId
 
@@ -26,8 +26,21 @@ Caller: TypeAlias = Literal["lead_agent", "subagent", "middleware"]
 CreationOrder: TypeAlias = Literal["newest_first", "oldest_first"]
 """The order of a list by `created_at`."""
 
-ThreadOrder: TypeAlias = Literal["newest_first", "last_updated_first"]
-"""The order of a list of threads: by `created_time`, or by `updated_time` and then the id."""
+ThreadOrder: TypeAlias = Literal["newest_first", "last_updated_first", "pinned_first"]
+"""The order of a list of threads: by `created_time`, or by `updated_time` and then the id.
+
+"pinned_first" is "last_updated_first" of the pinned threads, then of the others. A thread is pinned while
+`metadata["deerflow_pinned"]` is exactly True, which is what DeerFlow sets.
+"""
+
+PINNED: Final = "deerflow_pinned"
+"""The key of a thread's metadata that pins the thread."""
+
+OperationKind: TypeAlias = Literal["run", "checkpoint_write", "artifact_write", "delete"]
+"""What occupies a thread: a run, or a short reservation of the thread for another write."""
+
+CancelAction: TypeAlias = Literal["interrupt", "rollback"]
+"""What happens to a run that is cancelled."""
 
 
 class Unset(Enum):
@@ -50,6 +63,18 @@ ACTIVE_STATUSES: tuple[str, ...] = ("pending", "starting", "running")
 PENDING = "pending"
 ENDED_STATUSES: tuple[str, ...] = ("success", "error", "timeout", "interrupted")
 
+OPERATION_KINDS: tuple[OperationKind, ...] = ("run", "checkpoint_write", "artifact_write", "delete")
+CANCEL_ACTIONS: tuple[CancelAction, ...] = ("interrupt", "rollback")
+OWNED_ACTIVE_STATUSES: tuple[str, ...] = ("pending", "running")
+OWNED_STATUSES: tuple[str, ...] = (*OWNED_ACTIVE_STATUSES, *ENDED_STATUSES)
+"""The statuses of a run that has an owner: DeerFlow's six, of which the first two are active."""
+
+MULTITASK_STRATEGIES: tuple[str, ...] = ("reject", "interrupt", "rollback")
+"""What the admission of a run does where its thread has an active one; see `RunOwnership`."""
+
+SUPERSEDED_ERROR: Final = "Cancelled by newer run"
+"""The error's text of a run that another one has replaced; DeerFlow's."""
+
 
 class RunCreateFields(TypedDict, total=False):
     """What `runs.create` takes besides the two ids; every field is stored."""
@@ -68,6 +93,42 @@ class RunCreateFields(TypedDict, total=False):
     error: str | None
 
 
+class OperationFields(TypedDict, total=False):
+    """What `RunOwnership.put` takes besides the two ids."""
+
+    status: str
+    operation_kind: OperationKind | None
+    multitask_strategy: str
+    assistant_id: str | None
+    user_id: UserId
+    model_name: str | None
+    metadata: Mapping[str, Any] | None
+    kwargs: Mapping[str, Any] | None
+    error: str | None
+    stop_reason: str | None
+    created_at: TimeInput | None
+    follow_up_to_run_id: str | None
+    owner_worker_id: str | None
+    lease_expires_at: TimeInput | None
+    idempotency_key: str | None
+
+
+class AdmissionFields(TypedDict, total=False):
+    """What the admission of a run takes besides its ids, its owner and its lease."""
+
+    operation_kind: OperationKind
+    multitask_strategy: str
+    assistant_id: str | None
+    user_id: UserId
+    model_name: str | None
+    metadata: Mapping[str, Any] | None
+    kwargs: Mapping[str, Any] | None
+    created_at: TimeInput | None
+    follow_up_to_run_id: str | None
+    grace_seconds: float
+    idempotency_key: str | None
+
+
 class RunStatusUpdateFields(TypedDict, total=False):
     """What `runs.update_status` takes besides the id and the status."""
 
@@ -75,15 +136,37 @@ class RunStatusUpdateFields(TypedDict, total=False):
     ended_at: TimeInput | None
     metadata: Mapping[str, Any] | None
     error: str | None
+    stop_reason: str | None
+    from_statuses: Sequence[str] | None
 
 
 class ModelTokenCounts(TypedDict, total=False):
-    """What a run has spent on one model; absent counts are 0, an absent total is input plus output."""
+    """What a run has spent on one model; absent counts are 0, an absent total is input plus output.
+
+    `cache_read_tokens` is stored only where it is given.
+    """
 
     input_tokens: int
     output_tokens: int
     total_tokens: int
     llm_calls: int
+    cache_read_tokens: int
+
+
+class RunProgressFields(TypedDict, total=False):
+    """What `RunOwnership.update_run_progress` takes; what is absent or None stays as it is."""
+
+    total_input_tokens: int | None
+    total_output_tokens: int | None
+    total_tokens: int | None
+    llm_call_count: int | None
+    lead_agent_tokens: int | None
+    subagent_tokens: int | None
+    middleware_tokens: int | None
+    message_count: int | None
+    first_human_message: str | None
+    last_ai_message: str | None
+    token_usage_by_model: Mapping[str, ModelTokenCounts] | None
 
 
 class RunCompletionFields(TypedDict, total=False):
@@ -102,13 +185,14 @@ class RunCompletionFields(TypedDict, total=False):
     error: str | Unset | None
     ended_at: TimeInput | None
     token_usage_by_model: Mapping[str, ModelTokenCounts] | None
+    from_statuses: Sequence[str] | None
 
 
 COMPLETION_TEXTS = ("first_human_message", "last_ai_message", "error")
 COMPLETION_COUNTS = tuple(
     name
     for name in RunCompletionFields.__annotations__
-    if name not in (*COMPLETION_TEXTS, "ended_at", "token_usage_by_model")
+    if name not in (*COMPLETION_TEXTS, "ended_at", "token_usage_by_model", "from_statuses")
 )
 """The two kinds of `RunCompletionFields`: whole numbers from 0 up, and texts."""
 
@@ -117,7 +201,11 @@ MAX_COUNT = 2**63 - 1
 
 
 class RunRow(TypedDict):
-    """One run. Times are ISO-8601 text in UTC; `updated_at` is "" until the first update."""
+    """One run. Times are ISO-8601 text in UTC; `updated_at` is "" until the first update.
+
+    The keys from `operation_kind` on are present, all of them, in the rows that `RunOwnership` has written.
+    `operation_kind` None is a run that does not occupy its thread.
+    """
 
     run_id: str
     thread_id: str
@@ -144,6 +232,35 @@ class RunRow(TypedDict):
     message_count: int
     first_human_message: str | None
     last_ai_message: str | None
+    operation_kind: NotRequired[OperationKind | None]
+    stop_reason: NotRequired[str | None]
+    owner_worker_id: NotRequired[str | None]
+    lease_expires_at: NotRequired[str | None]
+    cancel_action: NotRequired[CancelAction | None]
+    cancel_requested_at: NotRequired[str | None]
+    idempotency_key: NotRequired[str | None]
+    token_usage_by_model: NotRequired[dict[str, dict[str, int]]]
+
+
+class LeaseRenewal(NamedTuple):
+    """Whether the lease was renewed, and the action that somebody requested for the run, if any."""
+
+    renewed: bool
+    cancel_action: CancelAction | None = None
+
+
+class StatusFinalization(NamedTuple):
+    """Whether the run got its ending; if not, the action that was requested for it, if any."""
+
+    finalized: bool
+    cancel_action: CancelAction | None = None
+
+
+class ThreadOperation(NamedTuple):
+    """An admitted run or reservation, and the rows of the runs that it has interrupted."""
+
+    row: RunRow
+    interrupted: list[RunRow]
 
 
 class ModelTokenUsage(TypedDict):
