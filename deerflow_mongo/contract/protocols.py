@@ -549,7 +549,8 @@ class RunEventStore(Protocol):
     ) -> list[RunEventRow]:
         """The first `limit` events of the run after `after_seq`, in rising `seq`.
 
-        `event_types=[]` gives none. `task_id` limits them to those whose `metadata["task_id"]` is this text, before the limit applies.
+        `event_types=[]` gives none. `task_id` limits them to those whose `metadata["task_id"]` is this text,
+        before the limit applies.
         """
         ...
 
