@@ -46,6 +46,7 @@ def test_other_modules_import_without_deerflow() -> None:
 def test_every_adapter_has_tests() -> None:
     package = {f"{adapters.__name__}.{module.name}" for module in pkgutil.iter_modules(adapters.__path__)}
     others = {
-        f"{adapters.__name__}.{name}" for name in ("actors", "counts_by_model", "event_ids", "truncation")
+        f"{adapters.__name__}.{name}"
+        for name in ("actors", "counts_by_model", "duplicate_keys", "event_ids", "truncation")
     }
     assert package - set(MODULES) == others
