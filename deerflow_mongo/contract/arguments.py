@@ -221,6 +221,13 @@ def names(name: str, value: object) -> list[str] | None:
     return list(dict.fromkeys(status_text(name, item) for item in cast("Iterable[object]", value)))
 
 
+def identifiers(name: str, value: object) -> list[str]:
+    """A list, set or other iterable of ids, each once."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise ArgumentTypeError(f"{name} must be a list of ids, got {type(value).__name__}")  # pyright: ignore[reportUnknownArgumentType]
+    return list(dict.fromkeys(identifier(name, item) for item in cast("Iterable[object]", value)))
+
+
 def sequence_number(name: str, value: object) -> int | None:
     """A run event's number to page from, cut to 64 bits; None for none."""
     if value is None:

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from ..contract.arguments import acting_user, filter_text, identifier, names
+from ..contract.arguments import acting_user, filter_text, identifier, identifiers, names
+from ..contract.regeneration import EDIT
 from ..contract.rows import MAX_COUNT, MESSAGE, PENDING
 from .documents.run_events import ANCHOR_SEQ, DELETION, ONCE
+from .documents.runs import REGENERATED_RUN_PATH, REPLAY_KIND_PATH
 from .documents.stored_times import ORDER
 from .documents.versions import DATABASE_VERSION_ID, RETENTION_MARK, SCHEMA_VERSION
 
@@ -59,12 +61,32 @@ def run_by_id(run_id: object) -> Query:
     return {"_id": identifier("run_id", run_id)}
 
 
-def in_statuses(query: Query, statuses: object) -> Query:
+def in_statuses(query: Query, statuses: object, name: str = "statuses") -> Query:
     """`query`, limited to runs in one of these statuses; None does not limit it."""
-    wanted = names("statuses", statuses)
+    wanted = names(name, statuses)
     if wanted is not None:
         query["status"] = {"$in": wanted}
     return query
+
+
+def runs_of_thread(thread_id: object) -> Query:
+    """A thread's runs, and no reservations of the thread."""
+    return {**of_thread(thread_id), "operation_kind": {"$in": [None, "run"]}}
+
+
+def runs_of_thread_by_id(thread_id: object, run_ids: object) -> Query:
+    """Those of these runs that the thread has."""
+    return {**runs_of_thread(thread_id), "_id": {"$in": identifiers("run_ids", run_ids)}}
+
+
+def successful_regenerations(thread_id: object) -> Query:
+    """A thread's successful runs that repeat another one, if their metadata has its id as a text."""
+    return {**runs_of_thread(thread_id), "status": "success", REGENERATED_RUN_PATH: {"$exists": True}}
+
+
+def edit_regenerations(thread_id: object) -> Query:
+    """A thread's runs that repeat another one with an edited message, with the same condition."""
+    return {**runs_of_thread(thread_id), REPLAY_KIND_PATH: EDIT, REGENERATED_RUN_PATH: {"$exists": True}}
 
 
 def pending_until(stamp_us: int) -> Query:

@@ -82,13 +82,17 @@ class RowCollection(Generic[_Row]):
 
     async def update_one(self, query: Query, update: Update) -> bool:
         """Whether a document matched. Raises `CorruptDocumentError` for one that may not be changed."""
+        if await self.update_matching(query, update):
+            return True
+        await self.check_not_newer(query)
+        return False
+
+    async def update_matching(self, query: Query, update: Update) -> bool:
+        """As `update_one`, by one command: where nothing matched, the caller finds out why."""
         try:
-            matched = await self._collection.update_one(queries.changeable(query), update)
+            return bool(await self._collection.update_one(queries.changeable(query), update))
         except StorageError as error:
             raise await self._reason(query, error) from error.__cause__
-        if not matched:
-            await self.check_not_newer(query)
-        return bool(matched)
 
     async def find_one_and_upsert(self, query: Query, update: Update, *, sort: Sort | None = None) -> _Row:
         """As `Collection` does. After a `DuplicateKeyError`, `check_not_newer` finds out why."""

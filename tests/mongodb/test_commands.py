@@ -76,6 +76,30 @@ OPERATIONS: dict[str, tuple[str, Operation]] = {
         "update",
         lambda s: s.runs.update_run_completion(RUN, status="success", first_human_message=UNSET, error=UNSET),
     ),
+    "runs.update_status, from statuses": (
+        "update",
+        lambda s: s.runs.update_status(RUN, "interrupted", stop_reason="user", from_statuses=["success"]),
+    ),
+    "runs.update_status, from another status": (
+        "update",
+        lambda s: s.runs.update_status(RUN, "error", from_statuses=["pending", "running"]),
+    ),
+    "runs.update_run_completion, from statuses": (
+        "update",
+        lambda s: s.runs.update_run_completion(RUN, status="success", from_statuses=["interrupted"]),
+    ),
+    "runs.get_many_by_thread": (
+        "find",
+        lambda s: s.runs.get_many_by_thread(THREAD, {f"run-{n}" for n in range(ROWS)}, user_id=USER),
+    ),
+    "runs.list_successful_regenerate_sources": (
+        "find",
+        lambda s: s.runs.list_successful_regenerate_sources(THREAD, user_id=USER),
+    ),
+    "runs.list_edit_regenerate_runs": (
+        "find",
+        lambda s: s.runs.list_edit_regenerate_runs(THREAD, user_id=USER),
+    ),
     "runs.list_pending": ("find", lambda s: s.runs.list_pending()),
     "runs.list_pending, before a time": (
         "find",
@@ -231,6 +255,7 @@ OPERATIONS: dict[str, tuple[str, Operation]] = {
 
 WITHOUT_A_MATCH = {
     "runs.update_status, no such run",
+    "runs.update_status, from another status",
     "feedback.delete",
     "feedback.delete, of a user",
     "threads.merge_thread_metadata, no such thread",

@@ -8,6 +8,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, cast
 
+from ...contract.regeneration import REGENERATED_RUN, REPLAY_KIND
 from ...contract.rows import (
     ACTIVE_STATUSES,
     CALLERS,
@@ -53,6 +54,10 @@ COUNT_PATHS: dict[str, str] = {
     "message_count": "message_count",
 }
 """A row's count -> its path in the document."""
+
+REGENERATED_RUN_PATH = f"metadata.{REGENERATED_RUN}"
+REPLAY_KIND_PATH = f"metadata.{REPLAY_KIND}"
+"""Keys and a text that `encode_mapping` stores as they are, so a filter finds them."""
 
 _ERROR_TYPE = re.compile(r"^([^\s:]{1,128}):", re.ASCII)
 
@@ -215,10 +220,13 @@ def status_update(
     started_stamp_us: int | None,
     ended_stamp_us: int | None,
     error: str | None,
+    stop_reason: str | None,
     metadata: Document,
 ) -> list[Document]:
     """Set the status and what is not None, and merge `metadata`; see `RunStore.update_status`."""
     changes: Document = {"status": status} if error is None else {"status": status, **error_fields(error)}
+    if stop_reason is not None:
+        changes["stop_reason"] = encode_text("stop_reason", stop_reason)
     times = {"started_at": started_stamp_us, "ended_at": ended_stamp_us}
     stages = _transition(changes, {name: stamp for name, stamp in times.items() if stamp is not None})
     if metadata:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...contract import arguments
 from ...contract.actor import AUTO, UserId
-from ...contract.errors import RunExistsError
+from ...contract.errors import ActiveRunError, RunExistsError
 from ...contract.payloads import to_json_mapping
 from ...contract.protocols import RunStore
+from ...contract.regeneration import is_edit_regeneration, regenerated_run
 from ...contract.rows import Caller, ModelTokenCounts, RunRow, TimeInput, TokenUsage, Unset
 from ...contract.times import clock
 from .. import queries
@@ -66,6 +67,29 @@ class MongoRunStore(RunStore):
         query = queries.pending_until(clock.stamp_us() if until is None else until)
         return await self._rows.find(query, sort=OLDEST_FIRST, limit=arguments.MAX_LIMIT)
 
+    async def get_many_by_thread(
+        self, thread_id: str, run_ids: Iterable[str], *, user_id: UserId = AUTO
+    ) -> dict[str, RunRow]:
+        query = queries.runs_of_thread_by_id(thread_id, run_ids)
+        queries.owned(query, user_id, "RunStore.get_many_by_thread")
+        if not query["_id"]["$in"]:
+            return {}
+        rows = await self._rows.find(query, sort=OLDEST_FIRST, limit=arguments.MAX_LIMIT)
+        return {row["run_id"]: row for row in rows}
+
+    async def list_successful_regenerate_sources(self, thread_id: str, *, user_id: UserId = AUTO) -> set[str]:
+        query = queries.successful_regenerations(thread_id)
+        queries.owned(query, user_id, "RunStore.list_successful_regenerate_sources")
+        rows = await self._rows.find(query, sort=OLDEST_FIRST, limit=arguments.MAX_LIMIT)
+        sources = (regenerated_run(row["metadata"]) for row in rows)
+        return {source for source in sources if source is not None}
+
+    async def list_edit_regenerate_runs(self, thread_id: str, *, user_id: UserId = AUTO) -> list[RunRow]:
+        query = queries.edit_regenerations(thread_id)
+        queries.owned(query, user_id, "RunStore.list_edit_regenerate_runs")
+        rows = await self._rows.find(query, sort=OLDEST_FIRST, limit=arguments.MAX_LIMIT)
+        return [row for row in rows if is_edit_regeneration(row["metadata"])]
+
     async def create(
         self,
         run_id: str,
@@ -116,18 +140,21 @@ class MongoRunStore(RunStore):
         ended_at: TimeInput | None = None,
         metadata: Mapping[str, Any] | None = None,
         error: str | None = None,
-    ) -> None:
+        stop_reason: str | None = None,
+        from_statuses: Sequence[str] | None = None,
+    ) -> bool:
         update = status_update(
             arguments.status_text("status", status),
             started_stamp_us=stamp_from_optional("started_at", started_at),
             ended_stamp_us=stamp_from_optional("ended_at", ended_at),
             error=error,
+            stop_reason=stop_reason,
             metadata=_payload("metadata", metadata),
         )
-        await self._update(run_id, update, "update_status")
+        return await self._change_status(run_id, update, "update_status", from_statuses)
 
     async def set_error(self, run_id: str, error: str) -> None:
-        await self._update(run_id, error_update(error), "set_error")
+        await self._change_status(run_id, error_update(error), "set_error")
 
     async def update_model_name(self, run_id: str, model_name: str | None) -> None:
         update = model_name_update(arguments.optional_text("model_name", model_name))
@@ -151,7 +178,8 @@ class MongoRunStore(RunStore):
         error: str | Unset | None = None,
         ended_at: TimeInput | None = None,
         token_usage_by_model: Mapping[str, ModelTokenCounts] | None = None,
-    ) -> None:
+        from_statuses: Sequence[str] | None = None,
+    ) -> bool:
         counts = {
             "total_input_tokens": total_input_tokens,
             "total_output_tokens": total_output_tokens,
@@ -174,7 +202,7 @@ class MongoRunStore(RunStore):
             texts={name: text for name, text in texts.items() if not isinstance(text, Unset)},
             ended_stamp_us=stamp_from_optional("ended_at", ended_at),
         )
-        await self._update(run_id, update, "update_run_completion")
+        return await self._change_status(run_id, update, "update_run_completion", from_statuses)
 
     async def delete(self, run_id: str, *, user_id: UserId = AUTO) -> bool:
         query = queries.run_by_id(run_id)
@@ -214,10 +242,31 @@ class MongoRunStore(RunStore):
 
     async def _update(self, run_id: str, update: Update, operation: str) -> None:
         if not await self._rows.update_one(queries.run_by_id(run_id), update):
-            run_id = arguments.identifier("run_id", run_id)
-            logger.warning(
-                "%s: there is no run %r; nothing was changed",
-                operation,
-                run_id,
-                extra={"operation": operation, "run_id": run_id},
-            )
+            _warn_of_missing_run(run_id, operation)
+
+    async def _change_status(
+        self, run_id: str, update: Update, operation: str, from_statuses: Sequence[str] | None = None
+    ) -> bool:
+        """Whether the run exists and, with `from_statuses`, was in one of them."""
+        query = queries.run_by_id(run_id)
+        condition = queries.in_statuses({}, from_statuses, "from_statuses")
+        try:
+            if await self._rows.update_matching({**query, **condition}, update):
+                return True
+        except DuplicateKeyError as duplicate:
+            active = await self._rows.find_one(query)
+            if active is not None:
+                raise ActiveRunError(active["thread_id"]) from duplicate.__cause__
+        if await self._rows.find_one(query) is None or not condition:
+            _warn_of_missing_run(run_id, operation)
+        return False
+
+
+def _warn_of_missing_run(run_id: str, operation: str) -> None:
+    run_id = arguments.identifier("run_id", run_id)
+    logger.warning(
+        "%s: there is no run %r; nothing was changed",
+        operation,
+        run_id,
+        extra={"operation": operation, "run_id": run_id},
+    )
