@@ -209,7 +209,7 @@ async def _build_adapters(storage: GatewayStorage, settings: Any, health: Storag
     from .adapters.run_events import RunEventStoreAdapter
     from .adapters.runs import RunStoreAdapter
     from .adapters.threads import ThreadMetaStoreAdapter
-    from .run_manager import OwnerCheckingRunManager
+    from .run_manager import run_manager_class
 
     check_adapters(RunEventStoreAdapter, RunStoreAdapter, ThreadMetaStoreAdapter)
     counts = CountsByModel()
@@ -227,7 +227,7 @@ async def _build_adapters(storage: GatewayStorage, settings: Any, health: Storag
         "run_event_store": RunEventStoreAdapter(
             run_events, counts, max_trace_content=settings.run_events.max_trace_content
         ),
-        "run_manager": OwnerCheckingRunManager(runs, thread_store, counts),
+        "run_manager": run_manager_class(lambda: thread_store)(run_store),
     }
 
 

@@ -1,11 +1,11 @@
-"""DeerFlow's run manager with two checks that DeerFlow's own lacks: who owns a thread, and is a run stored.
+"""DeerFlow's run manager with checks that DeerFlow's own lacks: who owns a run, and was it stored.
 
-DeerFlow's routes of runs without a thread in their path (`/api/runs/stream`, `/api/runs/wait`) take a
-thread's id from the request's body and do not check its owner: the run would answer with that thread's
-conversation. A run that a worker has in memory, with the user's message, is given to everybody who knows the
-id of a deleted thread. Every route creates and finds its runs here, so the owner is checked here. A run that
-is not in the storage is refused here too, whatever the reason: DeerFlow only logs the error and acknowledges
-a run that nobody finds again.
+A run that a worker has in memory, with the user's message, is given to everybody who knows the id of a
+deleted thread. Every route creates and finds its runs here, so the owner is checked here, in every release.
+In DeerFlow 0.1.7 the routes of runs without a thread in their path (`/api/runs/stream`, `/api/runs/wait`)
+take a thread's id from the request's body and do not check its owner either, and a run that is not in the
+storage is logged and acknowledged; later releases check both themselves. A caller that is cancelled leaves
+no run that is pending for ever, and an error of the storage is an HTTP error that names it.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ..contract.actor import bound_user_id
+from ..contract.actor import bound_user_id, get_actor_context
 from ..contract.errors import ActorMissingError, StorageError
-from ..contract.protocols import RunStore
-from .adapters.counts_by_model import CountsByModel
-from .adapters.runs import RunStoreAdapter
 from .availability import RETRY_AFTER, end_request_tracking
 from .deerflow import import_deerflow
 from .encodable import encodable
 
 _runtime: Any = import_deerflow("deerflow.runtime")
+_internal_auth: Any = import_deerflow("app.gateway.internal_auth")
 _fastapi: Any = importlib.import_module("fastapi")
 
 _OWNER: Final = "owner_id"
-"""An attribute of ours on DeerFlow's record of a run, which has no owner."""
+"""An attribute of ours on DeerFlow's record of a run, which often has no owner."""
+
+_INTERNAL_ROLE: Final[str | None] = getattr(_internal_auth, "INTERNAL_SYSTEM_ROLE", None)
+"""The role of DeerFlow's own callers that act for another user; None in a release without them."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,31 +49,47 @@ class _Creation:
 _creation: ContextVar[_Creation | None] = ContextVar("deerflow_mongo_run_creation", default=None)
 
 
-class _ReportingRunStore(RunStoreAdapter):
-    """Reports whether a new run was stored: DeerFlow's manager continues after any error of `put`."""
+class _ReportingRunStore:
+    """DeerFlow's `RunStore`, which reports whether a new run was stored.
+
+    The manager of DeerFlow 0.1.7 continues after any error of `put`.
+    """
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
 
     async def put(self, run_id: str, **fields: Any) -> None:
+        await self._reported(run_id, self._store.put(run_id, **fields))
+
+    async def create_thread_operation_atomic(self, run_id: str, **fields: Any) -> Any:
+        return await self._reported(run_id, self._store.create_thread_operation_atomic(run_id, **fields))
+
+    async def _reported(self, run_id: str, write: Awaitable[Any]) -> Any:
         creation = _creation.get() or _Creation()
         creation.run_id = run_id
         try:
-            await super().put(run_id, **fields)
+            result = await write
         except BaseException as error:
             creation.error = error
             raise
         creation.is_stored = True
+        return result
 
 
 class OwnerCheckingRunManager(_runtime.RunManager):
-    """For a bound user, other users' threads and runs do not exist; without one, all do.
+    """For a bound user, other users' runs do not exist; without one, all do.
 
     An actor without an id is refused: `create` raises the HTTP error 401, and the reads `ActorMissingError`.
+    DeerFlow's internal callers act for the users whose threads its routes have let them use.
     """
 
-    def __init__(self, runs: RunStore, threads: Any, counts: CountsByModel | None = None) -> None:
-        """`threads` is DeerFlow's `ThreadMetaStore`; `counts` is as in `RunStoreAdapter`."""
+    def __init__(self, store: Any = None, **options: Any) -> None:
+        """The arguments are those of DeerFlow's own manager, whichever release it is of."""
         self._deerflow: Any = super()
-        self._deerflow.__init__(store=_ReportingRunStore(runs, counts))
-        self._threads = threads
+        self._deerflow.__init__(None if store is None else _ReportingRunStore(store), **options)
         self._interrupting: set[asyncio.Task[Any]] = set()
 
     async def create(self, thread_id: str, *arguments: Any, **options: Any) -> Any:
@@ -81,21 +98,21 @@ class OwnerCheckingRunManager(_runtime.RunManager):
     async def create_or_reject(self, thread_id: str, *arguments: Any, **options: Any) -> Any:
         return await self._create(self._deerflow.create_or_reject, thread_id, arguments, options)
 
-    async def get(self, run_id: str, *, user_id: str | None = None) -> Any:
-        user = bound_user_id("RunManager.get") if user_id is None else user_id
-        record = await self._deerflow.get(run_id, user_id=user)
+    async def get(self, run_id: str, *, user_id: str | None = None, **options: Any) -> Any:
+        user = _reading_user(user_id, "RunManager.get")
+        record = await self._deerflow.get(run_id, user_id=user, **options)
         return record if record is not None and _is_visible(record, user) else None
 
     async def list_by_thread(
         self, thread_id: str, *, user_id: str | None = None, limit: int = 100
     ) -> list[Any]:
-        user = bound_user_id("RunManager.list_by_thread") if user_id is None else user_id
+        user = _reading_user(user_id, "RunManager.list_by_thread")
         records = await self._deerflow.list_by_thread(thread_id, user_id=user, limit=limit)
         return [record for record in records if _is_visible(record, user)]
 
-    async def set_status(self, run_id: str, status: Any, *, error: str | None = None) -> None:
+    async def set_status(self, run_id: str, status: Any, *, error: str | None = None, **options: Any) -> None:
         """The routes answer with the error's text of a record in memory: it is encodable there too."""
-        await self._deerflow.set_status(run_id, status, error=encodable(error))
+        await self._deerflow.set_status(run_id, status, error=encodable(error), **options)
 
     async def _create(
         self,
@@ -120,13 +137,23 @@ class OwnerCheckingRunManager(_runtime.RunManager):
         return record
 
     async def _check_thread(self, thread_id: str) -> None:
-        """404 for another user's thread, as in DeerFlow's other routes; a missing thread is open to all."""
+        """401 without an id, and where the routes do not check it, 404 for another user's thread.
+
+        404 as in DeerFlow's other routes; a missing thread is open to all.
+        """
         try:
             user_id = bound_user_id("RunManager.create")
         except ActorMissingError as error:
             raise _refusal(error) from error
-        if user_id is not None and not await self._threads.check_access(thread_id, user_id):
+        threads = self._find_threads()
+        if user_id is None or threads is None:
+            return
+        if not await threads.check_access(thread_id, user_id):
             raise _fastapi.HTTPException(404, f"Thread {thread_id} not found")
+
+    def _find_threads(self) -> Any:
+        """DeerFlow's `ThreadMetaStore`, or None where the routes check a thread's owner."""
+        return None
 
     async def _create_stored(
         self,
@@ -139,12 +166,17 @@ class OwnerCheckingRunManager(_runtime.RunManager):
         _creation.set(creation)  # the context is this task's own
         try:
             record = await create(thread_id, *arguments, **encodable(dict(options)))
-        except BaseException:
-            if creation.run_id is not None:
+        except BaseException as error:
+            if creation.run_id is not None and not creation.is_stored:
                 await self._deerflow.cleanup(creation.run_id, delay=0)
+            if isinstance(error, StorageError):
+                raise _refusal(error) from error
             raise
+        if self._store is None or _is_reused(record):
+            return record
         if creation.is_stored and creation.run_id == record.run_id:
-            setattr(record, _OWNER, bound_user_id("RunManager.create"))
+            if _owner(record) is None:
+                setattr(record, _OWNER, bound_user_id("RunManager.create"))
             return record
         await self._deerflow.cleanup(record.run_id, delay=0)
         if creation.error is None:
@@ -153,11 +185,27 @@ class OwnerCheckingRunManager(_runtime.RunManager):
 
     def _interrupt_unwanted(self, creating: asyncio.Task[Any]) -> None:
         """The caller has gone: the run that it would have started is interrupted."""
-        if creating.cancelled() or creating.exception() is not None:
+        if creating.cancelled() or creating.exception() is not None or _is_reused(creating.result()):
             return
         task = asyncio.create_task(self._deerflow.cancel(creating.result().run_id))
         self._interrupting.add(task)
         task.add_done_callback(self._interrupting.discard)
+
+
+def run_manager_class(find_threads: Callable[[], Any] | None = None) -> type[OwnerCheckingRunManager]:
+    """What DeerFlow's gateway has to build in place of its `RunManager`, with the same arguments.
+
+    With `find_threads`, which returns DeerFlow's `ThreadMetaStore` when a run is created, the owner of the
+    run's thread is checked: for releases whose routes do not.
+    """
+    if find_threads is None:
+        return OwnerCheckingRunManager
+
+    class ThreadCheckingRunManager(OwnerCheckingRunManager):
+        def _find_threads(self) -> Any:
+            return find_threads()
+
+    return ThreadCheckingRunManager
 
 
 def _refusal(error: BaseException | None) -> Any:
@@ -172,7 +220,26 @@ def _refusal(error: BaseException | None) -> Any:
     return _fastapi.HTTPException(500, "the run could not be stored")
 
 
+def _reading_user(user_id: str | None, method_name: str) -> str | None:
+    """The user whose runs a method returns; None for those of everybody."""
+    if user_id is not None:
+        return user_id
+    role = getattr(get_actor_context(), "system_role", None)
+    return None if _INTERNAL_ROLE and role == _INTERNAL_ROLE else bound_user_id(method_name)
+
+
+def _is_reused(record: Any) -> bool:
+    """Whether the run existed already, under the idempotency key of this one."""
+    return bool(getattr(record, "idempotency_reused", False))
+
+
+def _owner(record: Any) -> str | None:
+    """The record's owner: for whom it was created here, or whom DeerFlow has noted."""
+    owner = getattr(record, _OWNER, None)
+    return getattr(record, "user_id", None) if owner is None else owner
+
+
 def _is_visible(record: Any, user_id: str | None) -> bool:
     """Whether the record is the user's own, or came from the store, which returns the user's own only."""
-    owner = getattr(record, _OWNER, None)
+    owner = _owner(record)
     return owner is None or user_id is None or owner == user_id

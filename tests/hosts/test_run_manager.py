@@ -41,12 +41,14 @@ def bound_user() -> Generator[None]:
 async def manager(mongodb_url: str, database_name: str) -> AsyncGenerator[Any]:
     """DeerFlow's run manager as our gateway builds it."""
     threads = importlib.import_module("deerflow_mongo.hosts.adapters.threads")
-    manager_class = importlib.import_module("deerflow_mongo.hosts.run_manager").OwnerCheckingRunManager
+    runs = importlib.import_module("deerflow_mongo.hosts.adapters.runs")
+    run_manager_class = importlib.import_module("deerflow_mongo.hosts.run_manager").run_manager_class
     async with create_storage(
         {"backend": "mongodb", "url": mongodb_url, "database": database_name}
     ) as storage:
         assert isinstance(storage, MongoStorage)
-        yield manager_class(storage.runs, threads.ThreadMetaStoreAdapter(storage.threads, storage.runs))
+        thread_store = threads.ThreadMetaStoreAdapter(storage.threads, storage.runs)
+        yield run_manager_class(lambda: thread_store)(runs.RunStoreAdapter(storage.runs))
 
 
 async def test_run_that_could_not_be_stored_is_refused_with_503(
@@ -56,7 +58,7 @@ async def test_run_that_could_not_be_stored_is_refused_with_503(
         raise StorageUnavailableError("no server")
 
     with monkeypatch.context() as patched:
-        patched.setattr("deerflow_mongo.mongodb.stores.runs.MongoRunStore.create", unavailable)
+        patched.setattr("deerflow_mongo.mongodb.stores.runs.MongoRunStore.put", unavailable)
         with pytest.raises(_http_error(), match="could not be stored, try again") as refused:
             await manager.create_or_reject(THREAD)
     assert refused.value.status_code == 503
@@ -73,20 +75,25 @@ async def test_run_that_can_never_be_stored_is_refused_with_422(manager: Any) ->
 
 
 class FaultyRuns:
-    """A run store whose `create` is as given; everything else is a real store's."""
+    """A run store whose `put` is as given; everything else is a real store's."""
 
-    def __init__(self, runs: Any, create: Callable[..., Awaitable[None]]) -> None:
+    def __init__(self, runs: Any, put: Callable[..., Awaitable[None]]) -> None:
         self._runs = runs
-        self.create = create
+        self.put = put
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runs, name)
 
 
-def _faulty(manager: Any, create: Callable[..., Awaitable[None]]) -> Any:
-    """A manager on the same stores, but for `create`."""
-    run_store = manager._store
-    return type(manager)(FaultyRuns(run_store._runs, create), manager._threads)
+def _real_runs(manager: Any) -> Any:
+    """The storage's own store of runs."""
+    return manager._store._runs
+
+
+def _faulty(manager: Any, put: Callable[..., Awaitable[None]]) -> Any:
+    """A manager on the same stores, but for `put`."""
+    adapter = importlib.import_module("deerflow_mongo.hosts.adapters.runs").RunStoreAdapter
+    return type(manager)(adapter(FaultyRuns(_real_runs(manager), put)))
 
 
 @pytest.mark.parametrize("method", ["create", "create_or_reject"])
@@ -152,12 +159,12 @@ async def test_cancelled_store_leaves_no_run_behind(manager: Any) -> None:
 
 
 async def test_cancelled_caller_leaves_no_pending_run(manager: Any) -> None:
-    real, storing, may_store = manager._store._runs, asyncio.Event(), asyncio.Event()
+    real, storing, may_store = _real_runs(manager), asyncio.Event(), asyncio.Event()
 
     async def slow(*arguments: Any, **fields: Any) -> None:
         storing.set()
         await may_store.wait()
-        await real.create(*arguments, **fields)
+        await real.put(*arguments, **fields)
 
     faulty = _faulty(manager, slow)
     caller = asyncio.create_task(faulty.create_or_reject(THREAD))

@@ -175,11 +175,22 @@ class CountsByModel:
 
 
 def counts_by_model(given: Mapping[str, object]) -> dict[str, ModelTokenCounts]:
-    """DeerFlow's own counts by model, which its releases after 0.1.7 pass, with names that can be stored."""
+    """DeerFlow's own counts by model, which its releases after 0.1.7 pass, with names that can be stored.
+
+    Tokens that were read from the provider's cache are counted where DeerFlow counts them.
+    """
     models: dict[str, Tokens] = {}
+    cache_reads: dict[str, int] = {}
     for name, counts in given.items():
-        models.setdefault(valid_model_name(name) or UNKNOWN_MODEL, Tokens()).add(Tokens.of(counts))
-    return {model: tokens.as_fields() for model, tokens in models.items()}
+        model = valid_model_name(name) or UNKNOWN_MODEL
+        models.setdefault(model, Tokens()).add(Tokens.of(counts))
+        cache_read = _mapping(counts).get("cache_read_tokens")
+        if cache_read is not None:
+            cache_reads[model] = cache_reads.get(model, 0) + _count(cache_read)
+    fields = {model: tokens.as_fields() for model, tokens in models.items()}
+    for model, cache_read in cache_reads.items():
+        fields[model]["cache_read_tokens"] = cache_read
+    return fields
 
 
 def valid_model_name(value: object) -> str | None:
