@@ -12,6 +12,7 @@ import pytest
 from deerflow_mongo import MongoConfig, MongoStorage, StorageError, StorageUnavailableError, create_storage
 from deerflow_mongo.testing.methods import METHODS
 
+from ..busy_machine import until_answered
 from .proxy import FaultProxy
 
 TIMEOUT_S = 1.0
@@ -38,11 +39,14 @@ Opener = Callable[..., MongoStorage]
 
 
 @pytest.fixture
-def new_storage(proxy: FaultProxy, database_name: str) -> Opener:
-    """A storage behind the proxy; `options` are those of the URI."""
+async def new_storage(proxy: FaultProxy, mongodb_url: str, database_name: str) -> Opener:
+    """A storage behind the proxy, on a database that is set up; `options` are those of the URI."""
+    names = {"backend": "mongodb", "database": database_name}
+    async with create_storage({**names, "url": mongodb_url}):
+        pass
 
     def build(options: str = "", **config: Any) -> MongoStorage:
-        url, names = proxy.url + options, {"backend": "mongodb", "database": database_name}
+        url = proxy.url + options
         storage = create_storage({**names, "url": url, **config})
         assert isinstance(storage, MongoStorage)
         return storage
@@ -90,7 +94,7 @@ async def test_every_call_to_a_server_that_stops_answering_ends_in_time(
     new_storage: Opener, proxy: FaultProxy, driver: str, options: str
 ) -> None:
     storage = new_storage(options, driver=driver, timeout_ms=int(TIMEOUT_S * 1000))
-    await storage.setup()
+    await until_answered(storage.ping)
     proxy.stall()
     assert await _late_or_wrong(storage) == []
     began = time.monotonic()
@@ -102,12 +106,13 @@ async def test_storage_works_again_when_the_server_answers_again(
     new_storage: Opener, proxy: FaultProxy
 ) -> None:
     storage = new_storage(timeout_ms=int(TIMEOUT_S * 1000))
-    await storage.setup()
+    await until_answered(storage.ping)
     rule = proxy.stall()
     _, outcome = await _timed(storage.runs.create("r", "t", user_id="u"))
     assert isinstance(outcome, StorageUnavailableError)
     assert rule.hits >= 1
     proxy.clear()
+    await until_answered(storage.ping)
     await storage.runs.create("r", "t", user_id="u")
     assert await storage.runs.get("r", user_id="u") is not None
     await storage.aclose()
@@ -118,11 +123,12 @@ async def test_closing_does_not_wait_for_calls_that_are_not_answered(
 ) -> None:
     """They end in their time, with an error of the package."""
     storage = new_storage(timeout_ms=CLOSED_TIMEOUT_MS)
-    await storage.setup()
+    await until_answered(storage.ping)
     rule = proxy.stall()
     calls = [asyncio.create_task(_timed(method(storage))) for method in METHODS]
-    await asyncio.sleep(0.5)
-    assert rule.hits > 0
+    async with asyncio.timeout(CLOSED_TIMEOUT_MS / 1000):
+        while not rule.hits:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
     began = time.monotonic()
     await storage.aclose()
     assert time.monotonic() - began < CLOSE_S

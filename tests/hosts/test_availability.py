@@ -29,6 +29,8 @@ from deerflow_mongo.hosts.availability import (
 
 TIMEOUT_S = 0.3
 """Of the storage below."""
+SLACK_S = 3.0
+"""For a busy machine."""
 
 
 @dataclass
@@ -178,7 +180,7 @@ async def test_answer_of_a_route_that_catches_the_error_is_replaced(
     began = time.monotonic()
     assert (await gateway.request(method))[0] == sent
     assert gateway.storage.calls == 1  # the second call of a request fails at once
-    assert time.monotonic() - began < 2 * TIMEOUT_S
+    assert time.monotonic() - began < TIMEOUT_S + SLACK_S
 
 
 @pytest.mark.parametrize(
@@ -211,9 +213,10 @@ async def test_known_outage_is_answered_at_once(gateway: Gateway) -> None:
     await gateway.request()
     await asyncio.sleep(0.06)  # the grace
     calls = gateway.storage.calls
+    gateway.storage.timeout_s = 2 * SLACK_S
     began = time.monotonic()
     assert (await gateway.request())[0] == 503
-    assert time.monotonic() - began < TIMEOUT_S / 2
+    assert time.monotonic() - began < SLACK_S
     assert gateway.storage.calls == calls
 
 
@@ -275,12 +278,12 @@ async def test_health_answers_before_a_frozen_storage_does(
 ) -> None:
     monkeypatch.setattr(availability.StorageHealth.check, "__defaults__", (0.05,))
     gateway.app = reading(gateway)
-    gateway.storage.timeout_s = 5.0
+    gateway.storage.timeout_s = 2 * SLACK_S
     gateway.storage.go()
     began = time.monotonic()
     answers = await asyncio.gather(*(replace(gateway).request(path="/health") for _ in range(5)))
     assert [status for status, _ in answers] == [503] * 5
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < SLACK_S
     assert gateway.storage.pings == 1  # checks share it
     assert gateway.health.is_available  # slow is not unavailable: other requests are tried
 

@@ -23,9 +23,9 @@ from deerflow_mongo import (
 )
 from deerflow_mongo.mongodb.drivers.collection import Collection
 
-T_S = 0.2
+T_S = 0.4
 """The timeout of an operation."""
-_SLACK_S = 2.0
+_SLACK_S = 5.0
 """For a busy machine."""
 
 
@@ -101,7 +101,7 @@ async def test_batch_that_arrives_while_a_write_hangs_has_its_own_time(storage: 
         first = asyncio.create_task(events.put_batch([event()] * 2))
         await asyncio.sleep(T_S)
         later = asyncio.create_task(events.put_batch([event()] * 2))
-        with pytest.raises(StorageUnavailableError, match=r"within 0\.4 s"):
+        with pytest.raises(StorageUnavailableError, match=r"within 0\.8 s"):
             await first
         assert not later.done()
         outcomes = await _outcomes([later], 0)
@@ -149,7 +149,7 @@ async def test_call_waits_for_room_no_longer_than_the_timeout(storage: MongoStor
         outcomes = await _outcomes(waiting, T_S)
         for outcome in outcomes:
             assert isinstance(outcome, StorageUnavailableError)
-            assert "no room for these run events within 0.2 s: 10 others wait" in str(outcome)
+            assert "no room for these run events within 0.4 s: 10 others wait" in str(outcome)
         answering.set()
         await asyncio.gather(*held, return_exceptions=True)
         await events.flush()

@@ -28,12 +28,15 @@ from deerflow_mongo import (
 )
 from deerflow_mongo.mongodb.events import following
 
+from ..busy_machine import connected, until_answered
 from ..faults.proxy import FaultProxy
 from .drivers.fixtures import event
 
 Raw = MongoClient[dict[str, Any]]
 Opener = Callable[..., MongoStorage]
 WAIT_S = 30
+SLACK_S = 3
+"""For a busy machine."""
 
 
 class Monitor(CommandListener, ConnectionPoolListener):
@@ -170,18 +173,16 @@ async def test_one_follower_too_many_is_refused_by_number(
 
 
 @pytest.mark.parametrize("driver", ["pymongo", "motor"])
-@pytest.mark.parametrize("options", [{"timeout_ms": 300}, {"socketTimeoutMS": 300}], ids=str)
+@pytest.mark.parametrize("options", [{"timeout_ms": 600}, {"socketTimeoutMS": 600}], ids=str)
 async def test_follower_waits_longer_than_the_timeout_of_an_operation(
-    driver: str, options: dict[str, int], new_storage: Opener, mongodb_url: str
+    driver: str, options: dict[str, int], storage: MongoStorage, new_storage: Opener, mongodb_url: str
 ) -> None:
     settings: dict[str, Any] = {"url": mongodb_url, **options}
     if "socketTimeoutMS" in options:
-        settings = {"url": f"{mongodb_url}&socketTimeoutMS=300"}
-    async with new_storage():
-        """The database is set up, which takes longer than the timeout on a busy machine."""
-    async with new_storage(**settings, driver=driver) as storage, asyncio.timeout(WAIT_S):
-        waiting = asyncio.create_task(_follow(storage, 1, thread_id="t"))
-        await asyncio.sleep(1.5)
+        settings = {"url": f"{mongodb_url}&socketTimeoutMS=600"}
+    async with connected(new_storage(**settings, driver=driver)) as hasty, asyncio.timeout(WAIT_S):
+        waiting = asyncio.create_task(_follow(hasty, 1, thread_id="t"))
+        await asyncio.sleep(1.8)
         assert not waiting.done()
         await storage.run_events.put(**event())
         assert await waiting == [1]
@@ -195,19 +196,20 @@ async def test_closing_ends_waiting_followers_at_once(new_storage: Opener) -> No
     opening = asyncio.create_task(_follow(storage, 1, thread_id="new"))
     await asyncio.sleep(0)
     closing = asyncio.create_task(storage.aclose())
-    done, _ = await asyncio.wait([*tasks, opening], timeout=0.5)
+    done, _ = await asyncio.wait([*tasks, opening], timeout=WAIT_S)
     assert len(done) == 51
+    assert not closing.done()  # the followers do not wait for the stream's end
     errors = [task.exception() for task in done]
     assert {type(error) for error in errors} == {StorageClosedError}
     assert len({id(error) for error in errors}) == 51
-    await asyncio.wait_for(closing, 2)
+    await asyncio.wait_for(closing, 2 + SLACK_S)
 
 
 async def test_lost_server_fails_every_follower_and_a_new_one_continues(
     storage: MongoStorage, new_storage: Opener, proxy: FaultProxy
 ) -> None:
     await storage.run_events.put(**event())
-    async with new_storage(url=proxy.url, timeout_ms=1_000) as reader:
+    async with connected(new_storage(url=proxy.url, timeout_ms=1_000)) as reader:
         rows = [reader.run_events.follow("t") for _ in range(20)]
         assert [(await anext(row))["seq"] for row in rows] == [1] * 20
         tasks = [asyncio.ensure_future(anext(row)) for row in rows]
@@ -219,6 +221,7 @@ async def test_lost_server_fails_every_follower_and_a_new_one_continues(
         assert all(isinstance(error, StorageError) and error.__cause__ is not None for error in errors)
         proxy.is_down = False
         await storage.run_events.put(**event())
+        await until_answered(reader.ping)
         assert await _follow(reader, 2, thread_id="t", after_seq=1) == [2]
 
 

@@ -18,6 +18,7 @@ from deerflow_mongo import MongoStorage, StorageError, StorageUnavailableError, 
 from deerflow_mongo.mongodb.drivers.collection import Collection
 from deerflow_mongo.mongodb.events.batch import MAX_PART_BYTES, MAX_PART_EVENTS, Batch
 
+from ..busy_machine import connected
 from ..faults.proxy import FaultProxy
 
 Raw = MongoClient[dict[str, Any]]
@@ -148,11 +149,12 @@ async def test_refused_event_fails_the_batch_after_those_before_it(
     assert await contents(storage) == ["unique", *range(1_500), "behind"]
 
 
+@pytest.mark.usefixtures("storage")
 async def test_batch_that_failed_in_the_middle_is_completed_by_its_event_ids(
     proxy: FaultProxy, database_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = [event(n, event_id=f"{n}") for n in range(2_500)]
-    async with _opened(url=proxy.url, database=database_name, timeout_ms=1_000) as storage:
+    async with connected(_opened(url=proxy.url, database=database_name, timeout_ms=2_000)) as storage:
         insert, calls = Collection.insert_many, 0
 
         async def insert_many(collection: Any, documents: list[Any]) -> None:

@@ -31,6 +31,8 @@ from deerflow_mongo.mongodb.stores.runs import MongoRunStore
 from deerflow_mongo.mongodb.stores.threads import MongoThreadStore
 from deerflow_mongo.mongodb.stores.users import MongoUserStore
 
+from ..busy_machine import until_answered
+
 Raw = MongoClient[dict[str, Any]]
 TIMEOUT_MS = 400
 SLACK_S = 3.0
@@ -95,9 +97,10 @@ async def test_aclose_is_bounded_when_the_server_has_stopped(
     from deerflow_mongo.mongodb.embedded import start_embedded
 
     server = start_embedded(tmp_path_factory.mktemp("server"))
+    async with create_storage(_config(server.url, driver=driver)) as ready:
+        await ready.runs.create("r", "t", user_id=None)
     storage = create_storage(_config(server.url, driver=driver, timeout_ms=TIMEOUT_MS))
-    await storage.setup()
-    await storage.runs.create("r", "t", user_id=None)
+    await until_answered(storage.ping)
     await asyncio.to_thread(server.release)
     await _within_time(lambda: storage.runs.get("r", user_id=None))
     began = time.monotonic()

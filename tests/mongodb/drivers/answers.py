@@ -22,6 +22,7 @@ from deerflow_mongo.testing.methods import LIMITED, METHODS
 from deerflow_mongo.testing.payload_values import ROUND_TRIPS
 from deerflow_mongo.testing.values import exactly
 
+from ...busy_machine import connected
 from .conftest import Raw
 from .fixtures import BATCH, TIMEOUT_MS, DriverFixtures, Opener, event
 
@@ -211,7 +212,7 @@ class AnswerContract(DriverFixtures):
     ) -> None:
         """As the build of an index needs it."""
         await storage.runs.create("r", "t", user_id=None)
-        async with new_storage(timeout_ms=TIMEOUT_MS) as hasty:
+        async with connected(new_storage(timeout_ms=TIMEOUT_MS)) as hasty:
             with long_running(30):
                 found = await hasty.driver.command(
                     {"find": "runs", "filter": {"$where": f"sleep({TIMEOUT_MS * 3}) || true"}}

@@ -8,6 +8,7 @@ import pytest
 
 from deerflow_mongo import MongoStorage, StorageError, StorageUnavailableError
 
+from ...busy_machine import connected, until_answered
 from ...faults.proxy import FaultProxy
 from .conftest import Raw
 from .fixtures import DriverFixtures, Opener, event
@@ -64,13 +65,14 @@ class ChangeStreamContract(DriverFixtures):
         self, storage: MongoStorage, new_storage: Opener, proxy: FaultProxy
     ) -> None:
         await storage.run_events.put(**event())
-        async with new_storage(url=proxy.url, timeout_ms=2_000) as reader:
+        async with connected(new_storage(url=proxy.url, timeout_ms=2_000)) as reader:
             rows = reader.run_events.follow("t")
             assert (await anext(rows))["seq"] == 1
             proxy.go_down()
             with pytest.raises(StorageUnavailableError):
                 await asyncio.wait_for(anext(rows), WAIT_S)
             proxy.is_down = False
+            await until_answered(reader.ping)
             assert await _follow(reader, 1) == [1]
 
     async def test_following_ends_when_the_collection_is_dropped(

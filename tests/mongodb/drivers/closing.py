@@ -13,6 +13,7 @@ from deerflow_mongo.mongodb.embedded import EmbeddedServer, start_embedded
 from deerflow_mongo.testing.methods import METHODS
 from deerflow_mongo.testing.network import no_connections
 
+from ...busy_machine import until_answered
 from .fixtures import (
     SLACK_S,
     TIMEOUT_MS,
@@ -90,9 +91,10 @@ class ClosingContract(DriverFixtures):
         self, new_storage: Opener, tmp_path: Path
     ) -> None:
         server = start_embedded(tmp_path / "server")
+        async with new_storage(url=server.url) as ready:
+            await ready.runs.create("r", "t", user_id=None)
         storage = new_storage(url=server.url, timeout_ms=TIMEOUT_MS)
-        await storage.setup()
-        await storage.runs.create("r", "t", user_id=None)
+        await until_answered(storage.ping)
         await asyncio.to_thread(server.release)
         await assert_unavailable_in_time(lambda: storage.runs.get("r", user_id=None))
         began = time.monotonic()

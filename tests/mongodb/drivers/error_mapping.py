@@ -21,6 +21,7 @@ from deerflow_mongo import (
     UserExistsError,
 )
 
+from ...busy_machine import connected, until_answered
 from ...faults.proxy import FaultProxy
 from .fixtures import (
     TIMEOUT_MS,
@@ -72,10 +73,10 @@ class ErrorMappingContract(DriverFixtures):
     ) -> None:
         """The server itself ends it; the storage stays usable."""
         await storage.runs.create("r", "t", user_id=None)
-        async with new_storage(timeout_ms=TIMEOUT_MS * 2) as hasty:
+        async with connected(new_storage(timeout_ms=TIMEOUT_MS * 2)) as hasty:
             runs = hasty.driver.collection("runs")
             await assert_unavailable_in_time(lambda: runs.find_one(_SLOW))
-            assert await hasty.runs.get("r", user_id=None) is not None
+            assert await until_answered(lambda: hasty.runs.get("r", user_id=None)) is not None
 
     async def test_exhausted_pool_is_unavailable(
         self, storage: MongoStorage, new_storage: Opener, mongodb_url: str
@@ -83,7 +84,7 @@ class ErrorMappingContract(DriverFixtures):
         await storage.runs.create("r", "t", user_id=None)
         # PyMongo applies the pool's own timeout only where no `timeoutMS` is set.
         url = f"{mongodb_url}&serverSelectionTimeoutMS=30000&maxPoolSize=1&waitQueueTimeoutMS=100"
-        async with new_storage(url=url) as small:
+        async with connected(new_storage(url=url)) as small:
             slow = asyncio.create_task(
                 small.driver.collection("runs").find_one({"$where": "sleep(1500) || true"})
             )

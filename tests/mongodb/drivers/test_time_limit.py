@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -24,11 +25,11 @@ async def _wait(limit: TimeLimit, seconds: float) -> str:
 
 
 async def test_only_calls_beyond_the_limit_end() -> None:
-    limit = TimeLimit(60)
+    limit = TimeLimit(600)
     calls = [_wait(limit, seconds) for seconds in (0, 0.01, 10, 0.03, 10)]
     began = time.monotonic()
     answers = await asyncio.gather(*calls, return_exceptions=True)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
     assert [answer if answer == "done" else type(answer) for answer in answers] == [
         "done",
         "done",
@@ -77,9 +78,9 @@ async def test_ended_call_leaves_the_task_usable() -> None:
 async def test_long_running_command_has_its_own_limit() -> None:
     limit = TimeLimit(10)
     assert limit.effective_ms == 10
-    with long_running(0.3):
-        assert limit.effective_ms == 300
-        assert await _wait(limit, 0.1) == "done"
+    with long_running(0.6):
+        assert limit.effective_ms == 600
+        assert await _wait(limit, 0.05) == "done"
         with pytest.raises(TimeoutError):
             await _wait(limit, 10)
     with pytest.raises(TimeoutError):
@@ -97,12 +98,14 @@ async def test_shorter_call_ends_first_beside_a_longer_one() -> None:
 
 
 async def test_thread_of_its_own_does_not_wait_for_the_default_executor() -> None:
-    loop = asyncio.get_running_loop()
-    busy = [loop.run_in_executor(None, time.sleep, 0.3) for _ in range(64)]
-    began = time.monotonic()
-    assert await in_thread(lambda: 5) == 5
-    with pytest.raises(ZeroDivisionError):
-        await in_thread(lambda: 1 // 0)
-    assert time.monotonic() - began < 0.3
-    for future in busy:
-        future.cancel()
+    loop, released = asyncio.get_running_loop(), threading.Event()
+    busy = [loop.run_in_executor(None, released.wait) for _ in range(64)]
+    try:
+        async with asyncio.timeout(20):
+            assert await in_thread(lambda: 5) == 5
+            with pytest.raises(ZeroDivisionError):
+                await in_thread(lambda: 1 // 0)
+        assert not any(future.done() for future in busy)
+    finally:
+        released.set()
+        await asyncio.gather(*busy)
