@@ -88,7 +88,7 @@ def status_text(name: str, value: object) -> str:
 
 def owned_status(name: str, value: object) -> str:
     """A status of a run that has an owner: one of `OWNED_STATUSES`."""
-    return one_of(name, value.value if isinstance(value, Enum) else value, OWNED_STATUSES)
+    return one_of(name, value, OWNED_STATUSES)
 
 
 def seconds(name: str, value: object) -> float:
@@ -174,11 +174,19 @@ def caller(value: object) -> Caller:
 
 
 def one_of(name: str, value: object, allowed: Iterable[str]) -> str:
-    """One of the names of a table, such as the orders of a list."""
-    known = tuple(allowed)
-    if value not in known:
-        raise ArgumentValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-    return cast("str", value)
+    """One of the names of a table, such as the orders of a list; an enum gives its value."""
+    known, plain = tuple(allowed), value.value if isinstance(value, Enum) else value
+    if plain not in known:
+        raise ArgumentValueError(f"{name} must be one of {', '.join(known)}, got {plain!r}")
+    return cast("str", plain)
+
+
+def check_keywords(given: Mapping[str, object], fields: type) -> None:
+    """Raise `ArgumentTypeError` for a keyword that is not a field; at run time, `Unpack` accepts any."""
+    for name in given:
+        if name not in fields.__annotations__:
+            expected = ", ".join(sorted(fields.__annotations__))
+            raise ArgumentTypeError(f"unknown keyword argument {name!r}; expected one of {expected}")
 
 
 def flag(name: str, value: object) -> bool:

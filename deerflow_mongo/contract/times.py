@@ -32,6 +32,11 @@ class Clock:
 clock = Clock()
 
 
+def system_clock_us() -> int:
+    """Microseconds since 1970 on the system's clock, also after it was set back."""
+    return time.time_ns() // 1_000
+
+
 def parse_time(name: str, value: object) -> datetime:
     """A time that a caller passed, in UTC; a naive one means UTC.
 

@@ -12,8 +12,9 @@ from typing import Any, TypeAlias
 
 from ..contract.arguments import acting_user, filter_text, identifier, identifiers, names
 from ..contract.regeneration import EDIT
-from ..contract.rows import MAX_COUNT, MESSAGE, PENDING
+from ..contract.rows import ACTIVE_STATUSES, MAX_COUNT, MESSAGE, PENDING
 from .documents.run_events import ANCHOR_SEQ, DELETION, ONCE
+from .documents.run_ownership import CANCEL_ACTION, IDEMPOTENCY_KEY, KIND, LEASE_MS, OWNER, lease_has_expired
 from .documents.runs import REGENERATED_RUN_PATH, REPLAY_KIND_PATH
 from .documents.stored_times import ORDER
 from .documents.versions import DATABASE_VERSION_ID, RETENTION_MARK, SCHEMA_VERSION
@@ -56,6 +57,11 @@ def newer(query: Query) -> Query:
 
 # -- runs ------------------------------------------------------------------------------------------
 
+_NO_RESERVATION: Query = {KIND: {"$in": [None, "run"]}}
+"""Runs, with or without an owner."""
+
+_ACTIVE: Query = {"status": {"$in": list(ACTIVE_STATUSES)}}
+
 
 def run_by_id(run_id: object) -> Query:
     return {"_id": identifier("run_id", run_id)}
@@ -71,7 +77,7 @@ def in_statuses(query: Query, statuses: object, name: str = "statuses") -> Query
 
 def runs_of_thread(thread_id: object) -> Query:
     """A thread's runs, and no reservations of the thread."""
-    return {**of_thread(thread_id), "operation_kind": {"$in": [None, "run"]}}
+    return {**of_thread(thread_id), **_NO_RESERVATION}
 
 
 def runs_of_thread_by_id(thread_id: object, run_ids: object) -> Query:
@@ -91,7 +97,93 @@ def edit_regenerations(thread_id: object) -> Query:
 
 def pending_until(stamp_us: int) -> Query:
     """Pending runs created at or before this stamp."""
-    return {"status": PENDING, ORDER: {"$lte": stamp_us}}
+    return {"status": PENDING, ORDER: {"$lte": stamp_us}, **_NO_RESERVATION}
+
+
+# -- runs and reservations with an owner -----------------------------------------------------------
+
+
+def new_run_by_id(run_id: str) -> Query:
+    """No document: an upsert with it inserts one of this id, or is refused."""
+    return {"_id": run_id, "schema_version": {"$in": []}}
+
+
+def pending_run(run_id: object) -> Query:
+    return {**run_by_id(run_id), "status": PENDING}
+
+
+def running_run(run_id: object) -> Query:
+    return {**run_by_id(run_id), "status": "running"}
+
+
+def active_run(run_id: object) -> Query:
+    """The run of this id while it is active; any kind."""
+    return {**run_by_id(run_id), **_ACTIVE}
+
+
+def uncancelled_run(run_id: object) -> Query:
+    """The run of this id while it is active and no cancellation was requested."""
+    return {**active_run(run_id), CANCEL_ACTION: None}
+
+
+def active_run_of_worker(run_id: object, owner_worker_id: object) -> Query:
+    return {**active_run(run_id), **_of_worker(owner_worker_id)}
+
+
+def expired_run(run_id: object, grace_seconds: float) -> Query:
+    """The run of this id while it is active and its lease has expired, or it has none."""
+    return {**active_run(run_id), **_expired(grace_seconds)}
+
+
+def active_runs_of_worker(owner_worker_id: object) -> Query:
+    return {**_ACTIVE, **_of_worker(owner_worker_id)}
+
+
+def active_until(stamp_us: int) -> Query:
+    """Active runs and reservations created at or before this stamp."""
+    return {**_ACTIVE, ORDER: {"$lte": stamp_us}}
+
+
+def expired_until(stamp_us: int, grace_seconds: float) -> Query:
+    """Those of them whose lease has expired, or that have none."""
+    return {**active_until(stamp_us), **_expired(grace_seconds)}
+
+
+def active_operation(thread_id: str) -> Query:
+    """What occupies the thread: the filter of the unique index."""
+    return {"thread_id": thread_id, KIND: {"$gte": ""}, **_ACTIVE}
+
+
+def interruptible_operation(
+    thread_id: str, owner_worker_id: str, grace_seconds: float, idempotency_key: str | None
+) -> Query:
+    """What occupies the thread, if a new run of this worker may replace it.
+
+    A run does if it is the worker's own or its lease has expired, a reservation only if it has a lease that
+    has expired. The run that already has the new one's idempotency key does not.
+    """
+    expired = _expired(grace_seconds)
+    query = active_operation(thread_id)
+    query["$or"] = [
+        {KIND: "run", OWNER: owner_worker_id},
+        {KIND: "run", **expired},
+        {KIND: {"$ne": "run"}, LEASE_MS: {"$ne": None}, **expired},
+    ]
+    if idempotency_key is not None:
+        query[IDEMPOTENCY_KEY] = {"$ne": idempotency_key}
+    return query
+
+
+def run_by_idempotency_key(idempotency_key: str) -> Query:
+    return {IDEMPOTENCY_KEY: idempotency_key}
+
+
+def _of_worker(owner_worker_id: object) -> Query:
+    return {OWNER: identifier("owner_worker_id", owner_worker_id)}
+
+
+def _expired(grace_seconds: float) -> Query:
+    return {"$expr": lease_has_expired(grace_seconds)}
 
 
 # -- feedback --------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 from ..contract.errors import CorruptDocumentError, StorageError
@@ -91,6 +91,31 @@ class RowCollection(Generic[_Row]):
         """As `update_one`, by one command: where nothing matched, the caller finds out why."""
         try:
             return bool(await self._collection.update_one(queries.changeable(query), update))
+        except StorageError as error:
+            raise await self._reason(query, error) from error.__cause__
+
+    async def upsert_one(self, query: Query, update: Update) -> None:
+        """As `Collection` does. After a `DuplicateKeyError`, `check_not_newer` finds out why."""
+        try:
+            await self._collection.upsert_one(queries.changeable(query), update)
+        except StorageError as error:
+            raise await self._reason(query, error) from error.__cause__
+
+    async def update_all(self, query: Query, update: Update) -> int:
+        """The number of documents that matched; none of a newer version does."""
+        try:
+            return await self._collection.update_all(queries.changeable(query), update)
+        except StorageError as error:
+            raise await self._reason(query, error) from error.__cause__
+
+    async def find_one_and_update(
+        self, query: Query, update: Update, *, projection: Sequence[str] | None = None
+    ) -> Document | None:
+        """The document that matched, or these fields of it, as it is afterwards; see `update_matching`."""
+        try:
+            return await self._collection.find_one_and_update(
+                queries.changeable(query), update, projection=projection
+            )
         except StorageError as error:
             raise await self._reason(query, error) from error.__cause__
 

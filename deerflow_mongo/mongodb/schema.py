@@ -11,10 +11,22 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from ..contract.arguments import RATINGS
-from ..contract.rows import CALLERS, MESSAGE
+from ..contract.rows import CALLERS, CANCEL_ACTIONS, MESSAGE
 from .documents.encoding import JSON_MARK, Document
 from .documents.feedback import VOTE
 from .documents.run_events import DELETION, EXPIRES_AT, ONCE
+from .documents.run_ownership import (
+    CACHE_READ,
+    CANCEL_ACTION,
+    CANCEL_REQUESTED_AT,
+    IDEMPOTENCY_KEY,
+    KIND,
+    LEASE_EXPIRES_AT,
+    LEASE_MS,
+    LEASE_RENEWED_AT,
+    OWNER,
+    STOP_REASON,
+)
 from .documents.stored_times import BELOW_MS, ORDER, ORDER_TIE
 from .documents.versions import MIGRATING_FROM, RETENTION_MARK, SCHEMA_VERSION
 
@@ -122,7 +134,15 @@ def _exact(*names: str) -> dict[str, Document]:
 _SCHEMA_VERSION: Document = {"bsonType": _WHOLE, "minimum": 1}
 
 _MODEL_COUNTS = _object(
-    {"model": {"bsonType": "string"}, "input": _COUNT, "output": _COUNT, "total": _COUNT, "llm_calls": _COUNT}
+    {
+        "model": {"bsonType": "string"},
+        "input": _COUNT,
+        "output": _COUNT,
+        "total": _COUNT,
+        "llm_calls": _COUNT,
+        CACHE_READ: _COUNT,
+    },
+    optional=(CACHE_READ,),
 )
 
 _TOKENS = _object(
@@ -137,6 +157,20 @@ _TOKENS = _object(
 )
 
 _RUN_TIMES = _exact("updated_at", "started_at", "ended_at")
+
+_RUN_OWNERSHIP: dict[str, Document] = {
+    KIND: _OPTIONAL_ID,
+    STOP_REASON: _TEXT,
+    OWNER: _OPTIONAL_ID,
+    LEASE_EXPIRES_AT: _OPTIONAL_DATE,
+    LEASE_RENEWED_AT: _OPTIONAL_DATE,
+    LEASE_MS: {"bsonType": [*_WHOLE, "null"]},
+    CANCEL_ACTION: {"enum": [*CANCEL_ACTIONS, None]},
+    CANCEL_REQUESTED_AT: _OPTIONAL_DATE,
+    IDEMPOTENCY_KEY: _OPTIONAL_ID,
+    **_exact(LEASE_EXPIRES_AT, CANCEL_REQUESTED_AT),
+}
+"""What a run has that has an owner; others have none of these fields."""
 
 _RUN = _object(
     {
@@ -164,8 +198,9 @@ _RUN = _object(
         "message_count": _COUNT,
         "first_human_message": _TEXT,
         "last_ai_message": _TEXT,
+        **_RUN_OWNERSHIP,
     },
-    optional=(ORDER_TIE, *_RUN_TIMES),
+    optional=(ORDER_TIE, *_RUN_TIMES, *_RUN_OWNERSHIP),
 )
 
 _FEEDBACK = _object(
@@ -338,6 +373,24 @@ ACTIVE_RANGE: Document = {"status": {"$gte": "pending", "$lte": "starting"}}
 A range, because a partial index takes `$in` only from MongoDB 6.0 on.
 """
 
+ACTIVE_OPERATION_INDEX = Index(
+    "one_active_operation_per_thread",
+    (("thread_id", 1),),
+    "runs.put and create_thread_operation_atomic: at most one active run or reservation of a thread",
+    unique=True,
+    # Any kind that is a text; see OAUTH_INDEX. By the status itself, so that no other field can be stale.
+    partial={KIND: {"$gte": ""}, **ACTIVE_RANGE},
+)
+
+IDEMPOTENCY_INDEX = Index(
+    "by_idempotency_key",
+    ((IDEMPOTENCY_KEY, 1),),
+    "runs.put and create_thread_operation_atomic: an idempotency key belongs to one run",
+    unique=True,
+    # Any text; see OAUTH_INDEX.
+    partial={IDEMPOTENCY_KEY: {"$gte": ""}},
+)
+
 COLLECTIONS: tuple[CollectionSchema, ...] = (
     CollectionSchema(
         RUNS,
@@ -359,9 +412,11 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
             Index(
                 "active",
                 (("status", 1), *OLDEST_FIRST),
-                "runs.list_pending; runs that were left running",
+                "runs.list_pending, list_inflight and list_inflight_with_expired_lease; a worker's runs",
                 partial=ACTIVE_RANGE,
             ),
+            ACTIVE_OPERATION_INDEX,
+            IDEMPOTENCY_INDEX,
         ),
     ),
     CollectionSchema(

@@ -29,6 +29,7 @@ from .encoding import (
     decode_text,
     encode_text,
 )
+from .run_ownership import CACHE_READ, KIND, ownership_row
 from .stored_times import (
     ORDER,
     created_fields,
@@ -182,7 +183,7 @@ def run_row(document: Document) -> RunRow:
         or (total_in | total_out | total | calls | lead | sub | middle | messages) < 0
     ):
         raise UnreadableError
-    return {
+    row: RunRow = {
         "run_id": run_id,
         "thread_id": thread_id,
         "assistant_id": assistant_id,
@@ -209,6 +210,7 @@ def run_row(document: Document) -> RunRow:
         "first_human_message": decode_text(document["first_human_message"]),
         "last_ai_message": decode_text(document["last_ai_message"]),
     }
+    return {**row, **ownership_row(document)} if KIND in document else row
 
 
 # -- updates ---------------------------------------------------------------------------------------
@@ -236,16 +238,20 @@ def status_update(
 
 def counts_by_model(by_model: Mapping[str, Mapping[str, int]]) -> Document:
     """Counts that `arguments.model_counts` checked, as the run's document has them."""
-    return {
-        model_key(model): {
-            "model": model,
-            "input": counts["input_tokens"],
-            "output": counts["output_tokens"],
-            "total": counts["total_tokens"],
-            "llm_calls": counts["llm_calls"],
-        }
-        for model, counts in by_model.items()
+    return {model_key(model): _counts_of_model(model, counts) for model, counts in by_model.items()}
+
+
+def _counts_of_model(model: str, counts: Mapping[str, int]) -> Document:
+    stored: Document = {
+        "model": model,
+        "input": counts["input_tokens"],
+        "output": counts["output_tokens"],
+        "total": counts["total_tokens"],
+        "llm_calls": counts["llm_calls"],
     }
+    if "cache_read_tokens" in counts:
+        stored[CACHE_READ] = counts["cache_read_tokens"]
+    return stored
 
 
 def completion_update(
@@ -270,6 +276,16 @@ def completion_update(
 
 def error_update(error: str | None) -> list[Document]:
     return _transition({"status": "error", **error_fields(error)}, {})
+
+
+def status_change(changes: Document) -> list[Document]:
+    """Set these fields, a status among them, and `ended_at` to now where none is set and it is an ending."""
+    return _transition(changes, {}, ends_now=True)
+
+
+def duration_ms_after(now: int) -> Document:
+    """The duration of a stored run that has ended by now."""
+    return _duration_ms("$started_at", "$ended_at", now)
 
 
 def model_name_update(model_name: str | None) -> Document:

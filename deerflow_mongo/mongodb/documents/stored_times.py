@@ -31,6 +31,9 @@ BELOW_MS = "_us"
 REMOVED = "$$REMOVE"
 """In an update's pipeline: the document does not have the field afterwards."""
 
+NOW = "$$NOW"
+"""In a pipeline or an expression: the time on the server's clock."""
+
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001
 _EPOCH_UTC = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

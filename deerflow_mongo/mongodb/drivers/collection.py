@@ -153,6 +153,27 @@ class Collection:
         result = await self._run("update", lambda handle: handle.update_many(query, update), update)
         return result.modified_count
 
+    async def upsert_one(self, query: Document, update: Update) -> None:
+        """Update the document that matches, or insert one."""
+        await self._run("update", lambda handle: handle.update_one(query, update, upsert=True), update)
+
+    async def update_all(self, query: Document, update: Update) -> int:
+        """As `update_many`; the number of documents that matched."""
+        result = await self._run("update", lambda handle: handle.update_many(query, update), update)
+        return result.matched_count
+
+    async def find_one_and_update(
+        self, query: Document, update: Update, *, projection: Sequence[str] | None = None
+    ) -> Document | None:
+        """Update the match; the document, or these fields of it, as it is afterwards, None without one."""
+        return await self._run(
+            "findAndModify",
+            lambda handle: handle.find_one_and_update(
+                query, update, projection, return_document=ReturnDocument.AFTER
+            ),
+            update,
+        )
+
     async def find_one_and_upsert(
         self, query: Document, update: Update, *, sort: Sort | None = None
     ) -> Document:

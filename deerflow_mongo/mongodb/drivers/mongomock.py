@@ -1,14 +1,16 @@
 """mongomock: no server at all, for a host's quick tests.
 
 It must agree with the real drivers and proves nothing about them. What it lacks and the stores need is added
-here (`$mergeObjects` and `$substrBytes` in updates, the limit of a document's size); what else it lacks is
-listed in `UNSUPPORTED`. It has no TTL monitor: neither old events nor tombstones are removed.
+here (`$$NOW`, `$type` and `$isNumber` in expressions, `$mergeObjects` and `$substrBytes` in updates, the
+limit of a document's size); what else it lacks is listed in `UNSUPPORTED`. It has no TTL monitor: neither
+old events nor tombstones are removed.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -17,7 +19,7 @@ from mongomock_motor import AsyncMongoMockClient  # pyright: ignore[reportMissin
 from pymongo.errors import CollectionInvalid
 
 from ...contract.errors import PayloadTooLargeError, StorageError
-from ..documents.stored_times import REMOVED
+from ..documents.stored_times import NOW, REMOVED
 from .collection import Collection, Document, Update
 from .driver import Driver, DriverOptions
 from .errors import MAX_DOCUMENT_BYTES, NO_CHANGE_STREAMS, DuplicateKeyError, too_large
@@ -50,6 +52,9 @@ class MongomockCollection(Collection):
     async def find_one(self, query: Document) -> Document | None:
         return await super().find_one(_in_known_conditions(query))
 
+    async def find(self, query: Document, **options: Any) -> list[Document]:
+        return await super().find(_in_known_conditions(query), **options)
+
     async def insert_one(self, document: Document) -> None:
         _check_size(document, document)
         await super().insert_one(document)
@@ -57,7 +62,7 @@ class MongomockCollection(Collection):
     async def update_one(self, query: Document, update: Update) -> int:
         _check_size(update, update)
         before = await self.find_one(query)
-        matched = await super().update_one(query, _in_known_operators(update))
+        matched = await super().update_one(_in_known_conditions(query), _in_known_operators(update))
         if before is not None:
             await self._check_growth(before, update)
         return matched
@@ -73,6 +78,24 @@ class MongomockCollection(Collection):
 
     async def update_many(self, query: Document, update: Update) -> int:
         return await super().update_many(_in_known_conditions(query), _in_known_operators(update))
+
+    async def upsert_one(self, query: Document, update: Update) -> None:
+        _check_size(update, update)
+        before = await self.find_one(query)
+        await super().upsert_one(_in_known_conditions(query), _in_known_operators(update))
+        if before is not None:
+            await self._check_growth(before, update)
+
+    async def update_all(self, query: Document, update: Update) -> int:
+        return await super().update_all(_in_known_conditions(query), _in_known_operators(update))
+
+    async def find_one_and_update(
+        self, query: Document, update: Update, *, projection: Sequence[str] | None = None
+    ) -> Document | None:
+        """The mock looks for the document once more after the update, by its id alone."""
+        return await super().find_one_and_update(
+            _in_known_conditions(query), _in_known_operators(update), projection=projection
+        )
 
     async def aggregate(self, pipeline: list[Document], *, batch_size: int = 100) -> list[Document]:
         return await super().aggregate(_in_known_conditions(pipeline), batch_size=batch_size)
@@ -182,7 +205,10 @@ def _in_known_conditions(condition: Any) -> Any:
         return _has_required(document["$jsonSchema"])
     if isinstance(document.get("$type"), list):
         return {"$exists": True}
-    return {key: _in_known_conditions(value) for key, value in document.items()}
+    return {
+        key: _in_known_operators(value) if key == "$expr" else _in_known_conditions(value)
+        for key, value in document.items()
+    }
 
 
 def _has_required(schema: Document) -> Document:
@@ -191,15 +217,27 @@ def _has_required(schema: Document) -> Document:
     return {"$and": [{field: {"$exists": True}} for field in schema["required"]]}
 
 
+def _now() -> datetime:
+    """The time of a server, which is in whole milliseconds."""
+    now = datetime.now(UTC).replace(tzinfo=None)
+    return now.replace(microsecond=now.microsecond // 1_000 * 1_000)
+
+
 def _in_known_operators(expression: Any) -> Any:
     """`expression` with operators that mongomock knows in place of those that it lacks."""
     if expression == REMOVED:
         return 0  # it does not remove fields; where they are microseconds, 0 reads the same
+    if expression == NOW:
+        return _now()
     if isinstance(expression, list):
         return [_in_known_operators(item) for item in cast("list[Any]", expression)]
     if not isinstance(expression, dict) or "$literal" in expression:
         return cast("Any", expression)
     document = cast("Document", expression)
+    if "$isNumber" in document:
+        return {"$ne": [document["$isNumber"], None]}  # as for queries: nothing else writes to a mock
+    if "$type" in document:
+        return {"$cond": [{"$ne": [document["$type"], None]}, "date", "null"]}
     if "$mergeObjects" in document:
         pairs = [{"$objectToArray": _in_known_operators(item)} for item in document["$mergeObjects"]]
         return {"$arrayToObject": {"$concatArrays": pairs}}

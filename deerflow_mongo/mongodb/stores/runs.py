@@ -21,17 +21,15 @@ from ..documents.runs import (
     error_update,
     model_name_update,
     new_run,
-    run_row,
     status_update,
     token_usage,
     token_usage_pipeline,
     token_usage_update,
 )
 from ..documents.stored_times import stamp_from_optional
-from ..drivers.collection import Collection
 from ..drivers.errors import DuplicateKeyError
-from ..row_collection import RowCollection
-from ..schema import NEWEST_FIRST, OLDEST_FIRST, RUNS
+from ..schema import NEWEST_FIRST, OLDEST_FIRST
+from .run_ownership import MongoRunOwnership
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +38,8 @@ def _payload(name: str, value: Mapping[str, Any] | None) -> Document:
     return encode_mapping(to_json_mapping(value, name))
 
 
-class MongoRunStore(RunStore):
-    """`RunStore` on MongoDB."""
-
-    def __init__(self, collection: Collection) -> None:
-        self._collection = collection
-        self._rows = RowCollection(collection, RUNS, run_row)
+class MongoRunStore(MongoRunOwnership, RunStore):
+    """`RunStore` on MongoDB, with `RunOwnership`."""
 
     async def get(self, run_id: str, *, user_id: UserId = AUTO) -> RunRow | None:
         query = queries.run_by_id(run_id)
@@ -55,7 +49,7 @@ class MongoRunStore(RunStore):
     async def list_by_thread(
         self, thread_id: str, *, limit: int = 100, user_id: UserId = AUTO
     ) -> list[RunRow]:
-        query = queries.of_thread(thread_id)
+        query = queries.runs_of_thread(thread_id)
         queries.owned(query, user_id, "RunStore.list_by_thread")
         rows = arguments.row_limit("limit", limit)
         if rows == 0:
@@ -234,7 +228,7 @@ class MongoRunStore(RunStore):
     async def token_usage_by_thread(
         self, thread_id: str, *, user_id: UserId = AUTO, statuses: Sequence[str] | None = None
     ) -> TokenUsage:
-        query = queries.of_thread(thread_id)
+        query = queries.runs_of_thread(thread_id)
         queries.owned(query, user_id, "RunStore.token_usage_by_thread")
         queries.in_statuses(query, statuses)
         [facets] = await self._collection.aggregate(token_usage_pipeline(queries.changeable(query)))
