@@ -18,7 +18,7 @@ from .documents.encoding import Document
 from .documents.versions import DatabaseVersion, database_version
 from .drivers.driver import Driver
 from .drivers.errors import code_of
-from .schema import COLLECTIONS, RETENTION, RETENTION_KEYS, VERSIONS, Index, has_our_title
+from .schema import COLLECTIONS, RETENTION, RETENTION_KEYS, USERS, VERSIONS, Index, has_our_title
 
 CHECKPOINT_COLLECTIONS: Final = (CHECKPOINTS, CHECKPOINT_WRITES)
 """Collections that LangGraph's saver creates; nothing of them is in the schema."""
@@ -46,6 +46,8 @@ class DatabaseState:
     """None before the first setup, and for a version document that no release has written."""
     version_error: str | None
     """What is wrong with such a document."""
+    lacks_email_keys: bool
+    """Whether an account has no `email_key` yet: an older release, or another program, has stored it."""
 
     def options(self, name: str) -> Document:
         """The options of a collection; none where it does not exist."""
@@ -65,15 +67,17 @@ async def read_database(driver: Driver, prefix: str) -> DatabaseState:
     """The database's state by commands that only need the right to read."""
     names = [prefix + schema.name for schema in COLLECTIONS]
     versions = driver.collection(prefix + VERSIONS)
-    listed, document, *indexes = await asyncio.gather(
+    listed, document, unkeyed, *indexes = await asyncio.gather(
         driver.list_collections([*names, *(prefix + name for name in CHECKPOINT_COLLECTIONS)]),
         versions.find_one(queries.database_version()),
+        driver.collection(prefix + USERS).find_one(queries.users_without_email_key()),
         *(_indexes_of(driver, name) for name in names),
         return_exceptions=True,
     )
-    if isinstance(listed, dict) and listed.get(prefix + VERSIONS, {}).get("type") == "view":
-        document = None  # what a view shows, or why it cannot be read, is another program's
-    _raise_first_error([listed, document, *indexes])
+    # What a view shows, or why it cannot be read, is another program's.
+    document = None if _is_view(listed, prefix + VERSIONS) else document
+    unkeyed = None if _is_view(listed, prefix + USERS) else unkeyed
+    _raise_first_error([listed, document, unkeyed, *indexes])
     collections = cast("dict[str, Document]", listed)
     version_document = cast("Document | None", document)
     found = dict(zip(names, cast("list[list[Document]]", indexes), strict=True))
@@ -85,7 +89,12 @@ async def read_database(driver: Driver, prefix: str) -> DatabaseState:
         version_document,
         version,
         version_error,
+        unkeyed is not None,
     )
+
+
+def _is_view(listed: object, name: str) -> bool:
+    return isinstance(listed, dict) and cast("Document", listed).get(name, {}).get("type") == "view"
 
 
 async def has_version_document(driver: Driver, prefix: str) -> bool:

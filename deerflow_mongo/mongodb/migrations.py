@@ -51,16 +51,19 @@ from .documents.versions import (
 from .drivers.collection import Collection
 from .drivers.driver import LONG_RUNNING_TIMEOUT_S, Driver, long_running
 from .drivers.errors import code_of
+from .email_keys import fill_email_keys
 from .foreign_collections import check_ours
 from .inspection import find_duplicates, missing_indexes, wanted_indexes
 from .schema import (
     COLLECTIONS,
     RETENTION,
     RUN_EVENTS,
+    USERS,
     VERSIONS,
     CollectionSchema,
     Index,
     retention_index,
+    schema_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -181,6 +184,9 @@ async def apply(driver: Driver, prefix: str, database: str, retention: Retention
     else:
         await concurrently(_apply_collection(driver, state, schema, STRICT) for schema in COLLECTIONS)
     await _store_version(driver, state)
+    if state.lacks_email_keys:
+        users = driver.collection(state.prefix + USERS)
+        await _repeated(fill_email_keys, users, schema_of(USERS).stored_validator)
     if retention is not None:
         await _apply_retention(driver, state, retention.days)
 

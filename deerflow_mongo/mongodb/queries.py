@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from ..contract.arguments import acting_user, filter_text, identifier, identifiers, names
+from ..contract.arguments import acting_user, filter_text, identifier, identifiers, names, optional_text
 from ..contract.regeneration import EDIT
 from ..contract.rows import ACTIVE_STATUSES, MAX_COUNT, MESSAGE, PENDING
 from .documents.run_events import ANCHOR_SEQ, DELETION, ONCE
 from .documents.run_ownership import CANCEL_ACTION, IDEMPOTENCY_KEY, KIND, LEASE_MS, OWNER, lease_has_expired
 from .documents.runs import REGENERATED_RUN_PATH, REPLAY_KIND_PATH
 from .documents.stored_times import ORDER
+from .documents.users import EMAIL_KEY, email_key
 from .documents.versions import DATABASE_VERSION_ID, RETENTION_MARK, SCHEMA_VERSION
 
 Query: TypeAlias = dict[str, Any]
@@ -198,6 +199,11 @@ def of_user_in_thread(thread_id: object, user_id: str | None) -> Query:
     return {**of_thread(thread_id), "user_id": user_id}
 
 
+def of_runs(query: Query, run_ids: list[str]) -> Query:
+    """`query`, limited to these runs, whose ids are checked already."""
+    return {**query, "run_id": {"$in": run_ids}}
+
+
 def vote_of(thread_id: object, run_id: object, user_id: str | None) -> Query:
     """The rows of a user that are, or may become, the one vote on the run: those not on a message."""
     return {**of_run(thread_id, run_id), "user_id": user_id, "message_id": None}
@@ -253,6 +259,15 @@ def events_after(thread_id: object, run_id: object, after_seq: int | None) -> Qu
     return between(query, after_seq=after_seq, before_seq=None)
 
 
+def of_task(query: Query, task_id: object) -> Query:
+    """`query`, limited to run events whose metadata has this text under "task_id"; None does not limit it."""
+    wanted = optional_text("task_id", task_id)
+    if wanted is not None:
+        # An array that contains the text is another value.
+        query["metadata.task_id"] = {"$eq": wanted, "$not": {"$type": "array"}}
+    return query
+
+
 def deletable_events(query: Query) -> Query:
     """The events of `query` that can become tombstones, which have their events' ids and numbers."""
     return {**changeable(query), "_id": {"$type": "objectId"}, "seq": {"$gte": 0, "$type": ["int", "long"]}}
@@ -264,6 +279,11 @@ def messages_of_thread(thread_id: object) -> Query:
 
 def messages_of_run(thread_id: object, run_id: object) -> Query:
     return {**of_run(thread_id, run_id), "category": MESSAGE}
+
+
+def messages_of_type(query: Query, event_types: Sequence[str]) -> Query:
+    """The messages of `query` that are of one of these types."""
+    return {**query, "category": MESSAGE, "event_type": {"$in": list(event_types)}}
 
 
 def between(query: Query, *, after_seq: int | None, before_seq: int | None) -> Query:
@@ -318,8 +338,33 @@ def user_by_id(user_id: object) -> Query:
     return {"_id": identifier("user_id", user_id)}
 
 
-def user_by_email(email: object) -> Query:
-    return {"email": identifier("email", email)}
+def users_by_email(email: object) -> Query:
+    """The accounts with this email in any case: one, unless an older release has stored more."""
+    return {EMAIL_KEY: email_key(identifier("email", email))}
+
+
+def user_with_email(user_id: object, email: str) -> Query:
+    """The account, if an email differs from its own at most in case."""
+    return {**user_by_id(user_id), EMAIL_KEY: email_key(email)}
+
+
+def other_user_with_email(user_id: object, email: str) -> Query:
+    return {"_id": {"$ne": identifier("user_id", user_id)}, EMAIL_KEY: email_key(email)}
+
+
+def users_without_email_key() -> Query:
+    """The accounts that an older release stored."""
+    return {EMAIL_KEY: None, "email": {"$type": "string"}}
+
+
+def users_without_email_key_after(last: Any) -> Query:
+    """Those behind this id, in the order of ids; all with None."""
+    return {**after_id(last), **users_without_email_key()}
+
+
+def users_to_be_keyed(user_ids: list[Any], validator: Query) -> Query:
+    """Those of these accounts that have no key yet, without documents that the validator would refuse."""
+    return {"$and": [changeable({**users_without_email_key(), "_id": {"$in": user_ids}}), validator]}
 
 
 def user_by_oauth(oauth_provider: object, oauth_id: object) -> Query:

@@ -28,6 +28,8 @@ from .documents.run_ownership import (
     STOP_REASON,
 )
 from .documents.stored_times import BELOW_MS, ORDER, ORDER_TIE
+from .documents.threads import IS_PINNED
+from .documents.users import EMAIL_KEY
 from .documents.versions import MIGRATING_FROM, RETENTION_MARK, SCHEMA_VERSION
 
 RUNS = "runs"
@@ -51,6 +53,8 @@ NEWEST_FIRST: Keys = ((ORDER, -1), (ORDER_TIE, -1))
 OLDEST_FIRST: Keys = ((ORDER, 1), (ORDER_TIE, 1))
 BY_EVENT_ID: Keys = (("event_id", 1),)
 LAST_UPDATED_FIRST: Keys = (("updated_at", -1), ("updated_at" + BELOW_MS, -1), ("_id", -1))
+PINNED_FIRST: Keys = ((IS_PINNED, -1), *LAST_UPDATED_FIRST)
+"""A thread that is not pinned lacks the field, which sorts below true."""
 SEQ_RISING: Keys = (("seq", 1),)
 SEQ_FALLING: Keys = (("seq", -1),)
 OLDEST_USER_FIRST: Keys = ((ORDER, 1), ("_id", 1))
@@ -236,8 +240,9 @@ _THREAD = _object(
         **_ORDERED,
         "updated_at": _DATE,
         **_THREAD_TIMES,
+        IS_PINNED: {"enum": [True]},
     },
-    optional=(ORDER_TIE, *_THREAD_TIMES),
+    optional=(ORDER_TIE, IS_PINNED, *_THREAD_TIMES),
 )
 
 _USER = _object(
@@ -245,6 +250,7 @@ _USER = _object(
         "_id": _ID,
         "schema_version": _SCHEMA_VERSION,
         "email": _ID,
+        EMAIL_KEY: _ID,
         "password_hash": _OPTIONAL_ID,
         "system_role": _ID,
         "created_at": _DATE,
@@ -253,7 +259,8 @@ _USER = _object(
         "oauth_id": _OPTIONAL_ID,
         "needs_setup": {"bsonType": "bool"},
         "token_version": _COUNT,
-    }
+    },
+    optional=(EMAIL_KEY,),
 )
 
 _CONTENT: Document = {"bsonType": ["string", "object", "array", "bool", "double", *_WHOLE]}
@@ -331,8 +338,15 @@ EVENT_NUMBERS = Index(
 EMAIL_INDEX = Index(
     "one_account_per_email",
     (("email", 1),),
-    "users.create and update: one account per email; get_by_email",
+    "users.create and update: one account per email",
     unique=True,
+)
+
+EMAIL_KEY_INDEX = Index(
+    "by_email_key",
+    ((EMAIL_KEY, 1), *OLDEST_USER_FIRST),
+    "users.get_by_email, create and update: an email's account, whatever the case of its letters",
+    # Not unique: an older release may have stored emails that differ in case only.
 )
 
 OAUTH_INDEX = Index(
@@ -449,6 +463,32 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
                 (("user_id", 1), *LAST_UPDATED_FIRST),
                 "threads.search_threads for one user, last updated first",
             ),
+            Index("pinned_first", PINNED_FIRST, "threads.search_threads for everybody, pinned first"),
+            Index(
+                "by_status_pinned_first",
+                (("status", 1), *PINNED_FIRST),
+                "threads.search_threads for everybody by status, pinned first",
+            ),
+            Index(
+                "by_metadata_pinned_first",
+                (("metadata_digests", 1), *PINNED_FIRST),
+                "threads.search_threads for everybody by metadata, pinned first",
+            ),
+            Index(
+                "by_user_pinned_first",
+                (("user_id", 1), *PINNED_FIRST),
+                "threads.search_threads for one user, pinned first",
+            ),
+            Index(
+                "by_user_and_status_pinned_first",
+                (("user_id", 1), ("status", 1), *PINNED_FIRST),
+                "threads.search_threads for one user by status, pinned first",
+            ),
+            Index(
+                "by_user_and_metadata_pinned_first",
+                (("user_id", 1), ("metadata_digests", 1), *PINNED_FIRST),
+                "threads.search_threads for one user by metadata, pinned first",
+            ),
             Index(
                 "by_metadata",
                 (("metadata_digests", 1), *NEWEST_FIRST),
@@ -484,6 +524,15 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
                 "run_events.list_messages_by_run",
                 partial={"category": MESSAGE},
             ),
+            Index(
+                "run_messages_by_type",
+                (
+                    *(("thread_id", 1), ("run_id", 1), ("event_type", 1), ("seq", 1)),
+                    *(("user_id", 1), ("metadata.caller", 1)),
+                ),
+                "run_events.get_last_visible_ai_seq_by_run, from the index alone",
+                partial={"category": MESSAGE},
+            ),
             ONCE_PER_RUN,
             Index(
                 "expired_tombstones",
@@ -499,6 +548,7 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
         _USER,
         (
             EMAIL_INDEX,
+            EMAIL_KEY_INDEX,
             OAUTH_INDEX,
             Index(
                 "by_role",
@@ -509,6 +559,11 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
     ),
     CollectionSchema(VERSIONS, _VERSION, ()),
 )
+
+
+def schema_of(name: str) -> CollectionSchema:
+    """The schema of the collection with this name, without its prefix."""
+    return next(schema for schema in COLLECTIONS if schema.name == name)
 
 
 RETENTION_KEYS: Final = ("stored_at",)

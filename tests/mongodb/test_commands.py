@@ -146,6 +146,10 @@ OPERATIONS: dict[str, tuple[str, Operation]] = {
         "aggregate",
         lambda s: s.feedback.list_by_thread_grouped(THREAD, user_id=USER),
     ),
+    "feedback.list_by_run_ids": (
+        "aggregate",
+        lambda s: s.feedback.list_by_run_ids(THREAD, {f"run-{n}" for n in range(ROWS)}, user_id=USER),
+    ),
     "feedback.aggregate_by_run": ("aggregate", lambda s: s.feedback.aggregate_by_run(THREAD, RUN)),
     "feedback.delete_by_run": (
         "findAndModify",
@@ -171,6 +175,14 @@ OPERATIONS: dict[str, tuple[str, Operation]] = {
     "threads.merge_thread_metadata, no such thread": (
         "update",
         lambda s: s.threads.merge_thread_metadata("none", {"k": 3}),
+    ),
+    "threads.merge_thread_metadata, pinned and not touched": (
+        "update",
+        lambda s: s.threads.merge_thread_metadata(THREAD, {"deerflow_pinned": True}, touch=False),
+    ),
+    "threads.update_thread_meta, another owner": (
+        "update",
+        lambda s: s.threads.update_thread_meta(THREAD, owner_id=USER),
     ),
     "threads.get_thread": ("find", lambda s: s.threads.get_thread(THREAD, user_id=USER)),
     "threads.ensure_thread": (
@@ -209,6 +221,10 @@ OPERATIONS: dict[str, tuple[str, Operation]] = {
         "find",
         lambda s: s.threads.search_threads(user_id=USER, order="last_updated_first", limit=500),
     ),
+    "threads.search_threads, pinned first": (
+        "find",
+        lambda s: s.threads.search_threads(user_id=USER, order="pinned_first", limit=500),
+    ),
     "threads.delete_thread, of a user": ("delete", lambda s: s.threads.delete_thread("none", user_id=USER)),
     "threads.delete_thread": ("delete", lambda s: s.threads.delete_thread(THREAD)),
     "run_events.put_batch": ("insert", lambda s: s.run_events.put_batch([_event() for _ in range(50)])),
@@ -219,6 +235,14 @@ OPERATIONS: dict[str, tuple[str, Operation]] = {
     "run_events.list_events": (
         "find",
         lambda s: s.run_events.list_events(THREAD, RUN, event_types=["said", "x"]),
+    ),
+    "run_events.list_events, of a task": (
+        "find",
+        lambda s: s.run_events.list_events(THREAD, RUN, task_id="task-1", after_seq=3),
+    ),
+    "run_events.get_last_visible_ai_seq_by_run": (
+        "aggregate",
+        lambda s: s.run_events.get_last_visible_ai_seq_by_run(THREAD, {f"run-{n}" for n in range(ROWS)}),
     ),
     "run_events.list_messages_by_run": (
         "find",
@@ -280,7 +304,7 @@ ACCOUNT: dict[str, Any] = {
 }
 
 USER_OPERATIONS: dict[str, tuple[str, Callable[[MongoUserStore], Awaitable[Any]]]] = {
-    "create": ("insert", lambda users: users.create(USER, **ACCOUNT)),
+    "create": ("update", lambda users: users.create(USER, **ACCOUNT)),
     "get": ("find", lambda users: users.get(USER)),
     "get_by_email": ("find", lambda users: users.get_by_email("alice@example.org")),
     "get_by_oauth": ("find", lambda users: users.get_by_oauth("github", "4711")),
@@ -350,6 +374,24 @@ async def test_every_operation_on_accounts_is_one_command(listening: tuple[Stora
         assert (name, log.names) == (name, _expected(name, command))
     methods = {name for name in dir(MongoUserStore) if not name.startswith("_")}
     assert methods == {name.split(",")[0] for name in USER_OPERATIONS}
+
+
+async def test_only_a_changed_email_costs_more_than_one_command(
+    listening: tuple[Storage, CommandLog],
+) -> None:
+    """The account, another one with that email, and the update."""
+    storage, log = listening
+    assert isinstance(storage, MongoStorage)
+    await storage.setup()
+    await storage.users.create(USER, **ACCOUNT)
+    for email, commands in (
+        ("ALICE@example.org", ["update"]),
+        ("new@example.org", ["update", "find", "find", "update"]),
+    ):
+        changed: dict[str, Any] = {**ACCOUNT, "email": email}
+        log.names.clear()
+        assert await storage.users.update(USER, **changed)
+        assert log.names == commands
 
 
 EVENT_OPERATIONS: dict[str, tuple[list[str], Operation]] = {

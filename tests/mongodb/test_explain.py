@@ -181,6 +181,13 @@ async def test_grouped_feedback_examines_one_document_per_run(explainer: Explain
     assert (index, examined) == ("by_user", PER_USER)
 
 
+async def test_feedback_of_some_runs_examines_one_document_per_run(explainer: Explainer) -> None:
+    runs = ["alice-2", "alice-3", "none"]
+    read = explainer.storage.feedback.list_by_run_ids("t", runs, user_id="alice")
+    index, examined, _ = await explainer.explain(read)
+    assert (index, examined) == ("by_user", 2)
+
+
 async def test_token_usage_examines_only_the_runs_of_the_thread(explainer: Explainer) -> None:
     read = explainer.storage.runs.token_usage_by_thread("t", user_id="alice")
     index, examined, _ = await explainer.explain(read)
@@ -213,6 +220,34 @@ async def test_thread_search_examines_as_many_as_it_returns(
 ) -> None:
     read = explainer.storage.threads.search_threads(limit=LIMIT, **wanted)
     assert await explainer.explain(read) == (index, rows, rows)
+
+
+PINNED_FIRST_SEARCHES: list[tuple[dict[str, Any], str]] = [
+    ({"user_id": None}, "pinned_first"),
+    ({"user_id": None, "status": "busy"}, "by_status_pinned_first"),
+    ({"user_id": None, "metadata": {"parity": 1}}, "by_metadata_pinned_first"),
+    ({"user_id": "bob"}, "by_user_pinned_first"),
+    ({"user_id": "bob", "status": "busy"}, "by_user_and_status_pinned_first"),
+    ({"user_id": "bob", "metadata": {"parity": 1}}, "by_user_and_metadata_pinned_first"),
+]
+
+
+@pytest.mark.parametrize(("wanted", "index"), PINNED_FIRST_SEARCHES)
+async def test_thread_search_pinned_first_examines_as_many_as_it_returns(
+    explainer: Explainer, wanted: dict[str, Any], index: str
+) -> None:
+    threads = explainer.storage.threads
+    for offset in (0, LIMIT // 2):
+        read = threads.search_threads(order="pinned_first", limit=LIMIT, offset=offset, **wanted)
+        assert await explainer.explain(read) == (index, LIMIT, LIMIT)
+
+
+async def test_thread_search_by_everything_pinned_first_needs_no_sort(explainer: Explainer) -> None:
+    read = explainer.storage.threads.search_threads(
+        user_id="bob", status="busy", metadata={"parity": 0}, order="pinned_first", limit=LIMIT
+    )
+    _, examined, returned = await explainer.explain(read)
+    assert (examined, returned) == (LIMIT, LIMIT)
 
 
 async def test_thread_search_without_a_match_examines_nothing(explainer: Explainer) -> None:
@@ -276,6 +311,31 @@ async def test_events_of_a_user_are_read_in_index_order(explainer: Explainer) ->
         assert returned == LIMIT
 
 
+async def test_last_visible_answers_are_read_from_the_index_alone(explainer: Explainer) -> None:
+    events = explainer.storage.run_events
+    for user_id in (None, "carol"):
+        read = events.get_last_visible_ai_seq_by_run("t", ["alice", "bob", "none"], user_id=user_id)
+        index, examined, _ = await explainer.explain(read)
+        assert (index, examined) == ("run_messages_by_type", 0)
+
+
+async def test_events_of_a_task_are_read_in_the_order_of_the_runs_events(explainer: Explainer) -> None:
+    events = explainer.storage.run_events
+    batch: list[Any] = [
+        {
+            "thread_id": "t",
+            "run_id": "r",
+            "event_type": "step",
+            "category": "trace",
+            "metadata": {"task_id": f"{n % 2}"},
+        }
+        for n in range(2 * LIMIT)
+    ]
+    await events.put_batch(batch)
+    read = events.list_events("t", "r", task_id="1", limit=LIMIT)
+    assert await explainer.explain(read) == ("run_seq", 2 * LIMIT, LIMIT)
+
+
 async def test_messages_are_counted_from_the_index_alone(explainer: Explainer) -> None:
     index, examined, _ = await explainer.explain(explainer.storage.run_events.count_messages("t"))
     assert (index, examined) == ("message_seq", 0)
@@ -284,8 +344,8 @@ async def test_messages_are_counted_from_the_index_alone(explainer: Explainer) -
 async def test_account_reads_examine_as_many_as_they_return(explainer: Explainer) -> None:
     users = explainer.storage.users
     assert await explainer.explain(users.get("bob-3")) == ("IDHACK", 1, 1)
-    assert await explainer.explain(users.get_by_email("bob-3@example.org")) == ("one_account_per_email", 1, 1)
-    assert await explainer.explain(users.get_by_email("nobody")) == ("one_account_per_email", 0, 0)
+    assert await explainer.explain(users.get_by_email("Bob-3@example.org")) == ("by_email_key", 1, 1)
+    assert await explainer.explain(users.get_by_email("nobody")) == ("by_email_key", 0, 0)
     read = users.get_by_oauth("github", "alice-3")
     assert await explainer.explain(read) == ("one_account_per_oauth_identity", 1, 1)
     read = users.list_by_role("bob", limit=LIMIT)
@@ -312,6 +372,12 @@ async def test_every_index_is_used_by_a_read_or_is_unique_or_expires(explainer: 
         storage.threads.search_threads(user_id="bob", metadata={"parity": 1}),
         storage.threads.search_threads(user_id=None, metadata={"parity": 1}),
         storage.threads.search_threads(user_id="bob", order="last_updated_first"),
+        *(
+            storage.threads.search_threads(order="pinned_first", **wanted)
+            for wanted in (search[0] for search in PINNED_FIRST_SEARCHES)
+        ),
+        storage.run_events.get_last_visible_ai_seq_by_run("t", ["bob"]),
+        storage.users.get_by_email("bob-3@example.org"),
         storage.users.list_by_role("bob"),
         storage.run_events.list_messages("t"),
         storage.run_events.list_events("t", "bob"),

@@ -7,7 +7,7 @@ number an event gets is decided in `events/`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -31,6 +31,11 @@ ONCE = "once"
 
 ANCHOR_SEQ = 0
 """The anchor's number: below every event, so that the anchor sorts last only in an empty thread."""
+
+VISIBLE_AI_TYPES = ("llm.ai.response", "ai_message")
+"""The types of the messages that are a model's answers; the second is that of older releases of DeerFlow."""
+
+_HIDDEN_CALLER = "middleware:"
 
 EXPIRES_AT = "expires_at"
 """When the server removes a tombstone; null for never."""
@@ -131,6 +136,27 @@ def tombstone_update(last_seq: int, expires_at: datetime, deletion: ObjectId) ->
 
 def event_size_bytes(document: Document) -> int:
     return len(bson.encode(document))
+
+
+def last_visible_seq_pipeline(query: Document) -> list[Document]:
+    """The highest number for each run among the answers of `query` that no middleware asked for.
+
+    The caller is compared in an expression, and not in the filter: an index then answers it alone.
+    """
+    caller, length = "$metadata.caller", len(_HIDDEN_CALLER)
+    is_hidden = {
+        "$and": [
+            {"$eq": [{"$type": caller}, "string"]},
+            {"$eq": [{"$substrCP": [caller, 0, length]}, _HIDDEN_CALLER]},
+        ]
+    }
+    seq = {"$max": {"$cond": [is_hidden, None, "$seq"]}}
+    return [{"$match": query}, {"$group": {"_id": "$run_id", "seq": seq}}]
+
+
+def last_visible_seqs(groups: Iterable[Document]) -> dict[str, int]:
+    """The result of `last_visible_seq_pipeline`; a run without such an answer is left out."""
+    return {group["_id"]: +group["seq"] for group in groups if type(group["seq"]) in WHOLE}
 
 
 def event_row(document: Document) -> RunEventRow:

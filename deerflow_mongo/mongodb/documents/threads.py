@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from ...contract.rows import JSONValue, ThreadMeta
+from ...contract.rows import PINNED, JSONValue, ThreadMeta
 from ...contract.times import clock
 from .digests import KEY_DIGEST_LENGTH, key_part, metadata_digests
 from .encoding import WHOLE, Document, UnreadableError, decode_mapping, decode_text, encode_mapping
 from .stored_times import (
     BELOW_MS,
     ORDER,
+    REMOVED,
     aware_time,
     created_fields,
     set_update,
@@ -21,6 +22,9 @@ from .stored_times import (
 )
 from .version_1 import as_current
 from .versions import READABLE_FROM, SCHEMA_VERSION
+
+IS_PINNED = "pinned"
+"""Present and true on a thread whose metadata has true under `PINNED`."""
 
 
 def thread_fields(
@@ -50,8 +54,13 @@ def new_thread(thread_id: str, fields: Document) -> Document:
 
 
 def thread_metadata(payload: dict[str, JSONValue]) -> Document:
-    """The two fields that hold a thread's metadata; every write sets both."""
-    return {"metadata": encode_mapping(payload), "metadata_digests": metadata_digests(payload)}
+    """The fields that hold a thread's metadata; every write sets all of them, or removes `IS_PINNED`."""
+    stored = {"metadata": encode_mapping(payload), "metadata_digests": metadata_digests(payload)}
+    return {**stored, IS_PINNED: True} if _pins(payload) else stored
+
+
+def _pins(payload: dict[str, JSONValue]) -> bool:
+    return payload.get(PINNED) is True
 
 
 def thread_row(document: Document) -> ThreadMeta:
@@ -89,19 +98,29 @@ def thread_update(
     display_name: Any,
     status: str | None,
     metadata: dict[str, JSONValue] | None,
+    owner_id: str | None,
 ) -> Document:
     """Set what is not None; the metadata is replaced as a whole."""
-    changes: Document = {}
-    for name, value in (("assistant_id", assistant_id), ("display_name", display_name), ("status", status)):
-        if value is not None:
-            changes[name] = value
+    given = {
+        "assistant_id": assistant_id,
+        "display_name": display_name,
+        "status": status,
+        "user_id": owner_id,
+    }
+    changes: Document = {name: value for name, value in given.items() if value is not None}
     if metadata is not None:
         changes |= thread_metadata(metadata)
-    return set_update(changes, updated_at=clock.stamp_us())
+    update = set_update(changes, updated_at=clock.stamp_us())
+    if metadata is not None and not _pins(metadata):
+        update.setdefault("$unset", {})[IS_PINNED] = ""
+    return update
 
 
-def metadata_merge_update(payload: dict[str, JSONValue]) -> list[Document]:
-    """Merge `payload` into a thread's metadata by its top-level keys, and replace these keys' digests."""
+def metadata_merge_update(payload: dict[str, JSONValue], *, touch: bool) -> list[Document]:
+    """Merge `payload` into a thread's metadata by its top-level keys, and replace these keys' digests.
+
+    Without `touch` the time of the last update stays as it is.
+    """
     new = thread_metadata(payload)
     # As an object by the digests of the keys, so that the cost does not grow with one number times the other.
     key_of_digest = {"$substrBytes": ["$$digest", 0, KEY_DIGEST_LENGTH]}
@@ -110,12 +129,15 @@ def metadata_merge_update(payload: dict[str, JSONValue]) -> list[Document]:
     given = {"$literal": {key_part(digest): digest for digest in new["metadata_digests"]}}
     pairs = {"$objectToArray": {"$mergeObjects": [stored, given]}}
     merged = {"$map": {"input": pairs, "as": "pair", "in": "$$pair.v"}}
-    stage = {
+    stage: Document = {
         "metadata": {"$mergeObjects": ["$metadata", {"$literal": new["metadata"]}]},
         # A broken document stays broken: digests of the new keys alone would look complete.
         "metadata_digests": {"$cond": [{"$isArray": "$metadata_digests"}, merged, "$metadata_digests"]},
-        **time_stage("updated_at", clock.stamp_us()),
     }
+    if PINNED in payload:
+        stage[IS_PINNED] = True if _pins(payload) else REMOVED
+    if touch:
+        stage |= time_stage("updated_at", clock.stamp_us())
     return [{"$set": stage}]
 
 

@@ -5,44 +5,66 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final
 
-from ...contract.rows import UserRow
+from ...contract.rows import AccountFields, UserRow
 from .encoding import WHOLE, Document, UnreadableError
 from .stored_times import ORDER, created_fields, row_time_of_stamp
 from .version_1 import as_current
 from .versions import READABLE_FROM, SCHEMA_VERSION
 
+EMAIL_KEY: Final = "email_key"
+"""The email in lower case, by which accounts are found; a setup adds it to those of an older release."""
+
 _OPTIONAL_TEXT: Final = frozenset({str, type(None)})
 
 
-def user_fields(
-    *,
-    email: str,
-    password_hash: str | None,
-    system_role: str,
-    oauth_provider: str | None,
-    oauth_id: str | None,
-    needs_setup: bool,
-    token_version: int,
-) -> Document:
-    """What an update replaces: everything except the id and the time of creation."""
+def email_key(email: str) -> str:
+    """What is equal for emails that differ in case only."""
+    return email.lower()
+
+
+def is_same_email(one: str, other: str) -> bool:
+    return email_key(one) == email_key(other)
+
+
+def new_email(email: str) -> str:
+    """An email as new ones are stored."""
+    return email_key(email)
+
+
+def new_user(user_id: str, fields: AccountFields, created_us: int) -> Document:
+    """A new account; those of equal time of creation are listed by id."""
     return {
-        "email": email,
-        "password_hash": password_hash,
-        "system_role": system_role,
-        "oauth_provider": oauth_provider,
-        "oauth_id": oauth_id,
-        "needs_setup": needs_setup,
-        "token_version": token_version,
+        "_id": user_id,
+        "schema_version": READABLE_FROM,
+        **_changes(fields, new_email(fields["email"])),
+        **created_fields(created_us),
     }
 
 
-def new_user(user_id: str, fields: Document, created_us: int) -> Document:
-    """A new account; those of equal time of creation are listed by id."""
-    return {"_id": user_id, "schema_version": READABLE_FROM, **fields, **created_fields(created_us)}
+def insert_user_update(document: Document) -> Document:
+    """The upsert that stores a new account where the filter finds none, and changes no other."""
+    return {"$setOnInsert": document}
 
 
-def user_update(fields: Document) -> Document:
-    return {"$set": fields}
+def user_update(fields: AccountFields, *, email: str | None = None) -> Document:
+    """Replace everything but the id and the time of creation; the email only by one that is given here."""
+    return {"$set": _changes(fields, email)}
+
+
+def _changes(fields: AccountFields, email: str | None) -> Document:
+    changes: Document = {**fields}
+    del changes["email"]
+    return changes if email is None else {**changes, "email": email, EMAIL_KEY: email_key(email)}
+
+
+def email_key_update(email: str) -> Document:
+    """The update that gives a key to an account with this email."""
+    return {"$set": {EMAIL_KEY: email_key(email)}}
+
+
+def ascii_email_keys_update() -> list[Document]:
+    """The update that gives a key to accounts with emails in ASCII; the server lowers no other letters."""
+    return [{"$set": {EMAIL_KEY: {"$toLower": "$email"}}}]
 
 
 def user_row(document: Document) -> UserRow:

@@ -148,6 +148,13 @@ class Collection:
         result = await self._run("update", lambda handle: handle.update_one(query, update), update)
         return result.matched_count
 
+    async def insert_if_absent(self, query: Document, update: Document) -> bool:
+        """Insert what `update` has under `$setOnInsert`, unless a document matches; whether it did so."""
+        result = await self._run(
+            "update", lambda handle: handle.update_one(query, update, upsert=True), update
+        )
+        return result.upserted_id is not None
+
     async def update_many(self, query: Document, update: Update) -> int:
         """The number of documents that were changed."""
         result = await self._run("update", lambda handle: handle.update_many(query, update), update)

@@ -19,7 +19,7 @@ from mongomock_motor import AsyncMongoMockClient  # pyright: ignore[reportMissin
 from pymongo.errors import CollectionInvalid
 
 from ...contract.errors import PayloadTooLargeError, StorageError
-from ..documents.stored_times import NOW, REMOVED
+from ..documents.stored_times import BELOW_MS, NOW, REMOVED
 from .collection import Collection, Document, Update
 from .driver import Driver, DriverOptions
 from .errors import MAX_DOCUMENT_BYTES, NO_CHANGE_STREAMS, DuplicateKeyError, too_large
@@ -75,6 +75,10 @@ class MongomockCollection(Collection):
         except PayloadTooLargeError:
             await (await self.handle()).replace_one(by_id, before)
             raise
+
+    async def insert_if_absent(self, query: Document, update: Document) -> bool:
+        _check_size(update, update)
+        return await super().insert_if_absent(query, update)
 
     async def update_many(self, query: Document, update: Update) -> int:
         return await super().update_many(_in_known_conditions(query), _in_known_operators(update))
@@ -223,14 +227,18 @@ def _now() -> datetime:
     return now.replace(microsecond=now.microsecond // 1_000 * 1_000)
 
 
-def _in_known_operators(expression: Any) -> Any:
-    """`expression` with operators that mongomock knows in place of those that it lacks."""
+def _in_known_operators(expression: Any, field: str = "") -> Any:
+    """`expression` with operators that mongomock knows in place of those that it lacks.
+
+    It removes no `field`: microseconds that are 0, and another field that is null, read and sort as a missing
+    one does.
+    """
     if expression == REMOVED:
-        return 0  # it does not remove fields; where they are microseconds, 0 reads the same
+        return 0 if field.endswith(BELOW_MS) else None
     if expression == NOW:
         return _now()
     if isinstance(expression, list):
-        return [_in_known_operators(item) for item in cast("list[Any]", expression)]
+        return [_in_known_operators(item, field) for item in cast("list[Any]", expression)]
     if not isinstance(expression, dict) or "$literal" in expression:
         return cast("Any", expression)
     document = cast("Document", expression)
@@ -241,4 +249,7 @@ def _in_known_operators(expression: Any) -> Any:
     if "$mergeObjects" in document:
         pairs = [{"$objectToArray": _in_known_operators(item)} for item in document["$mergeObjects"]]
         return {"$arrayToObject": {"$concatArrays": pairs}}
-    return {_OTHER_NAMES.get(key, key): _in_known_operators(value) for key, value in document.items()}
+    return {
+        _OTHER_NAMES.get(key, key): _in_known_operators(value, field if key.startswith("$") else key)
+        for key, value in document.items()
+    }

@@ -29,7 +29,16 @@ from .. import queries
 from ..documents.changes import change_pipeline
 from ..documents.counting import count_pipeline, counted
 from ..documents.encoding import Document, encode_content, encode_mapping
-from ..documents.run_events import ONCE, event_row, event_size_bytes, new_event, tombstone_update
+from ..documents.run_events import (
+    ONCE,
+    VISIBLE_AI_TYPES,
+    event_row,
+    event_size_bytes,
+    last_visible_seq_pipeline,
+    last_visible_seqs,
+    new_event,
+    tombstone_update,
+)
 from ..documents.stored_times import stamp_of, time_fields
 from ..drivers.changes import NextChange
 from ..drivers.collection import Collection, Sort
@@ -49,6 +58,7 @@ _NUMBERS_BYTES = 64
 CLOSE_TIMEOUT_S = 10.0
 _DELETION_PAUSE_S = 0.1
 _BY_ID = (("_id", 1),)
+_RUNS_PER_BATCH = 100_000
 _FOLLOW_PAGE = 500
 _FEED_CLOSE_TIMEOUT_S = 0.5
 
@@ -244,11 +254,14 @@ class MongoRunEventStore(RunEventStore, Following):
         run_id: str,
         *,
         event_types: Sequence[str] | None = None,
+        task_id: str | None = None,
         limit: int = 500,
+        after_seq: int | None = None,
         user_id: UserId = None,
     ) -> list[RunEventRow]:
         types = arguments.names("event_types", event_types)
-        query = queries.events_of_run(thread_id, run_id, *(types or ()))
+        query = queries.of_task(queries.events_of_run(thread_id, run_id, *(types or ())), task_id)
+        queries.between(query, after_seq=arguments.sequence_number("after_seq", after_seq), before_seq=None)
         queries.owned(query, user_id, "RunEventStore.list_events")
         rows = arguments.row_limit("limit", limit)
         if types == []:
@@ -261,6 +274,19 @@ class MongoRunEventStore(RunEventStore, Following):
         after = arguments.sequence_number("after_seq", after_seq)
         query = queries.events_after(thread_id, run_id, after)
         return await self._list(query, SEQ_RISING, arguments.row_limit("limit", limit))
+
+    async def get_last_visible_ai_seq_by_run(
+        self, thread_id: str, run_ids: Iterable[str], *, user_id: UserId = None
+    ) -> dict[str, int]:
+        wanted = arguments.identifiers("run_ids", run_ids)
+        query = queries.of_runs(queries.of_thread(thread_id), wanted)
+        query = queries.messages_of_type(query, VISIBLE_AI_TYPES)
+        queries.owned(query, user_id, "RunEventStore.get_last_visible_ai_seq_by_run")
+        if not wanted:
+            return {}
+        self._events.check_owner()
+        reading = self._committed.aggregate(last_visible_seq_pipeline(query), batch_size=_RUNS_PER_BATCH)
+        return last_visible_seqs(await self._if_allowed(query["thread_id"], current_actor(), reading))
 
     async def count_messages(self, thread_id: str, *, user_id: UserId = None) -> int:
         query = queries.messages_of_thread(thread_id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ...contract import arguments
 from ...contract.actor import UserId
 from ...contract.errors import StorageError
@@ -127,13 +129,23 @@ class MongoFeedbackStore(FeedbackStore):
 
     async def list_by_thread_grouped(self, thread_id: str, *, user_id: UserId) -> dict[str, FeedbackRow]:
         user = arguments.acting_user(user_id, "FeedbackStore.list_by_thread_grouped")
-        query = queries.of_user_in_thread(thread_id, user)
+        return await self._newest_by_run(queries.of_user_in_thread(thread_id, user))
+
+    async def _newest_by_run(self, query: Query) -> dict[str, FeedbackRow]:
         pipeline = newest_by_run_pipeline(query, FEEDBACK_BY_USER.keys)
         groups = await self._collection.aggregate(pipeline, batch_size=_RUNS_PER_BATCH)
         rows = self._rows.rows(group["newest"] for group in groups)
         if len(rows) < len(groups):  # a run's newest row cannot be read: an older one may be
             rows = await self._rows.find(query, sort=OLDEST_FIRST, limit=arguments.MAX_LIMIT)
         return {row["run_id"]: row for row in rows}
+
+    async def list_by_run_ids(
+        self, thread_id: str, run_ids: Iterable[str], *, user_id: UserId
+    ) -> dict[str, FeedbackRow]:
+        user = arguments.acting_user(user_id, "FeedbackStore.list_by_run_ids")
+        query = queries.of_user_in_thread(thread_id, user)
+        wanted = arguments.identifiers("run_ids", run_ids)
+        return await self._newest_by_run(queries.of_runs(query, wanted)) if wanted else {}
 
     async def aggregate_by_run(self, thread_id: str, run_id: str) -> FeedbackTotals:
         query = queries.of_run(thread_id, run_id)

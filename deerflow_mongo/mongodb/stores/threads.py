@@ -29,11 +29,15 @@ from ..drivers.collection import Collection
 from ..drivers.errors import MAX_DOCUMENT_BYTES, DuplicateKeyError
 from ..queries import Query
 from ..row_collection import RowCollection
-from ..schema import LAST_UPDATED_FIRST, NEWEST_FIRST, THREADS, Keys
+from ..schema import LAST_UPDATED_FIRST, NEWEST_FIRST, PINNED_FIRST, THREADS, Keys
 
 logger = logging.getLogger(__name__)
 
-_ORDERS: dict[str, Keys] = {"newest_first": NEWEST_FIRST, "last_updated_first": LAST_UPDATED_FIRST}
+_ORDERS: dict[str, Keys] = {
+    "newest_first": NEWEST_FIRST,
+    "last_updated_first": LAST_UPDATED_FIRST,
+    "pinned_first": PINNED_FIRST,
+}
 
 _UPSERT_ATTEMPTS = 2
 """The second succeeds after a lost race, and fails again when the thread belongs to another user."""
@@ -90,6 +94,7 @@ class MongoThreadStore(ThreadStore):
         display_name: str | None = None,
         status: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        owner_id: str | None = None,
         user_id: UserId = None,
     ) -> None:
         query = queries.thread_by_id(thread_id)
@@ -99,15 +104,16 @@ class MongoThreadStore(ThreadStore):
             display_name=encode_text("display_name", display_name),
             status=None if status is None else arguments.status_text("status", status),
             metadata=None if metadata is None else _metadata(metadata),
+            owner_id=arguments.optional_text("owner_id", owner_id),
         )
         await self._update(query, update, thread_id, "update_thread_meta")
 
     async def merge_thread_metadata(
-        self, thread_id: str, metadata: Mapping[str, Any], *, user_id: UserId = None
+        self, thread_id: str, metadata: Mapping[str, Any], *, user_id: UserId = None, touch: bool = True
     ) -> None:
         query = queries.thread_by_id(thread_id)
         queries.owned(query, user_id, "ThreadStore.merge_thread_metadata")
-        update = metadata_merge_update(_metadata(metadata))
+        update = metadata_merge_update(_metadata(metadata), touch=arguments.flag("touch", touch))
         await self._update(query, update, thread_id, "merge_thread_metadata")
 
     async def delete_thread(self, thread_id: str, *, user_id: UserId = None) -> bool:

@@ -144,6 +144,7 @@ USER: Final[Document] = {
     "_id": "0b6ad8a6-3c0a-4b0e-9a37-0a8b0f6f2f11",
     "schema_version": 2,
     "email": "alice@example.org",
+    "email_key": "alice@example.org",
     "password_hash": "$2b$12$hash",
     "system_role": "admin",
     "oauth_provider": "github",
