@@ -1,18 +1,20 @@
-"""DeerFlow as the hosts use it: importing its modules, the releases that fit, the check of its interfaces.
+"""DeerFlow as the hosts use it: importing its modules, the installed release, the check of its interfaces.
 
-Importing this module needs no DeerFlow. What is done with DeerFlow's modules is not here but in `gateway.py`
-and in the adapters.
+Importing this module needs no DeerFlow. What is done with DeerFlow's modules is not here but in `runtime.py`
+and in the adapters; what differs between its releases is in `releases.py`.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from ..contract.errors import MissingDependencyError, StorageConfigError
+from .releases import FITTING, RELEASES, Names, Release
 
 EXTRA: Final = "gateway"
 """The extra of this package with what DeerFlow's gateway imports and its distribution does not require."""
@@ -22,47 +24,6 @@ PACKAGES: Final = ("app", "deerflow")
 
 DISTRIBUTIONS: Final = ("deerflow-kernel", "deer-flow", "deerflow-harness")
 """What DeerFlow is installed as; a checkout on the path has none of them."""
-
-SUPPORTED: Final = "deerflow-kernel 0.1.7"
-"""The release that the tests run on."""
-
-INTERFACES: Final[Mapping[str, tuple[str, ...]]] = {
-    "app.gateway.app": ("create_app",),
-    "app.gateway.auth.credential_file": ("write_initial_credentials",),
-    "app.gateway.auth.models": ("User",),
-    "app.gateway.auth.password": ("hash_password_async",),
-    "app.gateway.auth.repositories.base": ("UserNotFoundError", "UserRepository"),
-    "app.gateway.deps": ("_cached_local_provider", "_cached_repo"),
-    "deerflow.config.app_config": (
-        "AppConfig.resolve_config_path",
-        "get_app_config",
-        "pop_current_app_config",
-        "push_current_app_config",
-    ),
-    "deerflow.config.checkpointer_config": ("CheckpointerConfig",),
-    "deerflow.config.runtime_paths": ("runtime_home",),
-    "deerflow.persistence.json_compat": ("validate_metadata_filter_key", "validate_metadata_filter_value"),
-    "deerflow.persistence.thread_meta.base": ("InvalidMetadataFilterError", "ThreadMetaStore"),
-    "deerflow.runtime": (
-        "RunManager.cancel",
-        "RunManager.cleanup",
-        "RunManager.create",
-        "RunManager.create_or_reject",
-        "RunManager.get",
-        "RunManager.list_by_thread",
-        "RunManager.set_status",
-    ),
-    "deerflow.runtime.events.store.base": ("RunEventStore",),
-    "deerflow.runtime.runs.store.base": ("RunStore",),
-    "deerflow.runtime.user_context": (
-        "AUTO",
-        "get_current_user",
-        "reset_current_user",
-        "resolve_user_id",
-        "set_current_user",
-    ),
-}
-"""The names of DeerFlow that this package uses, by module; `app.state` is checked after its start."""
 
 
 def import_deerflow(module: str) -> Any:
@@ -75,35 +36,76 @@ def import_deerflow(module: str) -> Any:
             raise MissingDependencyError("DeerFlow's gateway", missing, EXTRA) from error
         raise StorageConfigError(
             f"DeerFlow's gateway needs {module}, which cannot be imported ({error}). "
-            f"Install DeerFlow, such as {SUPPORTED}, on Python 3.12 or newer"
+            f"Install DeerFlow, one of {FITTING}, on Python 3.12 or newer"
         ) from error
 
 
-def check_interfaces() -> None:
-    """Raise `StorageConfigError`, naming every missing name, unless the installed DeerFlow has all we use."""
+class UnsupportedReleaseError(StorageConfigError):
+    """The installed DeerFlow lacks what this package needs, or needs what this package lacks."""
+
+
+def find_release() -> Release:
+    """The row of the installed DeerFlow, by its names. Raises `StorageConfigError` without a DeerFlow."""
     for package in PACKAGES:
         import_deerflow(package)
-    missing = [name for module, names in INTERFACES.items() for name in _missing_names(module, names)]
+    return next(release for release in RELEASES if not missing_names(release.marks))
+
+
+def missing_names(names: Names) -> list[str]:
+    """Those of the names that the installed DeerFlow does not have."""
+    return [name for module, wanted in names.items() for name in _missing_names(module, wanted)]
+
+
+def check_interfaces() -> Release:
+    """The installed release. Raises `UnsupportedReleaseError`, naming every missing name, if any is."""
+    release = find_release()
+    missing = missing_names(release.interfaces)
     if missing:
         raise unsupported_release(f"it lacks {', '.join(missing)}")
+    return release
 
 
-def check_adapters(*adapters: type) -> None:
-    """Raise `StorageConfigError`, naming them all, if DeerFlow's interfaces have methods that these lack."""
-    missing = [
-        f"{adapter.__name__}.{method}"
-        for adapter in adapters
-        for method in sorted(getattr(adapter, "__abstractmethods__", ()))
-    ]
-    if missing:
-        raise unsupported_release(f"it needs {', '.join(missing)}, which deerflow-mongo does not have")
+def check_adapters(adapters: Mapping[type, Any]) -> None:
+    """Raise `UnsupportedReleaseError`, naming them all, if DeerFlow uses what these adapters do not have.
+
+    `adapters` has DeerFlow's class for each of ours.
+    """
+    unknown = [name for adapter, replaced in adapters.items() for name in unknown_uses(adapter, replaced)]
+    if unknown:
+        raise unsupported_release(f"it needs {', '.join(unknown)}, which deerflow-mongo does not have")
 
 
-def unsupported_release(reason: str) -> StorageConfigError:
+def unknown_uses(adapter: type, replaced: Any) -> list[str]:
+    """The methods of DeerFlow's class, and their parameters, that the adapter in its place does not have.
+
+    Of an abstract class, its other methods have an implementation that the adapter inherits.
+    """
+    found: list[str] = []
+    for name, method in inspect.getmembers(replaced, inspect.isfunction):
+        ours = getattr(adapter, name, None)
+        if ours is None or getattr(ours, "__isabstractmethod__", False):
+            if not name.startswith("_"):
+                found.append(f"{adapter.__name__}.{name}")
+        elif ours is not method and not name.startswith("_"):
+            found += (f"{adapter.__name__}.{name}({parameter}=)" for parameter in _unknown(ours, method))
+    return found
+
+
+def _unknown(ours: Any, method: Any) -> Iterator[str]:
+    """The parameters of DeerFlow's method that ours does not take by name."""
+    known = inspect.signature(ours).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    for name, parameter in inspect.signature(method).parameters.items():
+        variadic = parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        if name not in known and not variadic:
+            yield name
+
+
+def unsupported_release(reason: str) -> UnsupportedReleaseError:
     """The error for a DeerFlow that this package cannot work with."""
-    return StorageConfigError(
-        f"{installed_release()} is not supported by this release of deerflow-mongo: {reason}. "
-        f"{SUPPORTED} is supported"
+    return UnsupportedReleaseError(
+        f"{installed_release()} does not fit this release of deerflow-mongo: {reason}. These fit: {FITTING}"
     )
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import abc
 import re
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from deerflow_mongo import Storage, StorageConfigError, hosts
-from deerflow_mongo.hosts import deerflow, gateway
+from deerflow_mongo.hosts import deerflow, gateway, releases, runtime
 
 from .gateway_process import needs_deerflow
 
@@ -41,9 +41,8 @@ class StorageWithBoth(StorageWithAccounts):
 
 
 @needs_deerflow
-def test_supported_release_has_every_interface() -> None:
-    deerflow.check_interfaces()
-    assert deerflow.installed_release() == deerflow.SUPPORTED
+def test_installed_release_has_every_interface() -> None:
+    assert deerflow.check_interfaces() in releases.RELEASES
 
 
 SOURCES = [file.read_text(encoding="utf-8") for file in Path(hosts.__file__).parent.rglob("*.py")]
@@ -51,7 +50,14 @@ SOURCES = [file.read_text(encoding="utf-8") for file in Path(hosts.__file__).par
 
 def test_every_imported_module_of_deerflow_is_checked() -> None:
     imported = {name for source in SOURCES for name in re.findall(r'import_deerflow\("([\w.]+)"\)', source)}
-    assert imported == set(deerflow.INTERFACES)
+    known = {module for release in releases.RELEASES for module in release.interfaces}
+    assert {name for name in imported if name.split(".")[0] in deerflow.PACKAGES} <= known
+
+
+@pytest.mark.parametrize("release", releases.RELEASES, ids=lambda release: release.name)
+def test_every_name_that_a_start_exchanges_is_checked(release: releases.Release) -> None:
+    names = (*release.sql_repositories, releases.APP_RUNTIME)
+    assert [name for name in names if name[1] not in release.interfaces[name[0]]] == []
 
 
 def test_hosts_import_no_backend() -> None:
@@ -67,36 +73,80 @@ def test_missing_interfaces_are_named_in_one_error(monkeypatch: pytest.MonkeyPat
     import_deerflow = deerflow.import_deerflow
     monkeypatch.delattr(import_deerflow("app.gateway.deps"), "_cached_repo")
     monkeypatch.delattr(import_deerflow("deerflow.runtime").RunManager, "cleanup")
-    changed = {**deerflow.INTERFACES, "deerflow.no_package.module": ("name",)}
-    monkeypatch.setattr(deerflow, "INTERFACES", changed)
-    with pytest.raises(StorageConfigError) as refused:
+    release = deerflow.find_release()
+    changed = replace(release, interfaces={**release.interfaces, "deerflow.no_package.module": ("name",)})
+    monkeypatch.setattr(deerflow, "RELEASES", (changed,))
+    with pytest.raises(deerflow.UnsupportedReleaseError) as refused:
         gateway.create_app()
     assert str(refused.value) == (
-        f"{deerflow.SUPPORTED} is not supported by this release of deerflow-mongo: it lacks "
+        f"{deerflow.installed_release()} does not fit this release of deerflow-mongo: it lacks "
         "app.gateway.deps._cached_repo, deerflow.runtime.RunManager.cleanup, deerflow.no_package.module. "
-        f"{deerflow.SUPPORTED} is supported"
+        "These fit: deerflow-kernel 0.1.7, DeerFlow 2.0.0, DeerFlow main (2.1.0)"
     )
 
 
-def test_missing_app_state_is_named_in_one_error_and_nothing_is_replaced() -> None:
-    state = SimpleNamespace(run_store="deerflow's")
-    with pytest.raises(StorageConfigError, match=r"it lacks app\.state\.config, app\.state\.run_manager\."):
-        gateway._replace_app_state(state, {"run_store": 1, "config": 2, "run_manager": 3})  # pyright: ignore[reportPrivateUsage]
-    assert state.run_store == "deerflow's"
+class NewInterface(abc.ABC):
+    """An interface of a DeerFlow that is newer than this package."""
+
+    @abc.abstractmethod
+    async def claim(self) -> None: ...
+    @abc.abstractmethod
+    async def put(self, run_id: str, *, kind: str = "run", region: str | None = None) -> None: ...
+    @abc.abstractmethod
+    async def get(self, run_id: str, *, region: str | None = None) -> None: ...
+    async def count(self, *, region: str | None = None) -> int:
+        return 0
+
+    def _private(self, region: str) -> str:
+        return region
 
 
-def test_methods_that_an_adapter_lacks_are_named_in_one_error() -> None:
-    class NewInterface(abc.ABC):
-        @abc.abstractmethod
-        async def renew_lease(self) -> None: ...
-        @abc.abstractmethod
-        async def claim(self) -> None: ...
+class OlderAdapter(NewInterface):
+    async def put(self, run_id: str, *, kind: str = "run") -> None: ...  # pyright: ignore[reportIncompatibleMethodOverride]
+    async def get(self, run_id: str, **options: Any) -> None: ...
 
-    class Adapter(NewInterface):
-        pass
 
-    with pytest.raises(StorageConfigError, match=r"it needs Adapter\.claim, Adapter\.renew_lease, which"):
-        deerflow.check_adapters(Adapter)
+class ConcreteInterface:
+    """A class of DeerFlow that is no interface: there is nothing to inherit."""
+
+    async def list(self) -> None: ...
+    async def _query(self) -> None: ...
+
+
+def test_methods_and_parameters_that_an_adapter_lacks_are_named_in_one_error() -> None:
+    class Unrelated: ...
+
+    adapters = {OlderAdapter: NewInterface, Unrelated: ConcreteInterface}
+    unknown = r"it needs OlderAdapter\.claim, OlderAdapter\.put\(region=\), Unrelated\.list, which"
+    with pytest.raises(deerflow.UnsupportedReleaseError, match=unknown):
+        deerflow.check_adapters(adapters)
+
+
+@needs_deerflow
+def test_adapters_have_everything_that_the_installed_release_uses() -> None:
+    deerflow.check_adapters(runtime.adapters())
+
+
+@needs_deerflow
+def test_runtime_that_is_entered_with_other_arguments_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def langgraph_runtime(app: Any, settings: Any, region: str) -> None: ...
+
+    monkeypatch.setattr(deerflow.import_deerflow("app.gateway.deps"), "langgraph_runtime", langgraph_runtime)
+    with pytest.raises(deerflow.UnsupportedReleaseError, match="runtime takes app, settings, region"):
+        gateway.create_app()
+
+
+@needs_deerflow
+def test_application_that_cannot_be_made_ends_the_process_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(deerflow.import_deerflow("app.gateway.deps"), "_cached_repo")
+    with pytest.raises(SystemExit) as ended:
+        _ = gateway.app
+    assert ended.value.code == 3
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "it lacks app.gateway.deps._cached_repo. These fit: " in line
 
 
 def test_a_checkout_without_metadata_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

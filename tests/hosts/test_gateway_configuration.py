@@ -103,8 +103,9 @@ def test_gateway_without_configuration_does_not_start(tmp_path: Path) -> None:
         timeout=START_TIMEOUT_S,
         check=False,
     )
-    assert ended.returncode != 0
+    assert ended.returncode == 3
     assert "the gateway has no storage configured" in ended.stderr
+    assert "Traceback" not in ended.stderr
     assert list(tmp_path.rglob("*.db")) == []
 
 
@@ -188,8 +189,8 @@ async def test_answers_during_an_outage_have_the_headers_of_cors(monkeypatch: py
     monkeypatch.setenv("GATEWAY_CORS_ORIGINS", "https://frontend.example")
     app = gateway.create_app({"backend": "memory"})
     names = [entry.cls.__name__ for entry in app.user_middleware]
-    assert names[:3] == ["CORSMiddleware", "AvailabilityMiddleware", "EncodableRequests"]
-    assert "AuthMiddleware" in names[3:]
+    assert names[:4] == ["CORSMiddleware", "StartupErrors", "AvailabilityMiddleware", "EncodableRequests"]
+    assert "AuthMiddleware" in names[4:]
 
 
 @needs_deerflow
