@@ -102,11 +102,12 @@ class RowCollection(Generic[_Row]):
             raise await self._reason(query, error) from error.__cause__
 
     async def update_all(self, query: Query, update: Update) -> int:
-        """The number of documents that matched; none of a newer version does."""
-        try:
-            return await self._collection.update_all(queries.changeable(query), update)
-        except StorageError as error:
-            raise await self._reason(query, error) from error.__cause__
+        """The number of documents that matched. Those that the validator refuses are left out.
+
+        The server would end the whole update at the first of them.
+        """
+        valid = {**queries.changeable(query), **self._schema.stored_validator}
+        return await self._collection.update_all(valid, update)
 
     async def find_one_and_update(
         self, query: Query, update: Update, *, projection: Sequence[str] | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
 import pytest
@@ -49,17 +49,27 @@ WAYS: dict[str, object] = {
 FEW_WAYS = ("missing", "null", "text", "an array", "an ObjectId")
 """Enough for the writes, of which each is a command or two for every document."""
 
+OWNED_RUNS = "owned runs"
+"""A kind of its own: documents of `runs` that have an owner and are active, each in its own thread."""
+
 READABLE_ALL_THE_SAME = (
     "order_tie",
     "vote",
     "once",
-    "tokens.by_model.gpt-4%2E1",
+    "lease_renewed_at",
+    "lease_ms",
+    "tokens.by_model.gpt-4%2E1.llm_calls",
 )
 """What no row has: such a document can be read, and only a write of it is refused."""
+
+_FIELDS = list(pinned.OWNED_RUN)
+ONLY_OF_OWNED_RUNS = (*_FIELDS[_FIELDS.index("operation_kind") :], "tokens.by_model.gpt-4%2E1")
+"""What is not read of a run without an owner."""
 
 _VALIDATORS: dict[str, Document] = {schema.name: schema.validator for schema in COLLECTIONS}
 _PINNED: dict[str, Document] = {
     "runs": pinned.RUN,
+    OWNED_RUNS: pinned.OWNED_RUN,
     "feedback": pinned.VOTE,
     "threads": pinned.THREAD,
     "run_events": {**pinned.EVENT, "event_id": "e"},
@@ -93,6 +103,9 @@ def _unique(collection: str, number: int) -> Document:
     if collection == "run_events":
         return document | {"_id": ObjectId(), "seq": 100 + number, "event_id": f"e{number}"}
     document["_id"] = f"broken-{number}"
+    if collection == OWNED_RUNS:
+        document |= {"thread_id": f"thread-{number}", "idempotency_key": str(number), "cancel_action": None}
+        document["ended_at"] = pinned.RUN["ended_at"]  # else its microseconds are not read
     if collection == "users":
         document |= {"email": f"{number}@example.org", "oauth_id": str(number)}
     if collection == "feedback":
@@ -116,11 +129,12 @@ def _given_broken(
 ) -> list[Broken]:
     """Store every broken document: those that the validator refuses and the unique indexes accept."""
     made: list[Broken] = []
-    for number, path in enumerate(_paths(_VALIDATORS[collection])):
+    stored_in = "runs" if collection == OWNED_RUNS else collection
+    for number, path in enumerate(_paths(_VALIDATORS[stored_in])):
         for place, way in enumerate(ways):
             document = _changed(_unique(collection, number * 100 + place), path, WAYS[way])
             made.append(Broken(str(document["_id"]), ".".join(path), way, document))
-    found: Any = raw[database][collection]
+    found: Any = raw[database][stored_in]
     refused = _refused(found, made, validates=True)
     found.delete_many({"_id": {"$in": [item.document["_id"] for item in made]}})
     broken = [item for item in made if refused.get(item.document_id) == 121]
@@ -141,8 +155,11 @@ def _refused(found: Any, items: list[Broken], *, validates: bool) -> dict[str, i
 
 def _is_readable(broken: Broken) -> bool:
     """Whether the broken field is one that no row has, or a count that is negative and nothing else."""
-    return broken.field.startswith(READABLE_ALL_THE_SAME) or (
-        broken.way == "a negative number" and broken.field in ("seq", "token_version", "duration_ms")
+    is_of_no_row = "operation_kind" not in broken.document and broken.field.startswith(ONLY_OF_OWNED_RUNS)
+    return (
+        is_of_no_row
+        or broken.field.startswith(READABLE_ALL_THE_SAME)
+        or (broken.way == "a negative number" and broken.field in ("seq", "token_version", "duration_ms"))
     )
 
 
@@ -219,7 +236,7 @@ async def test_broken_runs_are_left_out_of_lists_and_logged(
     unreadable, readable = _split(broken)
     rows = await runs.list_by_thread("thread-1", user_id="alice", limit=10_000)
     assert {row["run_id"] for row in rows} == readable | {"before", "after"}
-    _assert_logged(caplog, unreadable, "thread_id", "user_id")
+    _assert_logged(caplog, unreadable, "thread_id", "user_id", "operation_kind")
     await _assert_refused(unreadable, lambda item: runs.get(item.document_id, user_id=None))
     usage = await runs.token_usage_by_thread("thread-1", user_id="alice")
     assert usage["by_model"]["m"] == {
@@ -268,6 +285,72 @@ async def test_writes_onto_broken_runs_are_refused_or_repair_them(
         database_name,
         "runs",
     )
+
+
+async def test_broken_runs_with_an_owner_are_left_out_and_logged(
+    storage: MongoStorage, raw_client: Raw, database_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A broken lease counts as expired."""
+    runs = storage.runs
+    valid = pinned.OWNED_RUN["lease_renewed_at"] + timedelta(days=100_000)
+    raw_client[database_name]["runs"].insert_one(_unique(OWNED_RUNS, 99_999) | {"lease_renewed_at": valid})
+    broken = _given_broken(raw_client, database_name, OWNED_RUNS)
+    assert len({item.field for item in broken}) > 40
+    unreadable, readable = _split(broken)
+    for rows, neighbours in (
+        (await runs.list_inflight(), {"broken-99999"}),
+        (await runs.list_inflight_with_expired_lease(), set[str]()),
+    ):
+        assert {row["run_id"] for row in rows} == readable | neighbours
+        _assert_logged(caplog, unreadable, "status", "order")
+    await _assert_refused(unreadable, lambda item: runs.get(item.document_id, user_id=None))
+
+
+OWNER = pinned.OWNED_RUN["owner_worker_id"]
+LEASE: dict[str, Any] = {"owner_worker_id": OWNER, "lease_expires_at": "2999-01-01T00:00:00Z"}
+TEXTS: dict[str, Any] = {"error": "E: x", "stop_reason": "y"}
+
+OWNER_WRITES: dict[str, Callable[[MongoStorage, str], Awaitable[object]]] = {
+    "put": lambda s, run_id: s.runs.put(run_id, thread_id=run_id, user_id=None, **LEASE),
+    "update_lease": lambda s, run_id: s.runs.update_lease(run_id, **LEASE),
+    "renew_lease": lambda s, run_id: s.runs.renew_lease(run_id, **LEASE),
+    "request_cancel": lambda s, run_id: s.runs.request_cancel(run_id, action="interrupt"),
+    "finalize_if_not_cancelled": lambda s, run_id: s.runs.finalize_if_not_cancelled(
+        run_id, status="success", **TEXTS
+    ),
+    "claim_for_takeover": lambda s, run_id: s.runs.claim_for_takeover(run_id, grace_seconds=0, **TEXTS),
+    "update_run_progress": lambda s, run_id: s.runs.update_run_progress(run_id, total_tokens=1),
+}
+
+
+@pytest.mark.parametrize("name", OWNER_WRITES)
+async def test_owners_writes_onto_broken_runs_are_refused_or_repair_them(
+    name: str, storage: MongoStorage, raw_client: Raw, database_name: str
+) -> None:
+    """Except where the broken field is one that the write compares."""
+    compared = ("status", "owner_worker_id") if name.endswith("lease") else ("status", "cancel_action")
+    broken = _given_broken(raw_client, database_name, OWNED_RUNS, FEW_WAYS)
+    await _assert_refused_or_repaired(
+        [item for item in broken if item.field not in compared],
+        lambda item: OWNER_WRITES[name](storage, item.document_id),
+        raw_client,
+        database_name,
+        "runs",
+    )
+
+
+async def test_writes_of_all_runs_of_an_owner_leave_out_broken_ones(
+    storage: MongoStorage, raw_client: Raw, database_name: str
+) -> None:
+    found = raw_client[database_name]["runs"]
+    broken = _given_broken(raw_client, database_name, OWNED_RUNS, FEW_WAYS)
+    for number in (99_998, 99_999):
+        found.insert_one(_unique(OWNED_RUNS, number))
+    before = {item.document_id: found.find_one({"_id": item.document["_id"]}) for item in broken}
+    lease = LEASE["lease_expires_at"]
+    assert await storage.runs.renew_leases_of_worker(OWNER, lease_expires_at=lease) == 2
+    assert await storage.runs.end_runs_of_worker(OWNER, status="interrupted", error="x") == 2
+    assert {item.document_id: found.find_one({"_id": item.document["_id"]}) for item in broken} == before
 
 
 async def test_broken_feedback(

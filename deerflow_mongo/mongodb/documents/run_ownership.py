@@ -95,7 +95,10 @@ def cancel_update(action: str) -> list[Document]:
     now = clock.stamp_us()
     is_requested = {"$ne": [{"$ifNull": [f"${CANCEL_ACTION}", None]}, None]}
     requested = {CANCEL_ACTION: action, **time_stage(CANCEL_REQUESTED_AT, now)}
-    stage = {name: {"$cond": [is_requested, f"${name}", value]} for name, value in requested.items()}
+    stage: Document = {
+        name: {"$cond": [is_requested, f"${name}", value]} for name, value in requested.items()
+    }
+    stage[KIND] = {"$ifNull": [f"${KIND}", None]}  # rows of runs that `runs.create` wrote show it, too
     return [{"$set": {**stage, **time_stage("updated_at", now)}}]
 
 
@@ -110,9 +113,8 @@ def cancel_action(document: Document | None) -> CancelAction | None:
 
 def ownership_row(document: Document) -> RunRow:
     """The part of a row that only runs with an owner have. Raises as `run_row` does."""
-    kind, owner, key = document[KIND], document[OWNER], document[IDEMPOTENCY_KEY]
-    action, stop_reason = document[CANCEL_ACTION], document[STOP_REASON]
-    expires, requested, below_ms = document[LEASE_EXPIRES_AT], document[CANCEL_REQUESTED_AT], document.get
+    field = document.get
+    kind, owner, key, action = field(KIND), field(OWNER), field(IDEMPOTENCY_KEY), field(CANCEL_ACTION)
     if (
         type(kind) not in _TEXTS
         or type(owner) not in _TEXTS
@@ -123,11 +125,11 @@ def ownership_row(document: Document) -> RunRow:
         raise UnreadableError
     row: dict[str, Any] = {
         KIND: kind,
-        STOP_REASON: decode_text(stop_reason),
+        STOP_REASON: decode_text(field(STOP_REASON)),
         OWNER: owner,
-        LEASE_EXPIRES_AT: _time(expires, below_ms(LEASE_EXPIRES_AT + BELOW_MS, 0)),
+        LEASE_EXPIRES_AT: _time(field(LEASE_EXPIRES_AT), field(LEASE_EXPIRES_AT + BELOW_MS, 0)),
         CANCEL_ACTION: action,
-        CANCEL_REQUESTED_AT: _time(requested, below_ms(CANCEL_REQUESTED_AT + BELOW_MS, 0)),
+        CANCEL_REQUESTED_AT: _time(field(CANCEL_REQUESTED_AT), field(CANCEL_REQUESTED_AT + BELOW_MS, 0)),
         IDEMPOTENCY_KEY: key,
         "token_usage_by_model": _counts_by_model(document["tokens"]["by_model"]),
     }

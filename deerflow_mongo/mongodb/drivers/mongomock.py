@@ -20,6 +20,7 @@ from pymongo.errors import CollectionInvalid
 
 from ...contract.errors import PayloadTooLargeError, StorageError
 from ..documents.stored_times import BELOW_MS, NOW, REMOVED
+from ..schema import ACTIVE_OPERATION_INDEX
 from .collection import Collection, Document, Update
 from .driver import Driver, DriverOptions
 from .errors import MAX_DOCUMENT_BYTES, NO_CHANGE_STREAMS, DuplicateKeyError, too_large
@@ -184,9 +185,10 @@ class MongomockDriver(Driver):
 
 
 def _is_guess(error: Exception) -> bool:
-    """Whether the mock names an index whose partial filter leaves the document out; it ignores filters."""
+    """Whether the mock may name an index whose partial filter leaves the document out; it ignores filters."""
     details = cast("Document", getattr(error, "details", None) or {})
-    return None in details.get("keyValue", {}).values()
+    is_of_partial_index = details.get("keyPattern") == dict(ACTIVE_OPERATION_INDEX.keys)
+    return is_of_partial_index or None in details.get("keyValue", {}).values()
 
 
 def _check_size(document: object, written: object) -> None:
@@ -206,7 +208,8 @@ def _in_known_conditions(condition: Any) -> Any:
         return condition
     document = cast("Document", condition)
     if "$jsonSchema" in document:
-        return _has_required(document["$jsonSchema"])
+        others = {key: value for key, value in document.items() if key != "$jsonSchema"}
+        return {"$and": [_in_known_conditions(others), _has_required(document["$jsonSchema"])]}
     if isinstance(document.get("$type"), list):
         return {"$exists": True}
     return {

@@ -81,7 +81,7 @@ class MongoRunOwnership(RunOwnership):
 
     async def put(self, run_id: str, *, thread_id: str, **fields: Unpack[OperationFields]) -> None:
         arguments.check_keywords(fields, OperationFields)
-        owner = arguments.optional_text("owner_worker_id", fields.get("owner_worker_id"))
+        owner = _optional_identifier("owner_worker_id", fields.get("owner_worker_id"))
         kind = fields.get("operation_kind", RUN_KIND)
         operation = _operation(
             "put",
@@ -318,6 +318,10 @@ def _renewal(lease_expires_at: TimeInput) -> Document:
     return renewal_update(expires_us, system_clock_us())
 
 
+def _optional_identifier(name: str, value: object) -> str | None:
+    return None if value is None else arguments.identifier(name, value)
+
+
 def _kind(operation_kind: object) -> str:
     return arguments.one_of("operation_kind", operation_kind, OPERATION_KINDS)
 
@@ -354,6 +358,6 @@ def _operation(
         follow_up_to_run_id=text("follow_up_to_run_id", fields.get("follow_up_to_run_id")),
         owner_worker_id=owner_worker_id,
         lease_expires_us=stamp_from_optional("lease_expires_at", lease_expires_at),
-        idempotency_key=text("idempotency_key", fields.get("idempotency_key")),
+        idempotency_key=_optional_identifier("idempotency_key", fields.get("idempotency_key")),
         clock_us=system_clock_us(),
     )

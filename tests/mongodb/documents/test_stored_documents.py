@@ -27,9 +27,10 @@ CREATED_AT = "2026-04-22T11:26:38.123456+08:00"
 
 
 @pytest.fixture
-async def storage(mongodb_url: str, database_name: str) -> AsyncIterator[Storage]:
+async def storage(mongodb_url: str, database_name: str) -> AsyncIterator[MongoStorage]:
     config = {"backend": "mongodb", "url": mongodb_url, "database": database_name}
     async with create_storage(config) as opened:
+        assert isinstance(opened, MongoStorage)
         yield opened
 
 
@@ -79,6 +80,40 @@ async def test_run_document(storage: Storage, raw_client: Raw, database_name: st
     )
     document = raw_client[database_name]["runs"].find_one({"_id": RUN})
     assert _settled(document, pinned.RUN, "updated_at", "updated_at_us", "order_tie") == pinned.RUN
+
+
+async def test_document_of_a_run_with_an_owner(
+    storage: MongoStorage, raw_client: Raw, database_name: str
+) -> None:
+    """However it was written first: by an admission, or by `put`."""
+    runs, owner = storage.runs, "host-1:4f2a"
+    lease = datetime.now(UTC) + timedelta(seconds=30)
+    names: dict[str, Any] = {
+        "thread_id": THREAD,
+        "user_id": "alice",
+        "assistant_id": "lead_agent",
+        "multitask_strategy": "interrupt",
+        "created_at": "2026-04-22T03:30:00Z",
+        "owner_worker_id": owner,
+        "lease_expires_at": lease,
+        "idempotency_key": "mcp-task:7:1:1",
+    }
+    spent: Any = {"gpt-4.1": {"input_tokens": 9, "cache_read_tokens": 4}}
+    for store in (runs.create_thread_operation_atomic, runs.put):
+        await store("run-2", **names)
+        await runs.start_run("run-2")
+        await runs.request_cancel("run-2", action="rollback")
+        await runs.update_run_progress(
+            "run-2", total_tokens=9, total_input_tokens=9, token_usage_by_model=spent
+        )
+        await runs.renew_lease("run-2", owner_worker_id=owner, lease_expires_at=lease)
+        document = raw_client[database_name]["runs"].find_one({"_id": "run-2"})
+        times = ("updated_at", "started_at", "lease_expires_at", "cancel_requested_at")
+        by_clock = (*times, *(f"{name}_us" for name in times), "lease_renewed_at", "order_tie", "lease_ms")
+        assert document is not None
+        assert 28_000 < document["lease_ms"] <= 30_000
+        assert _settled(document, pinned.OWNED_RUN, *by_clock) == pinned.OWNED_RUN
+        await runs.delete("run-2", user_id=None)
 
 
 async def test_run_created_now_has_no_order_tie_and_no_duration(
