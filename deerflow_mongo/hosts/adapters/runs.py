@@ -643,7 +643,8 @@ def _conflicts_as_deerflows() -> Generator[None]:
         if not error.is_protected:
             raise
         raise _manager.ConflictError(
-            f"Thread {error.thread_id} already has an active run owned by another worker, or a reservation"
+            f"Thread {error.thread_id} already has an active run owned by another worker, or a reservation "
+            "such as a checkpoint write"
         ) from error
 
 

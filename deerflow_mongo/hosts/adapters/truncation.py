@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from ...contract.errors import InvalidPayloadError
-from ...contract.payloads import to_json_mapping
+from ...contract.payloads import MAX_DEPTH, to_json, to_json_mapping
+from ...contract.rows import JSONValue
+
+MAX_LOOKED_AT: Final = 100_000
+"""Values of one entry among which an object without a JSON form is looked for; with more it is left out."""
 
 
 def content_text(content: object) -> str:
@@ -36,15 +40,16 @@ def truncate_text(text: str, max_bytes: int) -> tuple[str, dict[str, Any]]:
 def storable_entries(payload: object, max_bytes: int) -> dict[str, Any]:
     """The entries of `payload`, in their order, that can be stored and together fit into `max_bytes`.
 
-    The size of an entry is that of its JSON text in UTF-8. A backend's own format may need more: a caller
-    tries again with less if the result is refused.
+    An object in them that has no JSON form and no text becomes the name of its type. The size of an entry is
+    that of its JSON text in UTF-8. A backend's own format may need more: a caller tries again with less if
+    the result is refused.
     """
     entries: dict[str, Any] = {}
     if not isinstance(payload, Mapping):
         return entries
     for key, value in cast("Mapping[Any, Any]", payload).items():
         try:
-            entry = to_json_mapping({key: value}, "payload")
+            entry = _storable_entry(key, value)
         except InvalidPayloadError:
             continue
         size_bytes = len(json.dumps(entry, ensure_ascii=False).encode("utf-8", "surrogatepass"))
@@ -52,3 +57,38 @@ def storable_entries(payload: object, max_bytes: int) -> dict[str, Any]:
             max_bytes -= size_bytes
             entries |= entry
     return entries
+
+
+def _storable_entry(key: Any, value: Any) -> dict[str, JSONValue]:
+    try:
+        return to_json_mapping({key: value}, "payload")
+    except InvalidPayloadError:
+        return to_json_mapping({key: _with_type_names(value, _Room())}, "payload")
+
+
+class _Room:
+    """How many more values are looked at: a payload may contain itself."""
+
+    def __init__(self) -> None:
+        self._values = MAX_LOOKED_AT
+
+    def use(self) -> None:
+        self._values -= 1
+        if self._values < 0:
+            raise InvalidPayloadError("payload", f"it has more than {MAX_LOOKED_AT:,} values")
+
+
+def _with_type_names(value: Any, room: _Room, levels: int = MAX_DEPTH) -> Any:
+    """`value` with the name of its type for each object that has no JSON form, in so many levels."""
+    room.use()
+    if levels and isinstance(value, dict):
+        items = cast("dict[Any, Any]", value).items()
+        return {key: _with_type_names(item, room, levels - 1) for key, item in items}
+    if levels and isinstance(value, list | tuple):
+        return [_with_type_names(item, room, levels - 1) for item in cast("list[Any]", value)]
+    if value is None or isinstance(value, str | int | float | dict | list | tuple):
+        return cast("Any", value)
+    try:
+        return to_json(value, "payload")
+    except InvalidPayloadError:
+        return f"<{type(value).__name__}>"
