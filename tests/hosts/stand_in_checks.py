@@ -1,7 +1,7 @@
 """What is checked on the stand-in of DeerFlow main: in a child process, whose `app` and `deerflow` it is.
 
-`python -m tests.hosts.stand_in_checks FOLDER URL` prints the outcome of every check as JSON: None, or the
-traceback. The stand-in and the web framework, if it is not installed, are in folders in `FOLDER`.
+`python -m tests.hosts.stand_in_checks FOLDER URL DATABASE` prints the outcome of every check as JSON: None,
+or the traceback. The stand-in and the web framework, if it is not installed, are in folders in `FOLDER`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import os
 import sys
 import traceback
-import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
+import pymongo
 import pytest
 
 from .stand_in import INTERFACES, Interface
@@ -46,17 +46,27 @@ ADAPTERS: Final = {
 
 @dataclass(frozen=True)
 class Ground:
-    """Where the checks work: a folder, and a server with a database for each check."""
+    """Where the checks work: a folder, and one database, which has no runs when a check begins."""
 
     folder: Path
     url: str
+    database: str
 
     def options(self) -> dict[str, Any]:
-        return {"backend": "mongodb", "url": self.url, "database": f"stand_in_{uuid.uuid4().hex[:12]}"}
+        return {"backend": "mongodb", "url": self.url, "database": self.database}
+
+    def clear(self) -> None:
+        with pymongo.MongoClient[dict[str, Any]](self.url) as client:
+            client[self.database]["runs"].delete_many({})
 
 
 def module(name: str) -> Any:
     return importlib.import_module(name)
+
+
+def attributes(owner: Any) -> dict[str, Any]:
+    """The attributes of a module or a class."""
+    return dict(owner.__dict__) if isinstance(owner, type) else owner.__dict__
 
 
 def adapter(interface: Interface) -> Any:
@@ -111,7 +121,7 @@ def refusal() -> str:
 @contextmanager
 def attribute(owner: Any, name: str, value: Any) -> Generator[None]:
     """Set an attribute for a block; None deletes it."""
-    before: Any = vars(owner).get(name)
+    before = attributes(owner).get(name)
     if value is None:
         delattr(owner, name)
     else:
@@ -152,7 +162,7 @@ async def missing_seam_is_refused_by_name(ground: Ground) -> None:
 @contextmanager
 def renamed(owner: Any, name: str) -> Generator[None]:
     """The module without this name; its value may be None."""
-    value: Any = vars(owner).pop(name)
+    value = attributes(owner).pop(name)
     try:
         yield
     finally:
@@ -462,6 +472,7 @@ CHECKS: Final[tuple[Check, ...]] = (
 
 
 def outcome_of(check: Check, ground: Ground) -> str | None:
+    ground.clear()
     try:
         asyncio.run(check(ground))
     except BaseException:  # noqa: BLE001 - the parent reports whatever it was
@@ -469,9 +480,9 @@ def outcome_of(check: Check, ground: Ground) -> str | None:
     return None
 
 
-def main(folder: str, url: str) -> None:
+def main(folder: str, url: str, database: str) -> None:
     """Run every check."""
-    ground = Ground(Path(folder), url)
+    ground = Ground(Path(folder), url, database)
     sys.path.append(str(ground.folder / "framework"))
     config = ground.folder / "config.yaml"
     config.write_text(json.dumps(CONFIG))
