@@ -388,8 +388,10 @@ class RunManager:
         self.store, self.event_store = store, event_store
         self.ownership = run_ownership_config
         self.on_orphans_recovered = on_orphans_recovered
-        self.worker_id = "host:0"
         self.steps = []
+
+    @property
+    def worker_id(self): return "host:0"
 
     async def create(self, thread_id, **options): ...
     async def create_or_reject(self, thread_id, **options): ...
