@@ -13,14 +13,18 @@ from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStart
 
 from deerflow_mongo import (
     UNSET,
+    ActiveRunError,
     ActorContext,
+    IdempotencyKeyError,
     MongoStorage,
+    RunOwnership,
     Storage,
     ThreadMetaCreate,
     bind_actor_context,
     create_storage,
     reset_actor_context,
 )
+from deerflow_mongo.mongodb.stores.runs import MongoRunStore
 from deerflow_mongo.mongodb.stores.users import MongoUserStore
 
 RUN, THREAD, USER = "run-1", "thread-1", "alice"
@@ -315,6 +319,65 @@ USER_OPERATIONS: dict[str, tuple[str, Callable[[MongoUserStore], Awaitable[Any]]
     "list_by_role": ("find", lambda users: users.list_by_role("user", limit=500)),
 }
 
+NO_LEASE: dict[str, Any] = {"user_id": USER, "owner_worker_id": "w1", "lease_expires_at": None}
+LEASE: dict[str, Any] = {"owner_worker_id": "w1", "lease_expires_at": "2999-01-01T00:00:00Z"}
+
+OWNERSHIP_OPERATIONS: dict[str, tuple[list[str], Callable[[MongoRunStore], Awaitable[Any]]]] = {
+    "put": (["update"], lambda r: r.put("r", thread_id="t", **NO_LEASE)),
+    "put, again": (["update"], lambda r: r.put("r", thread_id="t", **NO_LEASE, status="pending")),
+    "create_thread_operation_atomic": (
+        ["update"],
+        lambda r: r.create_thread_operation_atomic("a", thread_id="free", **NO_LEASE),
+    ),
+    "create_thread_operation_atomic, interrupts": (
+        ["update", "findAndModify", "update"],
+        lambda r: r.create_thread_operation_atomic(
+            "b", thread_id="free", **NO_LEASE, multitask_strategy="interrupt", idempotency_key=None
+        ),
+    ),
+    "create_thread_operation_atomic, interrupts nothing": (
+        ["update"],
+        lambda r: r.create_thread_operation_atomic(
+            "c", thread_id="also free", **NO_LEASE, multitask_strategy="interrupt", idempotency_key="k"
+        ),
+    ),
+    "start_run": (["update"], lambda r: r.start_run("r")),
+    "start_run, of a run that is running": (["update", "find"], lambda r: r.start_run("r")),
+    "update_lease": (["update"], lambda r: r.update_lease("r", **LEASE)),
+    "renew_lease": (["findAndModify"], lambda r: r.renew_lease("r", **LEASE)),
+    "renew_lease, no such run": (["findAndModify", "find"], lambda r: r.renew_lease("none", **LEASE)),
+    "renew_leases_of_worker": (
+        ["update"],
+        lambda r: r.renew_leases_of_worker("w1", lease_expires_at=LEASE["lease_expires_at"]),
+    ),
+    "claim_for_takeover, of a valid lease": (
+        ["update", "find"],
+        lambda r: r.claim_for_takeover("r", grace_seconds=0, error="x"),
+    ),
+    "update_run_progress": (
+        ["update"],
+        lambda r: r.update_run_progress(
+            "r", total_tokens=3, token_usage_by_model={"m.1": {"total_tokens": 3}}
+        ),
+    ),
+    "request_cancel": (["findAndModify"], lambda r: r.request_cancel("r", action="interrupt")),
+    "finalize_if_not_cancelled, of a cancelled run": (
+        ["update", "find"],
+        lambda r: r.finalize_if_not_cancelled("r", status="success"),
+    ),
+    "finalize_if_not_cancelled": (
+        ["update"],
+        lambda r: r.finalize_if_not_cancelled("b", status="success", error="x", stop_reason="y"),
+    ),
+    "list_inflight": (["find"], lambda r: r.list_inflight()),
+    "list_inflight_with_expired_lease": (["find"], lambda r: r.list_inflight_with_expired_lease()),
+    "claim_for_takeover": (["update"], lambda r: r.claim_for_takeover("many-1", grace_seconds=0, error="x")),
+    "end_runs_of_worker": (
+        ["update"],
+        lambda r: r.end_runs_of_worker("w1", status="interrupted", error="x"),
+    ),
+}
+
 ROWS = 150
 """More than the 101 documents that a server's first batch has by default."""
 
@@ -392,6 +455,35 @@ async def test_only_a_changed_email_costs_more_than_one_command(
         log.names.clear()
         assert await storage.users.update(USER, **changed)
         assert log.names == commands
+
+
+async def test_every_operation_of_an_owner_is_one_command(listening: tuple[Storage, CommandLog]) -> None:
+    """Another one for a worker's own run that is ended first, and where nothing matched."""
+    storage, log = listening
+    assert isinstance(storage, MongoStorage)
+    await storage.setup()
+    for position in range(ROWS):
+        await storage.runs.put(f"many-{position}", thread_id=f"many-{position}", user_id=None)
+    for name, (commands, operation) in OWNERSHIP_OPERATIONS.items():
+        log.names.clear()
+        await operation(storage.runs)
+        assert (name, log.names) == (name, commands)
+    methods = {name for name in dir(RunOwnership) if not name.startswith("_")}
+    assert methods == {name.split(",")[0] for name in OWNERSHIP_OPERATIONS}
+
+
+@pytest.mark.parametrize("key", [None, "known"])
+async def test_refused_admission_is_one_command_without_an_idempotency_key(
+    key: str | None, listening: tuple[Storage, CommandLog]
+) -> None:
+    storage, log = listening
+    assert isinstance(storage, MongoStorage)
+    await storage.setup()
+    await storage.runs.put("r", thread_id="t", **NO_LEASE, idempotency_key="known")
+    log.names.clear()
+    with pytest.raises(ActiveRunError if key is None else IdempotencyKeyError):
+        await storage.runs.create_thread_operation_atomic("s", thread_id="t", **NO_LEASE, idempotency_key=key)
+    assert log.names == (["update"] if key is None else ["update", "find"])
 
 
 EVENT_OPERATIONS: dict[str, tuple[list[str], Operation]] = {

@@ -9,9 +9,12 @@ from pymongo import MongoClient
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
 from deerflow_mongo import MongoStorage, ThreadMetaCreate, create_storage
+from deerflow_mongo.mongodb import queries
 from deerflow_mongo.mongodb.schema import COLLECTIONS, Index
 
 from .plans import plan_of_read, winning_stages
+
+LEASE: dict[str, Any] = {"owner_worker_id": "w1", "lease_expires_at": "2999-01-01T00:00:00Z"}
 
 USERS, PER_USER, LIMIT, PENDING = ("alice", "bob"), 30, 10, 5
 
@@ -85,7 +88,14 @@ class Explainer:
 
     async def explain(self, read: Any) -> tuple[str, int, int]:
         await read
-        plan = self._raw.command({"explain": self._log.command, "verbosity": "executionStats"})
+        return self._explain(self._log.command)
+
+    def explain_filter(self, collection: str, query: dict[str, Any]) -> tuple[str, int, int]:
+        """As `explain`, for what a write looks for."""
+        return self._explain({"find": collection, "filter": query})
+
+    def _explain(self, command: dict[str, Any]) -> tuple[str, int, int]:
+        plan = self._raw.command({"explain": command, "verbosity": "executionStats"})
         plan = plan_of_read(plan)
         stats, stages = plan["executionStats"], winning_stages(plan)
         assert not {stage["stage"] for stage in stages} & {"COLLSCAN", "SORT"}, stages
@@ -129,6 +139,37 @@ async def test_pending_runs_examine_as_many_as_they_return(explainer: Explainer)
     runs, pending = explainer.storage.runs, PENDING * len(USERS)
     assert await explainer.explain(runs.list_pending()) == ("active", pending, pending)
     assert await explainer.explain(runs.list_pending(before="2020-01-01")) == ("active", 0, 0)
+
+
+async def test_active_runs_examine_as_many_as_they_return(explainer: Explainer) -> None:
+    """Those with an expired lease examine all active runs."""
+    runs, active = explainer.storage.runs, PER_USER * len(USERS)
+    assert await explainer.explain(runs.list_inflight()) == ("active", active, active)
+    assert await explainer.explain(runs.list_inflight(before="2020-01-01")) == ("active", 0, 0)
+    await runs.put("owned", thread_id="other", user_id=None, **LEASE)
+    read = runs.list_inflight_with_expired_lease()
+    assert await explainer.explain(read) == ("active", active + 1, active)
+
+
+async def test_writes_of_a_run_with_an_owner_examine_one_document(explainer: Explainer) -> None:
+    runs = explainer.storage.runs
+    await runs.put("owned", thread_id="t", user_id=None, **LEASE, idempotency_key="k")
+    filters = [
+        queries.run_by_idempotency_key("k"),
+        queries.active_operation("t"),
+        queries.interruptible_operation("t", LEASE["owner_worker_id"], 10, "another key"),
+        queries.active_run_of_worker("owned", LEASE["owner_worker_id"]),
+        queries.expired_run("alice-1", 10),
+        queries.uncancelled_run("owned"),
+        queries.pending_run("owned"),
+    ]
+    for query in filters:
+        index, examined, returned = explainer.explain_filter("runs", queries.changeable(query))
+        assert (examined, returned) == (1, 1), (index, query)
+    assert explainer.explain_filter("runs", queries.new_run_by_id("owned"))[1:] == (1, 0)
+    assert explainer.explain_filter("runs", queries.new_run_by_id("new"))[1:] == (0, 0)
+    query = queries.changeable(queries.active_runs_of_worker(LEASE["owner_worker_id"]))
+    assert explainer.explain_filter("runs", query) == ("active", PER_USER * len(USERS) + 1, 1)
 
 
 async def test_feedback_lists_examine_as_many_as_they_return(explainer: Explainer) -> None:

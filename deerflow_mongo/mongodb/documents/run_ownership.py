@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 
 from ...contract.rows import CANCEL_ACTIONS, CancelAction, RunRow
 from ...contract.times import clock
-from .encoding import OPTIONAL_WHOLE, WHOLE, Document, UnreadableError, decode_text
+from .encoding import WHOLE, Document, UnreadableError, decode_text
 from .stored_times import BELOW_MS, NOW, REMOVED, row_time, set_update, time_fields, time_stage
 
 KIND: Final = "operation_kind"
@@ -145,16 +145,15 @@ def _counts_by_model(stored: Document) -> dict[str, dict[str, int]]:
 
 
 def _counts_of_model(stored: Document) -> tuple[str, dict[str, int]]:
-    model, cache_read = stored["model"], stored.get(CACHE_READ)
+    model, cache_read = stored["model"], stored.get(CACHE_READ, 0)
     spent_in, spent_out, total = stored["input"], stored["output"], stored["total"]
     if (
         type(model) is not str
-        or not {type(spent_in), type(spent_out), type(total)} <= WHOLE
-        or type(cache_read) not in OPTIONAL_WHOLE
-        or (spent_in | spent_out | total | (cache_read or 0)) < 0
+        or not {type(spent_in), type(spent_out), type(total), type(cache_read)} <= WHOLE
+        or (spent_in | spent_out | total | cache_read) < 0
     ):
         raise UnreadableError
     counts = {"input_tokens": +spent_in, "output_tokens": +spent_out, "total_tokens": +total}
-    if cache_read is not None:
+    if CACHE_READ in stored:
         counts["cache_read_tokens"] = +cache_read
     return model, counts
