@@ -35,7 +35,8 @@ ANCHOR_SEQ = 0
 VISIBLE_AI_TYPES = ("llm.ai.response", "ai_message")
 """The types of the messages that are a model's answers; the second is that of older releases of DeerFlow."""
 
-_HIDDEN_CALLER = "middleware:"
+_HIDDEN_CALLERS = ("middleware:", "middleware;")
+"""Callers from the first to before the second: the texts that begin with "middleware:", and nothing else."""
 
 EXPIRES_AT = "expires_at"
 """When the server removes a tombstone; null for never."""
@@ -143,13 +144,8 @@ def last_visible_seq_pipeline(query: Document) -> list[Document]:
 
     The caller is compared in an expression, and not in the filter: an index then answers it alone.
     """
-    caller, length = "$metadata.caller", len(_HIDDEN_CALLER)
-    is_hidden = {
-        "$and": [
-            {"$eq": [{"$type": caller}, "string"]},
-            {"$eq": [{"$substrCP": [caller, 0, length]}, _HIDDEN_CALLER]},
-        ]
-    }
+    first, behind = _HIDDEN_CALLERS
+    is_hidden = {"$and": [{"$gte": ["$metadata.caller", first]}, {"$lt": ["$metadata.caller", behind]}]}
     seq = {"$max": {"$cond": [is_hidden, None, "$seq"]}}
     return [{"$match": query}, {"$group": {"_id": "$run_id", "seq": seq}}]
 
