@@ -20,7 +20,6 @@ from .host_stores import (
     expect_differences,
     named,
     open_store,
-    refusals,
     signature_faults,
     stale_differences,
 )
@@ -161,11 +160,12 @@ async def test_times_have_an_offset(store: Any) -> None:
     assert datetime.fromisoformat(row["created_at"]).tzinfo is not None
 
 
-async def test_existing_run_is_not_overwritten(store: Any) -> None:
-    await put(store, metadata={"first": True})
-    with pytest.raises(refusals()):
-        await put(store, user_id="bob", metadata={"first": False})
-    assert (await get(store))["metadata"] == {"first": True}
+async def test_repeated_put_leaves_one_run_that_has_the_last_fields(store: Any) -> None:
+    await put(store, created_at=EARLY, metadata={"first": True}, error="boom")
+    await put(store, created_at=LATE, status="running", metadata={"first": False})
+    [row] = await store.list_by_thread("thread", user_id=None)
+    assert (row["status"], row["metadata"], row["error"]) == ("running", {"first": False}, None)
+    assert when(row["created_at"]) == when(EARLY)
 
 
 @dataclass

@@ -368,7 +368,7 @@ async def test_only_a_missing_name_costs_a_command(host: Host, model_name: str |
         answer(journal, LARGE, 10)
     await host.end(journal)
     names = {} if model_name else {"update_model_name": 1}
-    assert host.stored_runs.calls == {"create": 1, "update_run_completion": 1, **names}
+    assert host.stored_runs.calls == {"put": 1, "update_run_completion": 1, **names}
     assert host.stored_events.calls == {"put_batch": 2}
 
 

@@ -9,7 +9,6 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ...contract.rows import RunRow
 from ..deerflow import import_deerflow
 from ..encodable import encodable
 
@@ -18,15 +17,20 @@ _store: Any = import_deerflow("deerflow.runtime.runs.store.base").RunStore
 HAS_RUN_OWNERSHIP: Final[bool] = hasattr(_store, "create_thread_operation_atomic")
 """Whether DeerFlow admits runs through its store, with owners and leases: releases after 2.0."""
 
-REPEATS_PUT: Final[bool] = hasattr(_store, "list_inflight")
-"""Whether DeerFlow writes a run that has vanished again with `put`: releases from 2.0 on."""
-
 PASSES_COUNTS_BY_MODEL: Final[bool] = (
     "token_usage_by_model" in inspect.signature(_store.update_run_completion).parameters
 )
 """Whether a completion has counts by model: releases from 2.0 on."""
 
-_OWNERSHIP_KEYS: Final = tuple(sorted(RunRow.__optional_keys__ - {"token_usage_by_model"}))
+_OWNERSHIP_KEYS: Final = (
+    "operation_kind",
+    "stop_reason",
+    "owner_worker_id",
+    "lease_expires_at",
+    "cancel_action",
+    "cancel_requested_at",
+    "idempotency_key",
+)
 
 _MODEL_COUNTS: Final = ("input_tokens", "output_tokens", "total_tokens")
 _OPTIONAL_MODEL_COUNT: Final = "cache_read_tokens"

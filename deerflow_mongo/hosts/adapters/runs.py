@@ -32,7 +32,7 @@ from ..encodable import encodable
 from .actors import AUTO, acting_user
 from .counts_by_model import MAX_MODEL_NAME_CHARACTERS, CountsByModel, Tokens, counts_by_model
 from .duplicate_keys import DuplicateRowError
-from .run_rows import HAS_RUN_OWNERSHIP, PASSES_COUNTS_BY_MODEL, REPEATS_PUT, host_row
+from .run_rows import HAS_RUN_OWNERSHIP, PASSES_COUNTS_BY_MODEL, host_row
 from .truncation import storable_entries
 
 _base: Any = import_deerflow("deerflow.runtime.runs.store.base")
@@ -224,9 +224,8 @@ class RunStoreAdapter(_base.RunStore):
     ) -> None:
         """Store the run, or replace these fields of the run of this id.
 
-        Raises `DuplicateRowError` for the second active run of a thread; in DeerFlow 0.1.7, which never
-        repeats a write, for every known id. Metadata and arguments that cannot be stored are left out, and
-        logged.
+        Raises `DuplicateRowError` for the second active run of a thread. Metadata and arguments that cannot
+        be stored are left out, and logged.
         """
         if self._lease is not None and owner_worker_id is None:
             owner_worker_id, lease_expires_at = self._lease.worker_id, self._lease.expires_at()
@@ -248,8 +247,6 @@ class RunStoreAdapter(_base.RunStore):
             "idempotency_key": idempotency_key,
         }
         with _duplicates_as_deerflows():
-            if not REPEATS_PUT and await self._runs.get(run_id, user_id=None) is not None:
-                raise RunExistsError(run_id)
             await _write_payloads(
                 lambda: self._runs.put(run_id, thread_id=thread_id, **fields),
                 fields,
