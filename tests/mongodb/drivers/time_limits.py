@@ -96,11 +96,11 @@ class TimeLimitContract(DriverFixtures):
         await storage.run_events.put(**event())
         following = storage.run_events.follow("t")
         assert (await anext(following))["seq"] == 1
-        proxy.stall("find", "getMore", "aggregate", "killCursors", "endSessions")
-        inserts = proxy.stall("insert")
+        proxy.stall("getMore", "aggregate", "killCursors", "endSessions")
+        stalled = proxy.stall("insert", "find")  # a thread's last number is read first
         puts = [asyncio.create_task(storage.run_events.put(**event(thread_id=f"t{n}"))) for n in range(5)]
         async with asyncio.timeout(60):
-            while inserts.hits < len(puts):  # noqa: ASYNC110
+            while stalled.hits < len(puts):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         began = time.monotonic()
         await storage.aclose()
