@@ -67,10 +67,15 @@ SLOW = pytest.mark.timeout(900)
 needs_deerflow = pytest.mark.skipif(missing_deerflow() is not None, reason=str(missing_deerflow()))
 
 
-def write_config(folder: Path, storage: Mapping[str, Any] | None = None) -> Path:
-    """DeerFlow's configuration; JSON is YAML too."""
+def write_config(
+    folder: Path,
+    storage: Mapping[str, Any] | None = None,
+    sections: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Path:
+    """DeerFlow's configuration, with more sections if they are given; JSON is YAML too."""
+    config = {**CONFIG, **(sections or {})}
     file = folder / "config.yaml"
-    file.write_text(json.dumps(CONFIG if storage is None else {**CONFIG, "storage": dict(storage)}))
+    file.write_text(json.dumps(config if storage is None else {**config, "storage": dict(storage)}))
     return file
 
 
