@@ -5,6 +5,7 @@ DeerFlow has no interface for it, only a class whose constructor needs SQL: the 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from ...contract.actor import bound_user_id
@@ -35,7 +36,11 @@ class FeedbackRepositoryAdapter:
         message_id: str | None = None,
         comment: str | None = None,
     ) -> dict[str, Any]:
-        """Store one more row. Raises `ValueError` for a rating other than 1 and -1."""
+        """Store one more row. Raises `ValueError` for a rating other than 1 and -1.
+
+        DeerFlow's SQL has one row per thread, run and user, and answers a second one with an error 500. Here
+        it is stored as well, one per message, say; `upsert` is the one vote on the run.
+        """
         row = await self._feedback.create(
             run_id=run_id,
             thread_id=thread_id,
@@ -123,6 +128,22 @@ class FeedbackRepositoryAdapter:
             return {row["run_id"]: _row(row) for row in rows}
         grouped = await self._feedback.list_by_thread_grouped(thread_id, user_id=user)
         return {run_id: _row(row) for run_id, row in grouped.items()}
+
+    async def list_by_run_ids(
+        self, thread_id: str, run_ids: Iterable[str], *, user_id: Any = AUTO
+    ) -> dict[str, dict[str, Any]]:
+        """The user's newest row for each of these runs; with None, the newest of all users."""
+        wanted = {run_id for run_id in run_ids if is_valid_id(run_id)}
+        if not wanted:
+            return {}
+        user = acting_user(user_id, "FeedbackRepository.list_by_run_ids")
+        if not is_valid_id(thread_id):
+            return {}
+        if user is None:
+            newest = await self.list_by_thread_grouped(thread_id, user_id=None)
+            return {run_id: row for run_id, row in newest.items() if run_id in wanted}
+        rows = await self._feedback.list_by_run_ids(thread_id, wanted, user_id=user)
+        return {run_id: _row(row) for run_id, row in rows.items()}
 
     async def aggregate_by_run(self, thread_id: str, run_id: str) -> dict[str, Any]:
         """The counts of all users' rows. Raises `ActorMissingError` for an actor without an id."""

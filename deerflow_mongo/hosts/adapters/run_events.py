@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 from ...contract.actor import bound_user_id
 from ...contract.arguments import is_valid_id
-from ...contract.errors import InvalidPayloadError, PayloadTooLargeError
+from ...contract.errors import ArgumentValueError, InvalidPayloadError, PayloadTooLargeError
 from ...contract.protocols import RunEventStore
 from ...contract.rows import RunEventFields, RunEventRow
 from ..deerflow import import_deerflow
@@ -35,16 +35,26 @@ MAX_BYTES: Final[Mapping[str, tuple[int, ...]]] = {
 TRACE: Final = "trace"
 """The default category of an event, and the one whose content is truncated at `max_trace_content`."""
 
+_JSON_MARK: Final[Mapping[str, bool]] = {"content_is_json": True}
+_DICT_MARKS: Final[Mapping[str, bool]] = {**_JSON_MARK, "content_is_dict": True}
+"""What DeerFlow's SQL has in the metadata of an event whose content is no text."""
+
 _PLACE = re.compile(r"(?:events\[(\d+)\]\.)?(content|metadata)\b")
 """The place that an error names: the event's position in the batch, and which part of it."""
 
 logger = logging.getLogger(__name__)
 
+_Stored = TypeVar("_Stored")
+
 
 def _row(row: RunEventRow) -> dict[str, Any]:
-    """DeerFlow's row, which has a user and no `event_id`."""
+    """DeerFlow's row, which has a user and no `event_id`, and in its metadata whether its content is JSON."""
     fields: dict[str, Any] = {**row, "user_id": row.get("user_id")}
     fields.pop(FIELD, None)
+    content = row["content"]
+    if not isinstance(content, str):
+        marks = _DICT_MARKS if isinstance(content, dict) else _JSON_MARK
+        fields["metadata"] = {**row["metadata"], **marks}
     return encodable(fields)
 
 
@@ -98,15 +108,21 @@ class RunEventStoreAdapter(_base.RunEventStore):
     async def put_batch(self, events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Store events. An event without the key `user_id` belongs to the bound user, if there is one.
 
-        The same objects may be sent again after an error: each is stored once.
+        The same objects may be sent again after an error: each is stored once. Raises `ValueError` for events
+        of several threads.
         """
+        threads = {str(event["thread_id"]) for event in events}
+        if len(threads) > 1:
+            raise ArgumentValueError(
+                f"put_batch takes the events of one thread, got those of {', '.join(sorted(threads))}"
+            )
         user_id = bound_user_id("RunEventStore.put_batch")
         event_ids = self._event_ids.of_batch(events)
         given = [
             self._fields(event, user_id, event_id) for event, event_id in zip(events, event_ids, strict=True)
         ]
         try:
-            rows = await self._put_fitting(given)
+            rows = await _stored_fitting(given, self._events.put_batch)
         except BaseException:  # a cancelled call may have stored them as well
             self._event_ids.failed(events, event_ids)
             raise
@@ -114,24 +130,34 @@ class RunEventStoreAdapter(_base.RunEventStore):
         self._counts.add(events)
         return [_row(row) for row in rows]
 
-    async def _put_fitting(self, given: list[RunEventFields]) -> Sequence[RunEventRow]:
-        """Store the events, truncating what the backend refuses until it takes it."""
-        fields, refusals = list(given), [Counter[str]() for _ in given]
-        while True:
-            try:
-                return await self._events.put_batch(fields)
-            except (InvalidPayloadError, PayloadTooLargeError) as error:
-                place = _PLACE.match(error.field)
-                if place is None:
-                    raise
-                position, part = int(place[1] or 0), place[2]
-                refusals[position][part] += 1
-                if refusals[position][part] > len(MAX_BYTES[part]):
-                    raise
-                _log_truncation(given[position], error)
-                fields[position] = _truncated(given[position], refusals[position])
+    async def put_if_absent(
+        self,
+        *,
+        thread_id: str,
+        run_id: str,
+        event_type: str,
+        category: str,
+        content: Any = "",
+        metadata: Mapping[str, Any] | None = None,
+        created_at: str | None = None,
+    ) -> tuple[dict[str, Any], bool]:
+        """Store the event unless its run has one of this type; the run's event, and whether it is new."""
+        event = {
+            "thread_id": thread_id,
+            "run_id": run_id,
+            "event_type": event_type,
+            "category": category,
+            "content": content,
+            "metadata": metadata,
+            "created_at": created_at,
+        }
+        given = self._fields(event, bound_user_id("RunEventStore.put_if_absent"), None)
+        row, is_new = await _stored_fitting([given], lambda fields: self._events.put_if_absent(**fields[0]))
+        if is_new:
+            self._counts.add([event])
+        return _row(row), is_new
 
-    def _fields(self, event: Mapping[str, Any], bound: str | None, event_id: str) -> RunEventFields:
+    def _fields(self, event: Mapping[str, Any], bound: str | None, event_id: str | None) -> RunEventFields:
         user_id = event.get("user_id", bound)
         content, category = event.get("content", ""), event.get("category", TRACE)
         fields: RunEventFields = {
@@ -178,17 +204,25 @@ class RunEventStoreAdapter(_base.RunEventStore):
         run_id: str,
         *,
         event_types: Sequence[str] | None = None,
+        task_id: str | None = None,
         limit: int = 500,
+        after_seq: int | None = None,
         user_id: Any = AUTO,
     ) -> list[dict[str, Any]]:
         """A run's events in rising order. An empty `event_types` means all types, as in DeerFlow's SQL."""
         user = acting_user(user_id, "RunEventStore.list_events")
-        if not is_valid_id(thread_id, run_id):
+        if not is_valid_id(thread_id, run_id) or (task_id and not is_valid_id(task_id)):
             return []
         types = [name for name in event_types if is_valid_id(name)] if event_types else None
         with acting_as(user):
             rows = await self._events.list_events(
-                thread_id, run_id, event_types=types, limit=limit, user_id=user
+                thread_id,
+                run_id,
+                event_types=types,
+                task_id=task_id,
+                limit=limit,
+                after_seq=after_seq,
+                user_id=user,
             )
         return [_row(row) for row in rows]
 
@@ -210,6 +244,18 @@ class RunEventStoreAdapter(_base.RunEventStore):
                 thread_id, run_id, limit=limit, before_seq=before_seq, after_seq=after_seq, user_id=user
             )
         return [_row(row) for row in rows]
+
+    async def get_last_visible_ai_seq_by_run(
+        self, thread_id: str, run_ids: Iterable[str], *, user_id: Any = AUTO
+    ) -> dict[str, int]:
+        wanted = {run_id for run_id in run_ids if is_valid_id(run_id)}
+        if not wanted:
+            return {}
+        user = acting_user(user_id, "RunEventStore.get_last_visible_ai_seq_by_run")
+        if not is_valid_id(thread_id):
+            return {}
+        with acting_as(user):
+            return await self._events.get_last_visible_ai_seq_by_run(thread_id, wanted, user_id=user)
 
     async def count_messages(self, thread_id: str, *, user_id: Any = AUTO) -> int:
         user = acting_user(user_id, "RunEventStore.count_messages")
@@ -233,6 +279,26 @@ class RunEventStoreAdapter(_base.RunEventStore):
             return 0
         with acting_as(user):
             return await self._events.delete_by_run(thread_id, run_id, user_id=user)
+
+
+async def _stored_fitting(
+    given: list[RunEventFields], store: Callable[[list[RunEventFields]], Awaitable[_Stored]]
+) -> _Stored:
+    """The result of storing the events, truncating what the backend refuses until it takes it."""
+    fields, refusals = list(given), [Counter[str]() for _ in given]
+    while True:
+        try:
+            return await store(fields)
+        except (InvalidPayloadError, PayloadTooLargeError) as error:
+            place = _PLACE.match(error.field)
+            if place is None:
+                raise
+            position, part = int(place[1] or 0), place[2]
+            refusals[position][part] += 1
+            if refusals[position][part] > len(MAX_BYTES[part]):
+                raise
+            _log_truncation(given[position], error)
+            fields[position] = _truncated(given[position], refusals[position])
 
 
 def _log_truncation(event: RunEventFields, error: Exception) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 
 from ...contract.actor import BoundActor, current_actor
 from ...contract.arguments import is_valid_id
+from ...contract.errors import ArgumentTypeError, ThreadExistsError
 from ...contract.protocols import RunStore, ThreadStore
 from ...contract.rows import ThreadMeta, ThreadMetaCreate
 from ..deerflow import import_deerflow
 from ..encodable import encodable
 from .actors import AUTO, acting_user
+from .duplicate_keys import DuplicateRowError
 
 _base: Any = import_deerflow("deerflow.persistence.thread_meta.base")
 _json_compat: Any = import_deerflow("deerflow.persistence.json_compat")
@@ -50,9 +52,9 @@ def _metadata_filter(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     searchable = {key: value for key, value in given.items() if _is_searchable(key, value)}
     rejected = sorted(str(key) for key in given if key not in searchable)
     if given and not searchable:
+        # DeerFlow's text: its route sends it to the client.
         raise _base.InvalidMetadataFilterError(
-            f"threads cannot be searched by this metadata: {', '.join(rejected)}. A key may contain letters, "
-            "digits, '_' and '-'; a value may be text, true, false, null or a number of 64 bits"
+            f"All metadata filter keys were rejected as unsafe: {', '.join(rejected)}"
         )
     if rejected:
         logger.warning(
@@ -80,7 +82,10 @@ class ThreadMetaStoreAdapter(_base.ThreadMetaStore):
         display_name: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Store a new thread. Raises `ThreadExistsError` for a known id and leaves that thread as it is."""
+        """Store a new thread. Raises `DuplicateRowError` for a known id and leaves that thread as it is.
+
+        DeerFlow's route catches it as SQLAlchemy's `IntegrityError`, and answers with the thread it finds.
+        """
         new = ThreadMetaCreate(
             thread_id=thread_id,
             assistant_id=assistant_id,
@@ -88,7 +93,10 @@ class ThreadMetaStoreAdapter(_base.ThreadMetaStore):
             display_name=display_name,
             metadata=metadata or {},
         )
-        return _row(await self._threads.create_thread_meta(new))
+        try:
+            return _row(await self._threads.create_thread_meta(new))
+        except ThreadExistsError as error:
+            raise DuplicateRowError(str(error)) from error
 
     async def get(self, thread_id: str, *, user_id: Any = AUTO) -> dict[str, Any] | None:
         user = acting_user(user_id, "ThreadMetaStore.get")
@@ -106,7 +114,9 @@ class ThreadMetaStoreAdapter(_base.ThreadMetaStore):
         offset: int = 0,
         user_id: Any = AUTO,
     ) -> list[dict[str, Any]]:
-        """The matching threads, last updated first. Metadata that is not searchable is ignored.
+        """The matching threads: the pinned ones, then the others, each last updated first.
+
+        Metadata that is not searchable is ignored.
 
         Raises `InvalidMetadataFilterError` if none of it is searchable.
         """
@@ -120,7 +130,7 @@ class ThreadMetaStoreAdapter(_base.ThreadMetaStore):
             user_id=user,
             limit=limit,
             offset=offset,
-            order="last_updated_first",
+            order="pinned_first",
         )
         return [_row(thread) for thread in threads]
 
@@ -135,12 +145,23 @@ class ThreadMetaStoreAdapter(_base.ThreadMetaStore):
             await self._threads.update_thread_meta(thread_id, status=status, user_id=user)
 
     async def update_metadata(
-        self, thread_id: str, metadata: Mapping[str, Any], *, user_id: Any = AUTO
+        self, thread_id: str, metadata: Mapping[str, Any], *, touch: bool = True, user_id: Any = AUTO
     ) -> None:
-        """Merge by top-level keys, atomically: concurrent merges lose nothing."""
+        """Merge by top-level keys, atomically: concurrent merges lose nothing.
+
+        Without `touch` the thread keeps its place among the last updated ones.
+        """
         user = acting_user(user_id, "ThreadMetaStore.update_metadata")
         if is_valid_id(thread_id):
-            await self._threads.merge_thread_metadata(thread_id, metadata, user_id=user)
+            await self._threads.merge_thread_metadata(thread_id, metadata, user_id=user, touch=touch)
+
+    async def update_owner(self, thread_id: str, owner_user_id: Any, *, user_id: Any = AUTO) -> None:
+        """Give the thread to another user. Raises `ArgumentTypeError` for None: a thread stays owned."""
+        user = acting_user(user_id, "ThreadMetaStore.update_owner")
+        if owner_user_id is None:
+            raise ArgumentTypeError("owner_user_id must be a user's id, got None")
+        if is_valid_id(thread_id):
+            await self._threads.update_thread_meta(thread_id, owner_id=str(owner_user_id), user_id=user)
 
     async def check_access(self, thread_id: str, user_id: str, *, require_existing: bool = False) -> bool:
         """Whether the thread is the user's or nobody's; a missing one is open unless `require_existing`.

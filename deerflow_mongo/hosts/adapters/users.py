@@ -48,16 +48,20 @@ def _taken_error(user: Any, error: UserExistsError) -> ArgumentValueError:
 
 
 class UserRepositoryAdapter(_base.UserRepository):
-    """Accounts as DeerFlow's `User`. Raises `ValueError` if an email or an OAuth identity is taken."""
+    """Accounts as DeerFlow's `User`. Raises `ValueError` if an email or an OAuth identity is taken.
+
+    Emails that differ in case only are the same. The object that is created or updated gets the stored email.
+    """
 
     def __init__(self, users: UserStore) -> None:
         self._users = users
 
     async def create_user(self, user: Any) -> Any:
         try:
-            await self._users.create(str(user.id), created_at=user.created_at, **_fields(user))
+            row = await self._users.create(str(user.id), created_at=user.created_at, **_fields(user))
         except UserExistsError as error:
             raise _taken_error(user, error) from error
+        user.email = row["email"]
         return user
 
     async def get_user_by_id(self, user_id: str) -> Any:
@@ -77,8 +81,11 @@ class UserRepositoryAdapter(_base.UserRepository):
             found = await self._users.update(str(user.id), **_fields(user))
         except UserExistsError as error:
             raise _taken_error(user, error) from error
-        if not found:
+        # An account of an older release has an email with capitals: only the database knows which is stored.
+        row = await self._users.get(str(user.id)) if found else None
+        if row is None:
             raise _base.UserNotFoundError(f"there is no account {user.id}; nothing was changed")
+        user.email = row["email"]
         return user
 
     async def count_users(self) -> int:
