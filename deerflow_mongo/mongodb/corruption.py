@@ -16,7 +16,7 @@ from ..contract.errors import CorruptDocumentError
 from .documents.encoding import WHOLE, Document, UnreadableError, decode_content
 from .documents.stored_times import ORDER
 from .documents.version_1 import as_current, is_of_version_1
-from .documents.versions import SCHEMA_VERSION
+from .documents.versions import SCHEMA_VERSION, is_newer
 from .schema import CollectionSchema
 
 READ_ERRORS: Final = (
@@ -75,12 +75,11 @@ def _fault_of(validator: Document, document: Document) -> _Fault:
 
 
 def _version_fault(document: Document) -> _Fault | None:
-    version = document.get("schema_version")
-    if isinstance(version, int | float) and not isinstance(version, bool) and version > SCHEMA_VERSION:
+    if is_newer(document):
         return _Fault(
             "schema_version",
-            f"is {version}, and this release of deerflow-mongo reads up to {SCHEMA_VERSION}: "
-            "upgrade deerflow-mongo",
+            f"is {document['schema_version']}, and this release of deerflow-mongo reads up to "
+            f"{SCHEMA_VERSION}: upgrade deerflow-mongo",
         )
     return None
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from ..contract.arguments import acting_user, filter_text, identifier, identifiers, names, optional_text
 from ..contract.regeneration import EDIT
-from ..contract.rows import ACTIVE_STATUSES, MAX_COUNT, MESSAGE, PENDING
+from ..contract.rows import ACTIVE_STATUSES, ENDED_STATUSES, MAX_COUNT, MESSAGE, PENDING
 from .documents.run_events import ANCHOR_SEQ, DELETION, ONCE
 from .documents.run_ownership import CANCEL_ACTION, IDEMPOTENCY_KEY, KIND, LEASE_MS, OWNER, lease_has_expired
 from .documents.runs import REGENERATED_RUN_PATH, REPLAY_KIND_PATH
@@ -74,6 +74,14 @@ def in_statuses(query: Query, statuses: object, name: str = "statuses") -> Query
     if wanted is not None:
         query["status"] = {"$in": wanted}
     return query
+
+
+def run_not_ended(run_id: object, from_statuses: Sequence[str] | None) -> Query:
+    """The run of this id while it has not ended and, where they are given, is in one of these statuses."""
+    if from_statuses is None:
+        return {**run_by_id(run_id), "status": {"$nin": list(ENDED_STATUSES)}}
+    wanted = [status for status in from_statuses if status not in ENDED_STATUSES]
+    return {**run_by_id(run_id), "status": {"$in": wanted}}
 
 
 def runs_of_thread(thread_id: object) -> Query:

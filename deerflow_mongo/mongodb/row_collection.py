@@ -13,10 +13,13 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
+from pymongo import ReturnDocument
+
 from ..contract.errors import CorruptDocumentError, StorageError
 from . import queries
 from .corruption import READ_ERRORS, corruption_of, is_refused
 from .documents.encoding import Document, Update
+from .documents.versions import is_newer
 from .drivers.collection import Collection, Sort
 from .queries import Query
 from .schema import COLLECTIONS
@@ -119,6 +122,21 @@ class RowCollection(Generic[_Row]):
             )
         except StorageError as error:
             raise await self._reason(query, error) from error.__cause__
+
+    async def update_and_read(self, query: Query, update: Update) -> Document | None:
+        """The document that matched, as it was before; the update must not change one of a newer version.
+
+        Raises `CorruptDocumentError` for a newer one: this command needs no second one to find out why.
+        """
+        try:
+            document = await self._collection.find_one_and_update(
+                query, update, return_document=ReturnDocument.BEFORE
+            )
+        except StorageError as error:
+            raise await self._reason(query, error) from error.__cause__
+        if document is not None and is_newer(document):
+            raise self._corruption(document)
+        return document
 
     async def find_one_and_upsert(self, query: Query, update: Update, *, sort: Sort | None = None) -> _Row:
         """As `Collection` does. After a `DuplicateKeyError`, `check_not_newer` finds out why."""

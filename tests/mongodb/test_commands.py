@@ -88,6 +88,18 @@ OPERATIONS: dict[str, tuple[str, Operation]] = {
         "update",
         lambda s: s.runs.update_status(RUN, "error", from_statuses=["pending", "running"]),
     ),
+    "runs.update_status, of an ended run": (
+        "update",
+        lambda s: s.runs.update_status(RUN, "running", started_at="2026-01-01T00:00:00Z"),
+    ),
+    "runs.update_status, active from another status": (
+        "update",
+        lambda s: s.runs.update_status(RUN, "running", from_statuses=["pending"]),
+    ),
+    "runs.update_status, of an active run": (
+        "update",
+        lambda s: s.runs.update_status("run-2", "running", started_at="2026-01-01T00:00:00Z", error="e"),
+    ),
     "runs.update_run_completion, from statuses": (
         "update",
         lambda s: s.runs.update_run_completion(RUN, status="success", from_statuses=["interrupted"]),
@@ -282,19 +294,24 @@ OPERATIONS: dict[str, tuple[str, Operation]] = {
 }
 
 WITHOUT_A_MATCH = {
-    "runs.update_status, no such run",
-    "runs.update_status, from another status",
-    "feedback.delete",
-    "feedback.delete, of a user",
-    "threads.merge_thread_metadata, no such thread",
-    "threads.delete_thread, of a user",
-    "update, no such account",
+    "runs.update_status, no such run": "findAndModify",
+    "runs.update_status, of an ended run": "findAndModify",
+    "runs.update_status, from another status": "find",
+    "runs.update_status, active from another status": "find",
+    "feedback.delete": "find",
+    "feedback.delete, of a user": "find",
+    "threads.merge_thread_metadata, no such thread": "find",
+    "threads.delete_thread, of a user": "find",
+    "update, no such account": "find",
 }
-"""Writes that match nothing: a second command finds out whether the document is of a newer version."""
+"""Writes that match nothing, and the second command, which finds out why.
+
+That of a status sets the times that an ended run lacks as well.
+"""
 
 
 def _expected(name: str, command: str) -> list[str]:
-    return [command, "find"] if name in WITHOUT_A_MATCH else [command]
+    return [command, WITHOUT_A_MATCH[name]] if name in WITHOUT_A_MATCH else [command]
 
 
 ACCOUNT: dict[str, Any] = {

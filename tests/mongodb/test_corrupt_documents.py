@@ -268,6 +268,10 @@ RUN_WRITES: dict[str, Callable[[MongoStorage, str], Awaitable[object]]] = {
     ),
     "update_model_name": lambda s, run_id: s.runs.update_model_name(run_id, "m"),
     "update_status": lambda s, run_id: s.runs.update_status(run_id, "running", metadata={"a": 1}),
+    "update_status without metadata": lambda s, run_id: s.runs.update_status(run_id, "running"),
+    "update_status from statuses": lambda s, run_id: s.runs.update_status(
+        run_id, "running", from_statuses=["pending", "error"]
+    ),
     "set_error": lambda s, run_id: s.runs.set_error(run_id, "boom"),
     "update_run_completion": lambda s, run_id: s.runs.update_run_completion(run_id, status="success"),
 }

@@ -24,7 +24,7 @@ from .run_ownership import (
     lease_fields,
     lease_stage,
 )
-from .runs import COUNT_PATHS, counts_by_model, duration_ms_after, error_fields, new_run, status_change
+from .runs import COUNT_PATHS, counts_by_model, duration_ms_after, error_fields, new_run, transition_update
 from .stored_times import BELOW_MS, ORDER_TIE, REMOVED, date_of, set_update
 
 _REPLACED = (
@@ -155,7 +155,7 @@ def ending(
         changes[STOP_REASON] = encode_text("stop_reason", stop_reason)
     if owner_worker_id is not None:
         changes[OWNER] = owner_worker_id
-    return status_change(changes)
+    return transition_update(changes)
 
 
 def interruption(owner_worker_id: str) -> list[Document]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from ...contract.regeneration import REGENERATED_RUN, REPLAY_KIND
 from ...contract.rows import (
@@ -29,7 +29,7 @@ from .encoding import (
     decode_text,
     encode_text,
 )
-from .run_ownership import CACHE_READ, KIND, ownership_row
+from .run_ownership import CACHE_READ, KIND, STOP_REASON, ownership_row
 from .stored_times import (
     ORDER,
     created_fields,
@@ -42,7 +42,7 @@ from .stored_times import (
 )
 from .version_1 import VERSION as VERSION_1
 from .version_1 import as_current
-from .versions import READABLE_FROM, SCHEMA_VERSION
+from .versions import IS_NEWER, READABLE_FROM, SCHEMA_VERSION
 
 COUNT_PATHS: dict[str, str] = {
     "total_input_tokens": "tokens.input",
@@ -216,24 +216,61 @@ def run_row(document: Document) -> RunRow:
 # -- updates ---------------------------------------------------------------------------------------
 
 
-def status_update(
+class StatusChange(NamedTuple):
+    """What `RunStore.update_status` sets, encoded; times are stamps."""
+
+    changes: Document
+    times: dict[str, int]
+
+
+def status_change(
     status: str,
     *,
     started_stamp_us: int | None,
     ended_stamp_us: int | None,
     error: str | None,
     stop_reason: str | None,
-    metadata: Document,
-) -> list[Document]:
-    """Set the status and what is not None, and merge `metadata`; see `RunStore.update_status`."""
-    changes: Document = {"status": status} if error is None else {"status": status, **error_fields(error)}
+) -> StatusChange:
+    """The status, and what is not None."""
+    changes: Document = {"status": status}
+    times: dict[str, int] = {}
+    if error is not None:
+        changes |= error_fields(error)
     if stop_reason is not None:
-        changes["stop_reason"] = encode_text("stop_reason", stop_reason)
-    times = {"started_at": started_stamp_us, "ended_at": ended_stamp_us}
-    stages = _transition(changes, {name: stamp for name, stamp in times.items() if stamp is not None})
+        changes[STOP_REASON] = encode_text(STOP_REASON, stop_reason)
+    if started_stamp_us is not None:
+        times["started_at"] = started_stamp_us
+    if ended_stamp_us is not None:
+        times["ended_at"] = ended_stamp_us
+    return StatusChange(changes, times)
+
+
+def active_status_update(change: StatusChange) -> Document:
+    """Set an active status on a run that has not ended; the query makes sure of that.
+
+    It costs the server a fifth less than `status_update`, which reads the stored document.
+    """
+    return set_update(dict(change.changes), **change.times, updated_at=clock.stamp_us())
+
+
+def status_update(change: StatusChange, metadata: Document) -> list[Document]:
+    """Apply the change whatever the stored status is, and merge `metadata`; see `RunStore.update_status`."""
+    stages = _transition(change.changes, change.times)
     if metadata:
         stages[0]["$set"]["metadata"] = {"$mergeObjects": ["$metadata", _literal(metadata)]}
     return stages
+
+
+def late_status_update(change: StatusChange, from_statuses: Sequence[str] | None) -> list[Document]:
+    """As `status_update` for a run in one of these statuses, and no change of any other document.
+
+    For a command that reads a run as well, whose query is therefore the id alone.
+    """
+    is_kept = [IS_NEWER]
+    if from_statuses is not None:
+        is_kept.append({"$eq": [{"$in": ["$status", _literal(list(from_statuses))]}, False]})
+    [stage] = _transition(change.changes, change.times)
+    return [{"$set": {path: _unless({"$or": is_kept}, path, value) for path, value in stage["$set"].items()}}]
 
 
 def counts_by_model(by_model: Mapping[str, Mapping[str, int]]) -> Document:
@@ -278,7 +315,7 @@ def error_update(error: str | None) -> list[Document]:
     return _transition({"status": "error", **error_fields(error)}, {})
 
 
-def status_change(changes: Document) -> list[Document]:
+def transition_update(changes: Document) -> list[Document]:
     """Set these fields, a status among them, and `ended_at` to now where none is set and it is an ending."""
     return _transition(changes, {}, ends_now=True)
 

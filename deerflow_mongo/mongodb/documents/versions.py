@@ -11,7 +11,7 @@ compares and upgrades versions is `migrations.py`.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeGuard
+from typing import Final, NamedTuple, TypeGuard
 
 from ...contract.times import clock
 from .encoding import Document
@@ -55,6 +55,18 @@ def database_version(document: Document | None) -> DatabaseVersion | None:
     if migrating_from is not None and not _is_number(migrating_from):
         raise ValueError(f"its version document has `{MIGRATING_FROM}` {migrating_from!r}")
     return DatabaseVersion(+version, +readable_from, None if migrating_from is None else +migrating_from)
+
+
+def is_newer(document: Document) -> bool:
+    """Whether a newer release has written this document of a row."""
+    version = document.get("schema_version")
+    return isinstance(version, int | float) and not isinstance(version, bool) and version > SCHEMA_VERSION
+
+
+IS_NEWER: Final[Document] = {
+    "$and": [{"$isNumber": "$schema_version"}, {"$gt": ["$schema_version", SCHEMA_VERSION]}]
+}
+"""The same as an expression."""
 
 
 def _is_number(value: object) -> TypeGuard[int]:

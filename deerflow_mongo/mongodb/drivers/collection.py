@@ -170,13 +170,21 @@ class Collection:
         return result.matched_count
 
     async def find_one_and_update(
-        self, query: Document, update: Update, *, projection: Sequence[str] | None = None
+        self,
+        query: Document,
+        update: Update,
+        *,
+        projection: Sequence[str] | None = None,
+        return_document: bool = ReturnDocument.AFTER,
     ) -> Document | None:
-        """Update the match; the document, or these fields of it, as it is afterwards, None without one."""
+        """Update the match; the document, or these fields of it, None without one.
+
+        As it is afterwards, or before with `ReturnDocument.BEFORE`.
+        """
         return await self._run(
             "findAndModify",
             lambda handle: handle.find_one_and_update(
-                query, update, projection, return_document=ReturnDocument.AFTER
+                query, update, projection, return_document=return_document
             ),
             update,
         )

@@ -94,12 +94,10 @@ class MongomockCollection(Collection):
     async def update_all(self, query: Document, update: Update) -> int:
         return await super().update_all(_in_known_conditions(query), _in_known_operators(update))
 
-    async def find_one_and_update(
-        self, query: Document, update: Update, *, projection: Sequence[str] | None = None
-    ) -> Document | None:
+    async def find_one_and_update(self, query: Document, update: Update, **options: Any) -> Document | None:
         """The mock looks for the document once more after the update, by its id alone."""
         return await super().find_one_and_update(
-            _in_known_conditions(query), _in_known_operators(update), projection=projection
+            _in_known_conditions(query), _in_known_operators(update), **options
         )
 
     async def aggregate(self, pipeline: list[Document], *, batch_size: int = 100) -> list[Document]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from ...contract import arguments
 from ...contract.actor import AUTO, UserId
@@ -12,15 +12,28 @@ from ...contract.errors import ActiveRunError, RunExistsError
 from ...contract.payloads import to_json_mapping
 from ...contract.protocols import RunStore
 from ...contract.regeneration import is_edit_regeneration, regenerated_run
-from ...contract.rows import Caller, ModelTokenCounts, RunRow, TimeInput, TokenUsage, Unset
+from ...contract.rows import (
+    ENDED_STATUSES,
+    Caller,
+    ModelTokenCounts,
+    RunRow,
+    TimeInput,
+    TokenUsage,
+    Unset,
+)
+from ...contract.statuses import is_ending
 from ...contract.times import clock
 from .. import queries
 from ..documents.encoding import Document, Update, encode_mapping
 from ..documents.runs import (
+    StatusChange,
+    active_status_update,
     completion_update,
     error_update,
+    late_status_update,
     model_name_update,
     new_run,
+    status_change,
     status_update,
     token_usage,
     token_usage_pipeline,
@@ -32,6 +45,8 @@ from ..schema import NEWEST_FIRST, OLDEST_FIRST
 from .run_ownership import MongoRunOwnership
 
 logger = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 
 def _payload(name: str, value: Mapping[str, Any] | None) -> Document:
@@ -137,15 +152,19 @@ class MongoRunStore(MongoRunOwnership, RunStore):
         stop_reason: str | None = None,
         from_statuses: Sequence[str] | None = None,
     ) -> bool:
-        update = status_update(
-            arguments.status_text("status", status),
+        status = arguments.status_text("status", status)
+        change = status_change(
+            status,
             started_stamp_us=stamp_from_optional("started_at", started_at),
             ended_stamp_us=stamp_from_optional("ended_at", ended_at),
             error=error,
             stop_reason=stop_reason,
-            metadata=_payload("metadata", metadata),
         )
-        return await self._change_status(run_id, update, "update_status", from_statuses)
+        added = _payload("metadata", metadata)
+        if added or is_ending(status):
+            update = status_update(change, added)
+            return await self._change_status(run_id, update, "update_status", from_statuses)
+        return await self._set_active_status(run_id, change, arguments.names("from_statuses", from_statuses))
 
     async def set_error(self, run_id: str, error: str) -> None:
         await self._change_status(run_id, error_update(error), "set_error")
@@ -242,18 +261,48 @@ class MongoRunStore(MongoRunOwnership, RunStore):
         self, run_id: str, update: Update, operation: str, from_statuses: Sequence[str] | None = None
     ) -> bool:
         """Whether the run exists and, with `from_statuses`, was in one of them."""
-        query = queries.run_by_id(run_id)
-        condition = queries.in_statuses({}, from_statuses, "from_statuses")
-        try:
-            if await self._rows.update_matching({**query, **condition}, update):
-                return True
-        except DuplicateKeyError as duplicate:
-            active = await self._rows.find_one(query)
-            if active is not None:
-                raise ActiveRunError(active["thread_id"]) from duplicate.__cause__
-        if await self._rows.find_one(query) is None or not condition:
-            _warn_of_missing_run(run_id, operation)
+        query = queries.in_statuses(queries.run_by_id(run_id), from_statuses, "from_statuses")
+        if await self._refusing_second_active(run_id, self._rows.update_matching(query, update)):
+            return True
+        await self._check_exists(run_id, operation)
         return False
+
+    async def _set_active_status(
+        self, run_id: str, change: StatusChange, from_statuses: list[str] | None
+    ) -> bool:
+        """As `_change_status`. Most runs have not ended, and do with the plain update."""
+        query = queries.run_not_ended(run_id, from_statuses)
+        update: Update = active_status_update(change)
+        if await self._refusing_second_active(run_id, self._rows.update_matching(query, update)):
+            return True
+        if from_statuses is not None and not set(from_statuses) & set(ENDED_STATUSES):
+            await self._check_exists(run_id, "update_status")
+            return False
+        update = late_status_update(change, from_statuses)
+        updating = self._rows.update_and_read(queries.run_by_id(run_id), update)
+        before = await self._refusing_second_active(run_id, updating)
+        if before is None:
+            _warn_of_missing_run(run_id, "update_status")
+            return False
+        if from_statuses is None or before.get("status") in from_statuses:
+            return True
+        self._rows.row(before)  # raises if it cannot be read
+        return False
+
+    async def _refusing_second_active(self, run_id: str, updating: Awaitable[_Result]) -> _Result | None:
+        """The update's result. Raises `ActiveRunError` for what would be its thread's second active run."""
+        try:
+            return await updating
+        except DuplicateKeyError as duplicate:
+            row = await self._rows.find_one(queries.run_by_id(run_id))
+            if row is None:
+                return None  # deleted since
+            raise ActiveRunError(row["thread_id"]) from duplicate.__cause__
+
+    async def _check_exists(self, run_id: str, operation: str) -> None:
+        """Log that the run does not exist, if so. Raises `CorruptDocumentError` if it cannot be read."""
+        if await self._rows.find_one(queries.run_by_id(run_id)) is None:
+            _warn_of_missing_run(run_id, operation)
 
 
 def _warn_of_missing_run(run_id: str, operation: str) -> None:
