@@ -62,7 +62,7 @@ logger = logging.getLogger(__name__)
 
 @runtime_checkable
 class GatewayStorage(Storage, Accounts, Checkpointing, Protocol):
-    """What the gateway needs of a storage: the core, accounts and checkpoints; and run ownership in `runs`."""
+    """What the gateway needs of a storage: the core, accounts, checkpoints; `runs` with `RunOwnership`."""
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Any:

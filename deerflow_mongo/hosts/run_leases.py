@@ -1,9 +1,9 @@
 """Leases on the runs of a release of DeerFlow whose run manager has none.
 
 Such a release stores a run without an owner, so nobody can see whether its worker lives. Here this process
-gets an owner id, with which the adapter stores its runs, and one task renews their leases with one command. A run whose lease has
-expired was a dead worker's: it is ended as an error, at the start and then once in every lease. DeerFlow main
-does all this itself.
+gets an owner id, with which the adapter stores its runs, and one task renews their leases with one command. A
+run whose lease has expired was a dead worker's: it is ended as an error, at the start and then once in every
+lease. DeerFlow main does all this itself.
 """
 
 from __future__ import annotations

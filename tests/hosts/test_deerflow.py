@@ -7,10 +7,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from deerflow_mongo import Storage, StorageConfigError, hosts
+from deerflow_mongo.contract.capabilities import RunOwnership
 from deerflow_mongo.hosts import deerflow, gateway, releases, runtime
 
 from .gateway_process import needs_deerflow
@@ -35,6 +37,10 @@ class StorageWithAccounts(CoreStorage):
 
 class StorageWithBoth(StorageWithAccounts):
     async def checkpointer(self) -> Any: ...
+
+
+class StorageWithAll(StorageWithBoth):
+    runs: Any = Mock(RunOwnership)
 
 
 # -- DeerFlow's interfaces -------------------------------------------------------------------------
@@ -157,11 +163,16 @@ def test_a_checkout_without_metadata_is_named(monkeypatch: pytest.MonkeyPatch) -
 # -- the storage's capabilities --------------------------------------------------------------------
 
 
+CHECKPOINTS = r"checkpoints \(`storage\.checkpointer\(\)`\)"
+OWNERSHIP = r"run ownership \(`storage\.runs\.create_thread_operation_atomic`\)"
+
+
 @pytest.mark.parametrize(
     ("storage", "missing"),
     [
-        (CoreStorage, r"accounts \(`storage\.users`\) and checkpoints \(`storage\.checkpointer\(\)`\)"),
-        (StorageWithAccounts, r"checkpoints \(`storage\.checkpointer\(\)`\)"),
+        (CoreStorage, rf"accounts \(`storage\.users`\) and {CHECKPOINTS} and {OWNERSHIP}"),
+        (StorageWithAccounts, f"{CHECKPOINTS} and {OWNERSHIP}"),
+        (StorageWithBoth, OWNERSHIP),
     ],
 )
 def test_storage_without_a_capability_is_refused_in_one_sentence(
@@ -174,8 +185,8 @@ def test_storage_without_a_capability_is_refused_in_one_sentence(
         gateway.open_storage({"backend": "other"})
 
 
-def test_any_storage_with_accounts_and_checkpoints_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    storage = StorageWithBoth()
+def test_any_storage_with_every_capability_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = StorageWithAll()
     monkeypatch.setattr(gateway, "create_storage", lambda config: storage)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
     assert gateway.open_storage({"backend": "other"}) is storage
     assert isinstance(storage, gateway.GatewayStorage)
