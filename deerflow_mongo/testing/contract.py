@@ -100,8 +100,10 @@ class Contract:
 
 
 def _tests_of(cls: type) -> dict[str, FunctionType]:
-    found = {name: inspect.getattr_static(cls, name) for name in dir(cls) if name.startswith("test_")}
-    return {name: test for name, test in found.items() if isinstance(test, FunctionType)}
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        found.update((name, value) for name, value in vars(base).items() if name.startswith("test_"))
+    return {name: test for name, test in sorted(found.items()) if isinstance(test, FunctionType)}
 
 
 def _original(test: FunctionType) -> FunctionType:
@@ -110,8 +112,9 @@ def _original(test: FunctionType) -> FunctionType:
 
 def _check_nothing_hidden(cls: type, tests: Mapping[str, FunctionType]) -> None:
     """Raise `TypeError` if two parts have a test of the same name: one of them would never run."""
+    inherited = [_tests_of(base) for base in cls.__bases__]
     for name in tests:
-        promises = {_original(found[name]) for found in map(_tests_of, cls.__bases__) if name in found}
+        promises = {_original(found[name]) for found in inherited if name in found}
         if len(promises) > 1 and name not in vars(cls):
             raise TypeError(f"{cls.__name__} inherits more than one {name}")
 
