@@ -64,7 +64,7 @@ class Row:
 async def second_run_at_the_other_worker(workers: Workers) -> str:
     """run active on A; B gets a run (reject)"""
     async with workers.person() as person:
-        run_id = await person.running(workers.a, 20)
+        run_id = await person.running(workers.a, 30)
         answer = await person.start(workers.b, "me too")
         assert answer.status == 409, answer
         assert workers.count_runs(person.thread_id) == 1
@@ -75,7 +75,7 @@ async def second_run_at_the_other_worker(workers: Workers) -> str:
 async def interrupt_at_the_other_worker(workers: Workers) -> str:
     """the same with interrupt and rollback"""
     async with workers.person() as person:
-        run_id = await person.running(workers.a, 20)
+        run_id = await person.running(workers.a, 30)
         answers = [await person.start(workers.b, "me", how) for how in ("interrupt", "rollback")]
         assert [answer.status for answer in answers] == [409, 409], answers
         await workers.until_status(run_id, "success")
@@ -227,7 +227,7 @@ async def cancel_races_completion(workers: Workers) -> str:
 async def other_worker_joins(workers: Workers) -> str:
     """B joins or streams A's run (bridge in memory)"""
     async with workers.person() as person:
-        run_id = await person.running(workers.a, 20)
+        run_id = await person.running(workers.a, 30)
         for path in ("join", "stream"):
             answer = await person.browser.send("GET", f"{workers.b.url}{person.runs}/{run_id}/{path}")
             assert answer.status == 409, answer

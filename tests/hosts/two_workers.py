@@ -83,9 +83,12 @@ class Workers:
     def b(self) -> Gateway:
         return self.gateways["b"]
 
-    async def start(self, name: str) -> Gateway:
-        self.gateways[name] = await asyncio.to_thread(start_gateway, self.folder, name=name)
-        return self.gateways[name]
+    async def start(self, name: str) -> None:
+        """Start a worker; returns when it has done a first run, which takes longer than the next ones."""
+        self.gateways[name] = gateway = await asyncio.to_thread(start_gateway, self.folder, name=name)
+        async with self.person(gateway) as person:
+            answer = await person.start(gateway, "hello")
+            await self.until_status(answer.answer["run_id"], "success")
 
     async def restart(self, name: str) -> None:
         """Start it again unless it is running."""
@@ -122,14 +125,15 @@ class Workers:
         await self.until(lambda: self.seconds_since_renewal(run_id) >= seconds, "an expired lease")
 
     @asynccontextmanager
-    async def person(self) -> AsyncGenerator[Person]:
-        """A new user with a thread, known to both workers."""
+    async def person(self, at: Gateway | None = None) -> AsyncGenerator[Person]:
+        """A new user with a thread, made at B or at this worker."""
+        url = (at or self.b).url
         limits = httpx.Limits(max_keepalive_connections=0)
         async with httpx.AsyncClient(timeout=WAIT_S, limits=limits) as client:
             browser = Browser(client)
             account = {"email": f"{uuid.uuid4().hex}@example.com", "password": PASSWORD}
-            await browser.ask("POST", f"{self.b.url}/api/v1/auth/register", json=account)
-            thread = await browser.ask("POST", f"{self.b.url}/api/threads", json={})
+            await browser.ask("POST", f"{url}/api/v1/auth/register", json=account)
+            thread = await browser.ask("POST", f"{url}/api/threads", json={})
             yield Person(browser, thread["thread_id"])
 
 

@@ -261,8 +261,9 @@ async def _kill(site: Site, counts: Counts, stop: asyncio.Event) -> None:
 
 async def _until_idle(site: Site) -> None:
     """Wait for the last runs to end; a run that does not is counted."""
-    until = time.monotonic() + REQUEST_S
-    while time.monotonic() < until and await asyncio.to_thread(site.runs.count_documents, _ACTIVE):
+    for _ in range(int(REQUEST_S / WATCH_S)):
+        if not await asyncio.to_thread(site.runs.count_documents, _ACTIVE):
+            return
         await asyncio.sleep(WATCH_S)
 
 
