@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from ..contract.errors import ArgumentTypeError, StorageClosedError
 
 logger = logging.getLogger(__name__)
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(slots=True)
@@ -47,7 +48,9 @@ class Data:
     def __init__(self) -> None:
         self.runs: dict[str, rows.RunRow] = {}
         self.model_counts: dict[str, dict[str, dict[str, int]]] = {}
-        """A run's token counts by model, which are not part of its row."""
+        """A run's token counts by model, which are part of the rows of runs that have an owner only."""
+        self.lease_ends_ms: dict[str, float] = {}
+        """When the lease of a run ends, on the clock of `database_time_ms`; absent where it has none."""
         self.feedback: dict[str, rows.FeedbackRow] = {}
         self.votes: set[str] = set()
         """The ids of the feedback that is its user's vote on a run."""
@@ -153,7 +156,12 @@ def newest_first(found: Iterable[Created]) -> list[Created]:
 
 def now() -> datetime:
     """The time of a write; two writes of one process never have the same."""
-    return _EPOCH + timedelta(microseconds=times.clock.stamp_us())
+    return EPOCH + timedelta(microseconds=times.clock.stamp_us())
+
+
+def database_time_ms() -> float:
+    """The clock by which leases are judged, which no caller's clock changes."""
+    return time.monotonic_ns() / 1_000_000
 
 
 def optional_time(name: str, value: object) -> str | None:

@@ -79,6 +79,14 @@ class MemoryFeedbackStore(MemoryStore, FeedbackStore):
         of_thread = oldest_first(visible_of_thread(self._data.feedback, thread_id, None))
         return {row["run_id"]: row.copy() for row in of_thread if row["user_id"] == user}
 
+    async def list_by_run_ids(
+        self, thread_id: str, run_ids: Iterable[str], *, user_id: UserId
+    ) -> dict[str, FeedbackRow]:
+        user = arguments.acting_user(user_id, "FeedbackStore.list_by_run_ids")
+        wanted = arguments.identifiers("run_ids", run_ids)
+        newest = await self.list_by_thread_grouped(thread_id, user_id=user)
+        return {run_id: row for run_id, row in newest.items() if run_id in wanted}
+
     async def aggregate_by_run(self, thread_id: str, run_id: str) -> FeedbackTotals:
         run_id = arguments.identifier("run_id", run_id)
         of_run = visible_of_thread(self._data.feedback, thread_id, None, run_id)

@@ -19,6 +19,8 @@ from .data import EventLog, Follower, MemoryStore, is_visible, now
 
 _FOLLOW_PAGE = 500
 
+_ANSWERS = ("llm.ai.response", "ai_message")
+
 
 class MemoryRunEventStore(MemoryStore, RunEventStore, Following):
     """`RunEventStore` in memory."""
@@ -109,15 +111,33 @@ class MemoryRunEventStore(MemoryStore, RunEventStore, Following):
         run_id: str,
         *,
         event_types: Sequence[str] | None = None,
+        task_id: str | None = None,
         limit: int = 500,
+        after_seq: int | None = None,
         user_id: UserId = None,
     ) -> list[RunEventRow]:
         run_id = arguments.identifier("run_id", run_id)
         user = arguments.acting_user(user_id, "RunEventStore.list_events")
         types = arguments.names("event_types", event_types)
-        rows = arguments.row_limit("limit", limit)
-        found = self._events(thread_id, user, run_id)
-        return deepcopy([row for row in found if types is None or row["event_type"] in types][:rows])
+        task = None if task_id is None else arguments.long_text("task_id", task_id)
+        found = [
+            row
+            for row in self._events(thread_id, user, run_id)
+            if (types is None or row["event_type"] in types)
+            and (task is None or row["metadata"].get("task_id") == task)
+        ]
+        return _page(found, limit, None, 0 if after_seq is None else after_seq)
+
+    async def get_last_visible_ai_seq_by_run(
+        self, thread_id: str, run_ids: Iterable[str], *, user_id: UserId = None
+    ) -> dict[str, int]:
+        user = arguments.acting_user(user_id, "RunEventStore.get_last_visible_ai_seq_by_run")
+        wanted = arguments.identifiers("run_ids", run_ids)
+        return {
+            row["run_id"]: row["seq"]
+            for row in self._messages(thread_id, user)
+            if row["run_id"] in wanted and _is_visible_answer(row)
+        }
 
     async def list_thread_events(
         self, thread_id: str, *, run_id: str | None = None, after_seq: int = 0, limit: int = 500
@@ -237,3 +257,10 @@ def _new_row(event: CheckedRunEvent) -> RunEventRow:
     if event.event_id is not None:
         row["event_id"] = event.event_id
     return row
+
+
+def _is_visible_answer(row: RunEventRow) -> bool:
+    """Whether a message is an answer of the agent itself and not one of its middlewares'."""
+    caller = row["metadata"].get("caller")
+    is_hidden = isinstance(caller, str) and caller.startswith("middleware:")
+    return row["event_type"] in _ANSWERS and not is_hidden

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
-from datetime import datetime
 from typing import Any, Unpack, cast
 
-from ..contract import arguments, rows, statuses, times
+from ..contract import arguments, rows, statuses
 from ..contract.actor import AUTO, UserId
 from ..contract.errors import RunExistsError
 from ..contract.payloads import to_json_mapping
 from ..contract.protocols import RunStore
+from ..contract.regeneration import is_edit_regeneration, regenerated_run
 from ..contract.rows import RunRow, TimeInput
 from . import data
+from .run_ownership import MemoryRunOwnership
+from .run_rows import change_status, is_run, until, was_created_until
 
 _ROW_COUNTS = {
     "input_tokens": "total_input_tokens",
@@ -24,27 +25,49 @@ _ROW_COUNTS = {
 """A count by model -> that of the whole run in its row."""
 
 
-class MemoryRunStore(data.MemoryStore, RunStore):
+class MemoryRunStore(MemoryRunOwnership, RunStore):
     """`RunStore` in memory."""
 
     async def get(self, run_id: str, *, user_id: UserId = AUTO) -> RunRow | None:
-        return deepcopy(self._find(run_id, arguments.acting_user(user_id, "RunStore.get")))
+        run = self._find(run_id, arguments.acting_user(user_id, "RunStore.get"))
+        return None if run is None else self._copy(run)
 
     async def list_by_thread(
         self, thread_id: str, *, limit: int = 100, user_id: UserId = AUTO
     ) -> list[RunRow]:
         user = arguments.acting_user(user_id, "RunStore.list_by_thread")
         count = arguments.row_limit("limit", limit)
-        return deepcopy(data.newest_first(data.visible_of_thread(self._data.runs, thread_id, user))[:count])
+        return self._copies(data.newest_first(self._runs_of_thread(thread_id, user))[:count])
 
     async def list_pending(self, *, before: TimeInput | None = None) -> list[RunRow]:
-        until = data.now() if before is None else times.parse_time("before", before)
+        end = until(before)
         pending = [
             run
             for run in self._data.runs.values()
-            if run["status"] == rows.PENDING and datetime.fromisoformat(run["created_at"]) <= until
+            if run["status"] == rows.PENDING and is_run(run) and was_created_until(run, end)
         ]
-        return deepcopy(data.oldest_first(pending))
+        return self._copies(data.oldest_first(pending))
+
+    async def get_many_by_thread(
+        self, thread_id: str, run_ids: Iterable[str], *, user_id: UserId = AUTO
+    ) -> dict[str, RunRow]:
+        user = arguments.acting_user(user_id, "RunStore.get_many_by_thread")
+        wanted = arguments.identifiers("run_ids", run_ids)
+        of_thread = self._runs_of_thread(thread_id, user)
+        return {run["run_id"]: self._copy(run) for run in of_thread if run["run_id"] in wanted}
+
+    async def list_successful_regenerate_sources(self, thread_id: str, *, user_id: UserId = AUTO) -> set[str]:
+        user = arguments.acting_user(user_id, "RunStore.list_successful_regenerate_sources")
+        successful = (run for run in self._runs_of_thread(thread_id, user) if run["status"] == "success")
+        sources = (regenerated_run(run["metadata"]) for run in successful)
+        return {source for source in sources if source is not None}
+
+    async def list_edit_regenerate_runs(self, thread_id: str, *, user_id: UserId = AUTO) -> list[RunRow]:
+        user = arguments.acting_user(user_id, "RunStore.list_edit_regenerate_runs")
+        found = [
+            run for run in self._runs_of_thread(thread_id, user) if is_edit_regeneration(run["metadata"])
+        ]
+        return self._copies(data.oldest_first(found))
 
     async def create(self, run_id: str, thread_id: str, **fields: Unpack[rows.RunCreateFields]) -> None:
         data.check_keywords(fields, rows.RunCreateFields)
@@ -80,18 +103,25 @@ class MemoryRunStore(data.MemoryStore, RunStore):
 
     async def update_status(
         self, run_id: str, status: str, **fields: Unpack[rows.RunStatusUpdateFields]
-    ) -> None:
+    ) -> bool:
         data.check_keywords(fields, rows.RunStatusUpdateFields)
         changes = {"status": arguments.status_text("status", status)}
-        error = arguments.long_text("error", fields.get("error"))
-        if error is not None:
-            changes["error"] = error
+        for name in ("error", "stop_reason"):
+            text = arguments.long_text(name, fields.get(name))
+            if text is not None:
+                changes[name] = text
         new_times = {name: data.optional_time(name, fields.get(name)) for name in ("started_at", "ended_at")}
         merged = to_json_mapping(fields.get("metadata"), "metadata")
-        run = self._run_to_update(run_id, "update_status")
-        if run is not None:
-            _change_status(run, changes, new_times)
-            run["metadata"].update(merged)
+        allowed = arguments.names("from_statuses", fields.get("from_statuses"))
+        run = self._run_to_update(run_id, "update_status", status, allowed)
+        if run is None:
+            return False
+        if "operation_kind" not in run:
+            # A run without an owner has no stop reason.
+            changes.pop("stop_reason", None)
+        change_status(run, changes, new_times)
+        run["metadata"].update(merged)
+        return True
 
     async def update_model_name(self, run_id: str, model_name: str | None) -> None:
         name = arguments.optional_text("model_name", model_name)
@@ -107,7 +137,7 @@ class MemoryRunStore(data.MemoryStore, RunStore):
 
     async def update_run_completion(
         self, run_id: str, *, status: str, **fields: Unpack[rows.RunCompletionFields]
-    ) -> None:
+    ) -> bool:
         data.check_keywords(fields, rows.RunCompletionFields)
         status = arguments.status_text("status", status)
         changes: dict[str, Any] = {"status": status}
@@ -118,14 +148,16 @@ class MemoryRunStore(data.MemoryStore, RunStore):
                 changes[name] = arguments.long_text(name, fields.get(name))
         by_model = arguments.model_counts("token_usage_by_model", fields.get("token_usage_by_model"))
         end = data.optional_time("ended_at", fields.get("ended_at"))
-        run = self._run_to_update(run_id, "update_run_completion")
+        allowed = arguments.names("from_statuses", fields.get("from_statuses"))
+        run = self._run_to_update(run_id, "update_run_completion", status, allowed)
         if run is None:
-            return
+            return False
         if end is None and statuses.is_ending(status) and run["ended_at"] is None:
             end = run["updated_at"]
         if by_model is not None and not statuses.restarts_ended_run(run["status"], status):
             self._data.model_counts[run["run_id"]] = by_model
-        _change_status(run, changes, {"ended_at": end})
+        change_status(run, changes, {"ended_at": end})
+        return True
 
     async def delete(self, run_id: str, *, user_id: UserId = AUTO) -> bool:
         run = self._find(run_id, arguments.acting_user(user_id, "RunStore.delete"))
@@ -133,6 +165,7 @@ class MemoryRunStore(data.MemoryStore, RunStore):
             return False
         del self._data.runs[run["run_id"]]
         self._data.model_counts.pop(run["run_id"], None)
+        self._data.lease_ends_ms.pop(run["run_id"], None)
         self._data.wake_followers_of_run(run["run_id"], was_deleted=True)
         return True
 
@@ -169,7 +202,7 @@ class MemoryRunStore(data.MemoryStore, RunStore):
     ) -> rows.TokenUsage:
         user = arguments.acting_user(user_id, "RunStore.token_usage_by_thread")
         wanted = arguments.names("statuses", statuses)
-        of_thread = data.visible_of_thread(self._data.runs, thread_id, user)
+        of_thread = self._runs_of_thread(thread_id, user)
         runs = [run for run in of_thread if wanted is None or run["status"] in wanted]
         return {
             "total_runs": len(runs),
@@ -198,38 +231,25 @@ class MemoryRunStore(data.MemoryStore, RunStore):
                 of_model["llm_calls"] += counts["llm_calls"]
         return usage
 
-    def _find(self, run_id: str, user: str | None) -> RunRow | None:
-        """The stored run itself, if it exists for this user."""
-        run = self._data.runs.get(arguments.identifier("run_id", run_id))
-        return run if run is not None and data.is_visible(run["user_id"], user) else None
-
-    def _run_to_update(self, run_id: str, operation: str) -> RunRow | None:
+    def _run_to_update(
+        self, run_id: str, operation: str, status: str | None = None, allowed: list[str] | None = None
+    ) -> RunRow | None:
         """The run, marked as updated now; None where there is none, which is logged.
 
-        Its followers wake up after the caller has changed it: no task runs in between.
+        Also None where it has none of the allowed statuses. Raises `ActiveRunError` where it may not get the
+        new status.
         """
         run_id = arguments.identifier("run_id", run_id)
         run = self._data.runs.get(run_id)
         if run is None:
             data.log_missing(operation, "run", run_id)
-        else:
-            run["updated_at"] = data.now().isoformat()
-            self._data.wake_followers_of_run(run_id)
+            return None
+        if allowed is not None and run["status"] not in allowed:
+            return None
+        if status is not None and not statuses.restarts_ended_run(run["status"], status):
+            self._check_free(run, status)
+        self._mark_updated(run)
         return run
-
-
-def _change_status(run: RunRow, changes: Mapping[str, Any], new_times: Mapping[str, str | None]) -> None:
-    """Apply `changes`, a status among them, and the times given.
-
-    An ended run that gets an active status stays as it is, but a time that it lacks is set.
-    """
-    row = cast("dict[str, Any]", run)
-    restarts = statuses.restarts_ended_run(row["status"], changes["status"])
-    if not restarts:
-        row.update(changes)
-    for name, time in new_times.items():
-        if time is not None and (row[name] is None or not restarts):
-            row[name] = time
 
 
 def _counts(run: RunRow) -> dict[str, int]:

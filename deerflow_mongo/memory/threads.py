@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from operator import attrgetter
@@ -13,12 +13,13 @@ from ..contract.actor import AUTO, UserId, bound_user_id
 from ..contract.errors import ThreadAccessError, ThreadExistsError
 from ..contract.payloads import equal_json, to_json_mapping
 from ..contract.protocols import ThreadStore
-from ..contract.rows import JSONValue, ThreadMeta, ThreadMetaCreate, ThreadOrder
+from ..contract.rows import PINNED, JSONValue, ThreadMeta, ThreadMetaCreate, ThreadOrder
 from .data import MemoryStore, is_visible, log_missing, now
 
-_ORDERS = {
+_ORDERS: Mapping[str, Callable[[ThreadMeta], Any]] = {
     "newest_first": attrgetter("created_time", "thread_id"),
     "last_updated_first": attrgetter("updated_time", "thread_id"),
+    "pinned_first": lambda thread: (_is_pinned(thread), thread.updated_time, thread.thread_id),
 }
 
 
@@ -46,6 +47,7 @@ class MemoryThreadStore(MemoryStore, ThreadStore):
         display_name: str | None = None,
         status: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        owner_id: str | None = None,
         user_id: UserId = None,
     ) -> None:
         user = arguments.acting_user(user_id, "ThreadStore.update_thread_meta")
@@ -54,6 +56,7 @@ class MemoryThreadStore(MemoryStore, ThreadStore):
             "display_name": arguments.long_text("display_name", display_name),
             "status": None if status is None else arguments.status_text("status", status),
             "metadata": None if metadata is None else to_json_mapping(metadata, "metadata"),
+            "user_id": arguments.optional_text("owner_id", owner_id),
         }
         given = {name: value for name, value in changes.items() if value is not None}
         thread = self._thread_to_update(thread_id, user, "update_thread_meta")
@@ -61,13 +64,15 @@ class MemoryThreadStore(MemoryStore, ThreadStore):
             self._store(replace(thread, **given, updated_time=now()))
 
     async def merge_thread_metadata(
-        self, thread_id: str, metadata: Mapping[str, Any], *, user_id: UserId = None
+        self, thread_id: str, metadata: Mapping[str, Any], *, user_id: UserId = None, touch: bool = True
     ) -> None:
         user = arguments.acting_user(user_id, "ThreadStore.merge_thread_metadata")
         merged = to_json_mapping(metadata, "metadata")
+        touches = arguments.flag("touch", touch)
         thread = self._thread_to_update(thread_id, user, "merge_thread_metadata")
         if thread is not None:
-            self._store(replace(thread, metadata={**thread.metadata, **merged}, updated_time=now()))
+            updated_time = now() if touches else thread.updated_time
+            self._store(replace(thread, metadata={**thread.metadata, **merged}, updated_time=updated_time))
 
     async def delete_thread(self, thread_id: str, *, user_id: UserId = None) -> bool:
         thread = self._find(thread_id, arguments.acting_user(user_id, "ThreadStore.delete_thread"))
@@ -181,3 +186,7 @@ def _new_thread(
 def _has_metadata(thread: ThreadMeta, wanted: Mapping[str, JSONValue]) -> bool:
     stored = thread.metadata
     return all(key in stored and equal_json(stored[key], value) for key, value in wanted.items())
+
+
+def _is_pinned(thread: ThreadMeta) -> bool:
+    return thread.metadata.get(PINNED) is True

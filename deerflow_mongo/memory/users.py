@@ -41,6 +41,7 @@ class MemoryUserStore(MemoryStore, UserStore):
             "user_id": arguments.identifier("user_id", user_id),
             "created_at": optional_time("created_at", created_at) or now().isoformat(),
             **fields,
+            "email": _lower(fields["email"]),
         }
         if row["user_id"] in self._data.users:
             raise UserExistsError("id")
@@ -50,9 +51,9 @@ class MemoryUserStore(MemoryStore, UserStore):
         return deepcopy(self._data.users.get(arguments.identifier("user_id", user_id)))
 
     async def get_by_email(self, email: str) -> UserRow | None:
-        email = arguments.identifier("email", email)
-        found = (row for row in self._data.users.values() if row["email"] == email)
-        return deepcopy(next(found, None))
+        wanted = _lower(arguments.identifier("email", email))
+        found = [row for _, row in sorted(self._data.users.items()) if _lower(row["email"]) == wanted]
+        return deepcopy(next(iter(oldest_first(found)), None))
 
     async def get_by_oauth(self, oauth_provider: str, oauth_id: str) -> UserRow | None:
         provider = arguments.identifier("oauth_provider", oauth_provider)
@@ -65,7 +66,9 @@ class MemoryUserStore(MemoryStore, UserStore):
         stored = self._data.users.get(arguments.identifier("user_id", user_id))
         if stored is None:
             return False
-        self._store({**stored, **checked})
+        new = _lower(checked["email"])
+        email = stored["email"] if new == _lower(stored["email"]) else new
+        self._store({**stored, **checked, "email": email})
         return True
 
     async def count(self, *, system_role: str | None = None) -> int:
@@ -83,12 +86,17 @@ class MemoryUserStore(MemoryStore, UserStore):
         for other in self._data.users.values():
             if other["user_id"] == row["user_id"]:
                 continue
-            if other["email"] == row["email"]:
+            if _lower(other["email"]) == _lower(row["email"]):
                 raise UserExistsError("email")
             if _oauth_identity(row) is not None and _oauth_identity(other) == _oauth_identity(row):
                 raise UserExistsError("OAuth identity")
         self._data.users[row["user_id"]] = row
         return deepcopy(row)
+
+
+def _lower(email: str) -> str:
+    """The form in which emails are compared; it may be a little longer."""
+    return arguments.identifier("email", email.lower())
 
 
 def _oauth_identity(row: UserRow) -> tuple[str, str] | None:
