@@ -37,7 +37,7 @@ class RunRows(data.MemoryStore):
         return [run for run in of_thread if is_run(run)]
 
     def _mark_updated(self, run: RunRow) -> None:
-        """Set `updated_at`. Followers wake up after the caller has changed the run: no task runs in between."""
+        """Set `updated_at`. Followers wake up after the caller has changed the run; no task runs between."""
         run["updated_at"] = data.now().isoformat()
         self._data.wake_followers_of_run(run["run_id"])
 
