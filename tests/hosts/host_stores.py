@@ -119,8 +119,8 @@ DIFFERENCES: dict[str, dict[str, dict[str, str]]] = {
         "test_content_may_be_none": {
             OURS: "our events have no content that is None: it becomes the empty text"
         },
-        "test_metadata_comes_back_unchanged": {
-            SQL: "DeerFlow stores content as text, and in the metadata whether it was JSON"
+        "test_metadata_of_a_returned_event_marks_content_that_is_no_text": {
+            MEMORY: "DeerFlow's store in memory stores content as it is"
         },
         "test_default_category_of_a_batch_is_trace": {MEMORY: _AS_ARGUMENTS},
         "test_unknown_keys_of_an_event_are_ignored": {MEMORY: _AS_ARGUMENTS},

@@ -304,3 +304,24 @@ async def test_vote_is_deleted_before_feedback_on_messages(ours: Any) -> None:
     await create(ours, message_id="message")
     assert await ours.delete_by_run(**RUN, user_id="alice") is True
     assert [row["message_id"] for row in await all_of(ours)] == ["message"]
+
+
+# -- what DeerFlow calls from release 2.0 on -------------------------------------------------------
+
+
+async def test_newest_feedback_on_each_of_some_runs(ours: Any) -> None:
+    await create(ours, rating=1)
+    await create(ours, rating=-1)
+    await create(ours, "bob", rating=1)
+    await create(ours, run_id="other", rating=1)
+    read = ours.list_by_run_ids
+    found = await read("thread", {"run", "none", "", "x" * 5_000}, user_id="alice")
+    assert {run_id: row["rating"] for run_id, row in found.items()} == {"run": -1}
+    assert set(found["run"]) == KEYS
+    with acting("bob"):
+        assert users(list((await read("thread", {"run", "other"})).values())) == ["bob"]
+    everybody = await read("thread", {"run", "other"}, user_id=None)
+    assert {run_id: row["user_id"] for run_id, row in everybody.items()} == {"run": "bob", "other": "alice"}
+    assert await read("thread", set()) == await read("", {"run"}, user_id=None) == {}
+    with pytest.raises(RuntimeError, match="list_by_run_ids"):
+        await read("thread", {"run"})

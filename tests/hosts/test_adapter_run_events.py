@@ -144,8 +144,30 @@ async def test_content_may_be_none(store: Any) -> None:
 
 async def test_metadata_comes_back_unchanged(store: Any) -> None:
     given: dict[str, Any] = {"a.b": 1, "$c": {"d": [None, True]}}
-    await store.put(**event(content={"structured": True}, metadata=given))
+    await store.put(**event(content="text", metadata=given))
     assert (await all_of(store))[0]["metadata"] == given
+
+
+@pytest.mark.parametrize(
+    ("content", "marks"),
+    [
+        ({"a": 1}, {"content_is_json": True, "content_is_dict": True}),
+        ({}, {"content_is_json": True, "content_is_dict": True}),
+        ([1], {"content_is_json": True}),
+        (7, {"content_is_json": True}),
+        (False, {"content_is_json": True}),
+        (1.5, {"content_is_json": True}),
+    ],
+    ids=str,
+)
+async def test_metadata_of_a_returned_event_marks_content_that_is_no_text(
+    store: Any, content: Any, marks: dict[str, bool]
+) -> None:
+    given = {"own": 1}
+    row = await store.put(**event(content=content, metadata=given))
+    assert row["metadata"] == {**given, **marks}
+    assert (await all_of(store))[0]["metadata"] == {**given, **marks}
+    assert given == {"own": 1}
 
 
 async def test_events_are_numbered_from_one_in_each_thread(store: Any) -> None:
@@ -252,7 +274,8 @@ async def test_event_is_truncated_further_until_the_backend_stores_it() -> None:
     small = named(RUN_EVENTS.ours)(SmallStore())
     metadata = {"half": "y" * (MIB // 2), "small": 1}
     rows = await small.put_batch([event(), event(content={"a": "x" * 100}, metadata=metadata)])
-    assert rows[1]["metadata"] == {"small": 1, "metadata_truncated": True}
+    marks = {"content_is_json": True, "content_is_dict": True}
+    assert rows[1]["metadata"] == {"small": 1, "metadata_truncated": True, **marks}
     assert rows[1]["content"] == {"a": "x" * 100}
 
 
@@ -288,7 +311,8 @@ class Unprintable:
 async def test_content_whose_str_raises_is_stored(ours: Any, category: str) -> None:
     row = await ours.put(**event(content=[Unprintable()], category=category, metadata={"a": Unprintable()}))
     assert "without a text" in str(row["content"])
-    assert row["metadata"] == {"metadata_truncated": True}
+    assert row["metadata"].pop("a") == "<Unprintable>"
+    assert row["metadata"].pop("metadata_truncated") is True
 
 
 async def test_invalid_event_is_refused(ours: Any) -> None:
@@ -510,3 +534,68 @@ async def test_max_trace_content_is_configurable(storage: MongoStorage) -> None:
     short = named(RUN_EVENTS.ours)(storage.run_events, max_trace_content=3)
     row = await short.put(**event(content="abcdef", category="trace"))
     assert (row["content"], row["metadata"]["original_byte_length"]) == ("abc", 6)
+
+
+# -- what DeerFlow calls from release 2.1 on -------------------------------------------------------
+
+
+async def test_put_if_absent_stores_one_event_of_a_type_for_each_run(ours: Any) -> None:
+    receipt = event("run.delivery", category="outputs", content={"presented": 0, "paths": []})
+    results = await asyncio.gather(*(ours.put_if_absent(**receipt) for _ in range(20)))
+    assert sorted(created for _, created in results) == [False] * 19 + [True]
+    assert len({row["seq"] for row, _ in results}) == 1
+    row = results[0][0]
+    assert set(row) == KEYS
+    assert (row["content"], row["user_id"]) == (receipt["content"], None)
+    assert row["metadata"] == {"content_is_json": True, "content_is_dict": True}
+    assert (await ours.put_if_absent(**{**receipt, "run_id": "other"}))[1] is True
+    assert (await ours.put_if_absent(**{**receipt, "event_type": "other"}))[1] is True
+    await ours.put_batch([event("put")])
+    assert (await ours.put_if_absent(**event("put")))[1] is False
+
+
+async def test_put_if_absent_belongs_to_the_bound_user_and_is_truncated_as_other_events(ours: Any) -> None:
+    with acting("alice"):
+        row, _ = await ours.put_if_absent(**event("a", category="trace", content="x" * 20_000))
+        assert row["user_id"] == "alice"
+        assert row["metadata"] == {"content_truncated": True, "original_byte_length": 20_000}
+    row, _ = await ours.put_if_absent(**event("b", content="x" * (17 * MIB)))
+    assert row["metadata"]["content_truncated"] is True
+
+
+async def test_batch_of_several_threads_is_refused(ours: Any) -> None:
+    with pytest.raises(ValueError, match=r"one thread.*other, thread"):
+        await ours.put_batch([event(), event(thread_id="other")])
+    assert await all_of(ours) == []
+    assert await ours.put_batch([]) == []
+
+
+async def test_events_of_a_task_are_filtered_before_the_limit(ours: Any) -> None:
+    tasks = [event(metadata={"task_id": task}) for task in ("a", "b", "b", "a", "a")]
+    await ours.put_batch([*tasks, event()])
+
+    async def seqs(**wanted: Any) -> list[int]:
+        return [row["seq"] for row in await ours.list_events("thread", "run", user_id=None, **wanted)]
+
+    assert await seqs(task_id="a", limit=2) == [1, 4]
+    assert await seqs(task_id="a", limit=2, after_seq=4) == [5]
+    assert await seqs(task_id="a", event_types=["other"]) == []
+    assert await seqs(after_seq=4) == [5, 6]
+    assert await seqs(task_id="x" * 5_000) == []
+
+
+async def test_last_visible_answers_of_runs(ours: Any) -> None:
+    read = ours.get_last_visible_ai_seq_by_run
+    answers = [
+        event("llm.ai.response", run_id=run_id, metadata={"caller": caller})
+        for run_id, caller in (("r1", "lead_agent"), ("r1", "middleware:title"), ("r2", "middleware:x"))
+    ]
+    with acting("alice"):
+        await ours.put_batch(answers)
+        assert await read("thread", {"r1", "r2", "r3", "", "x" * 5_000}) == {"r1": 1}
+    with acting("bob"):
+        assert await read("thread", {"r1"}) == {}
+    assert await read("thread", {"r1"}, user_id=None) == {"r1": 1}
+    assert await read("thread", set()) == await read("", {"r1"}, user_id=None) == {}
+    with pytest.raises(RuntimeError, match="get_last_visible_ai_seq_by_run"):
+        await read("thread", {"r1"})

@@ -417,3 +417,60 @@ async def test_one_of_many_concurrent_creates_succeeds(ours: Any) -> None:
     results = await asyncio.gather(*(create(ours, user_id=user) for user in users), return_exceptions=True)
     [row] = [row for row in results if isinstance(row, dict)]
     assert await get(ours) == row
+
+
+# -- what DeerFlow calls from release 2.1 on -------------------------------------------------------
+
+
+async def test_existing_thread_is_the_integrity_error_that_deerflows_route_catches(ours: Any) -> None:
+    await create(ours)
+    with pytest.raises(named("sqlalchemy.exc:IntegrityError"), match="'thread' exists already") as refused:
+        await create(ours)
+    assert refused.value.sqlstate == "23505"
+
+
+async def test_search_is_pinned_first_and_then_last_updated_first(ours: Any) -> None:
+    for name in ("a", "b", "c", "d"):
+        await create(ours, name)
+    await ours.update_metadata("b", {"deerflow_pinned": True}, touch=False, user_id="alice")
+    await ours.update_metadata("a", {"deerflow_pinned": True}, touch=False, user_id="alice")
+    await ours.update_metadata("c", {"deerflow_pinned": 1}, touch=False, user_id="alice")
+    assert await found(ours) == await found(ours, user_id="alice") == ["b", "a", "d", "c"]
+    assert await found(ours, limit=2, offset=1) == ["a", "d"]
+    await ours.update_metadata("b", {"deerflow_pinned": False}, touch=False, user_id="alice")
+    await ours.update_metadata("c", {"other": 1}, user_id="alice")
+    assert await found(ours) == ["a", "c", "d", "b"]
+
+
+async def test_metadata_without_touch_leaves_the_time_of_the_update(ours: Any) -> None:
+    before = await create(ours, metadata={"a": 1})
+    await ours.update_metadata("thread", {"b": 2}, touch=False, user_id="alice")
+    assert await get(ours) == {**before, "metadata": {"a": 1, "b": 2}}
+    await ours.update_metadata("thread", {"b": 3}, user_id="alice")
+    assert when((await get(ours))["updated_at"]) > when(before["updated_at"])
+
+
+async def test_owner_changes_by_the_owner_or_without_a_user(ours: Any) -> None:
+    before = await create(ours)
+    await ours.update_owner("thread", "bob", user_id="carol")
+    assert await get(ours) == before
+    with acting("alice"):
+        await ours.update_owner("thread", UUID(int=1))
+    row = await get(ours)
+    assert row["user_id"] == str(UUID(int=1))
+    assert when(row["updated_at"]) > when(before["updated_at"])
+    await ours.update_owner("thread", "bob", user_id=None)
+    assert (await ours.check_access("thread", "bob"), await ours.check_access("thread", "alice")) == (
+        True,
+        False,
+    )
+    await ours.update_owner("missing", "bob", user_id=None)
+    await ours.update_owner("", "bob", user_id=None)
+    with pytest.raises(TypeError, match="owner_user_id"):
+        await ours.update_owner("thread", None, user_id=None)
+
+
+async def test_error_of_an_unsearchable_filter_is_deerflows_text(ours: Any) -> None:
+    with pytest.raises(named("deerflow.persistence.thread_meta.base:InvalidMetadataFilterError")) as refused:
+        await ours.search(metadata={"b;": 1, "a.b": 1}, user_id=None)
+    assert str(refused.value) == "All metadata filter keys were rejected as unsafe: a.b, b;"

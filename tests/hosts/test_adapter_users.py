@@ -17,6 +17,7 @@ from .host_stores import (
     USERS,
     expect_differences,
     named,
+    open_storage,
     open_store,
     signature_faults,
     stale_differences,
@@ -201,3 +202,47 @@ async def test_errors_never_show_the_password_hash(ours: Any) -> None:
     while error is not None:
         assert HASH not in f"{error} {error!r} {vars(error)}"
         error = error.__cause__ or error.__context__
+
+
+# -- emails without case, from release 2.1 on ------------------------------------------------------
+
+
+async def test_new_email_is_stored_in_lower_case_and_the_object_gets_it(ours: Any) -> None:
+    given = user("Alice@Example.com")
+    assert await ours.create_user(given) is given
+    assert given.email == "alice@example.com"
+    for email in ("alice@example.com", "ALICE@example.COM"):
+        assert (await ours.get_user_by_email(email)).id == given.id
+    other = user("ALICE@example.com")
+    with pytest.raises(ValueError, match="another account has this email"):
+        await ours.create_user(other)
+    assert await ours.count_users() == 1
+
+
+async def test_of_racing_accounts_whose_emails_differ_in_case_one_is_stored(ours: Any) -> None:
+    given = [user(email) for email in ("a@example.com", "A@example.com") * 10]
+    results = await asyncio.gather(*map(ours.create_user, given), return_exceptions=True)
+    assert sum(isinstance(result, ValueError) for result in results) == 19
+    assert await ours.count_users() == 1
+
+
+async def test_old_account_with_capitals_keeps_them_in_an_update_and_the_object_gets_them(
+    mongodb_url: str, database_name: str, raw_client: Any
+) -> None:
+    async with open_storage(mongodb_url, database_name) as storage:
+        ours = named(USERS.ours)(storage.users)
+        given = user("victim@example.com", password_hash=HASH)
+        await ours.create_user(given)
+        stored = {"email": "Victim@example.com"}
+        raw_client[database_name]["users"].update_one({}, {"$set": stored, "$unset": {"email_key": ""}})
+        await storage.setup()
+        with pytest.raises(ValueError, match="email"):
+            await ours.create_user(user("victim@example.com"))
+        given.token_version = 1
+        assert await ours.update_user(given) is given
+        assert given.email == "Victim@example.com"
+        row = await ours.get_user_by_email("victim@example.com")
+        assert (row.email, row.token_version) == ("Victim@example.com", 1)
+        given.email = "New@Example.com"
+        await ours.update_user(given)
+        assert given.email == (await ours.get_user_by_id(str(given.id))).email == "new@example.com"

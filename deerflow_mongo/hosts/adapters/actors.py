@@ -13,6 +13,7 @@ from ...contract.actor import (
     reset_actor_context,
     resolve_user_id,
 )
+from ...contract.errors import ActorMissingError
 from ..deerflow import import_deerflow
 
 _user_context: Any = import_deerflow("deerflow.runtime.user_context")
@@ -21,13 +22,27 @@ AUTO: Any = _user_context.AUTO
 """DeerFlow's marker for the bound user."""
 
 
+class UserMissingError(ActorMissingError):
+    """`ActorMissingError` with DeerFlow's word for the actor: "no user context is set"."""
+
+    def __init__(self, method_name: str) -> None:
+        super().__init__(method_name)
+        text = (
+            f"{method_name} called with user_id=AUTO but no user context is set; pass user_id: a string, or"
+        )
+        self.args = (f"{text} None for no filter",)
+
+
 def acting_user(user_id: Any, method_name: str) -> str | None:
     """The user that a method acts for, as text, or None for everybody.
 
-    Raises `ActorMissingError`, a `RuntimeError` as in DeerFlow's SQL stores, for `AUTO` without a bound user.
+    Raises `UserMissingError`, a `RuntimeError` as in DeerFlow's SQL stores, for `AUTO` without a bound user.
     An actor that is bound without an id gets it for None as well: it must not act for everybody.
     """
-    resolved = resolve_user_id(user_id, method_name=method_name)
+    try:
+        resolved = resolve_user_id(user_id, method_name=method_name)
+    except ActorMissingError:
+        raise UserMissingError(method_name) from None
     if resolved is None:
         bound_user_id(method_name)
         return None

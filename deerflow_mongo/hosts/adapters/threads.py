@@ -51,16 +51,16 @@ def _metadata_filter(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     given = metadata or {}
     searchable = {key: value for key, value in given.items() if _is_searchable(key, value)}
     rejected = sorted(str(key) for key in given if key not in searchable)
-    if given and not searchable:
-        # DeerFlow's text: its route sends it to the client.
-        raise _base.InvalidMetadataFilterError(
-            f"All metadata filter keys were rejected as unsafe: {', '.join(rejected)}"
-        )
     if rejected:
         logger.warning(
             "thread search ignores metadata keys that are not searchable: %a",
             rejected,
             extra={"operation": "ThreadMetaStore.search"},
+        )
+    if rejected and not searchable:
+        # DeerFlow's text: its route sends it to the client.
+        raise _base.InvalidMetadataFilterError(
+            f"All metadata filter keys were rejected as unsafe: {', '.join(rejected)}"
         )
     return searchable
 
