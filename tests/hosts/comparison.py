@@ -14,7 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from deerflow_mongo.hosts.deerflow import find_release
+from deerflow_mongo.hosts.releases import RELEASES
+
 from .http_script import Exchange, Transcript
+
+MAIN, V2_0_0, KERNEL = (release.name for release in RELEASES)
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)?")
@@ -44,6 +49,8 @@ class Reason:
     ours: str = ANY
     theirs: str = ANY
     step: str = ANY
+    releases: Sequence[str] = (MAIN, V2_0_0, KERNEL)
+    """The releases of DeerFlow in which the field differs."""
 
     def explains(self, difference: Difference) -> bool:
         texts = (difference.step, difference.path, str(difference.ours), str(difference.theirs))
@@ -61,12 +68,14 @@ DIFFERENCES: Sequence[Reason] = (
         r"answer.*\.(created|updated)_at",
         "<time>",
         "<time without offset>",
+        releases=(KERNEL,),
     ),
     Reason(
         "SQL marks in an event's metadata that it stores the content as text; ours comes back unchanged",
         r"answer.*\.metadata\.content_is_(dict|json)",
         MISSING,
         "True",
+        releases=(KERNEL,),
     ),
     Reason(
         "messages and commands inside an event's content are JSON here; SQL stores their Python repr",
@@ -88,11 +97,13 @@ DIFFERENCES: Sequence[Reason] = (
         "",
         "None",
         "events of .*",
+        releases=(KERNEL,),
     ),
     Reason(
         "tokens count for the models that answered; SQL counts a run for the model of its request",
         r"answer\.by_model\..*",
         step="token usage.*",
+        releases=(KERNEL,),
     ),
     Reason(
         "a user may have feedback on a message beside the vote; SQL has one row per user and run, and fails",
@@ -101,6 +112,12 @@ DIFFERENCES: Sequence[Reason] = (
     ),
 )
 """Everything that differs on MongoDB."""
+
+
+def differences_of_installed_release() -> Sequence[Reason]:
+    """Those of the DeerFlow that can be imported."""
+    installed = find_release().name
+    return [reason for reason in DIFFERENCES if installed in reason.releases]
 
 
 @dataclass

@@ -18,7 +18,7 @@ import pytest
 
 from deerflow_mongo.mongodb.embedded import EmbeddedServer
 
-from .comparison import compare
+from .comparison import compare, differences_of_installed_release
 from .gateway_process import (
     MODEL,
     ON_MONGODB,
@@ -85,7 +85,9 @@ def on_sql(tmp_path_factory: pytest.TempPathFactory) -> Session:
 def test_every_answer_equals_sql_except_for_documented_differences(
     on_mongodb: Session, on_sql: Session
 ) -> None:
-    result = compare(on_mongodb.transcript, on_sql.transcript, (on_mongodb.folder, on_sql.folder))
+    folders = (on_mongodb.folder, on_sql.folder)
+    reasons = differences_of_installed_release()
+    result = compare(on_mongodb.transcript, on_sql.transcript, folders, reasons)
     assert (result.unexplained, result.unneeded) == ([], []), "\n".join(result.lines())
     assert result.equal_fields > 2_000
 
