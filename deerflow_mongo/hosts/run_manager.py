@@ -11,6 +11,8 @@ no run that is pending for ever, and an error of the storage is an HTTP error th
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import importlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -26,6 +28,7 @@ from .encodable import encodable
 
 _runtime: Any = import_deerflow("deerflow.runtime")
 _internal_auth: Any = import_deerflow("app.gateway.internal_auth")
+_record: Any = getattr(import_deerflow("deerflow.runtime.runs.manager"), "RunRecord", None)
 _fastapi: Any = importlib.import_module("fastapi")
 
 _OWNER: Final = "owner_id"
@@ -33,6 +36,14 @@ _OWNER: Final = "owner_id"
 
 _INTERNAL_ROLE: Final[str | None] = getattr(_internal_auth, "INTERNAL_SYSTEM_ROLE", None)
 """The role of DeerFlow's own callers that act for another user; None in a release without them."""
+
+_RECORDS_HAVE_OWNERS: Final = dataclasses.is_dataclass(_record) and "user_id" in {
+    field.name for field in dataclasses.fields(_record)
+}
+"""Whether a record that DeerFlow makes from a row has the row's owner, so that it can be checked here."""
+
+_CLOSES_CANCELLED_RUNS: Final = hasattr(_runtime.RunManager, "_close_cancelled_admission")
+"""Whether DeerFlow ends a run whose creation is cancelled after it was stored, and waits for that."""
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +93,8 @@ class _ReportingRunStore:
 class OwnerCheckingRunManager(_runtime.RunManager):
     """For a bound user, other users' runs do not exist; without one, all do.
 
-    An actor without an id is refused: `create` raises the HTTP error 401, and the reads `ActorMissingError`.
+    A run without an owner is visible where DeerFlow's own manager shows it. An actor without an id is
+    refused: `create` raises the HTTP error 401, and the reads `ActorMissingError`.
     DeerFlow's internal callers act for the users whose threads its routes have let them use.
     """
 
@@ -100,14 +112,14 @@ class OwnerCheckingRunManager(_runtime.RunManager):
 
     async def get(self, run_id: str, *, user_id: str | None = None, **options: Any) -> Any:
         user = _reading_user(user_id, "RunManager.get")
-        record = await self._deerflow.get(run_id, user_id=user, **options)
+        record = await self._deerflow.get(run_id, user_id=_filter(user_id, user), **options)
         return record if record is not None and _is_visible(record, user) else None
 
     async def list_by_thread(
         self, thread_id: str, *, user_id: str | None = None, limit: int = 100
     ) -> list[Any]:
         user = _reading_user(user_id, "RunManager.list_by_thread")
-        records = await self._deerflow.list_by_thread(thread_id, user_id=user, limit=limit)
+        records = await self._deerflow.list_by_thread(thread_id, user_id=_filter(user_id, user), limit=limit)
         return [record for record in records if _is_visible(record, user)]
 
     async def set_status(self, run_id: str, status: Any, *, error: str | None = None, **options: Any) -> None:
@@ -127,10 +139,14 @@ class OwnerCheckingRunManager(_runtime.RunManager):
         """
         await self._check_thread(thread_id)
         # In a task of its own: a caller that is cancelled leaves no run that is pending for ever.
-        creating = asyncio.create_task(self._create_stored(create, thread_id, arguments, options))
+        creation = _Creation()
+        creating = asyncio.create_task(self._create_stored(creation, create, thread_id, arguments, options))
         try:
             record = await asyncio.shield(creating)
         except asyncio.CancelledError:
+            if _CLOSES_CANCELLED_RUNS and creation.is_stored and not creating.done():
+                creating.cancel()
+                await _ended(creating)
             creating.add_done_callback(self._interrupt_unwanted)
             raise
         end_request_tracking()
@@ -157,12 +173,12 @@ class OwnerCheckingRunManager(_runtime.RunManager):
 
     async def _create_stored(
         self,
+        creation: _Creation,
         create: Callable[..., Awaitable[Any]],
         thread_id: str,
         arguments: Sequence[Any],
         options: Mapping[str, Any],
     ) -> Any:
-        creation = _Creation()
         _creation.set(creation)  # the context is this task's own
         try:
             record = await create(thread_id, *arguments, **encodable(dict(options)))
@@ -228,6 +244,22 @@ def _reading_user(user_id: str | None, method_name: str) -> str | None:
     return None if _INTERNAL_ROLE and role == _INTERNAL_ROLE else bound_user_id(method_name)
 
 
+def _filter(asked: str | None, user: str | None) -> str | None:
+    """The user whose rows the store returns for this user.
+
+    Where DeerFlow asks for no user's and its records have owners, it gets the rows without an owner as well:
+    they are in threads that its routes have let the user use.
+    """
+    return asked if _RECORDS_HAVE_OWNERS else user
+
+
+async def _ended(task: asyncio.Task[Any]) -> None:
+    """Wait for the end of a task that is cancelled, however often this one is."""
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({task})
+
+
 def _is_reused(record: Any) -> bool:
     """Whether the run existed already, under the idempotency key of this one."""
     return bool(getattr(record, "idempotency_reused", False))
@@ -240,6 +272,9 @@ def _owner(record: Any) -> str | None:
 
 
 def _is_visible(record: Any, user_id: str | None) -> bool:
-    """Whether the record is the user's own, or came from the store, which returns the user's own only."""
+    """Whether the record is the user's own, or has no owner.
+
+    One that an older release makes from a row has none: there the store returns the user's own only.
+    """
     owner = _owner(record)
     return owner is None or user_id is None or owner == user_id
