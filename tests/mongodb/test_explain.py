@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from pymongo import MongoClient
+from pymongo import AsyncMongoClient, MongoClient
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
 from deerflow_mongo import MongoStorage, ThreadMetaCreate, create_storage
@@ -47,18 +51,23 @@ async def _fill(storage: MongoStorage) -> None:
     for position in range(PER_USER):
         for user in USERS:
             run_id = f"{user}-{position}"
-            await storage.runs.create(run_id, "t", user_id=user)
-            await storage.feedback.create(run_id=run_id, thread_id="t", rating=1, user_id=user)
-            await storage.feedback.create(run_id="alice-1", thread_id="t", rating=-1, user_id=user)
             thread = ThreadMetaCreate(
                 thread_id=run_id,
                 user_id=user,
                 status="idle" if position % 2 else "busy",
                 metadata={"parity": position % 2, "a.b": {"$gt": position}},
             )
-            await storage.threads.create_thread_meta(thread)
-            await storage.users.create(
-                run_id, email=f"{run_id}@example.org", system_role=user, **_oauth(run_id)
+            account: dict[str, Any] = {
+                "email": f"{run_id}@example.org",
+                "system_role": user,
+                **_oauth(run_id),
+            }
+            await asyncio.gather(
+                storage.runs.create(run_id, "t", user_id=user),
+                storage.feedback.create(run_id=run_id, thread_id="t", rating=1, user_id=user),
+                storage.feedback.create(run_id="alice-1", thread_id="t", rating=-1, user_id=user),
+                storage.threads.create_thread_meta(thread),
+                storage.users.create(run_id, **account),
             )
     for position in range(PER_USER - PENDING):
         for user in USERS:
@@ -107,17 +116,47 @@ def _is_for_reads(index: Index) -> bool:
     return not index.unique and index.expire_after_s is None
 
 
-@pytest.fixture
-async def explainer(mongodb_url: str, database_name: str, raw_client: MongoClient[dict[str, Any]]) -> Any:
-    from pymongo import AsyncMongoClient
-
+@contextlib.asynccontextmanager
+async def _explainer(url: str, database: str, raw: MongoClient[dict[str, Any]]) -> AsyncGenerator[Explainer]:
     log = ReadLog()
-    client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(mongodb_url, event_listeners=[log])
-    storage = create_storage({"backend": "mongodb", "database": database_name}, client=client)
-    assert isinstance(storage, MongoStorage)
-    await _fill(storage)
-    yield Explainer(storage, log, raw_client, database_name)
-    await client.close()
+    async with AsyncMongoClient[dict[str, Any]](url, event_listeners=[log]) as client:
+        storage = create_storage({"backend": "mongodb", "database": database}, client=client)
+        assert isinstance(storage, MongoStorage)
+        yield Explainer(storage, log, raw, database)
+
+
+@pytest.fixture(scope="module")
+def filled_database(mongodb_url: str, raw_client: MongoClient[dict[str, Any]]) -> Iterator[str]:
+    """Filled once: that takes longer than all tests that only read it."""
+    name = f"explain_{uuid.uuid4().hex[:12]}"
+
+    async def fill() -> None:
+        async with _explainer(mongodb_url, name, raw_client) as explainer:
+            await _fill(explainer.storage)
+
+    with asyncio.Runner() as runner:
+        runner.run(fill())
+    yield name
+    raw_client.drop_database(name)
+
+
+@pytest.fixture
+async def explainer(
+    mongodb_url: str, filled_database: str, raw_client: MongoClient[dict[str, Any]]
+) -> AsyncIterator[Explainer]:
+    """On rows that all tests share: for those that only read."""
+    async with _explainer(mongodb_url, filled_database, raw_client) as explainer:
+        yield explainer
+
+
+@pytest.fixture
+async def own_explainer(
+    mongodb_url: str, database_name: str, raw_client: MongoClient[dict[str, Any]]
+) -> AsyncIterator[Explainer]:
+    """On rows of the test's own, which it may change."""
+    async with _explainer(mongodb_url, database_name, raw_client) as explainer:
+        await _fill(explainer.storage)
+        yield explainer
 
 
 async def test_run_by_id_examines_one_document(explainer: Explainer) -> None:
@@ -141,18 +180,18 @@ async def test_pending_runs_examine_as_many_as_they_return(explainer: Explainer)
     assert await explainer.explain(runs.list_pending(before="2020-01-01")) == ("active", 0, 0)
 
 
-async def test_active_runs_examine_as_many_as_they_return(explainer: Explainer) -> None:
+async def test_active_runs_examine_as_many_as_they_return(own_explainer: Explainer) -> None:
     """Those with an expired lease examine all active runs."""
-    runs, active = explainer.storage.runs, PER_USER * len(USERS)
-    assert await explainer.explain(runs.list_inflight()) == ("active", active, active)
-    assert await explainer.explain(runs.list_inflight(before="2020-01-01")) == ("active", 0, 0)
+    runs, active = own_explainer.storage.runs, PER_USER * len(USERS)
+    assert await own_explainer.explain(runs.list_inflight()) == ("active", active, active)
+    assert await own_explainer.explain(runs.list_inflight(before="2020-01-01")) == ("active", 0, 0)
     await runs.put("owned", thread_id="other", user_id=None, **LEASE)
     read = runs.list_inflight_with_expired_lease()
-    assert await explainer.explain(read) == ("active", active + 1, active)
+    assert await own_explainer.explain(read) == ("active", active + 1, active)
 
 
-async def test_writes_of_a_run_with_an_owner_examine_one_document(explainer: Explainer) -> None:
-    runs = explainer.storage.runs
+async def test_writes_of_a_run_with_an_owner_examine_one_document(own_explainer: Explainer) -> None:
+    runs = own_explainer.storage.runs
     await runs.put("owned", thread_id="t", user_id=None, **LEASE, idempotency_key="k")
     filters = [
         queries.run_by_idempotency_key("k"),
@@ -164,12 +203,12 @@ async def test_writes_of_a_run_with_an_owner_examine_one_document(explainer: Exp
         queries.pending_run("owned"),
     ]
     for query in filters:
-        index, examined, returned = explainer.explain_filter("runs", queries.changeable(query))
+        index, examined, returned = own_explainer.explain_filter("runs", queries.changeable(query))
         assert (examined, returned) == (1, 1), (index, query)
-    assert explainer.explain_filter("runs", queries.new_run_by_id("owned"))[1:] == (1, 0)
-    assert explainer.explain_filter("runs", queries.new_run_by_id("new"))[1:] == (0, 0)
+    assert own_explainer.explain_filter("runs", queries.new_run_by_id("owned"))[1:] == (1, 0)
+    assert own_explainer.explain_filter("runs", queries.new_run_by_id("new"))[1:] == (0, 0)
     query = queries.changeable(queries.active_runs_of_worker(LEASE["owner_worker_id"]))
-    assert explainer.explain_filter("runs", query) == ("active", PER_USER * len(USERS) + 1, 1)
+    assert own_explainer.explain_filter("runs", query) == ("active", PER_USER * len(USERS) + 1, 1)
 
 
 async def test_feedback_lists_examine_as_many_as_they_return(explainer: Explainer) -> None:
@@ -315,19 +354,19 @@ async def test_event_lists_examine_as_many_as_they_return(explainer: Explainer) 
         assert await explainer.explain(read) == (index, rows, rows)
 
 
-async def test_repeated_events_are_looked_up_by_their_event_ids(explainer: Explainer) -> None:
-    events = explainer.storage.run_events
+async def test_repeated_events_are_looked_up_by_their_event_ids(own_explainer: Explainer) -> None:
+    events = own_explainer.storage.run_events
     batch: list[Any] = [
         {"thread_id": "t", "run_id": "r", "event_type": "said", "category": "trace", "event_id": f"{n}"}
         for n in range(LIMIT)
     ]
     await events.put_batch(batch)
-    assert await explainer.explain(events.put_batch(batch)) == ("by_event_id", LIMIT, LIMIT)
+    assert await own_explainer.explain(events.put_batch(batch)) == ("by_event_id", LIMIT, LIMIT)
 
 
-async def test_events_of_a_user_are_read_in_index_order(explainer: Explainer) -> None:
+async def test_events_of_a_user_are_read_in_index_order(own_explainer: Explainer) -> None:
     """The scan skips the thread's other events, which are few in a thread of that user."""
-    events = explainer.storage.run_events
+    events = own_explainer.storage.run_events
     await events.put_batch(
         [
             {
@@ -347,7 +386,7 @@ async def test_events_of_a_user_are_read_in_index_order(explainer: Explainer) ->
         (events.list_messages_by_run("t", "carol", user_id="carol"), {"run_seq", "run_message_seq"}),
     ]
     for read, indexes in reads:
-        index, _, returned = await explainer.explain(read)
+        index, _, returned = await own_explainer.explain(read)
         assert index in indexes
         assert returned == LIMIT
 
@@ -360,8 +399,8 @@ async def test_last_visible_answers_are_read_from_the_index_alone(explainer: Exp
         assert (index, examined) == ("run_messages_by_type", 0)
 
 
-async def test_events_of_a_task_are_read_in_the_order_of_the_runs_events(explainer: Explainer) -> None:
-    events = explainer.storage.run_events
+async def test_events_of_a_task_are_read_in_the_order_of_the_runs_events(own_explainer: Explainer) -> None:
+    events = own_explainer.storage.run_events
     batch: list[Any] = [
         {
             "thread_id": "t",
@@ -374,7 +413,7 @@ async def test_events_of_a_task_are_read_in_the_order_of_the_runs_events(explain
     ]
     await events.put_batch(batch)
     read = events.list_events("t", "r", task_id="1", limit=LIMIT)
-    assert await explainer.explain(read) == ("run_seq", 2 * LIMIT, LIMIT)
+    assert await own_explainer.explain(read) == ("run_seq", 2 * LIMIT, LIMIT)
 
 
 async def test_messages_are_counted_from_the_index_alone(explainer: Explainer) -> None:
