@@ -23,6 +23,9 @@ from pydantic import Field
 PIECE_S = 0.1
 USAGE: Any = {"input_tokens": 7, "output_tokens": 3, "total_tokens": 10}
 
+_MARKED = re.compile(r"--- BEGIN USER INPUT ---\n(.*)\n--- END USER INPUT ---", re.DOTALL)
+"""How DeerFlow main marks what a user has written."""
+
 _SLOWLY = re.compile(r"slowly (\d+): (.*)", re.DOTALL)
 
 
@@ -72,7 +75,9 @@ class ScriptedChatModel(GenericFakeChatModel):
 
 def _newest_human_text(messages: Any) -> str:
     texts = [str(message.content) for message in messages if isinstance(message, HumanMessage)]
-    return texts[-1] if texts else ""
+    newest = texts[-1] if texts else ""
+    marked = _MARKED.search(newest)
+    return newest if marked is None else marked[1]
 
 
 def _script(text: str) -> tuple[str, list[str]]:
