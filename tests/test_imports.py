@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing": {"contract", "testing"},
     "hosts": {"contract", "hosts"},
     "demo": {"contract", "mongodb", "demo"},
-    "cli": {"contract", "mongodb", "demo", "cli"},
+    "cli": {"contract", "mongodb", "demo", "hosts", "cli"},
     "__main__": {"cli"},
     "__init__": {"contract", "mongodb"},
 }

@@ -38,6 +38,7 @@ from .findings import (
     version_finding,
     write_concern_finding,
 )
+from .host import check_host
 from .options import (
     DEFAULT_SECTION,
     NOTHING_GIVEN,
@@ -69,6 +70,10 @@ def check(
     setup: Annotated[
         bool, typer.Option("--setup", help="Create what is missing; without this option nothing is changed.")
     ] = False,
+    host: Annotated[
+        bool,
+        typer.Option("--host", help="Check the installed DeerFlow instead: the names that the gateway uses."),
+    ] = False,
 ) -> None:
     """Check whether a host would work with a configuration: server, login, write concern, schema, indexes.
 
@@ -76,8 +81,10 @@ def check(
     this folder, if there is one.
 
     Each line is ok, a note, or a PROBLEM that would stop a host, with what to do about it. The exit code is 0
-    if a host would work, 1 if it would fail, and 2 if the configuration itself is wrong.
+    if a host would work, 1 if it would fail, and 2 if the configuration itself is wrong; with --host, 0 or 3.
     """
+    if host:
+        raise typer.Exit(check_host())
     with explained():
         source, options = _configuration(config, section, options_given(url, data_dir, database, driver))
         storage = create_storage(options)

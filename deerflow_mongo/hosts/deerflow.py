@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -56,23 +57,49 @@ def missing_names(names: Names) -> list[str]:
     return [name for module, wanted in names.items() for name in _missing_names(module, wanted)]
 
 
-def check_interfaces() -> Release:
-    """The installed release. Raises `UnsupportedReleaseError`, naming every missing name, if any is."""
-    release = find_release()
-    missing = missing_names(release.interfaces)
-    if missing:
-        raise unsupported_release(f"it lacks {', '.join(missing)}")
-    return release
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What one part of the installed DeerFlow and this package lack of each other."""
+
+    subject: str
+    lacks: tuple[str, ...] = ()
+    """What this package uses and DeerFlow does not have."""
+
+    needs: tuple[str, ...] = ()
+    """What DeerFlow uses and this package does not have."""
+
+    @property
+    def fits(self) -> bool:
+        return not self.lacks and not self.needs
 
 
-def check_adapters(adapters: Mapping[type, Any]) -> None:
-    """Raise `UnsupportedReleaseError`, naming them all, if DeerFlow uses what these adapters do not have.
+def compare_names(names: Names) -> list[Comparison]:
+    """One comparison for each module."""
+    return [
+        Comparison(module, lacks=tuple(_missing_names(module, wanted))) for module, wanted in names.items()
+    ]
 
-    `adapters` has DeerFlow's class for each of ours.
-    """
-    unknown = [name for adapter, replaced in adapters.items() for name in unknown_uses(adapter, replaced)]
-    if unknown:
-        raise unsupported_release(f"it needs {', '.join(unknown)}, which deerflow-mongo does not have")
+
+def compare_adapters(adapters: Mapping[type, Any]) -> list[Comparison]:
+    """One comparison for each of our adapters, with the class of DeerFlow that it replaces."""
+    return [
+        Comparison(adapter.__name__, needs=tuple(unknown_uses(adapter, replaced)))
+        for adapter, replaced in adapters.items()
+    ]
+
+
+def check_comparisons(comparisons: Iterable[Comparison]) -> None:
+    """Raise `UnsupportedReleaseError`, in one sentence that names all of it, if anything is lacking."""
+    found = list(comparisons)
+    lacks = [name for row in found for name in row.lacks]
+    needs = [name for row in found for name in row.needs]
+    reasons = [f"it lacks {', '.join(lacks)}"] if lacks else []
+    reasons += [f"it needs {', '.join(needs)}, which deerflow-mongo does not have"] if needs else []
+    if reasons:
+        raise UnsupportedReleaseError(
+            f"{installed_release()} does not fit this release of deerflow-mongo: {'; '.join(reasons)}. "
+            f"These fit: {FITTING}"
+        )
 
 
 def unknown_uses(adapter: type, replaced: Any) -> list[str]:
@@ -100,13 +127,6 @@ def _unknown(ours: Any, method: Any) -> Iterator[str]:
         variadic = parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
         if name not in known and not variadic:
             yield name
-
-
-def unsupported_release(reason: str) -> UnsupportedReleaseError:
-    """The error for a DeerFlow that this package cannot work with."""
-    return UnsupportedReleaseError(
-        f"{installed_release()} does not fit this release of deerflow-mongo: {reason}. These fit: {FITTING}"
-    )
 
 
 def installed_release() -> str:

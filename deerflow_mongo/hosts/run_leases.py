@@ -74,7 +74,8 @@ class RunLeases:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
-    def _expiry(self) -> datetime:
+    def expiry(self) -> datetime:
+        """When a lease that is given now ends."""
         return datetime.now(UTC) + timedelta(seconds=self.lease_seconds)
 
     async def _renew(self) -> None:
@@ -84,7 +85,7 @@ class RunLeases:
             await asyncio.sleep(self.lease_seconds / 3)
             beat += 1
             try:
-                await self._runs.renew_leases_of_worker(self.owner_worker_id, lease_expires_at=self._expiry())
+                await self._runs.renew_leases_of_worker(self.owner_worker_id, lease_expires_at=self.expiry())
                 if beat % 3 == 0:
                     await self._recover()
             except StorageError as error:

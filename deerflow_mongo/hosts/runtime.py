@@ -19,7 +19,14 @@ from typing import Any, Final
 
 from ..contract.errors import StorageConfigError, StorageError
 from .availability import HealthReportingStore, StorageHealth
-from .deerflow import check_adapters, check_interfaces, import_deerflow, unsupported_release
+from .deerflow import (
+    Comparison,
+    check_comparisons,
+    compare_adapters,
+    compare_names,
+    find_release,
+    import_deerflow,
+)
 from .encodable import EncodableBridge
 from .exchange import exchanged, original
 from .releases import APP_RUNTIME, DEPS, ENGINE, Name, Release
@@ -65,13 +72,30 @@ def _absent(*arguments: Any, **options: Any) -> None:
 
 def check_release() -> Release:
     """The installed release; raises `UnsupportedReleaseError` unless it has and needs what we know."""
-    release = check_interfaces()
+    release, comparisons = compare_release()
+    check_comparisons(comparisons)
+    return release
+
+
+def compare_release() -> tuple[Release, list[Comparison]]:
+    """The row of the installed DeerFlow, and how each of its parts fits.
+
+    The adapters, which need its classes, are compared only where no name is missing.
+    """
+    release = find_release()
+    comparisons = compare_names(release.interfaces)
+    if all(comparison.fits for comparison in comparisons):
+        comparisons.append(_compare_runtime(release))
+        comparisons += compare_adapters(adapters())
+    return release, comparisons
+
+
+def _compare_runtime(release: Release) -> Comparison:
     wanted = ["app", "startup_config"] if release.takes_startup_config else ["app"]
     found = list(inspect.signature(import_deerflow(DEPS).langgraph_runtime).parameters)
-    if found != wanted:
-        raise unsupported_release(f"{DEPS}.langgraph_runtime takes {', '.join(found)}")
-    check_adapters(adapters())
-    return release
+    name = f"{DEPS}.langgraph_runtime"
+    needs = [] if found == wanted else [f"{name}({', '.join(found)})"]
+    return Comparison(f"{name}({', '.join(wanted)})", needs=tuple(needs))
 
 
 def adapters() -> dict[type, Any]:
