@@ -7,11 +7,11 @@ run may start, whose lease is valid and who wins a race is not decided here but 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol, cast
 
 from ...contract import rows
 from ...contract.actor import bound_user_id
@@ -20,8 +20,6 @@ from ...contract.capabilities import RunOwnership
 from ...contract.errors import (
     ActiveRunError,
     IdempotencyKeyError,
-    InvalidPayloadError,
-    PayloadTooLargeError,
     RunExistsError,
     StorageError,
 )
@@ -33,19 +31,10 @@ from .actors import AUTO, acting_user
 from .counts_by_model import MAX_MODEL_NAME_CHARACTERS, CountsByModel, Tokens, counts_by_model
 from .duplicate_keys import DuplicateRowError
 from .run_rows import HAS_RUN_OWNERSHIP, PASSES_COUNTS_BY_MODEL, host_row
-from .truncation import storable_entries
+from .run_writes import message, write_payloads, write_texts
 
 _base: Any = import_deerflow("deerflow.runtime.runs.store.base")
 _manager: Any = import_deerflow("deerflow.runtime.runs.manager")
-
-MAX_MESSAGE_CHARACTERS: Final = 2_000
-"""What DeerFlow stores of the two messages that stand for a run in lists."""
-
-MAX_PAYLOAD_BYTES: Final = (4 * 1024 * 1024, 256 * 1024, 0)
-"""The limits of metadata and of arguments that were refused: one for each further attempt."""
-
-MAX_TEXT_CHARACTERS: Final = (None, MAX_MESSAGE_CHARACTERS, 0)
-"""The limits of a run's texts: one for each attempt to store them."""
 
 COUNTED_STATUSES: Final = ("success", "error")
 """The runs whose tokens count for their thread."""
@@ -59,8 +48,6 @@ _DEFAULT_KIND: Final = "run" if HAS_RUN_OWNERSHIP else None
 _LeaseRenewal: Any = getattr(_base, "LeaseRenewal", rows.LeaseRenewal)
 _StatusFinalization: Any = getattr(_base, "StatusFinalization", rows.StatusFinalization)
 _RunIdempotencyConflict: Any = getattr(_base, "RunIdempotencyConflict", IdempotencyKeyError)
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -90,10 +77,6 @@ def _model_name(model_name: object) -> str | None:
     return None if model_name is None else encodable(str(model_name)).strip()[:MAX_MODEL_NAME_CHARACTERS]
 
 
-def _message(text: str | None) -> str | None:
-    return None if text is None else text[:MAX_MESSAGE_CHARACTERS]
-
-
 def _text_or_unset(text: str | None) -> str | rows.Unset:
     """DeerFlow passes None for a text that it does not have; the stored one stays."""
     return rows.UNSET if text is None else text
@@ -117,47 +100,6 @@ def _sources_of_completion(status: str) -> tuple[str, ...] | None:
         return None
     interrupted = ("interrupted",) if status == "error" else ()
     return tuple(dict.fromkeys((*rows.OWNED_ACTIVE_STATUSES, status, *interrupted)))
-
-
-async def _write_texts(run_id: str, write: Callable[..., Awaitable[T]], **texts: str | None) -> T:
-    """`write` these texts, shortened if the run's document has no room for them: a run must end.
-
-    `write` gets their limit first; 0 means that nothing optional fits.
-    """
-    *limits, last = MAX_TEXT_CHARACTERS
-    for limit in limits:
-        try:
-            return await write(limit, **_shortened(texts, limit))
-        except PayloadTooLargeError as error:
-            logger.warning("the texts of run %r are truncated: %s", run_id, error, extra={"run_id": run_id})
-    return await write(last, **_shortened(texts, last))
-
-
-def _shortened(texts: Mapping[str, str | None], max_characters: int | None) -> dict[str, str | None]:
-    return {name: text and text[:max_characters] for name, text in texts.items()}
-
-
-async def _write_payloads(write: Callable[[], Awaitable[T]], fields: Any, **ids: str) -> T:
-    """`write` the fields, with those of their metadata and arguments that can be stored."""
-    try:
-        return await write()
-    except (InvalidPayloadError, PayloadTooLargeError) as refusal:
-        logger.warning("run %r is stored truncated: %s", ids["run_id"], refusal, extra=ids)
-    metadata, kwargs = fields["metadata"], fields["kwargs"]
-    if "error" in fields:
-        fields["error"] = _message(fields["error"])
-    *limits, last = MAX_PAYLOAD_BYTES
-    for limit in limits:
-        fields["metadata"], fields["kwargs"] = (
-            storable_entries(metadata, limit),
-            storable_entries(kwargs, limit),
-        )
-        try:
-            return await write()
-        except PayloadTooLargeError:
-            continue
-    fields["metadata"], fields["kwargs"] = storable_entries(metadata, last), storable_entries(kwargs, last)
-    return await write()
 
 
 @contextmanager
@@ -247,7 +189,7 @@ class RunStoreAdapter(_base.RunStore):
             "idempotency_key": idempotency_key,
         }
         with _duplicates_as_deerflows():
-            await _write_payloads(
+            await write_payloads(
                 lambda: self._runs.put(run_id, thread_id=thread_id, **fields),
                 fields,
                 run_id=run_id,
@@ -346,7 +288,7 @@ class RunStoreAdapter(_base.RunStore):
             )
 
         with _duplicates_as_deerflows():
-            return is_valid_id(run_id) and await _write_texts(run_id, write, error=error)
+            return is_valid_id(run_id) and await write_texts(run_id, write, error=error)
 
     async def start_run(self, run_id: str) -> bool:
         return is_valid_id(run_id) and await self._runs.start_run(run_id)
@@ -403,10 +345,10 @@ class RunStoreAdapter(_base.RunStore):
 
         if not is_valid_id(run_id):
             return False
-        texts = {"last_ai_message": _message(last_ai_message), "error": error}
+        texts = {"last_ai_message": message(last_ai_message), "error": error}
         with _duplicates_as_deerflows():
-            is_written = await _write_texts(
-                run_id, write, first_human_message=_message(first_human_message), **texts
+            is_written = await write_texts(
+                run_id, write, first_human_message=message(first_human_message), **texts
             )
         await self._store_missing_model_name(run_id)
         self._counts.discard(run_id)
@@ -468,11 +410,11 @@ class RunStoreAdapter(_base.RunStore):
             )
 
         if is_valid_id(run_id):
-            await _write_texts(
+            await write_texts(
                 run_id,
                 write,
-                last_ai_message=_message(last_ai_message),
-                first_human_message=_message(first_human_message),
+                last_ai_message=message(last_ai_message),
+                first_human_message=message(first_human_message),
             )
 
     async def aggregate_tokens_by_thread(
@@ -538,7 +480,7 @@ class RunStoreAdapter(_base.RunStore):
             "idempotency_key": idempotency_key,
         }
         with _duplicates_as_deerflows(), _conflicts_as_deerflows():
-            admitted = await _write_payloads(
+            admitted = await write_payloads(
                 lambda: self._runs.create_thread_operation_atomic(
                     run_id,
                     thread_id=thread_id,
@@ -615,7 +557,7 @@ class RunStoreAdapter(_base.RunStore):
 
         if not is_valid_id(run_id):
             return _StatusFinalization(finalized=False)
-        result = await _write_texts(run_id, write, error=error)
+        result = await write_texts(run_id, write, error=error)
         return _StatusFinalization(finalized=result.finalized, cancel_action=result.cancel_action)
 
     async def claim_for_takeover(
@@ -626,7 +568,7 @@ class RunStoreAdapter(_base.RunStore):
                 run_id, grace_seconds=grace_seconds, error=error, stop_reason=stop_reason
             )
 
-        return is_valid_id(run_id) and await _write_texts(run_id, write, error=error)
+        return is_valid_id(run_id) and await write_texts(run_id, write, error=error)
 
 
 @contextmanager
