@@ -1,7 +1,7 @@
 """A pytest plugin for DeerFlow's own tests: their SQL stores become our adapters on MongoDB.
 
 `python -m pytest -p tests.hosts.exchanged_stores` in DeerFlow's `backend/` folder exchanges the classes
-before the tests are collected. They build each one as `Class(session_factory)`; each test gets an empty
+before the tests are collected. They build each one as `Class(session_factory)`; each test begins on an empty
 database, and opens it again where it restarts DeerFlow's engine. No file of DeerFlow is changed.
 `host_suite.py` runs it and judges the outcome; this module only reports it.
 """
@@ -23,6 +23,7 @@ import pymongo
 import pytest
 
 from deerflow_mongo import create_storage
+from deerflow_mongo.mongodb.schema import COLLECTIONS
 
 URL_VARIABLE: Final = "HOST_SUITE_MONGODB_URL"
 REPORT_VARIABLE: Final = "HOST_SUITE_REPORT"
@@ -63,7 +64,7 @@ class Outcome:
 @dataclass
 class _Session:
     url: str
-    database: str = ""
+    database: str
     outcomes: dict[str, Outcome] = field(default_factory=lambda: dict[str, Outcome]())
     current: Outcome = field(default_factory=Outcome)
     storages: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = field(
@@ -86,6 +87,12 @@ class _Session:
                 await opened.__aenter__()
                 self.storages[loop] = opened
         return opened
+
+    def clear(self) -> None:
+        """Delete what a test has stored: setting up a database of its own would take longer than the test."""
+        with pymongo.MongoClient[dict[str, Any]](self.url) as client:
+            for schema in COLLECTIONS:
+                client[self.database][schema.name].delete_many({})
 
     async def close(self) -> None:
         """Close this event loop's storage, if it is open."""
@@ -166,7 +173,7 @@ _session = pytest.StashKey[_Session]()
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Exchange the classes: DeerFlow's `conftest.py` has been loaded, its tests have not."""
-    state = _Session(os.environ[URL_VARIABLE])
+    state = _Session(os.environ[URL_VARIABLE], f"host_suite_{uuid.uuid4().hex[:12]}")
     session.config.stash[_session] = state
     _close_with_the_engine(state)
     _exchange(state, EXCHANGED)
@@ -176,16 +183,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """An empty database for the test, which is dropped afterwards."""
+    """The database is empty again afterwards."""
     state = item.config.stash[_session]
-    state.database = f"host_suite_{uuid.uuid4().hex[:12]}"
     state.current = state.outcomes[item.nodeid] = Outcome()
     try:
         return (yield)
     finally:
         if state.current.built:
-            with pymongo.MongoClient[dict[str, Any]](state.url) as client:
-                client.drop_database(state.database)
+            state.clear()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -202,8 +207,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the report."""
-    file = os.environ.get(REPORT_VARIABLE)
+    """Drop the database and write the report."""
+    state, file = session.config.stash[_session], os.environ.get(REPORT_VARIABLE)
+    with pymongo.MongoClient[dict[str, Any]](state.url) as client:
+        client.drop_database(state.database)
     if file is not None:
-        outcomes = session.config.stash[_session].outcomes
+        outcomes = state.outcomes
         Path(file).write_text(json.dumps({name: vars(outcome) for name, outcome in outcomes.items()}))
