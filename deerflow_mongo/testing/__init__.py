@@ -17,6 +17,7 @@ from __future__ import annotations
 from . import _requirements as _requirements  # first: what follows needs pytest
 from .accounts import AccountContract
 from .actors import ActorContract
+from .admission import AdmissionContract
 from .cases import case
 from .contention import ContentionContract
 from .contract import KINDS, Contract, needs, needs_new_database
@@ -35,6 +36,7 @@ from .observer import ObserverContract
 from .payloads import PayloadContract
 from .rows import RowContract
 from .run_events import RunEventContract
+from .run_ownership import RunOwnershipContract
 from .run_updates import RunUpdateContract
 from .runs import RunStoreContract
 from .sizes import SizeContract
@@ -49,6 +51,7 @@ __all__ = [
     "KINDS",
     "AccountContract",
     "ActorContract",
+    "AdmissionContract",
     "ContentionContract",
     "Contract",
     "CopyContract",
@@ -66,6 +69,7 @@ __all__ = [
     "PayloadContract",
     "RowContract",
     "RunEventContract",
+    "RunOwnershipContract",
     "RunStoreContract",
     "RunUpdateContract",
     "SizeContract",
@@ -90,6 +94,8 @@ class StorageConformance(
     RunUpdateContract,
     TokenUsageContract,
     ModelCountContract,
+    RunOwnershipContract,
+    AdmissionContract,
     FeedbackStoreContract,
     VoteContract,
     ThreadStoreContract,
