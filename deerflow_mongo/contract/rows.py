@@ -200,11 +200,26 @@ MAX_COUNT = 2**63 - 1
 """The largest token count or other count that a row holds."""
 
 
-class RunRow(TypedDict):
+class OwnedRunRow(TypedDict, total=False):
+    """What the row of a run has, all of it, that `RunOwnership` has written.
+
+    `operation_kind` None is a run that does not occupy its thread.
+    """
+
+    operation_kind: OperationKind | None
+    stop_reason: str | None
+    owner_worker_id: str | None
+    lease_expires_at: str | None
+    cancel_action: CancelAction | None
+    cancel_requested_at: str | None
+    idempotency_key: str | None
+    token_usage_by_model: dict[str, dict[str, int]]
+
+
+class RunRow(OwnedRunRow):
     """One run. Times are ISO-8601 text in UTC; `updated_at` is "" until the first update.
 
-    The keys from `operation_kind` on are present, all of them, in the rows that `RunOwnership` has written.
-    `operation_kind` None is a run that does not occupy its thread.
+    The keys of `OwnedRunRow` are present in the rows of runs that `RunOwnership` has written.
     """
 
     run_id: str
@@ -232,14 +247,6 @@ class RunRow(TypedDict):
     message_count: int
     first_human_message: str | None
     last_ai_message: str | None
-    operation_kind: NotRequired[OperationKind | None]
-    stop_reason: NotRequired[str | None]
-    owner_worker_id: NotRequired[str | None]
-    lease_expires_at: NotRequired[str | None]
-    cancel_action: NotRequired[CancelAction | None]
-    cancel_requested_at: NotRequired[str | None]
-    idempotency_key: NotRequired[str | None]
-    token_usage_by_model: NotRequired[dict[str, dict[str, int]]]
 
 
 class LeaseRenewal(NamedTuple):

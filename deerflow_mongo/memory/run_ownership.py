@@ -273,8 +273,7 @@ def _is_active_of(run: RunRow, owner: str) -> bool:
 
 def _no_owner() -> dict[str, Any]:
     """The fields that only the rows of `RunOwnership` have, without values."""
-    names = rows.RunRow.__optional_keys__ - {"token_usage_by_model"}
-    return dict.fromkeys(sorted(names))
+    return {name: None for name in rows.OwnedRunRow.__annotations__ if name != "token_usage_by_model"}
 
 
 def _nothing_yet() -> dict[str, Any]:

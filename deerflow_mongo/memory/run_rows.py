@@ -20,7 +20,11 @@ class RunRows(data.MemoryStore):
         """What a caller gets of a stored run."""
         copy = deepcopy(run)
         if "operation_kind" in copy:
-            copy["token_usage_by_model"] = deepcopy(self._data.model_counts.get(run["run_id"], {}))
+            by_model = self._data.model_counts.get(run["run_id"], {})
+            copy["token_usage_by_model"] = {
+                model: {name: count for name, count in counts.items() if name != "llm_calls"}
+                for model, counts in by_model.items()
+            }
         return copy
 
     def _copies(self, found: Iterable[RunRow]) -> list[RunRow]:

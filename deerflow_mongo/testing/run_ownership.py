@@ -24,7 +24,7 @@ WORKER, OTHER = "host:1", "host:2"
 _KEYS = set(RunRow.__annotations__)
 _COUNTS: dict[str, Any] = {"total_tokens": 30, "total_input_tokens": 20, "total_output_tokens": 10}
 _NOT_TIMES = ("soon", 5, "2026-13-01")
-_MODELS = {
+_MODELS: dict[str, Any] = {
     "gpt-4.1": {"input_tokens": 20, "output_tokens": 10, "total_tokens": 30},
     "$a.b": {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3, "cache_read_tokens": 4},
 }
@@ -116,7 +116,12 @@ class RunOwnershipContract(OwnershipContract):
         before = await stored_run(storage)
         await runs.put(RUN, thread_id=THREAD, user_id=BOB, status="running", created_at="2027-01-01")
         after = await stored_run(storage)
-        replaced = {"metadata": {}, "model_name": None, "user_id": BOB, "owner_worker_id": None}
+        replaced: dict[str, Any] = {
+            "metadata": {},
+            "model_name": None,
+            "user_id": BOB,
+            "owner_worker_id": None,
+        }
         replaced |= {"lease_expires_at": None, "updated_at": after["updated_at"]}
         assert after == {**before, **replaced}
 

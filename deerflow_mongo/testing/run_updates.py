@@ -121,7 +121,7 @@ class RunUpdateContract(Contract):
         assert after == {**before, **changed, "updated_at": after["updated_at"]}
 
     async def test_updated_at_is_empty_until_the_first_update(self, storage: Storage) -> None:
-        updates: dict[str, Callable[[str], Awaitable[None]]] = {
+        updates: dict[str, Callable[[str], Awaitable[object]]] = {
             "update_status": lambda run_id: storage.runs.update_status(run_id, "running"),
             "set_error": lambda run_id: storage.runs.set_error(run_id, "broken"),
             "update_run_completion": lambda run_id: storage.runs.update_run_completion(
@@ -142,7 +142,7 @@ class RunUpdateContract(Contract):
 
     async def test_update_changes_nothing_that_it_does_not_name(self, storage: Storage) -> None:
         """In any status: an absent time is neither set nor cleared, and counting tokens changes no status."""
-        updates: tuple[tuple[Callable[[str, str], Awaitable[None]], dict[str, Any]], ...] = (
+        updates: tuple[tuple[Callable[[str, str], Awaitable[object]], dict[str, Any]], ...] = (
             (lambda run_id, status: storage.runs.update_status(run_id, status), {}),
             (
                 lambda run_id, _: storage.runs.record_token_usage(run_id, caller="subagent"),
@@ -420,7 +420,7 @@ class RunUpdateContract(Contract):
         """At WARNING, with the run's id; nothing is created."""
         await given_run(storage, "another")
         before = await snapshot(storage)
-        missing: dict[str, Callable[[str], Awaitable[None]]] = {
+        missing: dict[str, Callable[[str], Awaitable[object]]] = {
             "update_status": lambda run_id: storage.runs.update_status(run_id, "running", metadata={"a": 1}),
             "set_error": lambda run_id: storage.runs.set_error(run_id, "broken"),
             "update_run_completion": lambda run_id: storage.runs.update_run_completion(
