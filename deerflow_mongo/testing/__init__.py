@@ -28,6 +28,7 @@ from .event_ids import EventIdContract
 from .event_pages import EventPageContract
 from .feedback import FeedbackStoreContract
 from .following import FollowingContract
+from .history import HistoryContract
 from .identifiers import IdentifierContract
 from .many_rows import ManyRowsContract
 from .model_counts import ModelCountContract
@@ -61,6 +62,7 @@ __all__ = [
     "EventPageContract",
     "FeedbackStoreContract",
     "FollowingContract",
+    "HistoryContract",
     "IdentifierContract",
     "ManyRowsContract",
     "ModelCountContract",
@@ -96,6 +98,7 @@ class StorageConformance(
     ModelCountContract,
     RunOwnershipContract,
     AdmissionContract,
+    HistoryContract,
     FeedbackStoreContract,
     VoteContract,
     ThreadStoreContract,

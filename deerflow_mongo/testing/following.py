@@ -201,7 +201,7 @@ class FollowingContract(Contract):
     ) -> None:
         """Whichever ending it is, and whichever method sets it; other runs and their endings do not count."""
         runs = storage.runs
-        endings: dict[str, Callable[[str], Awaitable[None]]] = {
+        endings: dict[str, Callable[[str], Awaitable[object]]] = {
             "success": lambda run_id: runs.update_status(run_id, "success"),
             "a host's own status": lambda run_id: runs.update_status(run_id, "rolled_back"),
             "error": lambda run_id: runs.set_error(run_id, "broken"),
