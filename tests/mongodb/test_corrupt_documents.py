@@ -56,6 +56,8 @@ READABLE_ALL_THE_SAME = (
     "order_tie",
     "vote",
     "once",
+    "pinned",
+    "email_key",
     "lease_renewed_at",
     "lease_ms",
     "tokens.by_model.gpt-4%2E1.llm_calls",
@@ -107,7 +109,8 @@ def _unique(collection: str, number: int) -> Document:
         document |= {"thread_id": f"thread-{number}", "idempotency_key": str(number), "cancel_action": None}
         document["ended_at"] = pinned.RUN["ended_at"]  # else its microseconds are not read
     if collection == "users":
-        document |= {"email": f"{number}@example.org", "oauth_id": str(number)}
+        email = f"{number}@example.org"
+        document |= {"email": email, "email_key": email, "oauth_id": str(number)}
     if collection == "feedback":
         document["run_id"] = f"run-{number}"
     return document
