@@ -15,7 +15,7 @@ from typing import Any
 
 from deerflow_mongo import StorageError
 
-from . import plan, report, servers
+from . import ownership, plan, report, servers
 from .children import ChildError
 from .contenders.known import CONTENDERS, OURS
 from .measuring import Bench, Settings
@@ -48,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("results", type=Path)
     report.add_argument("--out", type=Path, metavar="FOLDER", help="default: NAME-report beside the file")
     report.add_argument("--readme", action="store_true", help="write the READMEs' tables and charts instead")
+    owned = commands.add_parser("ownership", help="run ownership beside a checkout of DeerFlow main")
+    ownership.add_arguments(owned)
     return parser
 
 
@@ -132,8 +134,9 @@ def main() -> int:
     arguments = _parser().parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return _run(arguments) if arguments.command == "run" else _report(arguments)
-    except (ResultsError, StorageError, FileNotFoundError) as error:
+        commands = {"run": _run, "report": _report, "ownership": ownership.run}
+        return commands[arguments.command](arguments)
+    except (ResultsError, StorageError, ownership.OwnershipError, FileNotFoundError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     except KeyboardInterrupt:

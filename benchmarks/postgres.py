@@ -1,4 +1,4 @@
-"""Runs a private PostgreSQL server from a wheel, on a Unix socket in a temporary folder."""
+"""Runs a private PostgreSQL server, from a wheel or the system, on a Unix socket in a temporary folder."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ _TIMEOUT_S = 60.0
 
 
 def find_binaries() -> Path | None:
-    """The folder of `initdb` and `pg_ctl`, without importing the package; None if it is not installed."""
+    """The folder of `initdb` and `pg_ctl`: of the package, which is not imported, or else of the system."""
     spec = importlib.util.find_spec(PACKAGE)
     for folder in (spec.submodule_search_locations if spec else None) or ():
         if found := sorted(Path(folder).glob("pginstall*/bin/pg_ctl")):
             return found[-1].parent
-    return None
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+    return installed[-1].parent if installed else None
 
 
 def _copied(binaries: Path, folder: Path) -> Path:
@@ -53,7 +54,8 @@ def running(binaries: Path) -> Generator[str]:
     try:
         if user is not None:
             shutil.chown(folder, user)
-            binaries = _copied(binaries, folder)
+            if PACKAGE in binaries.parts:
+                binaries = _copied(binaries, folder)
         execute("initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale", "C")
         execute("pg_ctl", "start", "-w", "-l", str(folder / "log"), "-o", f"-h '' -k {folder}")
         try:
