@@ -22,10 +22,10 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A host's module with two functions, which a test must leave as they were."""
     module: Any = ModuleType(MODULE)
     module.make, module.other = _returning("host's"), _returning("other")
-    before = dict(vars(module))
+    before = (module.make, module.other)
     monkeypatch.setitem(sys.modules, MODULE, module)
     yield module
-    assert vars(module) == before
+    assert (module.make, module.other) == before
 
 
 def _returning(value: str) -> Callable[[], str]:
