@@ -116,11 +116,13 @@ class StorageHealth:
         """Whether the storage answers a ping in time. Concurrent checks share one ping."""
         if self._storage is None:
             return False
-        if self._ping is None or self._ping.done():
-            self._ping = asyncio.create_task(self._pinged(self._storage))
-        # Not cancelled after the time: its own error reports the storage as unavailable.
-        done, _ = await asyncio.wait({self._ping}, timeout=timeout_s)
-        return bool(done) and not self._ping.cancelled() and self._ping.result() is None
+        ping = self._ping
+        if ping is None or ping.done():
+            ping = self._ping = asyncio.create_task(self._pinged(self._storage))
+        # Not cancelled after the time: its own error reports the storage as unavailable. Meanwhile another
+        # check may have begun the next ping.
+        done, _ = await asyncio.wait({ping}, timeout=timeout_s)
+        return bool(done) and not ping.cancelled() and ping.result() is None
 
     async def _pinged(self, storage: Pingable) -> StorageError | None:
         try:

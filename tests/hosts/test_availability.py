@@ -288,6 +288,15 @@ async def test_health_answers_before_a_frozen_storage_does(
     assert gateway.health.is_available  # slow is not unavailable: other requests are tried
 
 
+async def test_check_ends_while_another_one_begins_the_next_ping(gateway: Gateway) -> None:
+    async def check_again_and_again() -> None:
+        for _ in range(5):
+            assert await gateway.health.check()
+
+    # Each check returns in the turn in which others find the ping done and begin the next one.
+    await asyncio.gather(*(check_again_and_again() for _ in range(5)))
+
+
 async def test_health_reports_a_storage_that_refuses_the_login(gateway: Gateway) -> None:
     gateway.app = reading(gateway)
     gateway.storage.error = StorageAccessError("authentication failed")
