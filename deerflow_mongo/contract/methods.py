@@ -64,6 +64,23 @@ METHOD_KINDS: Mapping[str, Kind] = {
 }
 """`store.method` -> kind."""
 
+OWNERSHIP_KINDS: Mapping[str, Kind] = {
+    "runs.list_inflight": "read",
+    "runs.list_inflight_with_expired_lease": "read",
+    "runs.put": "write",
+    "runs.create_thread_operation_atomic": "write",
+    "runs.start_run": "write",
+    "runs.update_lease": "write",
+    "runs.renew_lease": "write",
+    "runs.renew_leases_of_worker": "write",
+    "runs.request_cancel": "write",
+    "runs.finalize_if_not_cancelled": "write",
+    "runs.claim_for_takeover": "write",
+    "runs.end_runs_of_worker": "write",
+    "runs.update_run_progress": "write",
+}
+"""The same of `RunOwnership`, a capability of the runs."""
+
 
 def store_of(path: str) -> str:
     return path.partition(".")[0]

@@ -58,6 +58,17 @@ METHODS: tuple[Method, ...] = (
     Method("runs.update_run_completion", {"run_id": RUN, "status": "success"}),
     Method("runs.update_model_name", {"run_id": RUN, "model_name": "model"}),
     Method("runs.list_pending", {}),
+    Method(
+        "runs.get_many_by_thread",
+        {"thread_id": THREAD, "run_ids": [RUN], "user_id": ALICE},
+        auto_by_default=True,
+    ),
+    Method(
+        "runs.list_successful_regenerate_sources",
+        {"thread_id": THREAD, "user_id": ALICE},
+        auto_by_default=True,
+    ),
+    Method("runs.list_edit_regenerate_runs", {"thread_id": THREAD, "user_id": ALICE}, auto_by_default=True),
     Method("runs.delete", {"run_id": RUN, "user_id": ALICE}, auto_by_default=True),
     Method("runs.record_token_usage", {"run_id": RUN, "caller": "lead_agent"}),
     Method("runs.token_usage_by_thread", {"thread_id": THREAD, "user_id": ALICE}, auto_by_default=True),
@@ -69,6 +80,7 @@ METHODS: tuple[Method, ...] = (
     Method("feedback.list_by_run", {**_OF_RUN, "user_id": ALICE}),
     Method("feedback.list_by_thread", {"thread_id": THREAD, "user_id": ALICE}),
     Method("feedback.list_by_thread_grouped", {"thread_id": THREAD, "user_id": ALICE}),
+    Method("feedback.list_by_run_ids", {"thread_id": THREAD, "run_ids": [RUN], "user_id": ALICE}),
     Method("feedback.aggregate_by_run", _OF_RUN),
     Method("feedback.delete_by_run", {**_OF_RUN, "user_id": ALICE}),
     Method(
@@ -78,6 +90,7 @@ METHODS: tuple[Method, ...] = (
     Method(
         "threads.update_thread_meta", {"thread_id": THREAD, "assistant_id": "assistant", "user_id": ALICE}
     ),
+    Method("threads.update_thread_meta", {"thread_id": THREAD, "owner_id": ALICE, "user_id": ALICE}),
     Method("threads.merge_thread_metadata", {"thread_id": THREAD, "metadata": {"a": 1}, "user_id": ALICE}),
     Method("threads.get_thread", {"thread_id": THREAD, "user_id": ALICE}, auto_by_default=True),
     Method(
@@ -98,6 +111,10 @@ METHODS: tuple[Method, ...] = (
     Method("run_events.list_messages", {"thread_id": THREAD, "user_id": ALICE}),
     Method("run_events.list_events", {**_OF_RUN, "user_id": ALICE}),
     Method("run_events.list_messages_by_run", {**_OF_RUN, "user_id": ALICE}),
+    Method(
+        "run_events.get_last_visible_ai_seq_by_run",
+        {"thread_id": THREAD, "run_ids": [RUN], "user_id": ALICE},
+    ),
     Method("run_events.count_messages", {"thread_id": THREAD, "user_id": ALICE}),
     Method("run_events.delete_by_run", {**_OF_RUN, "user_id": ALICE}),
     Method("run_events.delete_by_thread", {"thread_id": THREAD, "user_id": ALICE}),
@@ -111,8 +128,11 @@ LIMITED: tuple[tuple[Method, str], ...] = (
     (Method("threads.search_threads", {"user_id": None}), "offset"),
     (Method("threads.search_threads", {"user_id": None, "order": "last_updated_first"}), "limit"),
     (Method("threads.search_threads", {"user_id": None, "order": "last_updated_first"}), "offset"),
+    (Method("threads.search_threads", {"user_id": None, "order": "pinned_first"}), "limit"),
+    (Method("threads.search_threads", {"user_id": None, "order": "pinned_first"}), "offset"),
     (Method("run_events.list_messages", {"thread_id": THREAD}), "limit"),
     (Method("run_events.list_events", _OF_RUN), "limit"),
+    (Method("run_events.list_events", {**_OF_RUN, "after_seq": 0}), "limit"),
     (Method("run_events.list_messages_by_run", _OF_RUN), "limit"),
 )
 """Methods with a limit or an offset, and the argument's name."""
@@ -124,3 +144,47 @@ OWNED: tuple[Method, ...] = tuple(
     method for method in METHODS if "user_id" in method.arguments and method.name not in _TAKES_THE_OWNER
 )
 """Methods that act for a user: their `user_id` may be `AUTO`."""
+
+_WORKER = "worker-1"
+_LEASE = "2999-01-01T00:00:00+00:00"
+_OF_WORKER = {"run_id": RUN, "owner_worker_id": _WORKER, "lease_expires_at": _LEASE}
+
+OWNERSHIP_METHODS: tuple[Method, ...] = (
+    Method(
+        "runs.put",
+        {
+            **_OF_RUN,
+            "user_id": ALICE,
+            "assistant_id": "assistant",
+            "follow_up_to_run_id": "run-0",
+            "owner_worker_id": _WORKER,
+            "lease_expires_at": _LEASE,
+            "idempotency_key": "key-1",
+        },
+        auto_by_default=True,
+    ),
+    Method(
+        "runs.create_thread_operation_atomic",
+        {
+            **_OF_WORKER,
+            "thread_id": THREAD,
+            "user_id": ALICE,
+            "assistant_id": "assistant",
+            "follow_up_to_run_id": "run-0",
+            "idempotency_key": "key-1",
+        },
+        auto_by_default=True,
+    ),
+    Method("runs.start_run", {"run_id": RUN}),
+    Method("runs.update_lease", _OF_WORKER),
+    Method("runs.renew_lease", _OF_WORKER),
+    Method("runs.renew_leases_of_worker", {"owner_worker_id": _WORKER, "lease_expires_at": _LEASE}),
+    Method("runs.request_cancel", {"run_id": RUN, "action": "interrupt"}),
+    Method("runs.finalize_if_not_cancelled", {"run_id": RUN, "status": "success"}),
+    Method("runs.claim_for_takeover", {"run_id": RUN, "grace_seconds": 10, "error": "expired"}),
+    Method("runs.end_runs_of_worker", {"owner_worker_id": _WORKER, "status": "error", "error": "stopped"}),
+    Method("runs.list_inflight", {}),
+    Method("runs.list_inflight_with_expired_lease", {}),
+    Method("runs.update_run_progress", {"run_id": RUN, "total_tokens": 1}),
+)
+"""The methods of `RunOwnership`, which not every storage has."""
