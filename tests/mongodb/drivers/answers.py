@@ -98,6 +98,7 @@ class Pass:
         await self._large_answers()
         await self._batches()
         await self._users()
+        await self._owned_runs()
         for user in (ALICE, BOB):
             with acting_as(user):
                 await self._methods(deleting=False)
@@ -184,6 +185,47 @@ class Pass:
         for role in (None, "admin", "user", "none"):
             await self.ask("users.count", users.count(system_role=role))
             await self.ask("users.list_by_role", users.list_by_role(role or "user"))
+
+    async def _owned_runs(self) -> None:
+        """Every method of `RunOwnership`, twice: what the second call finds is another state."""
+        runs, lease = self._storage.runs, "2999-01-01T00:00:00Z"
+        owner: dict[str, Any] = {"owner_worker_id": "w", "lease_expires_at": lease}
+        payload = {"a.b": {"$gt": 2**70}, "c": [1, 2**40, None]}
+        for strategy in ("reject", "interrupt", "interrupt"):
+            for run_id, key in (("a", None), ("b", "k"), ("c", "k")):
+                admission = runs.create_thread_operation_atomic(
+                    run_id,
+                    thread_id="owned",
+                    **owner,
+                    multitask_strategy=strategy,
+                    idempotency_key=key,
+                    metadata=payload,
+                    user_id=ALICE,
+                )
+                await self.ask("runs.create_thread_operation_atomic", admission)
+        for run_id in ("p", "p", "q"):
+            put = runs.put(run_id, thread_id="put", **owner, metadata=payload, user_id=ALICE)
+            await self.ask("runs.put", put)
+        spent: Any = {"gpt-4.1": {"input_tokens": 7, "cache_read_tokens": 3}}
+        ending: dict[str, Any] = {"status": "error", "error": "E: x", "stop_reason": "y"}
+        for run_id in ("p", "p", "none"):
+            await self.ask("runs.start_run", runs.start_run(run_id))
+            progress = runs.update_run_progress(run_id, total_tokens=7, token_usage_by_model=spent)
+            await self.ask("runs.update_run_progress", progress)
+            await self.ask("runs.update_lease", runs.update_lease(run_id, **owner))
+            await self.ask("runs.renew_lease", runs.renew_lease(run_id, **owner))
+            await self.ask("runs.request_cancel", runs.request_cancel(run_id, action="rollback"))
+            await self.ask("runs.renew_lease", runs.renew_lease(run_id, **owner))
+            finalization = runs.finalize_if_not_cancelled(run_id, **ending)
+            await self.ask("runs.finalize_if_not_cancelled", finalization)
+            claim = runs.claim_for_takeover(run_id, grace_seconds=10, error="E: x")
+            await self.ask("runs.claim_for_takeover", claim)
+        for _ in range(2):
+            renewal = runs.renew_leases_of_worker("w", lease_expires_at="2020-01-01")
+            await self.ask("runs.renew_leases_of_worker", renewal)
+            await self.ask("runs.list_inflight", runs.list_inflight())
+            await self.ask("runs.list_inflight_with_expired_lease", runs.list_inflight_with_expired_lease())
+            await self.ask("runs.end_runs_of_worker", runs.end_runs_of_worker("w", **ending))
 
 
 async def _first(rows: AsyncIterator[Any], number: int) -> list[Any]:
