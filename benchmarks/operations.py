@@ -42,6 +42,11 @@ HEADLINES: Mapping[str, str] = {
 NOT_MEASURED: Mapping[str, str] = {
     "runs.update_model_name": "the same command as runs.set_error",
     "runs.list_pending": "called once, when a host starts",
+    "runs.get_many_by_thread": "the same command as runs.list_by_thread, for some ids",
+    "runs.list_successful_regenerate_sources": "as runs.list_by_thread, for the few runs that repeat another",
+    "runs.list_edit_regenerate_runs": "as runs.list_by_thread, for the few runs that repeat another",
+    "feedback.list_by_run_ids": "the same command as feedback.list_by_thread_grouped, for some runs",
+    "run_events.get_last_visible_ai_seq_by_run": "no adapter of DeerFlow's app layer has it",
     "threads.merge_thread_metadata": "no adapter of DeerFlow's app layer has it",
     "threads.sync_thread_title": "the same command as threads.sync_thread_status",
     "threads.sync_thread_assistant_id": "the same command as threads.sync_thread_status",

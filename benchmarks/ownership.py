@@ -295,7 +295,7 @@ async def compare(
 
 
 def table(measured: Sequence[Measured]) -> str:
-    """Markdown: medians of the rounds, and the ratio of throughputs with those of the worst and best round."""
+    """Markdown: medians of the rounds, and the ratio of throughputs with that of the worst and best round."""
     lines = [
         f"| workload | tasks | {OURS} ops/s (p50 ms) | {THEIRS} ops/s (p50 ms) | ratio (of one round) |",
         "| --- | --: | --: | --: | --: |",

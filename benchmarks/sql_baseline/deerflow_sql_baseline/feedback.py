@@ -6,7 +6,7 @@ Queries filter by run or thread only; all other filters and limits are applied i
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypedDict, TypeGuard, Unpack
 
 from sqlalchemy import ColumnElement, delete, select
@@ -161,6 +161,17 @@ class SqlFeedbackStore:
     async def list_by_thread_grouped(self, thread_id: str, *, user_id: UserId) -> dict[str, FeedbackRow]:
         rows = await self.list_by_thread(thread_id)
         return {row["run_id"]: row for row in rows if row["user_id"] == user_id}
+
+    async def list_by_run_ids(
+        self, thread_id: str, run_ids: Iterable[str], *, user_id: UserId
+    ) -> dict[str, FeedbackRow]:
+        wanted = set(run_ids)
+        if not wanted:
+            return {}
+        async with self._sessions.reading() as session:
+            rows = await _all(session, Feedback.run_id.in_(wanted), "oldest_first")
+        own = (row for row in rows if row.thread_id == thread_id and row.user_id == user_id)
+        return {row.run_id: _row(row) for row in own}
 
     async def aggregate_by_run(self, thread_id: str, run_id: str) -> FeedbackTotals:
         ratings = [row["rating"] for row in await self.list_by_run(thread_id, run_id)]

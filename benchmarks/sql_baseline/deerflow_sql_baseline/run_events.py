@@ -5,7 +5,8 @@ read FOR UPDATE, which SQLite ignores and PostgreSQL rejects on an aggregate. "q
 a thread's writers in one process wait for each other, and on PostgreSQL those of all processes, by an
 advisory lock. DeerFlow's table of numbers that survive deletions is omitted, in SQL's favour.
 
-Added: `put`, a batch of one, and `put_if_absent`, a SELECT and then such a batch, under the same locks.
+Added: `get_last_visible_ai_seq_by_run`, one GROUP BY; `put`, a batch of one, and `put_if_absent`, a SELECT
+and then such a batch, under the same locks.
 """
 
 from __future__ import annotations
@@ -136,14 +137,39 @@ class SqlRunEventStore:
         run_id: str,
         *,
         event_types: Sequence[str] | None = None,
+        task_id: str | None = None,
         limit: int = 500,
+        after_seq: int | None = None,
         user_id: UserId = None,
     ) -> list[RunEventRow]:
         query = select(RunEvent).where(RunEvent.thread_id == thread_id, RunEvent.run_id == run_id)
         query = query.where(*_user_filter(user_id, "list_events"))
         if event_types is not None:
             query = query.where(RunEvent.event_type.in_(event_types))
+        if task_id is not None:
+            query = query.where(RunEvent.meta["task_id"].as_string() == task_id)
+        if after_seq is not None:
+            query = query.where(RunEvent.seq > after_seq)
         return await self._read(thread_id, query.order_by(RunEvent.seq.asc()).limit(limit))
+
+    async def get_last_visible_ai_seq_by_run(
+        self, thread_id: str, run_ids: Iterable[str], *, user_id: UserId = None
+    ) -> dict[str, int]:
+        wanted, filters = set(run_ids), _user_filter(user_id, "get_last_visible_ai_seq_by_run")
+        if not wanted or not await self._is_visible(thread_id):
+            return {}
+        caller = func.coalesce(RunEvent.meta["caller"].as_string(), "")
+        query = select(RunEvent.run_id, func.max(RunEvent.seq)).where(
+            RunEvent.thread_id == thread_id,
+            RunEvent.run_id.in_(wanted),
+            RunEvent.category == MESSAGE,
+            RunEvent.event_type.in_(("llm.ai.response", "ai_message")),
+            caller.notlike("middleware:%"),
+            *filters,
+        )
+        async with self._sessions.reading() as session:
+            groups = (await session.execute(query.group_by(RunEvent.run_id))).tuples()
+            return {run_id: int(seq) for run_id, seq in groups}
 
     async def count_messages(self, thread_id: str, *, user_id: UserId = None) -> int:
         filters = _user_filter(user_id, "count_messages")

@@ -2,16 +2,16 @@
 
 Added, to make operations comparable: `record_token_usage`, one UPDATE (token counts by model have no column),
 and `token_usage_by_thread`, the repository's GROUP BY over all runs of the thread. As in DeerFlow 2.x:
-`update_model_name`, `list_pending`, the errors of `create` and `update_status`. A row's `started_at` and
-`ended_at` are None, because the table has no such columns.
+`update_model_name`, `list_pending`, the reads of regenerated runs, the errors of `create` and
+`update_status`. A row's `started_at` and `ended_at` are None, because the table has no such columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Unpack, cast
 
-from sqlalchemy import Row, delete, func, select, update
+from sqlalchemy import ColumnElement, Row, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from deerflow_mongo import (
@@ -25,6 +25,7 @@ from deerflow_mongo import (
 )
 from deerflow_mongo.contract import arguments
 from deerflow_mongo.contract.actor import UserId
+from deerflow_mongo.contract.regeneration import is_edit_regeneration, regenerated_run
 from deerflow_mongo.contract.rows import CALLERS, COMPLETION_COUNTS, PENDING, UNSET, Caller, TimeInput
 
 from .engine import Sessions
@@ -33,7 +34,9 @@ from .tables import Run, moment, now
 _MESSAGE_LENGTH, _MODEL_NAME_LENGTH = 2_000, 128
 _MESSAGES = ("first_human_message", "last_ai_message")
 _COLUMNS = [
-    name for name in RunRow.__annotations__ if name not in ("metadata", "kwargs") and "_at" not in name
+    name
+    for name in RunRow.__annotations__
+    if name in Run.__table__.columns and name not in ("metadata", "kwargs") and "_at" not in name
 ]
 
 
@@ -98,6 +101,36 @@ class SqlRunStore:
             runs = (await session.execute(query)).scalars().all()
         return [_row(run) for run in runs if owner is None or run.user_id == owner]
 
+    async def get_many_by_thread(
+        self, thread_id: str, run_ids: Iterable[str], *, user_id: UserId = AUTO
+    ) -> dict[str, RunRow]:
+        wanted = set(run_ids)
+        if not wanted:
+            return {}
+        rows = await self._of_thread(thread_id, user_id, "get_many_by_thread", Run.run_id.in_(wanted))
+        return {row["run_id"]: row for row in rows}
+
+    async def list_successful_regenerate_sources(self, thread_id: str, *, user_id: UserId = AUTO) -> set[str]:
+        method = "list_successful_regenerate_sources"
+        rows = await self._of_thread(thread_id, user_id, method, Run.status == "success")
+        sources = (regenerated_run(row["metadata"]) for row in rows)
+        return {source for source in sources if source is not None}
+
+    async def list_edit_regenerate_runs(self, thread_id: str, *, user_id: UserId = AUTO) -> list[RunRow]:
+        rows = await self._of_thread(thread_id, user_id, "list_edit_regenerate_runs")
+        return [row for row in rows if is_edit_regeneration(row["metadata"])]
+
+    async def _of_thread(
+        self, thread_id: str, user_id: UserId, method: str, *conditions: ColumnElement[bool]
+    ) -> list[RunRow]:
+        """The thread's runs, oldest first, without a limit."""
+        owner = resolve_user_id(user_id, method_name=f"runs.{method}")
+        query = select(Run).where(Run.thread_id == thread_id, *conditions).order_by(Run.created_time.asc())
+        if owner is not None:
+            query = query.where(Run.user_id == owner)
+        async with self._sessions.reading() as session:
+            return [_row(run) for run in (await session.execute(query)).scalars()]
+
     async def list_pending(self, *, before: TimeInput | None = None) -> list[RunRow]:
         until = now() if before is None else moment(before)
         query = select(Run).where(Run.status == PENDING, Run.created_time <= until)
@@ -133,10 +166,11 @@ class SqlRunStore:
             await session.execute(delete(Run).where(Run.run_id == run_id))
             return True
 
-    async def update_status(self, run_id: str, status: str, **fields: Unpack[RunStatusUpdateFields]) -> None:
-        """Times and metadata are accepted and dropped."""
-        error = fields.get("error")
-        await self._update(run_id, status=status, **({} if error is None else {"error": error}))
+    async def update_status(self, run_id: str, status: str, **fields: Unpack[RunStatusUpdateFields]) -> bool:
+        """Times, metadata and the stop reason are accepted and dropped."""
+        error, statuses = fields.get("error"), fields.get("from_statuses")
+        values = {"status": status} if error is None else {"status": status, "error": error}
+        return await self._update(run_id, statuses, **values)
 
     async def update_model_name(self, run_id: str, model_name: str | None) -> None:
         name = None if model_name is None else str(model_name).strip()[:_MODEL_NAME_LENGTH]
@@ -147,7 +181,7 @@ class SqlRunStore:
 
     async def update_run_completion(
         self, run_id: str, *, status: str, **fields: Unpack[RunCompletionFields]
-    ) -> None:
+    ) -> bool:
         """Absent texts stay as they are, and so do texts that are None. Counts by model are dropped."""
         given = cast("Mapping[str, Any]", fields)
         values: dict[str, Any] = {name: given.get(name, 0) for name in COMPLETION_COUNTS}
@@ -156,7 +190,7 @@ class SqlRunStore:
                 values[name] = given[name][:_MESSAGE_LENGTH]
         if given.get("error") not in (None, UNSET):
             values["error"] = given["error"]
-        await self._update(run_id, status=status, **values)
+        return await self._update(run_id, fields.get("from_statuses"), status=status, **values)
 
     async def record_token_usage(
         self,
@@ -198,9 +232,14 @@ class SqlRunStore:
         async with self._sessions.reading() as session:
             return _usage((await session.execute(query)).all())
 
-    async def _update(self, run_id: str, **values: Any) -> None:
+    async def _update(self, run_id: str, from_statuses: Sequence[str] | None = None, **values: Any) -> bool:
+        """Whether a run matched."""
+        query = update(Run).where(Run.run_id == run_id)
+        if from_statuses is not None:
+            query = query.where(Run.status.in_(from_statuses))
         async with self._sessions.writing() as session:
-            await session.execute(update(Run).where(Run.run_id == run_id).values(**values))
+            result: Any = await session.execute(query.values(**values))
+        return result.rowcount > 0
 
 
 def _usage(groups: Sequence[Row[Any]]) -> TokenUsage:

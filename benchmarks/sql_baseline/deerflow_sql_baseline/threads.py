@@ -10,22 +10,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypedDict, Unpack, cast
 
-from sqlalchemy import ColumnElement, CursorResult, delete, func, select, update
+from sqlalchemy import ColumnElement, CursorResult, case, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from deerflow_mongo import AUTO, ThreadMeta, ThreadMetaCreate, resolve_user_id
 from deerflow_mongo.contract.actor import UserId
-from deerflow_mongo.contract.rows import ThreadOrder
+from deerflow_mongo.contract.rows import PINNED, ThreadOrder
 
 from .engine import Sessions
 from .tables import Thread, now
 
+_LAST_UPDATED = (func.coalesce(Thread.updated_time, Thread.created_time).desc(), Thread.thread_id.desc())
 _ORDERS: dict[ThreadOrder, tuple[ColumnElement[Any], ...]] = {
     "newest_first": (Thread.created_time.desc(),),
-    "last_updated_first": (
-        func.coalesce(Thread.updated_time, Thread.created_time).desc(),
-        Thread.thread_id.desc(),
-    ),
+    "last_updated_first": _LAST_UPDATED,
+    "pinned_first": (case((Thread.meta[PINNED].as_boolean(), 0), else_=1), *_LAST_UPDATED),
 }
 
 
@@ -34,6 +33,7 @@ class _Changes(TypedDict, total=False):
     display_name: str | None
     status: str | None
     metadata: Mapping[str, Any] | None
+    owner_id: str | None
 
 
 def _meta(thread: Thread) -> ThreadMeta:
@@ -93,19 +93,22 @@ class SqlThreadStore:
         values: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
         if "metadata" in values:
             values["meta"] = dict(values.pop("metadata"))
+        if "owner_id" in values:
+            values["user_id"] = values.pop("owner_id")
         async with self._sessions.writing() as session:
             if values and (owner is None or await _owned(session, thread_id, owner) is not None):
                 await session.execute(update(Thread).where(Thread.thread_id == thread_id).values(**values))
 
     async def merge_thread_metadata(
-        self, thread_id: str, metadata: Mapping[str, Any], *, user_id: UserId = None
+        self, thread_id: str, metadata: Mapping[str, Any], *, user_id: UserId = None, touch: bool = True
     ) -> None:
         owner = resolve_user_id(user_id, method_name="threads.merge_thread_metadata")
         async with self._sessions.writing() as session:
             thread = await _owned(session, thread_id, owner)
             if thread is not None:
                 thread.meta = {**(thread.meta or {}), **metadata}
-                thread.updated_time = now()
+                if touch:
+                    thread.updated_time = now()
 
     async def delete_thread(self, thread_id: str, *, user_id: UserId = None) -> bool:
         owner = resolve_user_id(user_id, method_name="threads.delete_thread")
