@@ -110,6 +110,12 @@ DIFFERENCES: Sequence[Reason] = (
         r"status|answer.*",
         step="feedback on a message beside the vote",
     ),
+    Reason(
+        "a message shows the user's newest feedback on its run: here, the one that SQL could not store",
+        r"answer\[\]\.feedback\.(comment|feedback_id)",
+        step="messages of all runs",
+        releases=(MAIN,),
+    ),
 )
 """Everything that differs on MongoDB."""
 
@@ -198,7 +204,8 @@ class _Plain:
 
     def _fields(self, step: str, exchange: Exchange) -> dict[str, Any]:
         found = {"status": exchange.status, "path": self._text(exchange.path, f"{step}: path")}
-        for path, value in _flat("answer", exchange.answer):
+        for place, value in _flat("answer", exchange.answer):
+            path = self._text(place, f"{step}: key")
             if path.endswith(".latency_ms"):
                 found[path] = "<milliseconds>"
             else:
