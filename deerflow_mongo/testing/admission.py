@@ -201,6 +201,25 @@ class AdmissionContract(OwnershipContract):
         assert (len(admitted), len(refused)) == (1, 19)
         assert {error.existing["run_id"] for error in refused} == {admitted[0].row["run_id"]}
 
+    async def test_key_of_a_deleted_run_is_free(self, storage: Storage, runs: RunOwnership) -> None:
+        await _admit(runs, idempotency_key="key")
+        await storage.runs.delete(RUN, user_id=None)
+        assert (await _admit(runs, "second", idempotency_key="key")).row.get("idempotency_key") == "key"
+
+    async def test_expired_lease_alone_frees_no_thread(self, runs: RunOwnership) -> None:
+        """A run is over when somebody ends it: one that rejects does not."""
+        await _admit(runs, owner_worker_id=OTHER, lease_expires_at=lease(-3_600))
+        with pytest.raises(ActiveRunError) as caught:
+            await _admit(runs, "second")
+        assert not caught.value.is_protected
+
+    async def test_grace_period_of_an_admission_is_ten_seconds_by_default(self, runs: RunOwnership) -> None:
+        await _admit(runs, owner_worker_id=OTHER, lease_expires_at=lease(-5))
+        with pytest.raises(ActiveRunError):
+            await _admit(runs, "second", multitask_strategy="interrupt")
+        await _admit(runs, "of another thread", "t", owner_worker_id=OTHER, lease_expires_at=lease(-15))
+        assert (await _admit(runs, "third", "t", multitask_strategy="interrupt")).interrupted
+
     async def test_known_run_id_is_refused(self, storage: Storage, runs: RunOwnership) -> None:
         await given_operation(runs, status="success")
         before = await stored_run(storage)
