@@ -99,6 +99,7 @@ class Pass:
         await self._batches()
         await self._users()
         await self._owned_runs()
+        await self._reads_of_several_runs()
         for user in (ALICE, BOB):
             with acting_as(user):
                 await self._methods(deleting=False)
@@ -226,6 +227,26 @@ class Pass:
             await self.ask("runs.list_inflight", runs.list_inflight())
             await self.ask("runs.list_inflight_with_expired_lease", runs.list_inflight_with_expired_lease())
             await self.ask("runs.end_runs_of_worker", runs.end_runs_of_worker("w", **ending))
+
+    async def _reads_of_several_runs(self) -> None:
+        runs, feedback, events = self._storage.runs, self._storage.feedback, self._storage.run_events
+        repeats = {"regenerate_from_run_id": RUN, "replay_kind": "edit"}
+        repeat = runs.create("repeat", THREAD, status="success", metadata=repeats, user_id=ALICE)
+        await self.ask("runs.create", repeat)
+        for user in (ALICE, BOB, None):
+            reads = {
+                "runs.get_many_by_thread": runs.get_many_by_thread(THREAD, [RUN, "repeat"], user_id=user),
+                "runs.list_successful_regenerate_sources": runs.list_successful_regenerate_sources(
+                    THREAD, user_id=user
+                ),
+                "runs.list_edit_regenerate_runs": runs.list_edit_regenerate_runs(THREAD, user_id=user),
+                "feedback.list_by_run_ids": feedback.list_by_run_ids(THREAD, [RUN], user_id=user),
+                "run_events.get_last_visible_ai_seq_by_run": events.get_last_visible_ai_seq_by_run(
+                    THREAD, [RUN], user_id=user
+                ),
+            }
+            for name, read in reads.items():
+                await self.ask(name, read)
 
 
 async def _first(rows: AsyncIterator[Any], number: int) -> list[Any]:
