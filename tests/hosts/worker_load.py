@@ -33,9 +33,12 @@ from deerflow_mongo.mongodb.embedded import start_embedded
 from .checkout import backend
 from .gateway_process import Gateway, start_gateway, stop_gateway, write_config
 from .http_script import PASSWORD, Browser, run_body
-from .two_workers import BEAT_S, DATABASE, GRACE_S, LEASE_S, OWNERSHIP
+from .two_workers import DATABASE
 
-OVERDUE_S: Final = LEASE_S + GRACE_S + 3 * BEAT_S
+LEASE_S: Final = 30
+GRACE_S: Final = 10
+"""DeerFlow's defaults. On a machine that is busy for as long as a lease, live workers lose their runs."""
+
 SLACK_S: Final = 3.0
 """A pass on a machine with other work starts late and takes its time."""
 
@@ -57,13 +60,24 @@ class Load:
     users: int
     seconds: float
     kill_every_s: float
+    lease_s: int = LEASE_S
+    grace_s: int = GRACE_S
+    pause_s: float = 1.0
+    """Of a user between two actions, on the average."""
+
     seed: int = 11
+
+    @property
+    def overdue_s(self) -> int:
+        """When a run that nobody renews has been recovered: lease, grace, and three beats."""
+        return self.lease_s + self.grace_s + 3 * max(1, self.lease_s // 3)
 
 
 @dataclass
 class Counts:
     """What happened, what was acknowledged, and what was broken."""
 
+    overdue_s: int
     answers: Counter[str] = field(default_factory=lambda: Counter[str]())
     kills: int = 0
     looks: int = 0
@@ -100,7 +114,7 @@ class Counts:
             ("how the runs ended", ", ".join(f"{name}: {count}" for name, count in self.ends.most_common())),
             ("looks at the database", self.looks),
             ("**threads with two active runs**", len(self.two_active)),
-            (f"**runs active after lease + grace + 3 beats ({OVERDUE_S} s)**", len(self.overdue)),
+            (f"**runs active after lease + grace + 3 beats ({self.overdue_s} s)**", len(self.overdue)),
             ("longest time from a renewal to the end, seconds", f"{self.longest_s:.1f}"),
             ("**runs still active at the end**", len(self.still_active)),
             ("**acknowledged runs lost**", len(self.lost_runs)),
@@ -174,7 +188,7 @@ class User:
                 self._counts.answers["connection lost"] += 1
             except TimeoutError:
                 self._counts.answers["no answer"] += 1
-            await asyncio.sleep(self._draw.uniform(0.2, 1.2))
+            await asyncio.sleep(self._draw.uniform(0.2, 1.8) * self._site.load.pause_s)
 
     def _body(self) -> tuple[str, dict[str, Any]]:
         thread_id = self._draw.choice(self._threads)
@@ -241,7 +255,7 @@ def look(site: Site, counts: Counts) -> None:
             continue
         unrenewed_s = (now - renewed.replace(tzinfo=UTC)).total_seconds()
         counts.longest_s = max(counts.longest_s, unrenewed_s)
-        if unrenewed_s > OVERDUE_S + SLACK_S:
+        if unrenewed_s > counts.overdue_s + SLACK_S:
             counts.overdue.add(row["_id"])
 
 
@@ -261,7 +275,7 @@ async def _kill(site: Site, counts: Counts, stop: asyncio.Event) -> None:
 
 async def _until_idle(site: Site) -> None:
     """Wait for the last runs to end; a run that does not is counted."""
-    for _ in range(int(REQUEST_S / WATCH_S)):
+    for _ in range(int((site.load.overdue_s + REQUEST_S) / WATCH_S)):
         if not await asyncio.to_thread(site.runs.count_documents, _ACTIVE):
             return
         await asyncio.sleep(WATCH_S)
@@ -285,7 +299,8 @@ async def run_load(load: Load, folder: Path, progress: Callable[[str], None]) ->
     """The whole run, with a server of its own."""
     server = await asyncio.to_thread(start_embedded, folder / "data")
     try:
-        write_config(folder, {"url": server.url, "database": DATABASE}, {"run_ownership": OWNERSHIP})
+        ownership = {"lease_seconds": load.lease_s, "grace_seconds": load.grace_s}
+        write_config(folder, {"url": server.url, "database": DATABASE}, {"run_ownership": ownership})
         with pymongo.MongoClient[dict[str, Any]](server.url) as client:
             site = Site(folder, client, load)
             try:
@@ -300,7 +315,7 @@ async def run_load(load: Load, folder: Path, progress: Callable[[str], None]) ->
 
 
 async def _run_users(site: Site, progress: Callable[[str], None]) -> Counts:
-    counts, users_stop, stop = Counts(), asyncio.Event(), asyncio.Event()
+    counts, users_stop, stop = Counts(site.load.overdue_s), asyncio.Event(), asyncio.Event()
     limits = httpx.Limits(max_keepalive_connections=0)
     async with AsyncExitStack() as stack:
         users = [
@@ -348,10 +363,22 @@ def main() -> int:
     parser.add_argument("--users", type=int, default=64, metavar="N")
     parser.add_argument("--minutes", type=float, default=10, metavar="M")
     parser.add_argument("--kill-every", type=float, default=20, metavar="S", help="seconds")
+    parser.add_argument("--lease", type=int, default=LEASE_S, metavar="S", help="seconds")
+    parser.add_argument("--grace", type=int, default=GRACE_S, metavar="S", help="seconds")
+    parser.add_argument("--pause", type=float, default=1.0, metavar="S", help="of a user between two actions")
     parser.add_argument("--seed", type=int, default=11, help="of what users do and which worker is killed")
     asked = parser.parse_args()
     backend()
-    load = Load(asked.workers, asked.users, asked.minutes * 60, asked.kill_every, asked.seed)
+    load = Load(
+        workers=asked.workers,
+        users=asked.users,
+        seconds=asked.minutes * 60,
+        kill_every_s=asked.kill_every,
+        lease_s=asked.lease,
+        grace_s=asked.grace,
+        pause_s=asked.pause,
+        seed=asked.seed,
+    )
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         try:
             counts = asyncio.run(run_load(load, Path(folder), _progress))
