@@ -515,8 +515,9 @@ class RunEventStore(Protocol):
         """Store the event, with the arguments of `put`, unless its run has an event of this type.
 
         Returns the run's event and whether it is new. Any number of concurrent calls from any number of
-        processes store one. Where `put` has stored several, the first is returned. An event of the thread
-        with the same `event_id` is returned as well, as not new.
+        processes store one, and none where a racing `put` or `put_batch` stored one before. Where `put` has
+        stored several, the first is returned. An event of the thread with the same `event_id` is returned as
+        well, as not new.
         """
         ...
 

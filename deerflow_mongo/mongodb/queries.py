@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from ..contract.arguments import acting_user, filter_text, identifier, identifiers, names, optional_text
 from ..contract.regeneration import EDIT
 from ..contract.rows import ACTIVE_STATUSES, ENDED_STATUSES, MAX_COUNT, MESSAGE, PENDING
-from .documents.run_events import ANCHOR_SEQ, DELETION, ONCE
+from .documents.run_events import ANCHOR_SEQ, DELETION
 from .documents.run_ownership import CANCEL_ACTION, IDEMPOTENCY_KEY, KIND, LEASE_MS, OWNER, lease_has_expired
 from .documents.runs import REGENERATED_RUN_PATH, REPLAY_KIND_PATH
 from .documents.stored_times import ORDER
@@ -332,11 +332,6 @@ def events_by_event_id(thread_id: str, event_ids: list[str]) -> Query:
 def events_of_deletion(thread_id: str, deletion: Any) -> Query:
     """The tombstones that one deletion has left."""
     return {"thread_id": thread_id, DELETION: deletion}
-
-
-def same_event_once(event: Query) -> Query:
-    """The event that `put_if_absent` stored for the run and type of this one."""
-    return {**{name: event[name] for name in ("thread_id", "run_id", "event_type")}, ONCE: True}
 
 
 # -- users -----------------------------------------------------------------------------------------

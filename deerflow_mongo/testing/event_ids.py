@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 import pytest
@@ -115,6 +115,22 @@ class EventIdContract(Contract):
         _, is_new = await storage.run_events.put_if_absent(**event(event_type="x", event_id="d"))
         assert is_new
         assert seqs(await all_events(storage, THREAD, RUN, "run-2")) == [1, 2, 3]
+
+    async def test_new_event_of_put_if_absent_is_the_first_of_its_type_beside_racing_puts(
+        self, storage: Storage
+    ) -> None:
+        events = storage.run_events
+        for number in range(30):
+            run: dict[str, Any] = {"run_id": f"r{number}", "event_type": "receipt"}
+            batch = [event(**run), event(**run)]
+            puts: list[Awaitable[Any]] = [events.put_batch(batch), events.put_if_absent(**event(**run))]
+            if number % 2:
+                puts.reverse()
+            await asyncio.gather(events.put(**event(**run, thread_id="thread-2")), *puts)
+            stored = await all_events(storage, THREAD, f"r{number}")
+            row, is_new = await events.put_if_absent(**event(**run))
+            assert (row, is_new) == (stored[0], False)
+            assert len(stored) in (2, 3)
 
     async def test_concurrent_put_if_absent_calls_with_one_event_id_store_one_event(
         self, storage: Storage

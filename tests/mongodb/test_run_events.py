@@ -720,3 +720,23 @@ async def test_cancelled_follower_ends(storage: MongoStorage) -> None:
         done, _ = await asyncio.wait({follower}, timeout=20)
         assert done
         assert follower.cancelled()
+
+
+# -- put_if_absent beside other writers ------------------------------------------------------------
+
+
+async def test_put_if_absent_stores_nothing_beside_an_event_of_a_racing_put_batch(
+    new_storage: Callable[..., MongoStorage],
+) -> None:
+    """The writer of the new event has read the thread's last number before it looks for such an event."""
+    async with new_storage() as storage, new_storage() as other:
+        for number in range(40):
+            run: dict[str, Any] = {"run_id": f"r{number}", "event_type": "receipt"}
+            (row, is_new), [rival, _] = await asyncio.gather(
+                storage.run_events.put_if_absent(**event(**run)),
+                (storage if number % 2 else other).run_events.put_batch([event(**run), event(**run)]),
+            )
+            if is_new:
+                assert row["seq"] < rival["seq"]
+            else:
+                assert row == rival

@@ -29,7 +29,12 @@ Such an insert takes a server about 0.1 s, far from any timeout, and fits into o
 
 
 class EventExistsError(Exception):
-    """The run has an event of this type that `put_if_absent` stored; internal to the store and its writer."""
+    """The run has an event of the type of a `put_if_absent`; internal to the store and its writer."""
+
+    def __init__(self, document: Document) -> None:
+        """`document` is that event."""
+        super().__init__()
+        self.document = document
 
 
 class Batch:

@@ -160,25 +160,14 @@ class MongoRunEventStore(RunEventStore, Following):
 
     async def put_if_absent(self, **event: Unpack[RunEventFields]) -> tuple[RunEventRow, bool]:
         document: Document = {**_encoded(checked_event(event), _now()), ONCE: True}
-        query = queries.events_of_run(document["thread_id"], document["run_id"], document["event_type"])
         self._backlog.check_open()
-        self._events.check_owner()
-        permit = self._permit([query["thread_id"]], current_actor())
-        if permit is not None:
-            await permit
-        while True:
-            found = await self._events.find(query, sort=SEQ_RISING, limit=1)
-            if found:
-                return self._rows.row(found[0]), False
-            try:
-                [stored] = await self._put([dict(document)], permit)
-            except EventExistsError:
-                continue  # another caller was first: read its event, unless it was deleted meanwhile
-            return self._rows.row(stored), stored["_id"] == document["_id"]
+        try:
+            [stored] = await self._put([dict(document)])
+        except EventExistsError as exists:
+            return self._rows.row(exists.document), False
+        return self._rows.row(stored), stored["_id"] == document["_id"]
 
-    async def _put(
-        self, documents: list[Document], permit: asyncio.Future[None] | None = None
-    ) -> list[Document]:
+    async def _put(self, documents: list[Document]) -> list[Document]:
         """The stored documents, in the order of those given."""
         sizes = [_size_bytes(i if len(documents) > 1 else None, item) for i, item in enumerate(documents)]
         if not documents:
@@ -191,9 +180,9 @@ class MongoRunEventStore(RunEventStore, Following):
             thread_id: Batch([documents[i] for i in places], [sizes[i] for i in places])
             for thread_id, places in positions.items()
         }
-        actor = None if permit is not None else current_actor()
+        actor = current_actor()
         await self._backlog.enter(batches)
-        permit = permit or self._permit(positions, actor)
+        permit = self._permit(positions, actor)
         waiting: list[asyncio.Future[list[Document]]] = []
         for thread_id, batch in batches.items():
             batch.permit = permit

@@ -100,7 +100,7 @@ class _Write:
         self.repeats = any(batch.has_event_ids for batch in group[1:])
         """By `event_id`."""
         self.event_exists = False
-        """By run and type, for `put_if_absent`."""
+        """By run and type, for `put_if_absent`, which looks before its first try as well."""
         self.pause_s = _FIRST_PAUSE_S
 
     def note_duplicate(self, group: list[Batch], keys: tuple[str, ...] | None) -> bool | None:
@@ -345,8 +345,8 @@ class EventWriter:
 
     async def _try(self, thread: _ThreadQueue, group: list[Batch], write: _Write) -> None:
         """Look up what may be stored already, and insert the rest."""
-        if write.event_exists:
-            await self._check_absent(group)
+        if group[0].is_exclusive:
+            await self._check_absent(thread, group[0])
         if write.is_uncertain:
             await self._find_stored(thread.thread_id, group)
         if write.repeats:
@@ -381,12 +381,19 @@ class EventWriter:
 
     # What may be stored already.
 
-    async def _check_absent(self, group: list[Batch]) -> None:
-        """Raise `EventExistsError` if another caller has stored the event of a `put_if_absent`."""
-        [event] = group[0].documents
-        other = await self._events.find_one(queries.same_event_once(event))
-        if other is not None and other["_id"] != event["_id"]:
-            raise EventExistsError
+    async def _check_absent(self, thread: _ThreadQueue, batch: Batch) -> None:
+        """Raise `EventExistsError` if the run has an event of the type of a `put_if_absent`.
+
+        It is looked for after the thread's last number was read: an event that another process stores later
+        has the number that this one tries to take, so the server refuses this one.
+        """
+        if not thread.seq.is_fresh(SEQ_CACHE_TTL_S):
+            await self._numbers.refresh(thread.thread_id, thread.seq)
+        [event] = batch.documents
+        query = queries.events_of_run(thread.thread_id, event["run_id"], event["event_type"])
+        found = await self._events.find(query, sort=SEQ_RISING, limit=1)
+        if found and found[0]["_id"] != event["_id"]:
+            raise EventExistsError(found[0])
 
     async def _find_stored(self, thread_id: str, group: list[Batch]) -> None:
         """Number the documents that an earlier try has stored."""
