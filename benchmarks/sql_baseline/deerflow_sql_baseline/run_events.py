@@ -168,8 +168,8 @@ class SqlRunEventStore:
             *filters,
         )
         async with self._sessions.reading() as session:
-            groups = (await session.execute(query.group_by(RunEvent.run_id))).tuples()
-            return {run_id: int(seq) for run_id, seq in groups}
+            groups = (await session.execute(query.group_by(RunEvent.run_id))).all()
+        return {group[0]: int(group[1]) for group in groups}
 
     async def count_messages(self, thread_id: str, *, user_id: UserId = None) -> int:
         filters = _user_filter(user_id, "count_messages")
