@@ -24,7 +24,8 @@ _LAST_UPDATED = (func.coalesce(Thread.updated_time, Thread.created_time).desc(),
 _ORDERS: dict[ThreadOrder, tuple[ColumnElement[Any], ...]] = {
     "newest_first": (Thread.created_time.desc(),),
     "last_updated_first": _LAST_UPDATED,
-    "pinned_first": (case((Thread.meta[PINNED].as_boolean(), 0), else_=1), *_LAST_UPDATED),
+    # Text, "1" on SQLite: PostgreSQL refuses to take other texts for booleans.
+    "pinned_first": (case((Thread.meta[PINNED].as_string().in_(("true", "1")), 0), else_=1), *_LAST_UPDATED),
 }
 
 
@@ -106,9 +107,10 @@ class SqlThreadStore:
         async with self._sessions.writing() as session:
             thread = await _owned(session, thread_id, owner)
             if thread is not None:
-                thread.meta = {**(thread.meta or {}), **metadata}
-                if touch:
-                    thread.updated_time = now()
+                merged = {**(thread.meta or {}), **metadata}
+                updated = now() if touch else Thread.updated_time
+                query = update(Thread).where(Thread.thread_id == thread_id)
+                await session.execute(query.values(meta=merged, updated_time=updated))
 
     async def delete_thread(self, thread_id: str, *, user_id: UserId = None) -> bool:
         owner = resolve_user_id(user_id, method_name="threads.delete_thread")
