@@ -1,8 +1,8 @@
 """Compares two transcripts of one script, field by field.
 
 Values that differ in every run are replaced first: an identifier by the place of its first appearance, a time
-by whether it has an offset, a folder, a latency. All other values must be equal, or be one of `DIFFERENCES`,
-each with its reason; a reason that is not needed any more is reported as well.
+by whether it has an offset, a folder, a latency or duration. All other values must be equal, or be one of
+`DIFFERENCES`, each with its reason; a reason that is not needed any more is reported as well.
 """
 
 from __future__ import annotations
@@ -206,8 +206,9 @@ class _Plain:
         found = {"status": exchange.status, "path": self._text(exchange.path, f"{step}: path")}
         for place, value in _flat("answer", exchange.answer):
             path = self._text(place, f"{step}: key")
-            if path.endswith(".latency_ms"):
-                found[path] = "<milliseconds>"
+            varying = _varying(step, path)
+            if varying is not None:
+                found[path] = varying
             else:
                 found[path] = self._text(value, f"{step}: {path}") if isinstance(value, str) else value
         return found
@@ -216,6 +217,23 @@ class _Plain:
         plain = text.replace(self._folder, "<folder>")
         plain = _UUID.sub(lambda found: self._names.setdefault(found[0], f"<id of {place}>"), plain)
         return _TIME.sub(lambda found: "<time>" if found[2] else "<time without offset>", plain)
+
+
+_VARYING: Sequence[tuple[str, str, str]] = (
+    (ANY, r".*\.latency_ms", "<milliseconds>"),
+    (ANY, r".*\.(turn_duration|run_durations\..*)", "<whole seconds>"),
+    # The cancelled run before it has as many events as it had time for.
+    ("messages of the background run", r".*\.seq", "<number>"),
+)
+"""Step, path and replacement of values that depend on how long something took."""
+
+
+def _varying(step: str, path: str) -> str | None:
+    """The replacement of such a value; None for any other."""
+    for of_step, of_path, replacement in _VARYING:
+        if re.fullmatch(of_step, step) and re.fullmatch(of_path, path):
+            return replacement
+    return None
 
 
 def _flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
