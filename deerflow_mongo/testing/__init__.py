@@ -30,6 +30,7 @@ from .feedback import FeedbackStoreContract
 from .following import FollowingContract
 from .history import HistoryContract
 from .identifiers import IdentifierContract
+from .leases import LeaseContract
 from .many_rows import ManyRowsContract
 from .model_counts import ModelCountContract
 from .new_after_deletion import NewAfterDeletionContract
@@ -41,6 +42,7 @@ from .run_ownership import RunOwnershipContract
 from .run_updates import RunUpdateContract
 from .runs import RunStoreContract
 from .sizes import SizeContract
+from .status_conditions import StatusConditionContract
 from .storage import StorageContract
 from .thread_metadata import ThreadMetadataContract
 from .thread_search import ThreadSearchContract
@@ -64,6 +66,7 @@ __all__ = [
     "FollowingContract",
     "HistoryContract",
     "IdentifierContract",
+    "LeaseContract",
     "ManyRowsContract",
     "ModelCountContract",
     "NewAfterDeletionContract",
@@ -75,6 +78,7 @@ __all__ = [
     "RunStoreContract",
     "RunUpdateContract",
     "SizeContract",
+    "StatusConditionContract",
     "StorageConformance",
     "StorageContract",
     "ThreadMetadataContract",
@@ -98,6 +102,8 @@ class StorageConformance(
     ModelCountContract,
     RunOwnershipContract,
     AdmissionContract,
+    LeaseContract,
+    StatusConditionContract,
     HistoryContract,
     FeedbackStoreContract,
     VoteContract,
