@@ -120,7 +120,7 @@ class _RawPyMongo:
         given: dict[str, Any] = {**_NEW_RUN, **fields, "stamp_us": clock.stamp_us()}
         await self._runs.insert_one(new_run(**given))
 
-    async def complete_run(self, *, run_id: str, status: str, ended_at: Any = None, **fields: Any) -> None:
+    async def complete_run(self, *, run_id: str, status: str, ended_at: Any = None, **fields: Any) -> bool:
         update = completion_update(
             status,
             counts={name: fields.get(name, 0) for name in COUNT_PATHS},
@@ -128,7 +128,7 @@ class _RawPyMongo:
             texts={name: fields.get(name) for name in _TEXTS},
             ended_stamp_us=stamp_from_optional("ended_at", ended_at),
         )
-        await self._runs.update_one({"_id": run_id}, update)
+        return (await self._runs.update_one({"_id": run_id}, update)).matched_count == 1
 
     async def upsert_vote(
         self, *, run_id: str, thread_id: str, rating: int, user_id: str | None, comment: str | None

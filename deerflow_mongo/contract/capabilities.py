@@ -146,7 +146,7 @@ class Following(Protocol):
 class RunOwnership(Protocol):
     """Runs of several workers, each owned by one of them under a lease; looked for in `storage.runs`.
 
-    A run that is written here occupies its thread while it is active ("pending" or "running"): the database
+    A run that is written here occupies its thread while it is active (one of `ACTIVE_STATUSES`): the database
     allows one active run or reservation of a thread, whatever races. A reservation is a short-lived row of
     another `operation_kind` than "run"; it is in no list of runs but those of this Protocol. A run that is
     written with `operation_kind` None has an owner and a lease, and does not occupy its thread. An

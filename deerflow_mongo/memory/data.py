@@ -17,7 +17,7 @@ from typing import TypeVar
 from weakref import WeakSet
 
 from ..contract import arguments, rows, times
-from ..contract.errors import ArgumentTypeError, StorageClosedError
+from ..contract.errors import StorageClosedError
 
 logger = logging.getLogger(__name__)
 
@@ -167,14 +167,6 @@ def database_time_ms() -> float:
 def optional_time(name: str, value: object) -> str | None:
     """A caller's time as rows have it; None for None."""
     return None if value is None else times.parse_time(name, value).isoformat()
-
-
-def check_keywords(given: Mapping[str, object], fields: type) -> None:
-    """Raise `ArgumentTypeError` for a keyword that is not a field; at run time, `Unpack` accepts any."""
-    for name in given:
-        if name not in fields.__annotations__:
-            expected = ", ".join(sorted(fields.__annotations__))
-            raise ArgumentTypeError(f"unknown keyword argument {name!r}; expected one of {expected}")
 
 
 def log_missing(operation: str, kind: str, row_id: str) -> None:

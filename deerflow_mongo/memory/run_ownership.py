@@ -27,7 +27,7 @@ class MemoryRunOwnership(RunRows, RunOwnership):
     # Writing runs and reservations.
 
     async def put(self, run_id: str, *, thread_id: str, **fields: Unpack[rows.OperationFields]) -> None:
-        data.check_keywords(fields, rows.OperationFields)
+        arguments.check_keywords(fields, rows.OperationFields)
         changes = _operation(run_id, thread_id, fields, "RunOwnership.put")
         stored = self._data.runs.get(changes["run_id"])
         if stored is not None:
@@ -50,7 +50,7 @@ class MemoryRunOwnership(RunRows, RunOwnership):
         lease_expires_at: TimeInput | None,
         **fields: Unpack[rows.AdmissionFields],
     ) -> rows.ThreadOperation:
-        data.check_keywords(fields, rows.AdmissionFields)
+        arguments.check_keywords(fields, rows.AdmissionFields)
         grace_ms = 1_000 * arguments.seconds("grace_seconds", fields.get("grace_seconds", 10))
         operation = {
             **fields,
@@ -108,7 +108,7 @@ class MemoryRunOwnership(RunRows, RunOwnership):
         return True
 
     async def update_run_progress(self, run_id: str, **fields: Unpack[rows.RunProgressFields]) -> bool:
-        data.check_keywords(fields, rows.RunProgressFields)
+        arguments.check_keywords(fields, rows.RunProgressFields)
         given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
         by_model = arguments.model_counts("token_usage_by_model", given.pop("token_usage_by_model", None))
         changes = {
@@ -264,7 +264,7 @@ class _Ending:
 
 
 def _is_active(run: RunRow) -> bool:
-    return run["status"] in rows.OWNED_ACTIVE_STATUSES
+    return run["status"] in rows.ACTIVE_STATUSES
 
 
 def _is_active_of(run: RunRow, owner: str) -> bool:

@@ -70,7 +70,7 @@ class MemoryRunStore(MemoryRunOwnership, RunStore):
         return self._copies(data.oldest_first(found))
 
     async def create(self, run_id: str, thread_id: str, **fields: Unpack[rows.RunCreateFields]) -> None:
-        data.check_keywords(fields, rows.RunCreateFields)
+        arguments.check_keywords(fields, rows.RunCreateFields)
         created_at = data.optional_time("created_at", fields.get("created_at"))
         run: dict[str, Any] = {
             "run_id": arguments.identifier("run_id", run_id),
@@ -104,7 +104,7 @@ class MemoryRunStore(MemoryRunOwnership, RunStore):
     async def update_status(
         self, run_id: str, status: str, **fields: Unpack[rows.RunStatusUpdateFields]
     ) -> bool:
-        data.check_keywords(fields, rows.RunStatusUpdateFields)
+        arguments.check_keywords(fields, rows.RunStatusUpdateFields)
         changes = {"status": arguments.status_text("status", status)}
         for name in ("error", "stop_reason"):
             text = arguments.long_text(name, fields.get(name))
@@ -138,7 +138,7 @@ class MemoryRunStore(MemoryRunOwnership, RunStore):
     async def update_run_completion(
         self, run_id: str, *, status: str, **fields: Unpack[rows.RunCompletionFields]
     ) -> bool:
-        data.check_keywords(fields, rows.RunCompletionFields)
+        arguments.check_keywords(fields, rows.RunCompletionFields)
         status = arguments.status_text("status", status)
         changes: dict[str, Any] = {"status": status}
         for name in rows.COMPLETION_COUNTS:

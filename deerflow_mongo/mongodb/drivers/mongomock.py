@@ -63,7 +63,7 @@ class MongomockCollection(Collection):
     async def update_one(self, query: Document, update: Update) -> int:
         _check_size(update, update)
         before = await self.find_one(query)
-        matched = await super().update_one(_in_known_conditions(query), _in_known_operators(update))
+        matched = await super().update_one(_in_known_conditions(query), _in_known_stages(update))
         if before is not None:
             await self._check_growth(before, update)
         return matched
@@ -82,22 +82,22 @@ class MongomockCollection(Collection):
         return await super().insert_if_absent(query, update)
 
     async def update_many(self, query: Document, update: Update) -> int:
-        return await super().update_many(_in_known_conditions(query), _in_known_operators(update))
+        return await super().update_many(_in_known_conditions(query), _in_known_stages(update))
 
     async def upsert_one(self, query: Document, update: Update) -> None:
         _check_size(update, update)
         before = await self.find_one(query)
-        await super().upsert_one(_in_known_conditions(query), _in_known_operators(update))
+        await super().upsert_one(_in_known_conditions(query), _in_known_stages(update))
         if before is not None:
             await self._check_growth(before, update)
 
     async def update_all(self, query: Document, update: Update) -> int:
-        return await super().update_all(_in_known_conditions(query), _in_known_operators(update))
+        return await super().update_all(_in_known_conditions(query), _in_known_stages(update))
 
     async def find_one_and_update(self, query: Document, update: Update, **options: Any) -> Document | None:
         """The mock looks for the document once more after the update, by its id alone."""
         return await super().find_one_and_update(
-            _in_known_conditions(query), _in_known_operators(update), **options
+            _in_known_conditions(query), _in_known_stages(update), **options
         )
 
     async def aggregate(self, pipeline: list[Document], *, batch_size: int = 100) -> list[Document]:
@@ -226,6 +226,11 @@ def _now() -> datetime:
     """The time of a server, which is in whole milliseconds."""
     now = datetime.now(UTC).replace(tzinfo=None)
     return now.replace(microsecond=now.microsecond // 1_000 * 1_000)
+
+
+def _in_known_stages(update: Update) -> Update:
+    """A pipeline with operators that mongomock knows; what a plain update sets is data."""
+    return _in_known_operators(update) if isinstance(update, list) else update
 
 
 def _in_known_operators(expression: Any, field: str = "") -> Any:
