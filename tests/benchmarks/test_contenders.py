@@ -78,7 +78,7 @@ def _as_rows(raw: agreement.Run, store: agreement.Run) -> agreement.Run:
             row_of = ROW_OF[path.partition(".")[0]]
             if isinstance(answer, list):
                 return list(map(row_of, cast("list[Any]", answer)))
-            return None if answer is None else row_of(answer)
+            return row_of(answer) if isinstance(answer, dict) else answer
 
         return converted
 
