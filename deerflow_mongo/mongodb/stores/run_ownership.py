@@ -157,10 +157,12 @@ class MongoRunOwnership(RunOwnership):
         then the next one to be ended.
         """
         interrupted: list[RunRow] = []
-        for _ in range(_ATTEMPTS):
+        for attempts_left in reversed(range(_ATTEMPTS)):
             try:
                 return ThreadOperation(await self._admit(operation), interrupted)
             except ActiveRunError:
+                if not attempts_left:
+                    raise  # without ending a run that nothing would replace
                 row = await self._interrupt(operation, owner, grace_seconds)
                 if row is not None:
                     interrupted.append(row)
