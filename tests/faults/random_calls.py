@@ -19,11 +19,13 @@ from hypothesis import strategies as st
 
 from deerflow_mongo import AUTO, UNSET, Storage, ThreadMetaCreate
 from deerflow_mongo.contract.methods import METHOD_KINDS, store_of
+from deerflow_mongo.contract.regeneration import EDIT, REGENERATED_RUN, REPLAY_KIND
+from deerflow_mongo.contract.rows import PINNED
 from deerflow_mongo.testing.contract import acting_as
 
 ALICE, BOB = "alice", "bob"
 RUNS, THREADS, USERS = ("r1", "r2", "r.$3"), ("t1", "t2", "t\x00\u00e9"), (ALICE, BOB)
-EVENT_TYPES, EVENT_IDS = ("said", "run.start", "$tool"), ("e1", "e2")
+EVENT_TYPES, EVENT_IDS = ("said", "run.start", "$tool", "ai_message", "llm.ai.response"), ("e1", "e2")
 MAX_COUNT = 2**63 - 1
 
 Strategy: TypeAlias = st.SearchStrategy[Any]
@@ -57,6 +59,7 @@ _NO_RATING = (0, 5, 1.0, 1.5, "1", True, None, -2)
 _NO_METADATA = ([1], "x", 5, {"a": float("nan")}, {"a": [float("inf")]}, {1: "x", "1": "y"})
 _NO_NAMES = ("running", {"$ne": None}, [5], 5, [""])
 _NO_EVENT_TYPES = ("said", {"$ne": None}, [5], [""])
+_NO_IDS = ("r1", {"$ne": None}, [5], [""], ["r1", "a\ud800"], 5, None)
 
 # -- payloads --------------------------------------------------------------------------------------
 
@@ -104,6 +107,26 @@ _METADATA: Strategy = st.dictionaries(_KEYS, PAYLOADS, max_size=3)
 _SEARCHED: Strategy = st.dictionaries(_KEYS, _LEAVES, max_size=1)
 
 
+def _metadata_with(**values: tuple[Any, ...]) -> Strategy:
+    """Metadata in which these keys, that a method compares, have one of these values or are missing."""
+    compared = st.fixed_dictionaries({}, optional={key: st.sampled_from(of) for key, of in values.items()})
+    return _METADATA | st.builds(lambda one, other: {**one, **other}, _METADATA, compared)
+
+
+_RUN_METADATA = _metadata_with(
+    **{
+        REGENERATED_RUN: ("r1", "r1", "r2", "unknown", "a\x00", "\ud83d", "", None, 1, ["r1"], {"$ne": None}),
+        REPLAY_KIND: (EDIT, EDIT, EDIT, "EDIT", "", None, [EDIT], {"$eq": EDIT}),
+    }
+)
+_THREAD_METADATA = _metadata_with(**{PINNED: (True, True, False, None, 1, 1.0, "true", [True], {})})
+_TASKS = ("task", "a.$b\x00", "", "\ud83d")
+_EVENT_METADATA = _metadata_with(
+    task_id=(*_TASKS, None, 5, ["task"]),
+    caller=("lead_agent", "middleware:title", "middleware:", "middleware", "Middleware:x", "", None, 5, ["x"]),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Argument:
     """The valid values of an argument, and those that the contract refuses."""
@@ -123,12 +146,20 @@ _TEXT = _one_of(None, *_TEXTS, refused=_NO_TEXT)
 _COMPLETION_TEXT = _one_of(UNSET, None, *_TEXTS, refused=_NO_TEXT)
 _TIME = _one_of(None, None, *_TIMES, refused=_NO_TIME)
 _STATUS = _one_of(*_STATUSES, refused=_NO_ID)
+_FROM_STATUSES = _one_of(
+    None, None, [], ["running"], ("pending", "starting", "running"), ["success", "p.$"], refused=_NO_NAMES
+)
+_RUN_IDS = _one_of(
+    [], ["r1"], RUNS, ["r1", "r2", "r1"], frozenset({"r2", "r.$3"}), ["unknown", "r1"], refused=_NO_IDS
+)
 _LIMIT = _one_of(0, 1, 2, 3, 100, 2**31, 2**70, refused=_NO_LIMIT)
 _SEQ = _one_of(None, None, 0, 1, 2, 3, 4, 6, -1, 2**70, -(2**70), refused=_NO_SEQ)
 _COUNT = _one_of(*_COUNTS, refused=_NO_COUNT)
 _MODEL = _one_of(*_MODELS, refused=_NO_OPTIONAL_ID)
 _PAYLOAD = Argument(st.none() | _METADATA, _NO_METADATA)
-_MERGED = Argument(_METADATA, _NO_METADATA)
+_OF_RUN = Argument(st.none() | _RUN_METADATA, _NO_METADATA)
+_OF_THREAD = Argument(st.none() | _THREAD_METADATA, _NO_METADATA)
+_MERGED = Argument(_THREAD_METADATA, _NO_METADATA)
 _RATING = _one_of(1, -1, refused=_NO_RATING)
 _ORDER = _one_of("newest_first", "oldest_first", refused=("NEWEST_FIRST", None, 1))
 _BY_MODEL = Argument(
@@ -138,12 +169,13 @@ _BY_MODEL = Argument(
         st.fixed_dictionaries(
             {},
             optional=dict.fromkeys(
-                ("input_tokens", "output_tokens", "total_tokens", "llm_calls"), _COUNT.valid
+                ("input_tokens", "output_tokens", "total_tokens", "llm_calls", "cache_read_tokens"),
+                _COUNT.valid,
             ),
         ),
         max_size=2,
     ),
-    ([], {"m": 5}, {5: {}}, {"m": {"llm_calls": -1}}, {"\ud800": {}}),
+    ([], {"m": 5}, {5: {}}, {"m": {"llm_calls": -1}}, {"m": {"cache_read_tokens": True}}, {"\ud800": {}}),
 )
 _COUNT_NAMES = (
     "total_input_tokens",
@@ -160,7 +192,7 @@ _FEEDBACK_ID = Argument(st.integers(0, 3).map(lambda number: FeedbackId(number))
 _PAGE = {"limit": _LIMIT, "before_seq": _SEQ, "after_seq": _SEQ, "user_id": _USER_ID}
 _EVENT = {
     "content": Argument(PAYLOADS, (float("nan"), [float("inf")])),
-    "metadata": _PAYLOAD,
+    "metadata": Argument(st.none() | _EVENT_METADATA, _NO_METADATA),
     "created_at": _TIME,
     "user_id": _one_of(None, None, *USERS, "", refused=_NO_OPTIONAL_ID),
     "event_id": _one_of(None, None, *EVENT_IDS, refused=("", 5, "x" * 1_025)),
@@ -185,6 +217,9 @@ _ARGUMENTS: Mapping[str, tuple[Mapping[str, Argument], Mapping[str, Argument]]] 
     "runs.get": ({"run_id": _RUN_ID}, {"user_id": _USER_ID}),
     "runs.list_by_thread": ({"thread_id": _THREAD_ID}, {"limit": _LIMIT, "user_id": _USER_ID}),
     "runs.list_pending": ({}, {"before": _TIME}),
+    "runs.get_many_by_thread": ({"thread_id": _THREAD_ID, "run_ids": _RUN_IDS}, {"user_id": _USER_ID}),
+    "runs.list_successful_regenerate_sources": ({"thread_id": _THREAD_ID}, {"user_id": _USER_ID}),
+    "runs.list_edit_regenerate_runs": ({"thread_id": _THREAD_ID}, {"user_id": _USER_ID}),
     "runs.token_usage_by_thread": (
         {"thread_id": _THREAD_ID},
         {
@@ -202,7 +237,7 @@ _ARGUMENTS: Mapping[str, tuple[Mapping[str, Argument], Mapping[str, Argument]]] 
             "assistant_id": _OPTIONAL_ID,
             "user_id": _USER_ID,
             "follow_up_to_run_id": _OPTIONAL_ID,
-            "metadata": _PAYLOAD,
+            "metadata": _OF_RUN,
             "kwargs": _PAYLOAD,
             "model_name": _MODEL,
             "multitask_strategy": _one_of("reject", "enqueue", refused=_NO_ID),
@@ -211,7 +246,14 @@ _ARGUMENTS: Mapping[str, tuple[Mapping[str, Argument], Mapping[str, Argument]]] 
     ),
     "runs.update_status": (
         {"run_id": _RUN_ID, "status": _STATUS},
-        {"started_at": _TIME, "ended_at": _TIME, "metadata": _PAYLOAD, "error": _TEXT},
+        {
+            "started_at": _TIME,
+            "ended_at": _TIME,
+            "metadata": _OF_RUN,
+            "error": _TEXT,
+            "stop_reason": _TEXT,
+            "from_statuses": _FROM_STATUSES,
+        },
     ),
     "runs.set_error": ({"run_id": _RUN_ID, "error": _TEXT}, {}),
     "runs.update_run_completion": (
@@ -221,6 +263,7 @@ _ARGUMENTS: Mapping[str, tuple[Mapping[str, Argument], Mapping[str, Argument]]] 
             **dict.fromkeys(("first_human_message", "last_ai_message", "error"), _COMPLETION_TEXT),
             "ended_at": _TIME,
             "token_usage_by_model": _BY_MODEL,
+            "from_statuses": _FROM_STATUSES,
         },
     ),
     "runs.update_model_name": ({"run_id": _RUN_ID, "model_name": _MODEL}, {}),
@@ -242,6 +285,10 @@ _ARGUMENTS: Mapping[str, tuple[Mapping[str, Argument], Mapping[str, Argument]]] 
         {"limit": _LIMIT, "user_id": _USER_ID, "order": _ORDER},
     ),
     "feedback.list_by_thread_grouped": ({"thread_id": _THREAD_ID, "user_id": _USER_ID}, {}),
+    "feedback.list_by_run_ids": (
+        {"thread_id": _THREAD_ID, "run_ids": _RUN_IDS, "user_id": _USER_ID},
+        {},
+    ),
     "feedback.aggregate_by_run": ({"thread_id": _THREAD_ID, "run_id": _RUN_ID}, {}),
     "feedback.create": (
         {"run_id": _RUN_ID, "thread_id": _THREAD_ID, "rating": _RATING},
@@ -269,7 +316,9 @@ _ARGUMENTS: Mapping[str, tuple[Mapping[str, Argument], Mapping[str, Argument]]] 
             "assistant_id": _OPTIONAL_ID,
             "limit": _LIMIT,
             "offset": _one_of(0, 1, 2, 2**70, refused=_NO_LIMIT),
-            "order": _one_of("newest_first", "last_updated_first", refused=("oldest_first", None)),
+            "order": _one_of(
+                "newest_first", "last_updated_first", "pinned_first", refused=("oldest_first", None)
+            ),
         },
     ),
     "threads.create_thread_meta": (
@@ -284,11 +333,11 @@ _ARGUMENTS: Mapping[str, tuple[Mapping[str, Argument], Mapping[str, Argument]]] 
     ),
     "threads.ensure_thread": (
         {"thread_id": _THREAD_ID},
-        {"assistant_id": _OPTIONAL_ID, "metadata": _PAYLOAD, "user_id": _USER_ID},
+        {"assistant_id": _OPTIONAL_ID, "metadata": _OF_THREAD, "user_id": _USER_ID},
     ),
     "threads.ensure_thread_running": (
         {"thread_id": _THREAD_ID},
-        {"assistant_id": _OPTIONAL_ID, "metadata": _PAYLOAD},
+        {"assistant_id": _OPTIONAL_ID, "metadata": _OF_THREAD},
     ),
     "threads.update_thread_meta": (
         {"thread_id": _THREAD_ID},
@@ -296,13 +345,14 @@ _ARGUMENTS: Mapping[str, tuple[Mapping[str, Argument], Mapping[str, Argument]]] 
             "assistant_id": _OPTIONAL_ID,
             "display_name": _TEXT,
             "status": _one_of(None, *_STATUSES, refused=("", 5, {"$ne": None})),
-            "metadata": _PAYLOAD,
+            "metadata": _OF_THREAD,
+            "owner_id": _one_of(None, None, *USERS, "", refused=_NO_OPTIONAL_ID),
             "user_id": _USER_ID,
         },
     ),
     "threads.merge_thread_metadata": (
         {"thread_id": _THREAD_ID, "metadata": _MERGED},
-        {"user_id": _USER_ID},
+        {"user_id": _USER_ID, "touch": _one_of(True, False, refused=(None, 0, 1, "yes"))},
     ),
     "threads.sync_thread_title": ({"thread_id": _THREAD_ID, "title": _TEXT}, {}),
     "threads.sync_thread_assistant_id": ({"thread_id": _THREAD_ID, "assistant_id": _OPTIONAL_ID}, {}),
@@ -310,7 +360,7 @@ _ARGUMENTS: Mapping[str, tuple[Mapping[str, Argument], Mapping[str, Argument]]] 
         {"thread_id": _THREAD_ID, "status": _one_of(*_STATUSES, refused=("", 5, {}))},
         {},
     ),
-    "threads.sync_thread_metadata": ({"thread_id": _THREAD_ID, "metadata": _PAYLOAD}, {}),
+    "threads.sync_thread_metadata": ({"thread_id": _THREAD_ID, "metadata": _OF_THREAD}, {}),
     "threads.delete_thread": ({"thread_id": _THREAD_ID}, {"user_id": _USER_ID}),
     "run_events.list_messages": ({"thread_id": _THREAD_ID}, _PAGE),
     "run_events.list_events": (
@@ -319,9 +369,15 @@ _ARGUMENTS: Mapping[str, tuple[Mapping[str, Argument], Mapping[str, Argument]]] 
             "event_types": _one_of(
                 None, [], ["said"], ("run.start", "$tool"), ["said", "said"], refused=_NO_EVENT_TYPES
             ),
+            "task_id": _one_of(None, *_TASKS, refused=_NO_TEXT),
             "limit": _LIMIT,
+            "after_seq": _SEQ,
             "user_id": _USER_ID,
         },
+    ),
+    "run_events.get_last_visible_ai_seq_by_run": (
+        {"thread_id": _THREAD_ID, "run_ids": _RUN_IDS},
+        {"user_id": _USER_ID},
     ),
     "run_events.list_messages_by_run": ({"thread_id": _THREAD_ID, "run_id": _RUN_ID}, _PAGE),
     "run_events.count_messages": ({"thread_id": _THREAD_ID}, {"user_id": _USER_ID}),
