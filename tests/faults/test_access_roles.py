@@ -196,7 +196,7 @@ RUN_TIME_OPERATIONS: Mapping[Privilege, Operation] = {
     (schema.RUN_EVENTS, "insert"): ("insert", lambda s: s.run_events.put(**_EVENT)),
     (schema.RUN_EVENTS, "update"): ("update", lambda s: s.run_events.delete_by_thread("t")),
     (schema.RUN_EVENTS, "listIndexes"): _SETUP,
-    (schema.USERS, "insert"): ("insert", lambda s: s.users.create("new", email="new@example.org")),
+    (schema.USERS, "insert"): ("update", lambda s: s.users.create("new", email="new@example.org")),
     (schema.USERS, "update"): ("update", lambda s: s.users.update("u", **_ACCOUNT)),
     (schema.USERS, "listIndexes"): _SETUP,
     (schema.VERSIONS, "listIndexes"): _SETUP,

@@ -26,12 +26,18 @@ from deerflow_mongo import (
 from deerflow_mongo.contract.actor import is_auto
 from deerflow_mongo.contract.capabilities import Following
 from deerflow_mongo.contract.methods import METHOD_KINDS, STORES, store_of
+from deerflow_mongo.contract.regeneration import regenerated_run
 
 from .emptied_database import Opener, emptied_database
 from .random_calls import THREADS, USERS, Call, FeedbackId, calls, creations
 from .settings import bounded
 
-_FOR_ONE_USER = ("feedback.upsert", "feedback.delete_by_run", "feedback.list_by_thread_grouped")
+_FOR_ONE_USER = (
+    "feedback.upsert",
+    "feedback.delete_by_run",
+    "feedback.list_by_thread_grouped",
+    "feedback.list_by_run_ids",
+)
 """Here None is the one anonymous user, and not everybody."""
 
 _PUTS = ("run_events.put", "run_events.put_if_absent", "run_events.put_batch")
@@ -40,11 +46,15 @@ _AUTO_BY_DEFAULT = (
     "runs.list_by_thread",
     "runs.create",
     "runs.delete",
+    "runs.get_many_by_thread",
+    "runs.list_successful_regenerate_sources",
+    "runs.list_edit_regenerate_runs",
     "runs.token_usage_by_thread",
     "threads.get_thread",
     "threads.ensure_thread",
     "threads.search_threads",
 )
+_ANSWERS = ("llm.ai.response", "ai_message")
 _MANY = 10_000
 
 Key = tuple[str, str, int]
@@ -139,26 +149,58 @@ class Outcome:
             assert owner == user, f"{self.call} gives {row!r}"
 
     def _check_changes(self, user: str | None) -> None:
+        new_owner = self._new_owner()
         for key, owners in self.after.changed_since(self.before).items():
-            assert set(owners) == {user}, f"{self.call} changes {key}, which is of {owners}"
+            allowed = [user] if new_owner is None else [user, new_owner]
+            assert set(owners) == {user} or owners == allowed, f"{self.call} changes {key}, of {owners}"
         if self.error is not None:
             others = [name for name in USERS if name != user and name != self.call.actor.user_id]
             assert not any(name in str(self.error) for name in others), str(self.error)
 
+    def _new_owner(self) -> str | None:
+        """To whom the call gives the user's thread."""
+        if self.call.method != "threads.update_thread_meta":
+            return None
+        return cast("str | None", self.call.arguments.get("owner_id"))
+
     def _check_counts(self, user: str | None) -> None:
-        """What is counted or summed is the user's, all of it."""
+        """What is counted, summed or collected is the user's, all of it."""
         given, method = self.call.arguments, self.call.method
         if self.error is not None:
             return
+        if method == "runs.list_successful_regenerate_sources":
+            runs = self._runs_of_thread(user)
+            sources = {regenerated_run(run["metadata"]) for run in runs if run["status"] == "success"}
+            assert self.result == sources - {None}
+        elif method == "run_events.get_last_visible_ai_seq_by_run":
+            self._check_last_answers(user)
+        else:
+            self._check_numbers(user)
+
+    def _check_last_answers(self, user: str | None) -> None:
+        """Each run has the number of the last answer in an event that is the user's, or is left out."""
+        given = self.call.arguments
+        is_open = self.before.is_open_to(self.call, given["thread_id"])
+        last: dict[str, int] = {}
+        for owner, event in self.before.of_kind("event") if is_open else ():
+            is_answer = event["event_type"] in _ANSWERS and event["category"] == "message"
+            is_hidden = str(event["metadata"].get("caller")).startswith("middleware:")
+            if owner == user and event["thread_id"] == given["thread_id"] and is_answer and not is_hidden:
+                last[event["run_id"]] = max(event["seq"], last.get(event["run_id"], 0))
+        assert self.result == {run_id: seq for run_id, seq in last.items() if run_id in given["run_ids"]}
+
+    def _runs_of_thread(self, user: str | None) -> list[Any]:
+        """The user's runs of the thread of the call."""
+        thread_id = self.call.arguments["thread_id"]
+        runs = self.before.of_kind("run")
+        return [run for owner, run in runs if owner == user and run["thread_id"] == thread_id]
+
+    def _check_numbers(self, user: str | None) -> None:
+        given, method = self.call.arguments, self.call.method
         if method == "runs.token_usage_by_thread":
             wanted = given.get("statuses")
-            runs = [
-                run
-                for owner, run in self.before.of_kind("run")
-                if owner == user
-                and run["thread_id"] == given["thread_id"]
-                and (wanted is None or run["status"] in wanted)
-            ]
+            of_thread = self._runs_of_thread(user)
+            runs = [run for run in of_thread if wanted is None or run["status"] in wanted]
             assert self.result["total_runs"] == len(runs)
             assert self.result["total_tokens"] == sum(run["total_tokens"] for run in runs)
         elif method in (
@@ -182,7 +224,7 @@ class Outcome:
         thread_id = self.call.arguments["thread_id"]
         if not self.before.is_open_to(self.call, thread_id):
             assert self.error is None
-            assert self.result in (0, [])
+            assert self.result in (0, [], {})
             assert not self.after.changed_since(self.before)
 
     def _check_put(self) -> None:
