@@ -119,7 +119,7 @@ class MemoryRunEventStore(MemoryStore, RunEventStore, Following):
         run_id = arguments.identifier("run_id", run_id)
         user = arguments.acting_user(user_id, "RunEventStore.list_events")
         types = arguments.names("event_types", event_types)
-        task = None if task_id is None else arguments.long_text("task_id", task_id)
+        task = arguments.optional_text("task_id", task_id)
         found = [
             row
             for row in self._events(thread_id, user, run_id)

@@ -120,9 +120,9 @@ _RUN_METADATA = _metadata_with(
     }
 )
 _THREAD_METADATA = _metadata_with(**{PINNED: (True, True, False, None, 1, 1.0, "true", [True], {})})
-_TASKS = ("task", "a.$b\x00", "", "\ud83d")
+_TASKS = ("task", "a.$b\x00", "")
 _EVENT_METADATA = _metadata_with(
-    task_id=(*_TASKS, None, 5, ["task"]),
+    task_id=(*_TASKS, "\ud83d", None, 5, ["task"]),
     caller=("lead_agent", "middleware:title", "middleware:", "middleware", "Middleware:x", "", None, 5, ["x"]),
 )
 
@@ -369,7 +369,7 @@ _ARGUMENTS: Mapping[str, tuple[Mapping[str, Argument], Mapping[str, Argument]]] 
             "event_types": _one_of(
                 None, [], ["said"], ("run.start", "$tool"), ["said", "said"], refused=_NO_EVENT_TYPES
             ),
-            "task_id": _one_of(None, *_TASKS, refused=_NO_TEXT),
+            "task_id": _one_of(None, *_TASKS, refused=_NO_OPTIONAL_ID),
             "limit": _LIMIT,
             "after_seq": _SEQ,
             "user_id": _USER_ID,
