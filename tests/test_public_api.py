@@ -62,7 +62,7 @@ def test_help_of_a_method_shows_the_contract() -> None:
         (opened.feedback.upsert, "Any number of concurrent calls leave one vote"),
         (opened.threads.ensure_thread, "Raises `ThreadAccessError`"),
         (opened.run_events.put_batch, "those of one thread under consecutive numbers"),
-        (opened.users.get_by_email, "case counts"),
+        (opened.users.get_by_email, "whatever the case of its letters"),
     ):
         assert text in (inspect.getdoc(method) or "")  # what `help` and an editor show
 

@@ -31,6 +31,8 @@ EXAMPLES: dict[str, StorageError] = {
     "ActorMissingError": errors.ActorMissingError("RunStore.get"),
     "ThreadAccessError": errors.ThreadAccessError("thread-1", "use"),
     "RunExistsError": errors.RunExistsError("run-1"),
+    "ActiveRunError": errors.ActiveRunError("thread-1", is_protected=True),
+    "IdempotencyKeyError": errors.IdempotencyKeyError({"run_id": "run-1", "metadata": {"a": [1]}}),
     "ThreadExistsError": errors.ThreadExistsError("thread-1"),
     "UserExistsError": errors.UserExistsError("email"),
 }
