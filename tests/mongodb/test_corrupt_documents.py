@@ -304,13 +304,15 @@ async def test_broken_runs_with_an_owner_are_left_out_and_logged(
     broken = _given_broken(raw_client, database_name, OWNED_RUNS)
     assert len({item.field for item in broken}) > 40
     unreadable, readable = _split(broken)
+    # The server compares numbers of every type with `order`, and nothing else.
+    compared = [item for item in unreadable if item.field != "order" or item.way in ("a fraction", "a decimal")]
     for list_runs, neighbours in (
         (runs.list_inflight, {"broken-99999"}),
         (runs.list_inflight_with_expired_lease, set[str]()),
     ):
         # One list at a time: each logs what it leaves out.
         assert {row["run_id"] for row in await list_runs()} == readable | neighbours
-        _assert_logged(caplog, unreadable, "status", "order")
+        _assert_logged(caplog, compared, "status")
     await _assert_refused(unreadable, lambda item: runs.get(item.document_id, user_id=None))
 
 

@@ -5,7 +5,8 @@ Errors of the driver's own methods are in `drivers/test_errors.py`, run events i
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -23,15 +24,15 @@ from deerflow_mongo import (
     ThreadMetaCreate,
     UserExistsError,
 )
-from deerflow_mongo.mongodb import migrations
+from deerflow_mongo.mongodb import migrations, queries
 
 Raw = MongoClient[dict[str, Any]]
 
 ACCOUNT: dict[str, Any] = {
     "password_hash": None,
     "system_role": "user",
-    "oauth_provider": None,
-    "oauth_id": None,
+    "oauth_provider": "github",
+    "oauth_id": "u",
     "needs_setup": False,
     "token_version": 0,
 }
@@ -47,7 +48,7 @@ REFUSED_WRITES: dict[str, tuple[type[StorageError], Callable[[MongoStorage], Awa
         lambda s: s.threads.ensure_thread(thread_id="t", user_id="bob"),
     ),
     "users.create": (UserExistsError, lambda s: s.users.create("u", email="other@example.org")),
-    "users.update": (UserExistsError, lambda s: s.users.update("v", email="u@example.org", **ACCOUNT)),
+    "users.update": (UserExistsError, lambda s: s.users.update("v", email="v@example.org", **ACCOUNT)),
     "feedback.upsert": (
         StorageError,
         lambda s: s.feedback.upsert(run_id="r", thread_id="t", rating=1, user_id="alice"),
@@ -56,8 +57,10 @@ REFUSED_WRITES: dict[str, tuple[type[StorageError], Callable[[MongoStorage], Awa
 
 
 @pytest.fixture
-def storage(mongodb_url: str, database_name: str) -> MongoStorage:
-    return MongoStorage.open({"url": mongodb_url, "database": database_name})
+async def storage(mongodb_url: str, database_name: str) -> AsyncIterator[MongoStorage]:
+    # Closed after a failure too: a client that stays open fails a later test.
+    async with aclosing(MongoStorage.open({"url": mongodb_url, "database": database_name})) as opened:
+        yield opened
 
 
 @pytest.mark.parametrize("method", REFUSED_WRITES)
@@ -69,7 +72,9 @@ async def test_refused_write_has_the_drivers_error_as_cause(
         await storage.runs.create("r", "t", user_id="alice")
         await storage.threads.create_thread_meta(ThreadMetaCreate(thread_id="t", user_id="alice"))
         for user_id in ("u", "v"):
-            await storage.users.create(user_id, email=f"{user_id}@example.org")
+            await storage.users.create(
+                user_id, email=f"{user_id}@example.org", oauth_provider="github", oauth_id=user_id
+            )
         # A vote never finds the document that makes its insert fail.
         feedback = raw_client[database_name]["feedback"]
         feedback.create_index("thread_id", unique=True)
@@ -77,6 +82,27 @@ async def test_refused_write_has_the_drivers_error_as_cause(
         with pytest.raises(kind) as refused:
             await call(storage)
         assert type(refused.value) is kind
+        assert isinstance(refused.value.__cause__, DriverDuplicateKeyError)
+
+
+async def test_email_that_a_racing_account_takes_has_the_drivers_error_as_cause(
+    storage: MongoStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An update looks for the email before it writes; a taken email that it finds has no driver's error."""
+    fields = {**ACCOUNT, "oauth_provider": None, "oauth_id": None}
+    async with storage:
+        await storage.users.create("u", email="u@example.org")
+        await storage.users.create("v", email="v@example.org")
+        with pytest.raises(UserExistsError) as found:
+            await storage.users.update("v", email="U@example.org", **fields)
+        assert (found.value.taken, found.value.__cause__) == ("email", None)
+        other_user_with_email = queries.other_user_with_email
+        monkeypatch.setattr(
+            queries, "other_user_with_email", lambda user_id, _: other_user_with_email(user_id, "free")
+        )
+        with pytest.raises(UserExistsError) as refused:
+            await storage.users.update("v", email="U@example.org", **fields)
+        assert refused.value.taken == "email"
         assert isinstance(refused.value.__cause__, DriverDuplicateKeyError)
 
 
@@ -113,7 +139,6 @@ async def test_setup_that_an_index_prevents_has_the_drivers_error_as_cause(
     with pytest.raises(StorageConfigError, match="cannot be created") as refused:
         await storage.setup()
     assert isinstance(refused.value.__cause__, OperationFailure)
-    await storage.aclose()
 
 
 @pytest.mark.usefixtures("unseen_conflicts")
@@ -124,8 +149,9 @@ async def test_setup_that_duplicates_prevent_has_the_drivers_error_as_cause(
     await storage.users.create("u", email="same")
     users = raw_client[database_name]["users"]
     users.drop_index("one_account_per_email")
-    await storage.users.create("v", email="same")
+    account = users.find_one({"_id": "u"})
+    assert account is not None
+    users.insert_one({**account, "_id": "v"})
     with pytest.raises(StorageConfigError, match="contains duplicates") as refused:
         await storage.setup()
     assert isinstance(refused.value.__cause__, OperationFailure)
-    await storage.aclose()
