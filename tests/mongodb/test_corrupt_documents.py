@@ -305,7 +305,9 @@ async def test_broken_runs_with_an_owner_are_left_out_and_logged(
     assert len({item.field for item in broken}) > 40
     unreadable, readable = _split(broken)
     # The server compares numbers of every type with `order`, and nothing else.
-    compared = [item for item in unreadable if item.field != "order" or item.way in ("a fraction", "a decimal")]
+    compared = [
+        item for item in unreadable if item.field != "order" or item.way in ("a fraction", "a decimal")
+    ]
     for list_runs, neighbours in (
         (runs.list_inflight, {"broken-99999"}),
         (runs.list_inflight_with_expired_lease, set[str]()),

@@ -89,17 +89,19 @@ async def test_email_that_a_racing_account_takes_has_the_drivers_error_as_cause(
     storage: MongoStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An update looks for the email before it writes; a taken email that it finds has no driver's error."""
-    fields = {**ACCOUNT, "oauth_provider": None, "oauth_id": None}
+    fields: dict[str, Any] = {**ACCOUNT, "oauth_provider": None, "oauth_id": None}
     async with storage:
         await storage.users.create("u", email="u@example.org")
         await storage.users.create("v", email="v@example.org")
         with pytest.raises(UserExistsError) as found:
             await storage.users.update("v", email="U@example.org", **fields)
         assert (found.value.taken, found.value.__cause__) == ("email", None)
-        other_user_with_email = queries.other_user_with_email
-        monkeypatch.setattr(
-            queries, "other_user_with_email", lambda user_id, _: other_user_with_email(user_id, "free")
-        )
+        look = queries.other_user_with_email
+
+        def look_before_the_other(user_id: str, email: str) -> queries.Query:
+            return look(user_id, f"not yet {email}")
+
+        monkeypatch.setattr(queries, "other_user_with_email", look_before_the_other)
         with pytest.raises(UserExistsError) as refused:
             await storage.users.update("v", email="U@example.org", **fields)
         assert refused.value.taken == "email"

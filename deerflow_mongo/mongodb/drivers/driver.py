@@ -19,7 +19,7 @@ from pymongo.driver_info import DriverInfo
 from pymongo.read_concern import ReadConcern
 
 from ... import __version__
-from ...contract.errors import StorageClosedError, StorageConfigError, StorageError
+from ...contract.errors import StorageClosedError, StorageConfigError, StorageError, StorageUnavailableError
 from .collection import Collection, Document
 from .errors import INDEX_NOT_FOUND_CODE, code_of, no_answer, translating
 from .event_loop import Owner, error_of_other_loop
@@ -219,6 +219,10 @@ class Driver(ABC):
         try:
             with translating(operation, namespace), self.time_limit.call():
                 return await target.command(document)
+        except StorageUnavailableError as error:
+            if self._closed:  # the driver reports what its close interrupted as a lost connection
+                raise StorageClosedError from error.__cause__
+            raise
         except TimeoutError as error:
             raise no_answer(operation, namespace, self.time_limit.effective_ms) from error
         except RuntimeError as error:

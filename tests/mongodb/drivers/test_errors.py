@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from bson.errors import InvalidDocument
-from pymongo import errors
+from pymongo import WriteConcern, errors
 
 from deerflow_mongo import (
     InvalidPayloadError,
@@ -24,6 +24,7 @@ from deerflow_mongo import (
 )
 from deerflow_mongo.mongodb.drivers.changes import changes, max_await_ms
 from deerflow_mongo.mongodb.drivers.collection import Collection
+from deerflow_mongo.mongodb.drivers.driver import DriverOptions
 from deerflow_mongo.mongodb.drivers.errors import (
     SERVER_ERRORS,
     UNAVAILABLE_LABELS,
@@ -34,6 +35,7 @@ from deerflow_mongo.mongodb.drivers.errors import (
     translating,
 )
 from deerflow_mongo.mongodb.drivers.event_loop import Owner
+from deerflow_mongo.mongodb.drivers.pymongo_async import PyMongoDriver
 from deerflow_mongo.mongodb.drivers.time_limit import TimeLimit
 
 NAMESPACE = "deerflow.runs"
@@ -310,6 +312,29 @@ async def test_operation_that_a_close_interrupted_reports_a_closed_storage(metho
     with pytest.raises(StorageClosedError) as refused:
         await call(Collection(driver, "runs"))
     assert refused.value.__cause__ is driver.error
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+async def test_command_that_a_close_interrupted_reports_a_closed_storage(is_closed: bool) -> None:
+    lost = errors.AutoReconnect("connection pool paused")
+
+    class Database:
+        async def command(self, document: dict[str, Any]) -> None:
+            if is_closed:
+                await driver.close()
+            raise lost
+
+    def database(*_: object, **__: object) -> Database:
+        return Database()
+
+    async def options() -> DriverOptions:
+        return DriverOptions("mongodb://localhost", "deerflow", 25_000)
+
+    client = SimpleNamespace(write_concern=WriteConcern(), get_database=database)
+    driver = PyMongoDriver(options, 25_000, client)
+    with pytest.raises(StorageClosedError if is_closed else StorageUnavailableError) as refused:
+        await driver.list_indexes("runs")
+    assert refused.value.__cause__ is lost
 
 
 async def test_change_stream_names_its_command_and_has_the_drivers_error_as_cause() -> None:
