@@ -123,7 +123,17 @@ _THREAD_METADATA = _metadata_with(**{PINNED: (True, True, False, None, 1, 1.0, "
 _TASKS = ("task", "a.$b\x00", "")
 _EVENT_METADATA = _metadata_with(
     task_id=(*_TASKS, "\ud83d", None, 5, ["task"]),
-    caller=("lead_agent", "middleware:title", "middleware:", "middleware", "Middleware:x", "", None, 5, ["x"]),
+    caller=(
+        "lead_agent",
+        "middleware:title",
+        "middleware:",
+        "middleware",
+        "Middleware:x",
+        "",
+        None,
+        5,
+        ["x"],
+    ),
 )
 
 

@@ -37,6 +37,8 @@ Call: TypeAlias = tuple[str, tuple[Any, ...], dict[str, Any]]
 CALLS = 400
 LONG_AGO = datetime(2025, 1, 1, tzinfo=UTC)
 OUR_KEYS = ("started_at", "ended_at")
+RETURN_NOTHING = ("update_status", "update_run_completion")
+"""In releases before 2.0.0; later ones return whether the run was changed, as ours do."""
 SQL_METADATA = ("content_is_json", "content_is_dict")
 CONTENTS = ["", "text", '{"a": 1}', {}, {"type": "ai", "content": [{"t": "ü"}]}, ["x"], 5, True, "é" * 6_000]
 VALUES = [0, 1, -1, True, False, None, "1", "true", "", "ü", 2.5, 2**40]
@@ -290,6 +292,8 @@ async def test_random_calls_get_the_answers_of_the_sql_store(
             user = None  # with a bound user ours sums that user's runs only
         expected = await sql.answer(user, method, arguments, options)
         answer = await ours.answer(user, method, arguments, options)
+        if method in RETURN_NOTHING and expected is None and isinstance(answer, bool):
+            answer = None
         assert answer == expected, (number, user, method, arguments, options)
         answers.add(f"{method} {bool(answer)}")
     assert len(answers) > 10
