@@ -165,7 +165,7 @@ class Outcome:
 
     def _check_counts(self, user: str | None) -> None:
         """What is counted, summed or collected is the user's, all of it."""
-        given, method = self.call.arguments, self.call.method
+        method = self.call.method
         if self.error is not None:
             return
         if method == "runs.list_successful_regenerate_sources":

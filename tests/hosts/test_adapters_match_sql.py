@@ -290,6 +290,10 @@ async def test_random_calls_get_the_answers_of_the_sql_store(
         user = draw.one_of("alice", "bob", None, UUID(int=5))
         if method == "aggregate_tokens_by_thread":
             user = None  # with a bound user ours sums that user's runs only
+        if call is run_call and method == "put":
+            known = await sql.answer(None, "get", arguments, {"user_id": None})
+            if known is not None:
+                continue  # ours replaces the fields of a known run, so that a repeated call changes nothing
         expected = await sql.answer(user, method, arguments, options)
         answer = await ours.answer(user, method, arguments, options)
         if method in RETURN_NOTHING and expected is None and isinstance(answer, bool):
