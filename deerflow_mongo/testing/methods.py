@@ -11,7 +11,7 @@ from ..contract.rows import ThreadMetaCreate
 from .contract import ALICE, RUN, THREAD
 
 REQUIRED = frozenset({"run_id", "thread_id", "feedback_id"})
-OPTIONAL = frozenset({"user_id", "owner_id", "assistant_id", "message_id", "follow_up_to_run_id"})
+OPTIONAL = frozenset({"user_id", "owner_id", "assistant_id", "message_id", "follow_up_to_run_id", "task_id"})
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ METHODS: tuple[Method, ...] = (
     Method("run_events.put", {**_OF_RUN, **_EVENT, "user_id": ALICE}),
     Method("run_events.put_if_absent", {**_OF_RUN, **_EVENT, "user_id": ALICE}),
     Method("run_events.list_messages", {"thread_id": THREAD, "user_id": ALICE}),
-    Method("run_events.list_events", {**_OF_RUN, "user_id": ALICE}),
+    Method("run_events.list_events", {**_OF_RUN, "user_id": ALICE, "task_id": "task"}),
     Method("run_events.list_messages_by_run", {**_OF_RUN, "user_id": ALICE}),
     Method(
         "run_events.get_last_visible_ai_seq_by_run",

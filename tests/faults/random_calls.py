@@ -110,7 +110,7 @@ _SEARCHED: Strategy = st.dictionaries(_KEYS, _LEAVES, max_size=1)
 def _metadata_with(**values: tuple[Any, ...]) -> Strategy:
     """Metadata in which these keys, that a method compares, have one of these values or are missing."""
     compared = st.fixed_dictionaries({}, optional={key: st.sampled_from(of) for key, of in values.items()})
-    return _METADATA | st.builds(lambda one, other: {**one, **other}, _METADATA, compared)
+    return _METADATA | st.tuples(_METADATA, compared).map(lambda parts: {**parts[0], **parts[1]})
 
 
 _RUN_METADATA = _metadata_with(
@@ -119,7 +119,7 @@ _RUN_METADATA = _metadata_with(
         REPLAY_KIND: (EDIT, EDIT, EDIT, "EDIT", "", None, [EDIT], {"$eq": EDIT}),
     }
 )
-_THREAD_METADATA = _metadata_with(**{PINNED: (True, True, False, None, 1, 1.0, "true", [True], {})})
+_THREAD_METADATA = _metadata_with(**{PINNED: (True, True, False, None, 1, 1.0, "true", [True])})
 _TASKS = ("task", "a.$b\x00", "")
 _EVENT_METADATA = _metadata_with(
     task_id=(*_TASKS, "\ud83d", None, 5, ["task"]),

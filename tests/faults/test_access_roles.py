@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,17 +23,20 @@ from deerflow_mongo.mongodb import roles, schema
 from deerflow_mongo.mongodb.checkpointer import CHECKPOINT_WRITES, CHECKPOINTS
 from deerflow_mongo.testing import (
     AccountContract,
+    AdmissionContract,
     EventPageContract,
     FeedbackStoreContract,
     FollowingContract,
     NewAfterDeletionContract,
     RunEventContract,
+    RunOwnershipContract,
     RunStoreContract,
     ThreadStoreContract,
     TokenUsageContract,
     case,
 )
-from deerflow_mongo.testing.methods import METHODS
+from deerflow_mongo.testing.contract import RUN
+from deerflow_mongo.testing.methods import METHODS, OWNERSHIP_METHODS
 
 from ..child_processes import run_child
 from .secured_server import SecuredServer, running_secured_server
@@ -93,6 +96,8 @@ class TestTheRestAsTheRunTimeUser(
     NewAfterDeletionContract,
     FollowingContract,
     AccountContract,
+    RunOwnershipContract,
+    AdmissionContract,
 ):
     """In the short form, every method once, below."""
 
@@ -103,6 +108,31 @@ async def test_run_time_user_may_call_every_method(secured: SecuredServer) -> No
         for method in METHODS:
             with case(method.path):
                 await method(storage)
+        for method in OWNERSHIP_METHODS:
+            with case(method.path):
+                await method(storage)
+                await storage.runs.delete(RUN, user_id=None)  # several methods create it
+
+
+@pytest.mark.usefixtures("set_up")
+@pytest.mark.parametrize("role", [roles.SETUP_ROLE, roles.RUN_TIME_ROLE])
+async def test_either_user_gives_keys_to_the_accounts_of_an_older_release(
+    secured: SecuredServer, role: str
+) -> None:
+    """Which needs the right to update accounts, and none to insert any."""
+    users = secured.database[schema.USERS]
+    async with _storage(secured, roles.RUN_TIME_ROLE) as storage:
+        await storage.users.create("old", email="old@example.org")
+    users.update_one({"_id": "old"}, {"$set": {"email": "Old@Example.org"}, "$unset": {"email_key": ""}})
+    storage = _storage(secured, role)
+    with _one_less(secured, role, (schema.USERS, "update")):
+        await _assert_refused(storage.setup(), "update", schema.USERS)
+    with _one_less(secured, role, (schema.USERS, "insert")) if role == roles.RUN_TIME_ROLE else nullcontext():
+        await storage.setup()
+    await storage.aclose()
+    stored = users.find_one_and_delete({"_id": "old"})
+    assert stored is not None
+    assert stored["email_key"] == "old@example.org"
 
 
 # -- one privilege less ----------------------------------------------------------------------------
