@@ -108,8 +108,8 @@ _SEARCHED: Strategy = st.dictionaries(_KEYS, _LEAVES, max_size=1)
 
 
 def _metadata_with(**values: tuple[Any, ...]) -> Strategy:
-    """Metadata in which these keys, that a method compares, have one of these values or are missing."""
-    compared = st.fixed_dictionaries({}, optional={key: st.sampled_from(of) for key, of in values.items()})
+    """Metadata in which these keys, that a method compares, have one of these values, or any metadata."""
+    compared = st.fixed_dictionaries({key: st.sampled_from(of) for key, of in values.items()})
     return _METADATA | st.tuples(_METADATA, compared).map(lambda parts: {**parts[0], **parts[1]})
 
 
@@ -167,8 +167,8 @@ _SEQ = _one_of(None, None, 0, 1, 2, 3, 4, 6, -1, 2**70, -(2**70), refused=_NO_SE
 _COUNT = _one_of(*_COUNTS, refused=_NO_COUNT)
 _MODEL = _one_of(*_MODELS, refused=_NO_OPTIONAL_ID)
 _PAYLOAD = Argument(st.none() | _METADATA, _NO_METADATA)
-_OF_RUN = Argument(st.none() | _RUN_METADATA, _NO_METADATA)
-_OF_THREAD = Argument(st.none() | _THREAD_METADATA, _NO_METADATA)
+_OF_RUN = Argument(_RUN_METADATA | st.none(), _NO_METADATA)
+_OF_THREAD = Argument(_THREAD_METADATA | st.none(), _NO_METADATA)
 _MERGED = Argument(_THREAD_METADATA, _NO_METADATA)
 _RATING = _one_of(1, -1, refused=_NO_RATING)
 _ORDER = _one_of("newest_first", "oldest_first", refused=("NEWEST_FIRST", None, 1))
@@ -473,6 +473,8 @@ _VALID_EVENT = {"thread_id": "t1", "run_id": "r1", "event_type": "said", "catego
 
 def calls_of(method: str, *, with_refused: bool = True) -> Strategy:
     """Calls of one method by any actor."""
+    if method == "regenerations":
+        return _REGENERATIONS
     if method == "run_events.put_batch":
         arguments: Strategy = _batches(with_refused=with_refused)
     else:
@@ -480,8 +482,24 @@ def calls_of(method: str, *, with_refused: bool = True) -> Strategy:
     return st.builds(Call, st.just(method), arguments, ACTORS)
 
 
+_REGENERATIONS: Strategy = st.builds(
+    Call,
+    st.just("runs.create"),
+    st.fixed_dictionaries(
+        {
+            "run_id": st.sampled_from(RUNS),
+            "thread_id": st.sampled_from(THREADS),
+            "user_id": st.sampled_from((None, *USERS)),
+            "status": st.just("success"),
+            "metadata": _RUN_METADATA,
+        }
+    ),
+    st.just(NOBODY),
+)
+"""Successful runs that most often repeat another one: by chance few have all that the lists look for."""
+
 _CREATING = {
-    "runs": ("runs.create",),
+    "runs": ("runs.create", "regenerations"),
     "feedback": ("feedback.create", "feedback.upsert"),
     "threads": ("threads.create_thread_meta",),
     "run_events": ("threads.create_thread_meta", "run_events.put", "run_events.put_batch"),

@@ -29,6 +29,11 @@ STEP_US = 377
 """Between two calls; several of them are within one millisecond, which is what a BSON date can tell apart."""
 
 _REFUSALS = (InvalidArgumentError, InvalidPayloadError, ActorMissingError)
+_OF_ALL_RUNS = (
+    "runs.token_usage_by_thread",
+    "runs.list_successful_regenerate_sources",
+    "runs.list_edit_regenerate_runs",
+)
 _NO_ID = "00000000-0000-4000-8000-000000000000"
 
 
@@ -133,13 +138,14 @@ def everything() -> list[Call]:
     many = 10_000
     return [
         Call("threads.search_threads", {"user_id": None, "limit": many}, NOBODY),
+        Call("threads.search_threads", {"user_id": None, "limit": many, "order": "pinned_first"}, NOBODY),
         Call("runs.list_pending", {"before": "9999-12-31T23:59:59.999999+00:00"}, NOBODY),
         *(
             call
             for thread_id in THREADS
             for call in (
                 Call("runs.list_by_thread", {"thread_id": thread_id, "user_id": None, "limit": many}, NOBODY),
-                Call("runs.token_usage_by_thread", {"thread_id": thread_id, "user_id": None}, NOBODY),
+                *(Call(method, {"thread_id": thread_id, "user_id": None}, NOBODY) for method in _OF_ALL_RUNS),
                 Call("feedback.list_by_thread", {"thread_id": thread_id, "limit": many}, NOBODY),
                 Call("run_events.list_thread_events", {"thread_id": thread_id, "limit": many}, NOBODY),
             )
