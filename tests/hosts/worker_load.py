@@ -245,7 +245,9 @@ class User:
 def look(site: Site, counts: Counts) -> None:
     """Look at the active runs: two of one thread, and those that nobody has recovered in time."""
     now = datetime.now(UTC)
-    active = list(site.runs.find(_ACTIVE))
+    # Of one moment: an ordinary scan may return a run that ends meanwhile, and the next one of its thread.
+    with site.runs.database.client.start_session(snapshot=True) as session:
+        active = list(site.runs.find(_ACTIVE, session=session))
     counts.looks += 1
     by_thread = Counter(row["thread_id"] for row in active)
     counts.two_active |= {thread_id for thread_id, number in by_thread.items() if number > 1}
