@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Final
 
+from ...contract.rows import OwnedRunRow
 from ..deerflow import import_deerflow
 from ..encodable import encodable
 
@@ -22,15 +23,7 @@ PASSES_COUNTS_BY_MODEL: Final[bool] = (
 )
 """Whether a completion has counts by model: releases from 2.0 on."""
 
-_OWNERSHIP_KEYS: Final = (
-    "operation_kind",
-    "stop_reason",
-    "owner_worker_id",
-    "lease_expires_at",
-    "cancel_action",
-    "cancel_requested_at",
-    "idempotency_key",
-)
+_OWNERSHIP_KEYS: Final = tuple(OwnedRunRow.__annotations__.keys() - {"token_usage_by_model"})
 
 _MODEL_COUNTS: Final = ("input_tokens", "output_tokens", "total_tokens")
 _OPTIONAL_MODEL_COUNT: Final = "cache_read_tokens"
