@@ -216,10 +216,6 @@ def _connections(raw: Raw, application: str) -> int:
     return len(list(raw.admin.aggregate(stages)))
 
 
-# PyMongo leaves a connection to the collector when the call is cancelled while it is being made.
-@pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <function _SelectorTransport:pytest.PytestUnraisableExceptionWarning"
-)
 @pytest.mark.parametrize("driver", ["pymongo", "motor"])
 async def test_cancelled_calls_leave_nothing_broken(
     driver: str, mongodb_url: str, raw_client: Raw, database_name: str, reported: list[str]

@@ -46,10 +46,6 @@ async def _cancel_after(call: Awaitable[Any], delay_s: float) -> bool:
     return task.cancelled()
 
 
-# PyMongo leaves a connection to the collector when the call is cancelled while it is being made.
-@pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <function _SelectorTransport:pytest.PytestUnraisableExceptionWarning"
-)
 class CancellationContract(DriverFixtures):
     @pytest.fixture(autouse=True)
     def collected(self) -> Iterator[None]:
