@@ -1,0 +1,1 @@
+"""LangGraph checkpoints of any size in the storage's database."""

@@ -1,0 +1,178 @@
+"""Cuts a serialised value into pieces, so that a change of the value changes the pieces near it only.
+
+A piece is a run of whole elements. It ends where the checksum of its last element demands it, whatever stands
+before, so that two values with the same elements have the same pieces there. Pure computation: what an
+element is and how it is serialised is decided in `values.py`, and nothing here knows LangGraph or a database.
+The boundaries are part of the format: other ones would read the same and share nothing with what is stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+from zlib import crc32
+
+from ..documents.encoding import UnreadableError
+
+KEY_BYTES: Final = 16
+
+MAX_PIECE_BYTES: Final = 4 * 1024 * 1024
+MAX_TAIL_BYTES: Final = 8 * 1024
+"""An open rest up to this size stands in the checkpoint's document; a larger one becomes a piece."""
+
+AVERAGE_BYTES: Final = 4 * 1024
+MAX_AVERAGE_BYTES: Final = 1024 * 1024
+_PIECES_PER_DOUBLING: Final = 1024
+_MIN_PART_BYTES: Final = 16 * 1024
+_PARTS_PER_ELEMENT: Final = 8
+
+MAX_INLINE_KEYS: Final = 128
+"""A value with more pieces than this has node pieces."""
+
+_MIN_NODE_KEYS: Final = 16
+_MAX_NODE_KEYS: Final = 256
+_NODE_END: Final = 4  # of 256: a node ends after every 64th key on average, from the minimum on
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One document's worth of a value. `elements` is how many elements end in it."""
+
+    key: bytes
+    data: bytes
+    elements: int
+
+
+def piece_key(data: bytes, elements: int) -> bytes:
+    digest = hashlib.sha256(elements.to_bytes(8, "big"), usedforsecurity=False)
+    digest.update(data)
+    return digest.digest()[:KEY_BYTES]
+
+
+def new_piece(data: bytes, elements: int) -> Piece:
+    return Piece(piece_key(data, elements), data, elements)
+
+
+def average_at(offset: int, base: int = AVERAGE_BYTES) -> int:
+    """The average size of a piece that starts at `offset`: it grows in powers of two with the offset.
+
+    It depends on what stands before and not on the whole size, which is unknown until everything is
+    serialised: nothing is cut anew when a value grows.
+    """
+    share = offset // _PIECES_PER_DOUBLING
+    if share < 2 * base:
+        return base
+    return min(1 << (share.bit_length() - 1), MAX_AVERAGE_BYTES)
+
+
+def part_size(size: int) -> int:
+    """The size of the parts of one element (or of a whole value) of `size` bytes."""
+    share = size // _PARTS_PER_ELEMENT
+    return max(_MIN_PART_BYTES, min(1 << max(share.bit_length() - 1, 0), MAX_PIECE_BYTES))
+
+
+def parts_of(data: bytes, elements: int = 1) -> Iterator[Piece]:
+    """Parts of a fixed size; only the last one counts the elements."""
+    step, end = part_size(len(data)), len(data)
+    view = memoryview(data)
+    for start in range(0, end, step):
+        yield new_piece(bytes(view[start : start + step]), elements if start + step >= end else 0)
+
+
+class Cutter:
+    """Groups elements into pieces. `add` each in order, then `finish`; both return the pieces that closed."""
+
+    def __init__(self, average: int = AVERAGE_BYTES) -> None:
+        self.size = 0
+        self.elements = 0
+        self.keys: list[bytes] = []
+        self.tail = b""
+        self._base = average
+        self._open: list[tuple[bytes, int]] = []
+        self._open_size = 0
+        self._set_limits()
+
+    def add(self, data: bytes, elements: int = 1) -> Sequence[Piece]:
+        """Add the bytes of one element, or of some that are never separated."""
+        size = len(data)
+        self.size += size
+        self.elements += elements
+        closed: Sequence[Piece] = ()
+        if self._open_size + size > self._maximum:
+            closed = self._closed(self.size - size)
+            if size > self._maximum:
+                parts = list(parts_of(data, elements))
+                self.keys.extend(part.key for part in parts)
+                self._set_limits()
+                return [*closed, *parts]
+        self._open.append((data, elements))
+        self._open_size += size
+        if self._open_size >= self._minimum and (size >= self._span or crc32(data) * self._span < size << 32):
+            return [*closed, *self._closed(self.size)]
+        return closed
+
+    def finish(self) -> Sequence[Piece]:
+        """Cut the open rest: into pieces of the smallest average, and a tail that is no piece.
+
+        Where pieces are large, the rest is large too and would be stored anew after each appended element.
+        """
+        if self._average > self._base:
+            rest = Cutter(self._base)
+            pieces = [piece for data, elements in self._open for piece in rest.add(data, elements)]
+            pieces.extend(rest.finish())
+            self.keys.extend(rest.keys)
+            self.tail = rest.tail
+            return pieces
+        if self._open_size > MAX_TAIL_BYTES:
+            return self._closed(self.size)
+        self.tail = b"".join(data for data, _ in self._open)
+        return ()
+
+    def _closed(self, offset: int) -> Sequence[Piece]:
+        """The open elements as a piece; the next one starts at `offset`."""
+        if not self._open:
+            return ()
+        if len(self._open) == 1:
+            piece = new_piece(*self._open[0])
+        else:
+            piece = new_piece(
+                b"".join(data for data, _ in self._open), sum(elements for _, elements in self._open)
+            )
+        self.keys.append(piece.key)
+        self._open.clear()
+        self._open_size = 0
+        self._set_limits(offset)
+        return (piece,)
+
+    def _set_limits(self, offset: int | None = None) -> None:
+        self._average = average_at(self.size if offset is None else offset, self._base)
+        self._minimum = self._average // 4
+        self._span = self._average - self._minimum
+        self._maximum = self._average * 4
+
+
+def nodes_of(keys: Sequence[bytes]) -> tuple[list[Piece], list[bytes]]:
+    """The node pieces that hold the first of `keys`, and the keys after the last node."""
+    if len(keys) <= MAX_INLINE_KEYS:
+        return [], list(keys)
+    nodes: list[Piece] = []
+    start = 0
+    for end, key in enumerate(keys, 1):
+        count = end - start
+        if count >= _MIN_NODE_KEYS and (key[0] < _NODE_END or count == _MAX_NODE_KEYS):
+            nodes.append(new_piece(b"".join(keys[start:end]), count))
+            start = end
+    return nodes, list(keys[start:])
+
+
+def joined_keys(keys: Iterable[bytes]) -> bytes:
+    return b"".join(keys)
+
+
+def split_keys(data: object) -> list[bytes]:
+    """The keys in the bytes of a node, or of a document's field."""
+    if not isinstance(data, bytes) or not data or len(data) % KEY_BYTES:
+        raise UnreadableError
+    return [data[start : start + KEY_BYTES] for start in range(0, len(data), KEY_BYTES)]
