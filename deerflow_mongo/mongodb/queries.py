@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 
+from bson import MaxKey
+
 from ..contract.arguments import acting_user, filter_text, identifier, identifiers, names, optional_text
 from ..contract.regeneration import EDIT
 from ..contract.rows import ACTIVE_STATUSES, ENDED_STATUSES, MAX_COUNT, MESSAGE, PENDING
+from .documents import checkpoints
 from .documents.run_events import ANCHOR_SEQ, DELETION
 from .documents.run_ownership import CANCEL_ACTION, IDEMPOTENCY_KEY, KIND, LEASE_MS, OWNER, lease_has_expired
 from .documents.runs import REGENERATED_RUN_PATH, REPLAY_KIND_PATH
@@ -432,3 +435,96 @@ def of_version_between(schema_version: int, first: Any, last: Any) -> Query:
 
 def database_version_without_retention() -> Query:
     return {**database_version(), RETENTION_MARK: None}
+
+
+# -- checkpoints -----------------------------------------------------------------------------------
+
+_IS_CHECKPOINT: Query = {checkpoints.METADATA: {"$exists": True}}
+"""As the partial indexes have it (`schema.py`)."""
+
+_IS_NUMBERED: Query = {checkpoints.SEQ: {"$gte": 0}}
+_NO_PARTS: Query = {"_id.part": {"$exists": False}}
+_HIGHEST = MaxKey()
+
+
+def checkpoints_with_writes(
+    thread: str, ns: str, *, before: str | None = None, checkpoint: str | None = None
+) -> Query:
+    """Checkpoints of a namespace and their writes, by `_id`: one of them, or those below `before`.
+
+    Sorted by `_id` downwards, a checkpoint follows its writes.
+    """
+    if checkpoint is not None:
+        key = checkpoints.checkpoint_key(thread, ns, checkpoint)
+        bounds: Query = {"$gte": key, "$lte": {**key, "task": _HIGHEST}}
+    else:
+        end = _HIGHEST if before is None else before
+        bounds = {
+            "$gte": {"thread": thread, "ns": ns, "checkpoint": ""},
+            "$lt": {"thread": thread, "ns": ns, "checkpoint": end},
+        }
+    return {"_id": bounds, **_NO_PARTS}
+
+
+def checkpoints_and_writes_below(thread: str, ns: str, key: Query) -> Query:
+    """Those of a namespace whose `_id` sorts below `key`, to read on from there."""
+    return {"_id": {"$gte": {"thread": thread, "ns": ns, "checkpoint": ""}, "$lt": key}, **_NO_PARTS}
+
+
+def checkpoints_over_namespaces(
+    thread: str | None,
+    *,
+    ns: str | None = None,
+    checkpoint: str | None = None,
+    before: str | None = None,
+    up_to: str | None = None,
+    without: Sequence[Query] = (),
+) -> Query:
+    """Checkpoints of a thread, or of all, without their writes, for a list by their own id.
+
+    `up_to` and `without` read on: at most this id, and none of the documents with these keys.
+    """
+    query: Query = dict(_IS_CHECKPOINT)
+    if thread is not None:
+        query["_id.thread"] = thread
+    if ns is not None:
+        query["_id.ns"] = ns
+    bounds: Query = {}
+    if checkpoint is not None:
+        bounds["$eq"] = checkpoint
+    if before is not None:
+        bounds["$lt"] = before
+    if up_to is not None:
+        bounds["$lte"] = up_to
+    if bounds:
+        query["_id.checkpoint"] = bounds
+    if without:
+        query["_id"] = {"$nin": list(without)}
+    return query
+
+
+def writes_of_checkpoints(keys: Sequence[Query]) -> Query:
+    """The writes of these checkpoints."""
+    return {"$or": [{"_id": {"$gt": key, "$lte": {**key, "task": _HIGHEST}}} for key in keys], **_NO_PARTS}
+
+
+def by_keys(keys: Sequence[Query]) -> Query:
+    return {"_id": {"$in": list(keys)}}
+
+
+def by_key(key: Query) -> Query:
+    return {"_id": key}
+
+
+def of_generation(query: Query, generation: int) -> Query:
+    """Those of these pieces that the deletion of this number, and earlier ones, leave alone."""
+    return {**query, checkpoints.GENERATION: {"$gte": generation}}
+
+
+def numbered_after(thread: str, seq: int) -> Query:
+    """Checkpoints and deletion records of a thread with a higher number."""
+    return {"_id.thread": thread, checkpoints.SEQ: {"$gte": 0, "$gt": seq}}
+
+
+def numbered(thread: str) -> Query:
+    return {"_id.thread": thread, **_IS_NUMBERED}

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias
 
 from ..contract.arguments import RATINGS
 from ..contract.rows import CALLERS, CANCEL_ACTIONS, MESSAGE
+from .documents import checkpoints
 from .documents.encoding import JSON_MARK, Document
 from .documents.feedback import VOTE
 from .documents.run_events import DELETION, EXPIRES_AT, ONCE
@@ -37,6 +38,8 @@ FEEDBACK = "feedback"
 THREADS = "threads"
 RUN_EVENTS = "run_events"
 USERS = "users"
+CHECKPOINTS = "checkpoint_data"
+"""Another name than those of langgraph-checkpoint-mongodb's collections, which are never touched."""
 VERSIONS = "schema_versions"
 
 RETENTION = "retention"
@@ -305,6 +308,83 @@ _RUN_EVENT: Document = {
     ]
 }
 
+_BYTES: Document = {"bsonType": "binData"}
+_TYPED = _object({"type": {"bsonType": "string"}, "data": _BYTES})
+
+
+def _keyed(*names: str) -> Document:
+    """An `_id` that begins with a thread and has these names and no others."""
+    kinds: Document = {
+        "piece": _BYTES,
+        "token": _BYTES,
+        "record": {"bsonType": _WHOLE},
+        "part": {"bsonType": _WHOLE},
+    }
+    properties = {name: kinds.get(name, {"bsonType": "string"}) for name in ("thread", *names)}
+    return {**_object(properties), "additionalProperties": False}
+
+
+_CHANNELS: Document = {"bsonType": "array", "items": _object({"name": {"bsonType": "string"}})}
+_TASK_WRITES: Document = {
+    "bsonType": "array",
+    "items": _object({"idx": {"bsonType": _WHOLE}, "channel": {"bsonType": "string"}}),
+}
+
+_CHECKPOINT_DATA: Document = {
+    "anyOf": [
+        _object(
+            {
+                "_id": _keyed("ns", "checkpoint"),
+                "schema_version": _SCHEMA_VERSION,
+                checkpoints.SEQ: {"bsonType": [*_WHOLE, "array"], "minimum": 0, "items": _COUNT},
+                checkpoints.GENERATION: _COUNT,
+                "parent": _OPTIONAL_ID,
+                "created_at": _DATE,
+                checkpoints.METADATA: _TYPED,
+                "body": _TYPED,
+                "channels": _CHANNELS,
+                checkpoints.RUN_ID: {"bsonType": "string"},
+            },
+            optional=(checkpoints.RUN_ID,),
+        ),
+        _object(
+            {
+                "_id": _keyed("ns", "checkpoint", "task"),
+                "schema_version": _SCHEMA_VERSION,
+                "path": {"bsonType": "string"},
+                "created_at": _DATE,
+                "writes": _TASK_WRITES,
+            }
+        ),
+        _object(
+            {
+                "_id": _keyed("piece"),
+                "schema_version": _SCHEMA_VERSION,
+                "data": _BYTES,
+                "elements": _COUNT,
+                checkpoints.GENERATION: _COUNT,
+                checkpoints.STORED_AT: _DATE,
+            }
+        ),
+        _object(
+            {
+                "_id": _keyed("ns", "checkpoint", "task", "token", "part"),
+                "schema_version": _SCHEMA_VERSION,
+                "data": _BYTES,
+                checkpoints.STORED_AT: _DATE,
+            }
+        ),
+        _object(
+            {
+                "_id": _keyed("record"),
+                "schema_version": _SCHEMA_VERSION,
+                checkpoints.SEQ: {"bsonType": "array", "items": _COUNT},
+                checkpoints.EXPIRES_AT: _DATE,
+            }
+        ),
+    ]
+}
+
 _VERSION = _object(
     {
         "_id": _ID,
@@ -403,6 +483,20 @@ IDEMPOTENCY_INDEX = Index(
     unique=True,
     # Any text; see OAUTH_INDEX.
     partial={IDEMPOTENCY_KEY: {"$gte": ""}},
+)
+
+IS_CHECKPOINT: Document = {checkpoints.METADATA: {"$exists": True}}
+"""A document that is a checkpoint. A filter has the same condition, so that it can use the index."""
+
+IS_NUMBERED: Document = {checkpoints.SEQ: {"$gte": 0}}
+"""A checkpoint or a deletion record."""
+
+CHECKPOINT_NUMBERS = Index(
+    "thread_seq",
+    (("_id.thread", 1), (checkpoints.SEQ, 1)),
+    "checkpointer: a checkpoint is stored only where nothing happened in its thread that its writer missed",
+    unique=True,
+    partial=IS_NUMBERED,
 )
 
 COLLECTIONS: tuple[CollectionSchema, ...] = (
@@ -554,6 +648,39 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
                 "by_role",
                 (("system_role", 1), *OLDEST_USER_FIRST),
                 "users.list_by_role; users.count of a role",
+            ),
+        ),
+    ),
+    CollectionSchema(
+        CHECKPOINTS,
+        _CHECKPOINT_DATA,
+        (
+            CHECKPOINT_NUMBERS,
+            Index(
+                "by_thread",
+                (("_id.thread", 1), ("_id.checkpoint", -1)),
+                "checkpointer: a thread's checkpoints over all namespaces",
+                partial=IS_CHECKPOINT,
+            ),
+            Index(
+                "by_checkpoint",
+                (("_id.checkpoint", -1),),
+                "checkpointer: the newest checkpoints of all threads",
+                partial=IS_CHECKPOINT,
+            ),
+            Index(
+                "by_run",
+                ((checkpoints.RUN_ID, 1),),
+                "checkpointer: delete the checkpoints of runs",
+                # Any text; see OAUTH_INDEX.
+                partial={checkpoints.RUN_ID: {"$gte": ""}},
+            ),
+            Index(
+                "expired_records",
+                ((checkpoints.EXPIRES_AT, 1),),
+                "the server removes the records of deletions",
+                partial={checkpoints.EXPIRES_AT: {"$type": "date"}},
+                expire_after_s=0,
             ),
         ),
     ),

@@ -9,7 +9,7 @@ import asyncio
 import importlib
 import threading
 from collections.abc import Mapping
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from pymongo.errors import ConfigurationError
 
@@ -19,9 +19,7 @@ from ..contract.factory import with_environment, with_options
 from ..contract.observer import StorageRunObserver
 from ..contract.protocols import Storage
 from . import inspection, migrations, schema
-from .checkpointer import Checkpointer
 from .config import EMBEDDED, MongoConfig, mongo_config, redacted
-from .database_state import has_version_document
 from .drivers.changes import changes
 from .drivers.collection import Collection
 from .drivers.driver import READ_COMMITTED, Driver, DriverOptions
@@ -34,6 +32,9 @@ from .stores.feedback import MongoFeedbackStore
 from .stores.runs import MongoRunStore
 from .stores.threads import MongoThreadStore
 from .stores.users import MongoUserStore
+
+if TYPE_CHECKING:
+    from .checkpoints.saver import MongoCheckpointSaver
 
 BACKEND = "mongodb"
 """The name of this backend in a configuration."""
@@ -59,6 +60,15 @@ def _driver_class(name: str) -> type[Driver]:
         return getattr(importlib.import_module(f".drivers.{module}", __package__), class_name)
     except ImportError as error:
         raise MissingDependencyError(f"driver: {name}", package, extra) from error
+
+
+def _saver_class() -> type[MongoCheckpointSaver]:
+    try:
+        return importlib.import_module(".checkpoints.saver", __package__).MongoCheckpointSaver
+    except ImportError as error:
+        raise MissingDependencyError(
+            "storage.checkpointer()", "langgraph-checkpoint", "checkpointer"
+        ) from error
 
 
 def _driver_of(client: Any) -> str:
@@ -180,9 +190,8 @@ class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
         self._threads = MongoThreadStore(self._collection(schema.THREADS))
         self._run_events = self._event_store()
         self._users = MongoUserStore(self._collection(schema.USERS))
-        self._checkpointer = Checkpointer(
-            self._driver_options, config.collection_prefix, self._set_up_new_database
-        )
+        self._saver: MongoCheckpointSaver | None = None
+        self._building_saver = asyncio.Lock()
 
     @classmethod
     def open(cls, config: MongoConfig | Mapping[str, Any] | str, *, client: Any = None) -> Self:
@@ -240,13 +249,11 @@ class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
     def observer(self) -> StorageRunObserver:
         return StorageRunObserver(self._runs, self._threads)
 
-    async def checkpointer(self) -> Any:
-        """LangGraph's `MongoDBSaver` on the same server and database, the same object at every call.
+    async def checkpointer(self) -> MongoCheckpointSaver:
+        """LangGraph's saver on the same client and database, the same object at every call.
 
-        Needs the extra `checkpointer`. The first call connects and creates the saver's indexes, on a client
-        of its own that is closed with the storage; in a new database it calls `setup()` before that. Later
-        errors of the saver are PyMongo's, not the package's. Its collections are `checkpoints` and
-        `checkpoint_writes`, after the prefix.
+        Needs the extra `checkpointer`. The first call runs `setup()`, because the indexes are what makes
+        concurrent writers safe. The saver is closed with the storage; see `checkpoints/saver.py`.
         """
         self._driver.check_open()
         self._driver.owner.check()
@@ -255,12 +262,13 @@ class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
                 "storage.checkpointer() needs a MongoDB server, which `driver: mongomock` does not have: use "
                 "LangGraph's InMemorySaver with the mock"
             )
-        if not self._config.url:
-            raise StorageConfigError(
-                "storage.checkpointer() opens a client of its own and needs the server's address, which a "
-                "storage built from a `client` alone does not have: set `url` as well"
-            )
-        return await self._checkpointer.saver()
+        async with self._building_saver:
+            if self._saver is None:
+                saver_class = await in_thread(_saver_class)
+                await self.setup()
+                self._driver.check_open()
+                self._saver = saver_class(self._collection(schema.CHECKPOINTS))
+        return self._saver
 
     async def setup(self) -> None:
         """Create collections, validators and indexes, and upgrade the documents of an older version.
@@ -290,15 +298,14 @@ class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
         """
         self._driver.owner.refuse_others()
         try:
-            await self._run_events.aclose()
-            await asyncio.gather(self._checkpointer.close(), self._driver.close())
+            await asyncio.gather(self._run_events.aclose(), self._close_saver())
+            await self._driver.close()
         finally:
             await self._embedded.release()
 
-    async def _set_up_new_database(self) -> None:
-        """`setup()` where there was none, whose first look finds another program's checkpoints."""
-        if not await has_version_document(self._driver, self._config.collection_prefix):
-            await self.setup()
+    async def _close_saver(self) -> None:
+        if self._saver is not None:
+            await self._saver.aclose()
 
     def _collection(self, name: str, **options: Any) -> Collection:
         return self._driver.collection(self._config.collection_prefix + name, options)

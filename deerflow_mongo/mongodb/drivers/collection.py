@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
-from pymongo import ReturnDocument
+from pymongo import ReturnDocument, UpdateOne
 
 from ...contract.errors import StorageClosedError, StorageError, StorageUnavailableError
 from .errors import DRIVER_ERRORS, no_answer, translate
@@ -163,6 +163,15 @@ class Collection:
     async def upsert_one(self, query: Document, update: Update) -> None:
         """Update the document that matches, or insert one."""
         await self._run("update", lambda handle: handle.update_one(query, update, upsert=True), update)
+
+    async def upsert_many(self, changes: Sequence[tuple[Document, Update]]) -> None:
+        """Update or insert one document each, in any order; as many commands as their size needs."""
+        operations = [UpdateOne(query, update, upsert=True) for query, update in changes]
+        await self._run(
+            "update",
+            lambda handle: handle.bulk_write(operations, ordered=False),
+            [update for _, update in changes],
+        )
 
     async def update_all(self, query: Document, update: Update) -> int:
         """As `update_many`; the number of documents that matched."""

@@ -1,0 +1,127 @@
+"""Concurrent inserts that share commands: while one command is under way, the next one collects.
+
+It knows documents and their sizes, and nothing of checkpoints.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import copy
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from ...contract.errors import StorageClosedError, StorageError
+from ..documents.encoding import Document
+from ..drivers.errors import DuplicateKeyError
+
+MAX_COMMAND_DOCUMENTS: Final = 1_000
+MAX_COMMAND_BYTES: Final = 8 * 1024 * 1024
+
+MAX_COMMANDS: Final = 2
+"""Under way at a time: one waits for the journal while the server works on the other."""
+
+
+class _Call:
+    __slots__ = ("documents", "done", "size_bytes")
+
+    def __init__(self, documents: Sequence[Document], size_bytes: int) -> None:
+        self.documents = documents
+        self.size_bytes = size_bytes
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class GroupCommit:
+    """Inserts the documents of each call in their order, and those of several calls by one command."""
+
+    def __init__(self, insert_many: Callable[[list[Document]], Awaitable[None]]) -> None:
+        self._insert_many = insert_many
+        self._waiting: deque[_Call] = deque()
+        self._commands: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def insert(self, documents: Sequence[Document], size_bytes: int) -> None:
+        """Insert all of them, or raise.
+
+        Raises `DuplicateKeyError`, whose `stored` counts this call's documents before the refused one.
+        """
+        if self._closed:
+            raise StorageClosedError
+        call = _Call(documents, size_bytes)
+        self._waiting.append(call)
+        self._start()
+        await call.done
+
+    async def close(self) -> None:
+        """Accept nothing more, and return once everything accepted is stored or has failed."""
+        self._closed = True
+        while self._commands:
+            await asyncio.wait(self._commands)
+
+    def _start(self) -> None:
+        if len(self._commands) < MAX_COMMANDS:
+            # It takes the calls that there are when it starts. A context of its own: a caller's time limit is
+            # not that of the others in the command.
+            task = asyncio.create_task(self._run(), context=contextvars.Context())
+            self._commands.add(task)
+            task.add_done_callback(self._commands.discard)
+
+    async def _run(self) -> None:
+        while calls := self._next_calls():
+            try:
+                await self._insert(calls)
+            except BaseException as error:
+                for call in calls:
+                    _fail(call, error)
+                if not isinstance(error, Exception):
+                    raise
+
+    def _next_calls(self) -> list[_Call]:
+        calls: list[_Call] = []
+        documents = size_bytes = 0
+        while self._waiting:
+            call = self._waiting[0]
+            if call.done.done():  # cancelled
+                self._waiting.popleft()
+                continue
+            documents += len(call.documents)
+            size_bytes += call.size_bytes
+            if calls and (documents > MAX_COMMAND_DOCUMENTS or size_bytes > MAX_COMMAND_BYTES):
+                break
+            calls.append(self._waiting.popleft())
+        return calls
+
+    async def _insert(self, calls: list[_Call]) -> None:
+        while calls:
+            try:
+                await self._insert_many([document for call in calls for document in call.documents])
+            except DuplicateKeyError as error:
+                calls = _settle(calls, error)
+            else:
+                for call in calls:
+                    _succeed(call)
+                return
+
+
+def _settle(calls: list[_Call], error: DuplicateKeyError) -> list[_Call]:
+    """End the calls up to the refused document's; returns the others."""
+    stored = error.stored
+    for position, call in enumerate(calls):
+        count = len(call.documents)
+        if stored < count:
+            _fail(call, DuplicateKeyError(str(error), stored, error.keys))
+            return calls[position + 1 :]
+        stored -= count
+        _succeed(call)
+    return []
+
+
+def _succeed(call: _Call) -> None:
+    if not call.done.done():
+        call.done.set_result(None)
+
+
+def _fail(call: _Call, error: BaseException) -> None:
+    if not call.done.done():
+        call.done.set_exception(copy.copy(error) if isinstance(error, StorageError) else error)

@@ -1,0 +1,243 @@
+"""LangGraph's interface to the checkpoints of a storage. `writer.py` and `reader.py` store and read them.
+
+It follows LangGraph's own savers where their documentation leaves something open: lists are sorted by
+checkpoint id, newest first; a filter compares values of the metadata for equality; a write of an index that
+is stored is left as it is, but for the special ones (`ERROR`, `INTERRUPT`, ...), which are replaced.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Final, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    PendingWrite,
+    get_checkpoint_id,
+    get_checkpoint_metadata,
+)
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from ...contract.errors import ArgumentTypeError, ArgumentValueError
+from ..drivers.collection import Collection
+from .knowledge import Knowledge
+from .piece_cache import PieceCache
+from .reader import CheckpointReader, Found, Pieces, ReadCheckpoint
+from .values import ValueCodec
+from .writer import CheckpointWriter, NewCheckpoint
+
+_VERSION_DIGITS: Final = 32
+_LARGEST_PAGE_BYTES: Final = 64 * 1024 * 1024
+"""Pieces that a list remembers for its next rows."""
+
+
+class MongoCheckpointSaver(BaseCheckpointSaver[str]):
+    """LangGraph's checkpoints on MongoDB, from `await storage.checkpointer()`.
+
+    Any state that fits on the disk is stored, each part of it once per thread: a checkpoint refers to the
+    pieces of its values. It belongs to the storage: it uses its client and event loop and is closed with it,
+    after which its methods raise `StorageClosedError`. Other errors are the package's as well, but for those
+    of serde, which come before anything is stored.
+    """
+
+    def __init__(self, collection: Collection, *, serde: SerializerProtocol | None = None) -> None:
+        super().__init__(serde=serde)
+        knowledge, cache = Knowledge(), PieceCache()
+        self._collection = collection
+        self._writer = CheckpointWriter(collection, knowledge, cache)
+        self._reader = CheckpointReader(collection, knowledge, cache)
+        self._codecs: dict[int, ValueCodec] = {}
+
+    async def aclose(self) -> None:
+        """Return once everything accepted is stored or has failed; the storage's `aclose` does this."""
+        await self._writer.close()
+
+    @property
+    def _codec(self) -> ValueCodec:
+        """Of the serde that the saver has now: a clone with another allowlist shares everything else."""
+        codec = self._codecs.get(id(self.serde))
+        if codec is None or codec.serde is not self.serde:
+            codec = self._codecs[id(self.serde)] = ValueCodec(self.serde, self._collection.name)
+        return codec
+
+    # Reading.
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """The checkpoint that `config` names, else the newest of its namespace, which is "" by default.
+
+        Raises `CorruptDocumentError` for one that cannot be read.
+        """
+        thread, ns = _thread_of(config), _ns_of(config) or ""
+        read = await self._reader.get(thread, ns, _checkpoint_of(config), self._codec)
+        return None if read is None else self._tuple(read)
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,  # noqa: A002 - LangGraph's name
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        """Checkpoints by id, newest first; those that cannot be read are left out and logged.
+
+        Without a `thread_id` of all threads, without a `checkpoint_ns` of all namespaces. `filter` compares
+        values of the metadata; `before` lists those with a lower id than its own.
+        """
+        if limit is not None and limit <= 0:
+            return
+        codec, pieces, size_bytes = self._codec, Pieces(), 0
+        async for found in self._found(config, before, None if filter else limit):
+            if filter and not self._matches(found, filter, codec):
+                continue
+            read = await self._reader.read(found, codec, pieces)
+            if read is None:
+                continue
+            yield self._tuple(read)
+            if limit is not None:
+                limit -= 1
+                if limit == 0:
+                    return
+            size_bytes = sum(len(data) for data, _ in pieces.values())
+            if size_bytes > _LARGEST_PAGE_BYTES:
+                pieces.clear()
+
+    def _found(
+        self, config: RunnableConfig | None, before: RunnableConfig | None, limit: int | None
+    ) -> AsyncIterator[Found]:
+        configurable = _configurable(config)
+        thread = _thread_of(config) if configurable.get("thread_id") is not None else None
+        ns = _ns_of(config)
+        checkpoint = _checkpoint_of(config)
+        below = _checkpoint_of(before)
+        if thread is not None and ns is not None and checkpoint is None:
+            return self._reader.of_namespace(thread, ns, before=below, limit=limit)
+        return self._reader.over_namespaces(thread, ns=ns, checkpoint=checkpoint, before=below, limit=limit)
+
+    def _matches(self, found: Found, wanted: Mapping[str, Any], codec: ValueCodec) -> bool:
+        metadata = codec.serde.loads_typed(self._reader.metadata_of(found))
+        return all(metadata.get(key) == value for key, value in wanted.items())
+
+    def _tuple(self, read: ReadCheckpoint) -> CheckpointTuple:
+        row, serde = read.row, self.serde
+        checkpoint = cast("Checkpoint", {**read.body, "channel_values": read.values})
+        writes: list[PendingWrite] = [
+            (write.task, write.channel, serde.loads_typed(write.value)) for write in read.writes
+        ]
+        return CheckpointTuple(
+            config=_config(row.thread, row.ns, row.checkpoint),
+            checkpoint=checkpoint,
+            metadata=serde.loads_typed(row.metadata),
+            parent_config=None if row.parent is None else _config(row.thread, row.ns, row.parent),
+            pending_writes=writes,
+        )
+
+    # Writing.
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Store a checkpoint, or store it again under its id; `config` names its parent.
+
+        It is stored whole or not at all, of any size. Values of channels that are not in `new_versions` are
+        taken from the parent where this saver has read or written it.
+        """
+        thread, ns = _thread_of(config), _ns_of(config) or ""
+        dumps = self.serde.dumps_typed
+        values = checkpoint["channel_values"]
+        all_metadata = get_checkpoint_metadata(config, metadata)
+        run_id = cast("dict[str, Any]", all_metadata).get("run_id")
+        new = NewCheckpoint(
+            thread=thread,
+            ns=ns,
+            checkpoint=_text("checkpoint id", checkpoint["id"]),
+            parent=_checkpoint_of(config),
+            run_id=None if run_id is None else str(run_id),
+            metadata=dumps(all_metadata),
+            body=dumps({name: value for name, value in checkpoint.items() if name != "channel_values"}),
+            values=dict(values),
+            versions=dict(checkpoint["channel_versions"]),
+            changed=frozenset(new_versions),
+        )
+        await self._writer.put(new, self._codec)
+        return _config(thread, ns, new.checkpoint)
+
+    async def aput_writes(
+        self,
+        config: RunnableConfig,
+        writes: Sequence[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """Store writes of a task at a checkpoint, which may be stored later than they are."""
+        checkpoint = _checkpoint_of(config)
+        if checkpoint is None:
+            raise ArgumentValueError("config: `checkpoint_id` is missing: writes belong to a checkpoint")
+        dumps = self.serde.dumps_typed
+        typed: dict[int, tuple[str, tuple[str, bytes]]] = {}
+        for position, (channel, value) in enumerate(writes):
+            typed[WRITES_IDX_MAP.get(channel, position)] = (channel, dumps(value))
+        if typed:
+            await self._writer.put_writes(
+                _thread_of(config),
+                _ns_of(config) or "",
+                checkpoint,
+                _text("task_id", task_id),
+                _text("task_path", task_path),
+                [(index, channel, value) for index, (channel, value) in typed.items()],
+            )
+
+    def get_next_version(self, current: str | None, channel: None) -> str:
+        """The version after `current`: a growing number, and a random part that tells forks apart."""
+        number = 0 if current is None else int(str(current).partition(".")[0])
+        return f"{number + 1:0{_VERSION_DIGITS}}.{random.random():018.16f}"  # noqa: S311 - no secret
+
+
+# -- configurations --------------------------------------------------------------------------------
+
+
+def _configurable(config: RunnableConfig | None) -> Mapping[str, Any]:
+    return (config or {}).get("configurable") or {}
+
+
+def _thread_of(config: RunnableConfig | None) -> str:
+    thread = _configurable(config).get("thread_id")
+    if thread is None:
+        raise ArgumentValueError("config: `thread_id` is missing in `configurable`")
+    return _text("thread_id", str(thread))
+
+
+def _ns_of(config: RunnableConfig | None) -> str | None:
+    ns = _configurable(config).get("checkpoint_ns")
+    return None if ns is None else _text("checkpoint_ns", ns)
+
+
+def _checkpoint_of(config: RunnableConfig | None) -> str | None:
+    checkpoint = get_checkpoint_id(config) if config and "configurable" in config else None
+    return None if not checkpoint else _text("checkpoint_id", checkpoint)
+
+
+def _text(name: str, value: object) -> str:
+    """A text that is part of a document's id."""
+    if not isinstance(value, str):
+        raise ArgumentTypeError(f"{name} must be text, got {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ArgumentValueError(f"{name} contains a lone surrogate, which is not a character") from None
+    return value if type(value) is str else str.__str__(value)
+
+
+def _config(thread: str, ns: str, checkpoint: str) -> RunnableConfig:
+    return {"configurable": {"thread_id": thread, "checkpoint_ns": ns, "checkpoint_id": checkpoint}}

@@ -1,0 +1,333 @@
+"""Stores checkpoints and the writes of their tasks, each by one command where it is small.
+
+A checkpoint's values are cut into pieces (`values.py`), of which only those that the thread does not have yet
+are sent. The checkpoint is inserted behind them, under the thread's next number. A unique index refuses it
+where something happened in the thread that this writer did not know of:
+
+- Other checkpoints: it takes the next number and is inserted again.
+- A deletion: pieces may be gone that it refers to. The stored ones get the deletion's number as `generation`,
+  by which the deletion leaves them alone from then on; missing ones are stored again; then it is inserted.
+
+So a checkpoint that is stored has all its pieces, whatever is deleted meanwhile.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from bson import Binary
+
+from .. import queries
+from ..documents import checkpoints as documents
+from ..documents.checkpoints import CheckpointRow, StoredWrite, TaskWrites, Typed
+from ..documents.encoding import Document
+from ..drivers.collection import Collection
+from ..drivers.errors import DuplicateKeyError
+from ..drivers.threads import in_thread
+from .cutting import Piece
+from .group_commit import MAX_COMMAND_BYTES, GroupCommit
+from .knowledge import Knowledge, KnownCheckpoint, ThreadKnowledge
+from .piece_cache import PieceCache
+from .values import ValueCodec, ValueEncoder
+
+LARGE_VALUE_BYTES: Final = 256 * 1024
+"""From this size on, a value is serialised and hashed in a thread: that takes longer than a millisecond."""
+
+MAX_INLINE_WRITE_BYTES: Final = 256 * 1024
+"""A larger value of a task's write is stored in parts of its own."""
+
+MAX_INLINE_WRITES_BYTES: Final = 4 * 1024 * 1024
+"""Of all writes in one document; above it, all but small values are stored in parts."""
+
+PART_BYTES: Final = 4 * 1024 * 1024
+
+_SMALL_WRITE_BYTES: Final = 512
+_MAX_KEYS: Final = 10_000
+_MAX_ATTEMPTS: Final = 1_000
+"""Refusals in a row of one checkpoint; each means that another writer of the thread went on."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewCheckpoint:
+    """A checkpoint to be stored. `changed` are the channels whose versions are new."""
+
+    thread: str
+    ns: str
+    checkpoint: str
+    parent: str | None
+    run_id: str | None
+    metadata: Typed
+    body: Typed
+    values: Mapping[str, Any]
+    versions: Mapping[str, object]
+    changed: Container[str]
+
+    def row(self, seq: int, generation: int, channels: Mapping[str, Document]) -> CheckpointRow:
+        return CheckpointRow(
+            thread=self.thread,
+            ns=self.ns,
+            checkpoint=self.checkpoint,
+            seq=seq,
+            generation=generation,
+            parent=self.parent,
+            run_id=self.run_id,
+            metadata=self.metadata,
+            body=self.body,
+            channels=channels,
+        )
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A checkpoint's channels, all pieces of those that were serialised, and the ones that are not stored."""
+
+    channels: dict[str, Document] = field(default_factory=dict[str, Document])
+    keys: set[bytes] = field(default_factory=set[bytes])
+    missing: list[Piece] = field(default_factory=list[Piece])
+    missing_bytes: int = 0
+
+
+class _Everything(Container[bytes]):
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+class CheckpointWriter:
+    """Writes to one collection. Raises what `Collection` raises, and what serde raises."""
+
+    def __init__(self, collection: Collection, knowledge: Knowledge, cache: PieceCache) -> None:
+        self._collection = collection
+        self._knowledge = knowledge
+        self._cache = cache
+        self._commit = GroupCommit(collection.insert_many)
+
+    async def close(self) -> None:
+        """Accept nothing more, and return once everything accepted is stored or has failed."""
+        await self._commit.close()
+
+    # Checkpoints.
+
+    async def put(self, new: NewCheckpoint, codec: ValueCodec) -> None:
+        async with self._knowledge.writing(new.thread) as known:
+            if known.last_seq is None:
+                draft = await self._first_draft(new, codec, known)
+            else:
+                draft = await self._draft(new, codec, known, known.pieces)
+            await self._store(new, codec, known, draft)
+
+    async def _first_draft(self, new: NewCheckpoint, codec: ValueCodec, known: ThreadKnowledge) -> _Draft:
+        """For a thread whose last number is not known."""
+        as_of = time.monotonic()
+        last_seq, generation = await self._last_entry(queries.numbered(new.thread))
+        if generation != known.generation:
+            return await self._renewed_draft(new, codec, known, last_seq, generation)
+        known.last_seq = last_seq
+        if not known.pieces:
+            known.as_of = as_of
+        return await self._draft(new, codec, known, known.pieces)
+
+    async def _store(
+        self, new: NewCheckpoint, codec: ValueCodec, known: ThreadKnowledge, draft: _Draft
+    ) -> None:
+        is_stored_already = False
+        for _ in range(_MAX_ATTEMPTS):
+            as_of = time.monotonic()
+            seq = (known.last_seq or 0) + 1
+            row = new.row(seq, known.generation, draft.channels)
+            try:
+                if is_stored_already:
+                    is_stored_already = await self._replace(row)
+                    if not is_stored_already:
+                        continue  # it was deleted
+                else:
+                    await self._insert(row, draft, known)
+            except DuplicateKeyError as error:
+                if error.keys == ("_id",):
+                    is_stored_already = True
+                    continue
+                last_seq, generation = await self._last_entry(queries.numbered_after(new.thread, seq - 1))
+                if generation > known.generation:
+                    draft = await self._renewed_draft(new, codec, known, last_seq, generation)
+                known.last_seq = max(last_seq, known.last_seq or 0)
+                continue
+            known.last_seq, known.as_of = seq, as_of
+            known.pieces |= draft.keys
+            known.remember((new.ns, new.checkpoint), KnownCheckpoint(new.versions, draft.channels))
+            return
+        raise RuntimeError("a checkpoint was refused again and again")
+
+    async def _insert(self, row: CheckpointRow, draft: _Draft, known: ThreadKnowledge) -> None:
+        """The missing pieces, then the checkpoint. Raises `DuplicateKeyError` for the latter only."""
+        pieces = self._piece_documents(row.thread, draft.missing, known.generation)
+        document = documents.checkpoint_document(row)
+        size_bytes = draft.missing_bytes + len(row.body[1]) + len(row.metadata[1])
+        draft.missing, draft.missing_bytes = [], 0
+        try:
+            await self._commit.insert([*pieces, document], size_bytes)
+        except DuplicateKeyError as error:
+            if error.stored == len(pieces):
+                raise
+            # Another writer has stored a piece. What the repeat raises is about the checkpoint.
+            await self._upsert(pieces[error.stored :])
+            await self._commit.insert([document], size_bytes)
+
+    async def _replace(self, row: CheckpointRow) -> bool:
+        """Store a checkpoint in the place of the one with its id; False where there is none any more."""
+        key = documents.checkpoint_key(row.thread, row.ns, row.checkpoint)
+        return bool(
+            await self._collection.update_one(queries.by_key(key), documents.replacement_pipeline(row))
+        )
+
+    async def _last_entry(self, query: queries.Query) -> tuple[int, int]:
+        found = await self._collection.find(
+            query, sort=((documents.SEQ, -1),), limit=1, projection=(documents.SEQ, documents.GENERATION)
+        )
+        return documents.last_entry(found[0] if found else None)
+
+    # Pieces.
+
+    async def _draft(
+        self, new: NewCheckpoint, codec: ValueCodec, known: ThreadKnowledge, stored: Container[bytes]
+    ) -> _Draft:
+        """Serialise what changed; the pieces that are not among the `stored` ones are to be inserted."""
+        draft = _Draft()
+        base = known.checkpoints.get((new.ns, new.parent)) if new.parent else None
+        for name, value in new.values.items():
+            before = None if base is None else base.channels.get(name)
+            if before is not None and base is not None and _is_unchanged(new, base, name):
+                draft.channels[name] = before
+            else:
+                encoder = codec.encoder(value)
+                is_large = before is not None and before.get("size", 0) >= LARGE_VALUE_BYTES
+                await self._encode(encoder, new.thread, known.generation, stored, draft, is_large=is_large)
+                draft.channels[name] = encoder.document
+        return draft
+
+    async def _encode(
+        self,
+        encoder: ValueEncoder,
+        thread: str,
+        generation: int,
+        stored: Container[bytes],
+        draft: _Draft,
+        *,
+        is_large: bool,
+    ) -> None:
+        """Add a value's pieces to the draft; many new ones are stored meanwhile."""
+        pieces = encoder.pieces()
+        while True:
+            if is_large:
+                is_complete = await in_thread(lambda: _collect(pieces, stored, draft, MAX_COMMAND_BYTES))
+            else:
+                is_complete = _collect(pieces, stored, draft, LARGE_VALUE_BYTES)
+            if is_complete:
+                return
+            is_large = True
+            if draft.missing_bytes >= MAX_COMMAND_BYTES:
+                await self._upsert(self._piece_documents(thread, draft.missing, generation))
+                draft.missing, draft.missing_bytes = [], 0
+
+    async def _renewed_draft(
+        self, new: NewCheckpoint, codec: ValueCodec, known: ThreadKnowledge, last_seq: int, generation: int
+    ) -> _Draft:
+        """After a deletion: give every piece of the checkpoint its generation, and find the missing ones."""
+        known.forget()
+        known.last_seq, known.generation = last_seq, generation
+        keys = list((await self._draft(new, codec, known, _Everything())).keys)
+        for start in range(0, len(keys), _MAX_KEYS):
+            some = keys[start : start + _MAX_KEYS]
+            query = queries.by_keys([documents.piece_key(new.thread, key) for key in some])
+            matched = await self._collection.update_all(query, documents.generation_update(generation))
+            if matched == len(some):
+                known.pieces.update(some)
+            else:
+                found = await self._collection.find(
+                    queries.of_generation(query, generation),
+                    sort=(("_id", 1),),
+                    limit=len(some),
+                    projection=("_id",),
+                )
+                known.pieces.update(bytes(document["_id"]["piece"]) for document in found)
+        return await self._draft(new, codec, known, known.pieces)
+
+    def _piece_documents(self, thread: str, pieces: Sequence[Piece], generation: int) -> list[Document]:
+        for piece in pieces:
+            self._cache.put(thread, piece.key, piece.data, piece.elements)
+        return [
+            documents.piece_document(thread, piece.key, piece.data, piece.elements, generation)
+            for piece in pieces
+        ]
+
+    async def _upsert(self, pieces: Sequence[Document]) -> None:
+        await self._collection.upsert_many(
+            [(queries.by_key(piece["_id"]), documents.piece_upsert(piece)) for piece in pieces]
+        )
+
+    # Writes of tasks.
+
+    async def put_writes(
+        self,
+        thread: str,
+        ns: str,
+        checkpoint: str,
+        task: str,
+        path: str,
+        writes: Sequence[tuple[int, str, Typed]],
+    ) -> None:
+        """Add writes, each with its index, to those of the task. The indexes are not repeated.
+
+        A write of a negative index replaces the one that is stored; another one leaves the stored one.
+        """
+        row = TaskWrites(thread, ns, checkpoint, task, path, ())
+        stored: list[StoredWrite] = []
+        inline_bytes = 0
+        for index, channel, (kind, data) in writes:
+            is_small = len(data) <= _SMALL_WRITE_BYTES
+            fits = inline_bytes + len(data) <= MAX_INLINE_WRITES_BYTES and len(data) <= MAX_INLINE_WRITE_BYTES
+            if fits or is_small:
+                inline_bytes += len(data)
+                value = documents.typed_document((kind, data))
+            else:
+                value = await self._put_parts(row, kind, data)
+            stored.append(StoredWrite(index, channel, value))
+        row = TaskWrites(thread, ns, checkpoint, task, path, tuple(stored))
+        document = documents.writes_document(row)
+        try:
+            await self._commit.insert([document], inline_bytes)
+        except DuplicateKeyError:
+            query = queries.by_key(document["_id"])
+            if not await self._collection.update_one(query, documents.merged_writes_pipeline(row)):
+                await self._commit.insert([document], inline_bytes)  # deleted meanwhile
+
+    async def _put_parts(self, row: TaskWrites, kind: str, data: bytes) -> Document:
+        token = secrets.token_bytes(8)
+        view = memoryview(data)
+        starts = range(0, len(data), PART_BYTES)
+        for part, start in enumerate(starts):
+            some = bytes(view[start : start + PART_BYTES])
+            await self._collection.insert_one(documents.part_document(row, token, part, some))
+        return {"type": kind, "parts": len(starts), "token": Binary(token), "size": len(data)}
+
+
+def _is_unchanged(new: NewCheckpoint, base: KnownCheckpoint, name: str) -> bool:
+    version = new.versions.get(name)
+    return name not in new.changed and version is not None and base.versions.get(name) == version
+
+
+def _collect(pieces: Iterator[Piece], stored: Container[bytes], draft: _Draft, max_bytes: int) -> bool:
+    """Take pieces until many are new, or `max_bytes` of them were hashed; True when there are no more."""
+    seen = 0
+    for piece in pieces:
+        if piece.key not in draft.keys:
+            draft.keys.add(piece.key)
+            if piece.key not in stored:
+                draft.missing.append(piece)
+                draft.missing_bytes += len(piece.data)
+        seen += len(piece.data)
+        if draft.missing_bytes >= MAX_COMMAND_BYTES or seen >= max_bytes:
+            return False
+    return True

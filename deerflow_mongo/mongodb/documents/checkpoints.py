@@ -1,0 +1,287 @@
+"""How LangGraph's checkpoints look stored: checkpoints, the writes of their tasks, pieces, deletion records.
+
+All of them are documents of one collection, so that a checkpoint and its new pieces are one `insert`. Their
+ids are embedded documents, which the server compares field by field:
+
+    checkpoint        {thread, ns, checkpoint}
+    writes of a task  {thread, ns, checkpoint, task}
+    part of a write   {thread, ns, checkpoint, task, token, part}
+    piece             {thread, piece}
+    deletion record   {thread, record}
+
+A checkpoint stands directly before the writes that belong to it, and pieces and records stand behind all
+checkpoints of their thread. What a stored value holds is in `checkpoints/values.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, cast
+
+from bson import Binary, Int64
+
+from .encoding import Document, UnreadableError
+from .versions import SCHEMA_VERSION
+
+SEQ: Final = "seq"
+"""Number of a checkpoint or a deletion record within its thread, from 1 up, in the order of insertion.
+
+An array where a document occupies several: the highest is its own. A record has those of the checkpoints that
+it removed, a checkpoint that was stored again those that it had before, so that no number is free again.
+"""
+
+GENERATION: Final = "generation"
+"""The number of the thread's last deletion record that the writer of a document knew of; 0 without one."""
+
+RUN_ID: Final = "run_id"
+EXPIRES_AT: Final = "expires_at"
+STORED_AT: Final = "stored_at"
+METADATA: Final = "metadata"
+
+RECORD_LIFETIME: Final = timedelta(days=1)
+"""Far above the time that a saver relies on its knowledge of a thread; see `checkpoints/knowledge.py`."""
+
+Typed = tuple[str, bytes]
+"""A value as LangGraph's serde returns it: the name of the format, and the bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWrite:
+    """One write of a task; `value` is `{type, data}`, or `{type, parts, token, size}` for a large one."""
+
+    index: int
+    channel: str
+    value: Document
+
+
+@dataclass(frozen=True, slots=True)
+class TaskWrites:
+    """The writes of one task at one checkpoint."""
+
+    thread: str
+    ns: str
+    checkpoint: str
+    task: str
+    path: str
+    writes: tuple[StoredWrite, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRow:
+    """A checkpoint as it is stored, without its pending writes. `channels` maps a name to its value."""
+
+    thread: str
+    ns: str
+    checkpoint: str
+    seq: int
+    generation: int
+    parent: str | None
+    run_id: str | None
+    metadata: Typed
+    body: Typed
+    """LangGraph's checkpoint without its `channel_values`."""
+    channels: Mapping[str, Document] = field(default_factory=dict[str, Document])
+
+
+# -- ids -------------------------------------------------------------------------------------------
+
+
+def checkpoint_key(thread: str, ns: str, checkpoint: str) -> Document:
+    return {"thread": thread, "ns": ns, "checkpoint": checkpoint}
+
+
+def writes_key(thread: str, ns: str, checkpoint: str, task: str) -> Document:
+    return {**checkpoint_key(thread, ns, checkpoint), "task": task}
+
+
+def part_key(writes: TaskWrites, token: bytes, part: int) -> Document:
+    key = writes_key(writes.thread, writes.ns, writes.checkpoint, writes.task)
+    return {**key, "token": Binary(token), "part": part}
+
+
+def piece_key(thread: str, piece: bytes) -> Document:
+    return {"thread": thread, "piece": Binary(piece)}
+
+
+def record_key(thread: str, first_seq: int) -> Document:
+    return {"thread": thread, "record": Int64(first_seq)}
+
+
+# -- documents -------------------------------------------------------------------------------------
+
+
+def checkpoint_document(row: CheckpointRow) -> Document:
+    document: Document = {
+        "_id": checkpoint_key(row.thread, row.ns, row.checkpoint),
+        "schema_version": SCHEMA_VERSION,
+        SEQ: Int64(row.seq),
+        GENERATION: Int64(row.generation),
+        "parent": row.parent,
+        "created_at": _now(),
+        METADATA: typed_document(row.metadata),
+        "body": typed_document(row.body),
+        "channels": [{"name": name, **value} for name, value in row.channels.items()],
+    }
+    if row.run_id is not None:
+        document[RUN_ID] = row.run_id
+    return document
+
+
+def checkpoint_row(document: Document) -> CheckpointRow:
+    """Raises one of `corruption.READ_ERRORS` for a document that cannot be read."""
+    key = document["_id"]
+    channels: dict[str, Document] = {}
+    for value in document["channels"]:
+        channels[value["name"]] = value
+    return CheckpointRow(
+        thread=key["thread"],
+        ns=key["ns"],
+        checkpoint=key["checkpoint"],
+        seq=numbers_of(document)[-1],
+        generation=int(document[GENERATION]),
+        parent=document["parent"],
+        run_id=document.get(RUN_ID),
+        metadata=typed_value(document[METADATA]),
+        body=typed_value(document["body"]),
+        channels=channels,
+    )
+
+
+def numbers_of(document: Document) -> list[int]:
+    """The numbers that a checkpoint or a deletion record occupies, its own one last."""
+    seq = document[SEQ]
+    if not isinstance(seq, list):
+        return [int(seq)]
+    return sorted(int(number) for number in cast("list[int]", seq))
+
+
+def replacement_pipeline(row: CheckpointRow) -> list[Document]:
+    """Store a checkpoint again in the place of the one with its id, whose numbers it occupies as well."""
+    document = checkpoint_document(row)
+    before: Document = {"$cond": [{"$isArray": f"${SEQ}"}, f"${SEQ}", [f"${SEQ}"]]}
+    numbers: Document = {"$concatArrays": [before, [document[SEQ]]]}
+    return [{"$replaceWith": {"$mergeObjects": [{"$literal": document}, {SEQ: numbers}]}}]
+
+
+def writes_document(writes: TaskWrites) -> Document:
+    return {
+        "_id": writes_key(writes.thread, writes.ns, writes.checkpoint, writes.task),
+        "schema_version": SCHEMA_VERSION,
+        "path": writes.path,
+        "created_at": _now(),
+        "writes": [_write_document(write) for write in writes.writes],
+    }
+
+
+def task_writes(document: Document) -> TaskWrites:
+    """Raises one of `corruption.READ_ERRORS` for a document that cannot be read."""
+    key = document["_id"]
+    return TaskWrites(
+        thread=key["thread"],
+        ns=key["ns"],
+        checkpoint=key["checkpoint"],
+        task=key["task"],
+        path=document["path"],
+        writes=tuple(StoredWrite(int(write["idx"]), write["channel"], write) for write in document["writes"]),
+    )
+
+
+def merged_writes_pipeline(writes: TaskWrites) -> list[Document]:
+    """Add writes to those of the task: one of a negative index is replaced, another one stays as it is."""
+    new = [_write_document(write) for write in writes.writes]
+    replacing = [write["idx"] for write in new if write["idx"] < 0]
+    kept: Document = {
+        "$filter": {
+            "input": "$writes",
+            "as": "write",
+            "cond": {"$not": {"$in": ["$$write.idx", replacing]}},
+        }
+    }
+    added: Document = {
+        "$filter": {
+            "input": {"$literal": new},
+            "as": "write",
+            "cond": {"$or": [{"$lt": ["$$write.idx", 0]}, {"$not": {"$in": ["$$write.idx", "$writes.idx"]}}]},
+        }
+    }
+    return [{"$set": {"writes": {"$concatArrays": [kept, added]}, "path": {"$literal": writes.path}}}]
+
+
+def part_document(writes: TaskWrites, token: bytes, part: int, data: bytes) -> Document:
+    return {
+        "_id": part_key(writes, token, part),
+        "schema_version": SCHEMA_VERSION,
+        "data": Binary(data),
+        STORED_AT: _now(),
+    }
+
+
+def piece_document(thread: str, piece: bytes, data: bytes, elements: int, generation: int) -> Document:
+    return {
+        "_id": piece_key(thread, piece),
+        "schema_version": SCHEMA_VERSION,
+        "data": Binary(data),
+        "elements": elements,
+        GENERATION: Int64(generation),
+        STORED_AT: _now(),
+    }
+
+
+def piece_upsert(document: Document) -> Document:
+    """Insert a piece, or raise the generation of the stored one, so that no earlier deletion removes it."""
+    fields = {name: value for name, value in document.items() if name not in {"_id", GENERATION}}
+    return {"$setOnInsert": fields, "$max": {GENERATION: document[GENERATION]}}
+
+
+def generation_update(generation: int) -> Document:
+    return {"$max": {GENERATION: Int64(generation)}}
+
+
+def record_document(thread: str, seqs: Iterable[int], own_seq: int) -> Document:
+    """The record that a deletion took place: it holds `own_seq` and the numbers that were removed."""
+    numbers = sorted({*seqs, own_seq})
+    return {
+        "_id": record_key(thread, own_seq),
+        "schema_version": SCHEMA_VERSION,
+        SEQ: [Int64(number) for number in numbers],
+        EXPIRES_AT: _now() + RECORD_LIFETIME,
+    }
+
+
+def last_entry(document: Document | None) -> tuple[int, int]:
+    """The number of a thread's last checkpoint or record, and of its last record; zeros without one."""
+    if document is None:
+        return 0, 0
+    own = numbers_of(document)[-1]
+    return own, own if "record" in document["_id"] else int(document[GENERATION])
+
+
+# -- values ----------------------------------------------------------------------------------------
+
+
+def typed_document(value: Typed) -> Document:
+    return {"type": value[0], "data": Binary(value[1])}
+
+
+def typed_value(document: Any) -> Typed:
+    kind, data = document["type"], document["data"]
+    if not isinstance(kind, str) or not isinstance(data, bytes):
+        raise UnreadableError("a serialised value has the wrong type")
+    return kind, bytes(data)
+
+
+def _write_document(write: StoredWrite) -> Document:
+    return {**write.value, "idx": write.index, "channel": write.channel}
+
+
+def piece_data(documents: Sequence[Document]) -> dict[bytes, tuple[bytes, int]]:
+    """Data and number of elements of pieces, by key."""
+    return {
+        bytes(document["_id"]["piece"]): (document["data"], document["elements"]) for document in documents
+    }
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
