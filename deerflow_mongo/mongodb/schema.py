@@ -309,7 +309,7 @@ _RUN_EVENT: Document = {
 }
 
 _BYTES: Document = {"bsonType": "binData"}
-_TYPED = _object({"type": {"bsonType": "string"}, "data": _BYTES})
+_STORED_VALUE = _object({"type": {"bsonType": "string"}})
 
 
 def _keyed(*names: str) -> Document:
@@ -340,8 +340,8 @@ _CHECKPOINT_DATA: Document = {
                 checkpoints.GENERATION: _COUNT,
                 "parent": _OPTIONAL_ID,
                 "created_at": _DATE,
-                checkpoints.METADATA: _TYPED,
-                "body": _TYPED,
+                checkpoints.METADATA: _STORED_VALUE,
+                "body": _STORED_VALUE,
                 "channels": _CHANNELS,
                 checkpoints.RUN_ID: {"bsonType": "string"},
             },

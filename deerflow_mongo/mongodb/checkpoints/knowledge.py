@@ -27,6 +27,9 @@ _MAX_THREADS = 4_096
 _MAX_PIECES = 500_000
 """Of all threads, at about 100 bytes each."""
 
+_ROOM_CHECK = 64
+"""The bounds are applied after so many new threads, because it takes a look at all."""
+
 _MAX_CHECKPOINTS = 8
 """Of one thread: the parents of the next checkpoints, one for each namespace in use."""
 
@@ -94,7 +97,8 @@ class Knowledge:
         known = self._threads.get(thread)
         if known is None:
             known = self._threads[thread] = ThreadKnowledge()
-            self._make_room()
+            if len(self._threads) % _ROOM_CHECK == 0:
+                self._make_room()
         else:
             self._threads.move_to_end(thread)
         return known

@@ -74,6 +74,7 @@ class ReadCheckpoint:
     """
 
     row: CheckpointRow
+    metadata: dict[str, Any]
     body: dict[str, Any]
     values: dict[str, Any]
     writes: Sequence[ReadWrite]
@@ -81,6 +82,10 @@ class ReadCheckpoint:
     @property
     def versions(self) -> Mapping[str, object]:
         return self.body.get("channel_versions") or {}
+
+
+_Decoders: TypeAlias = Mapping[str, tuple[Document, ValueDecoder]]
+"""The stored values of a checkpoint, by what an error's text calls them."""
 
 
 class _MissingPieceError(Exception):
@@ -231,12 +236,14 @@ class CheckpointReader:
 
     # Values.
 
-    def metadata_of(self, found: Found) -> Typed:
-        """The metadata of a checkpoint of a list. Raises `CorruptDocumentError`."""
+    async def metadata_of(self, found: Found, codec: ValueCodec) -> Mapping[str, Any] | None:
+        """The metadata of a checkpoint of a list; None for one that cannot be read, or was deleted."""
         try:
-            return documents.typed_value(found.checkpoint[documents.METADATA])
-        except READ_ERRORS as error:
-            raise self._corruption(found.checkpoint) from error
+            row = self._row(found.checkpoint)
+            decoder = codec.decoder(row.metadata, f"{_place(row)}, metadata")
+            return (await self._values(row, {"metadata": (row.metadata, decoder)}, {}))["metadata"]
+        except (_MissingPieceError, CorruptDocumentError):
+            return None
 
     def _row(self, document: Document) -> CheckpointRow:
         try:
@@ -248,54 +255,52 @@ class CheckpointReader:
         self, row: CheckpointRow, writes: Iterable[Document], codec: ValueCodec, pieces: Pieces
     ) -> tuple[ReadCheckpoint, set[bytes]]:
         """The checkpoint, and the keys of all its pieces."""
+        stored = {"metadata": row.metadata, "body": row.body}
+        stored |= {_channel(name): value for name, value in row.channels.items()}
         decoders = {
-            name: codec.decoder(value, f"{_place(row)}, channel {name!r}")
-            for name, value in row.channels.items()
+            place: (value, codec.decoder(value, f"{_place(row)}, {place}")) for place, value in stored.items()
         }
         values = await self._values(row, decoders, pieces)
-        body = self._deserialised(codec, row.body, row, "body")
-        if not isinstance(body, dict):
+        body, metadata = values["body"], values["metadata"]
+        if not isinstance(body, dict) or not isinstance(metadata, dict):
             raise CorruptDocumentError(self._collection.name, _place(row), "body", "is no checkpoint")
-        keys = {key for decoder in decoders.values() for key in (*decoder.node_keys, *decoder.leaf_keys)}
-        return ReadCheckpoint(row, cast("dict[str, Any]", body), values, await self._writes(writes)), keys
+        read = ReadCheckpoint(
+            row=row,
+            metadata=cast("dict[str, Any]", metadata),
+            body=cast("dict[str, Any]", body),
+            values={name: values[_channel(name)] for name in row.channels},
+            writes=await self._writes(writes),
+        )
+        return read, {
+            key for _, decoder in decoders.values() for key in (*decoder.node_keys, *decoder.leaf_keys)
+        }
 
-    def _deserialised(self, codec: ValueCodec, value: Typed, row: CheckpointRow, field: str) -> Any:
-        try:
-            return codec.serde.loads_typed(value)
-        except (NotImplementedError, MemoryError):
-            raise  # another serde has written it
-        except Exception as error:
-            reason = f"cannot be decoded ({type(error).__name__}: {error})"
-            raise CorruptDocumentError(self._collection.name, _place(row), field, reason) from error
-
-    async def _values(
-        self, row: CheckpointRow, decoders: Mapping[str, ValueDecoder], pieces: Pieces
-    ) -> dict[str, Any]:
-        nodes = [key for decoder in decoders.values() for key in decoder.node_keys]
+    async def _values(self, row: CheckpointRow, decoders: _Decoders, pieces: Pieces) -> dict[str, Any]:
+        nodes = [key for _, decoder in decoders.values() for key in decoder.node_keys]
         await self._load(row.thread, nodes, pieces)
-        for name, decoder in decoders.items():
+        for place, (_, decoder) in decoders.items():
             if decoder.node_keys:
-                found = _of(pieces, decoder.node_keys, f"channel {name!r}")
+                found = _of(pieces, decoder.node_keys, place)
                 decoder.feed_nodes([data for data, _ in found])
-        sizes = {name: _size_of(value) for name, value in row.channels.items()}
+        sizes = {place: _size_of(value) for place, (value, _) in decoders.items()}
         is_small = sum(sizes.values()) <= _PIECES_BYTES
         if is_small:
-            leaves = [key for decoder in decoders.values() for key in decoder.leaf_keys]
+            leaves = [key for _, decoder in decoders.values() for key in decoder.leaf_keys]
             await self._load(row.thread, leaves, pieces)
         values: dict[str, Any] = {}
-        for name, decoder in decoders.items():
-            size_bytes, leaves = sizes[name], decoder.leaf_keys
+        for place, (_, decoder) in decoders.items():
+            size_bytes, leaves = sizes[place], decoder.leaf_keys
             step = max(1, len(leaves) if is_small else len(leaves) * _PIECES_BYTES // max(size_bytes, 1))
             for start in range(0, len(leaves), step):
                 some = leaves[start : start + step]
                 # Of a large value only a part is in memory beside it.
                 loaded = pieces if is_small else await self._load(row.thread, some, {})
-                fed = _of(loaded, some, f"channel {name!r}")
+                fed = _of(loaded, some, place)
                 if size_bytes < _LARGE_BYTES:
                     _feed(decoder, fed)
                 else:
                     await in_thread(partial(_feed, decoder, fed))
-            values[name] = decoder.value()
+            values[place] = decoder.value()
         return values
 
     async def _load(self, thread: str, keys: Sequence[bytes], pieces: Pieces) -> Pieces:
@@ -413,6 +418,10 @@ def _of(pieces: Pieces, keys: Iterable[bytes], place: str) -> list[tuple[bytes, 
 def _feed(decoder: ValueDecoder, pieces: Iterable[tuple[bytes, int]]) -> None:
     for data, elements in pieces:
         decoder.feed(data, elements)
+
+
+def _channel(name: str) -> str:
+    return f"channel {name!r}"
 
 
 def _size_of(value: Document) -> int:

@@ -34,7 +34,7 @@ from .values import ValueCodec
 from .writer import CheckpointWriter, NewCheckpoint
 
 _VERSION_DIGITS: Final = 32
-_LARGEST_PAGE_BYTES: Final = 64 * 1024 * 1024
+_MAX_PIECES_BYTES: Final = 64 * 1024 * 1024
 """Pieces that a list remembers for its next rows."""
 
 
@@ -93,9 +93,9 @@ class MongoCheckpointSaver(BaseCheckpointSaver[str]):
         """
         if limit is not None and limit <= 0:
             return
-        codec, pieces, size_bytes = self._codec, Pieces(), 0
+        codec, pieces, count = self._codec, Pieces(), 0
         async for found in self._found(config, before, None if filter else limit):
-            if filter and not self._matches(found, filter, codec):
+            if filter and not await self._matches(found, filter, codec):
                 continue
             read = await self._reader.read(found, codec, pieces)
             if read is None:
@@ -105,9 +105,10 @@ class MongoCheckpointSaver(BaseCheckpointSaver[str]):
                 limit -= 1
                 if limit == 0:
                     return
-            size_bytes = sum(len(data) for data, _ in pieces.values())
-            if size_bytes > _LARGEST_PAGE_BYTES:
-                pieces.clear()
+            if len(pieces) != count:
+                count = len(pieces)
+                if sum(len(data) for data, _ in pieces.values()) > _MAX_PIECES_BYTES:
+                    pieces.clear()
 
     def _found(
         self, config: RunnableConfig | None, before: RunnableConfig | None, limit: int | None
@@ -121,8 +122,10 @@ class MongoCheckpointSaver(BaseCheckpointSaver[str]):
             return self._reader.of_namespace(thread, ns, before=below, limit=limit)
         return self._reader.over_namespaces(thread, ns=ns, checkpoint=checkpoint, before=below, limit=limit)
 
-    def _matches(self, found: Found, wanted: Mapping[str, Any], codec: ValueCodec) -> bool:
-        metadata = codec.serde.loads_typed(self._reader.metadata_of(found))
+    async def _matches(self, found: Found, wanted: Mapping[str, Any], codec: ValueCodec) -> bool:
+        metadata = await self._reader.metadata_of(found, codec)
+        if metadata is None:
+            return True  # reading it whole finds out why
         return all(metadata.get(key) == value for key, value in wanted.items())
 
     def _tuple(self, read: ReadCheckpoint) -> CheckpointTuple:
@@ -134,7 +137,7 @@ class MongoCheckpointSaver(BaseCheckpointSaver[str]):
         return CheckpointTuple(
             config=_config(row.thread, row.ns, row.checkpoint),
             checkpoint=checkpoint,
-            metadata=serde.loads_typed(row.metadata),
+            metadata=cast("CheckpointMetadata", read.metadata),
             parent_config=None if row.parent is None else _config(row.thread, row.ns, row.parent),
             pending_writes=writes,
         )
@@ -154,7 +157,7 @@ class MongoCheckpointSaver(BaseCheckpointSaver[str]):
         taken from the parent where this saver has read or written it.
         """
         thread, ns = _thread_of(config), _ns_of(config) or ""
-        dumps = self.serde.dumps_typed
+        self._collection.check_owner()
         values = checkpoint["channel_values"]
         all_metadata = get_checkpoint_metadata(config, metadata)
         run_id = cast("dict[str, Any]", all_metadata).get("run_id")
@@ -164,8 +167,8 @@ class MongoCheckpointSaver(BaseCheckpointSaver[str]):
             checkpoint=_text("checkpoint id", checkpoint["id"]),
             parent=_checkpoint_of(config),
             run_id=None if run_id is None else str(run_id),
-            metadata=dumps(all_metadata),
-            body=dumps({name: value for name, value in checkpoint.items() if name != "channel_values"}),
+            metadata=cast("dict[str, Any]", all_metadata),
+            body={name: value for name, value in checkpoint.items() if name != "channel_values"},
             values=dict(values),
             versions=dict(checkpoint["channel_versions"]),
             changed=frozenset(new_versions),
@@ -184,6 +187,7 @@ class MongoCheckpointSaver(BaseCheckpointSaver[str]):
         checkpoint = _checkpoint_of(config)
         if checkpoint is None:
             raise ArgumentValueError("config: `checkpoint_id` is missing: writes belong to a checkpoint")
+        self._collection.check_owner()
         dumps = self.serde.dumps_typed
         typed: dict[int, tuple[str, tuple[str, bytes]]] = {}
         for position, (channel, value) in enumerate(writes):

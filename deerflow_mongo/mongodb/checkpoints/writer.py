@@ -32,7 +32,7 @@ from .cutting import Piece
 from .group_commit import MAX_COMMAND_BYTES, GroupCommit
 from .knowledge import Knowledge, KnownCheckpoint, ThreadKnowledge
 from .piece_cache import PieceCache
-from .values import ValueCodec, ValueEncoder
+from .values import ValueCodec
 
 LARGE_VALUE_BYTES: Final = 256 * 1024
 """From this size on, a value is serialised and hashed in a thread: that takes longer than a millisecond."""
@@ -46,6 +46,9 @@ MAX_INLINE_WRITES_BYTES: Final = 4 * 1024 * 1024
 PART_BYTES: Final = 4 * 1024 * 1024
 
 _SMALL_WRITE_BYTES: Final = 512
+_DOCUMENT_BYTES: Final = 4 * 1024
+"""What a value takes within a checkpoint's document, about."""
+
 _MAX_KEYS: Final = 10_000
 _MAX_ATTEMPTS: Final = 1_000
 """Refusals in a row of one checkpoint; each means that another writer of the thread went on."""
@@ -60,13 +63,13 @@ class NewCheckpoint:
     checkpoint: str
     parent: str | None
     run_id: str | None
-    metadata: Typed
-    body: Typed
+    metadata: Mapping[str, Any]
+    body: Mapping[str, Any]
     values: Mapping[str, Any]
     versions: Mapping[str, object]
     changed: Container[str]
 
-    def row(self, seq: int, generation: int, channels: Mapping[str, Document]) -> CheckpointRow:
+    def row(self, seq: int, generation: int, draft: Draft) -> CheckpointRow:
         return CheckpointRow(
             thread=self.thread,
             ns=self.ns,
@@ -75,16 +78,18 @@ class NewCheckpoint:
             generation=generation,
             parent=self.parent,
             run_id=self.run_id,
-            metadata=self.metadata,
-            body=self.body,
-            channels=channels,
+            metadata=draft.metadata,
+            body=draft.body,
+            channels=draft.channels,
         )
 
 
 @dataclass(slots=True)
-class _Draft:
-    """A checkpoint's channels, all pieces of those that were serialised, and the ones that are not stored."""
+class Draft:
+    """The stored values of a checkpoint, the pieces of what was serialised, and those that are missing."""
 
+    metadata: Document = field(default_factory=dict[str, Any])
+    body: Document = field(default_factory=dict[str, Any])
     channels: dict[str, Document] = field(default_factory=dict[str, Document])
     keys: set[bytes] = field(default_factory=set[bytes])
     missing: list[Piece] = field(default_factory=list[Piece])
@@ -119,7 +124,7 @@ class CheckpointWriter:
                 draft = await self._draft(new, codec, known, known.pieces)
             await self._store(new, codec, known, draft)
 
-    async def _first_draft(self, new: NewCheckpoint, codec: ValueCodec, known: ThreadKnowledge) -> _Draft:
+    async def _first_draft(self, new: NewCheckpoint, codec: ValueCodec, known: ThreadKnowledge) -> Draft:
         """For a thread whose last number is not known."""
         as_of = time.monotonic()
         last_seq, generation = await self._last_entry(queries.numbered(new.thread))
@@ -131,13 +136,13 @@ class CheckpointWriter:
         return await self._draft(new, codec, known, known.pieces)
 
     async def _store(
-        self, new: NewCheckpoint, codec: ValueCodec, known: ThreadKnowledge, draft: _Draft
+        self, new: NewCheckpoint, codec: ValueCodec, known: ThreadKnowledge, draft: Draft
     ) -> None:
         is_stored_already = False
         for _ in range(_MAX_ATTEMPTS):
             as_of = time.monotonic()
             seq = (known.last_seq or 0) + 1
-            row = new.row(seq, known.generation, draft.channels)
+            row = new.row(seq, known.generation, draft)
             try:
                 if is_stored_already:
                     is_stored_already = await self._replace(row)
@@ -160,11 +165,11 @@ class CheckpointWriter:
             return
         raise RuntimeError("a checkpoint was refused again and again")
 
-    async def _insert(self, row: CheckpointRow, draft: _Draft, known: ThreadKnowledge) -> None:
+    async def _insert(self, row: CheckpointRow, draft: Draft, known: ThreadKnowledge) -> None:
         """The missing pieces, then the checkpoint. Raises `DuplicateKeyError` for the latter only."""
         pieces = self._piece_documents(row.thread, draft.missing, known.generation)
         document = documents.checkpoint_document(row)
-        size_bytes = draft.missing_bytes + len(row.body[1]) + len(row.metadata[1])
+        size_bytes = draft.missing_bytes + _DOCUMENT_BYTES * (1 + len(row.channels))
         draft.missing, draft.missing_bytes = [], 0
         try:
             await self._commit.insert([*pieces, document], size_bytes)
@@ -192,32 +197,36 @@ class CheckpointWriter:
 
     async def _draft(
         self, new: NewCheckpoint, codec: ValueCodec, known: ThreadKnowledge, stored: Container[bytes]
-    ) -> _Draft:
+    ) -> Draft:
         """Serialise what changed; the pieces that are not among the `stored` ones are to be inserted."""
-        draft = _Draft()
+        draft = Draft()
+        draft.metadata = await self._encoded(codec, new.metadata, new, known, stored, draft)
+        draft.body = await self._encoded(codec, new.body, new, known, stored, draft)
         base = known.checkpoints.get((new.ns, new.parent)) if new.parent else None
         for name, value in new.values.items():
             before = None if base is None else base.channels.get(name)
             if before is not None and base is not None and _is_unchanged(new, base, name):
                 draft.channels[name] = before
             else:
-                encoder = codec.encoder(value)
                 is_large = before is not None and before.get("size", 0) >= LARGE_VALUE_BYTES
-                await self._encode(encoder, new.thread, known.generation, stored, draft, is_large=is_large)
-                draft.channels[name] = encoder.document
+                draft.channels[name] = await self._encoded(
+                    codec, value, new, known, stored, draft, is_large=is_large
+                )
         return draft
 
-    async def _encode(
+    async def _encoded(
         self,
-        encoder: ValueEncoder,
-        thread: str,
-        generation: int,
+        codec: ValueCodec,
+        value: object,
+        new: NewCheckpoint,
+        known: ThreadKnowledge,
         stored: Container[bytes],
-        draft: _Draft,
+        draft: Draft,
         *,
-        is_large: bool,
-    ) -> None:
-        """Add a value's pieces to the draft; many new ones are stored meanwhile."""
+        is_large: bool = False,
+    ) -> Document:
+        """The stored value. Its pieces are added to the draft; many new ones are stored meanwhile."""
+        encoder = codec.encoder(value)
         pieces = encoder.pieces()
         while True:
             if is_large:
@@ -225,15 +234,15 @@ class CheckpointWriter:
             else:
                 is_complete = _collect(pieces, stored, draft, LARGE_VALUE_BYTES)
             if is_complete:
-                return
+                return encoder.document
             is_large = True
             if draft.missing_bytes >= MAX_COMMAND_BYTES:
-                await self._upsert(self._piece_documents(thread, draft.missing, generation))
+                await self._upsert(self._piece_documents(new.thread, draft.missing, known.generation))
                 draft.missing, draft.missing_bytes = [], 0
 
     async def _renewed_draft(
         self, new: NewCheckpoint, codec: ValueCodec, known: ThreadKnowledge, last_seq: int, generation: int
-    ) -> _Draft:
+    ) -> Draft:
         """After a deletion: give every piece of the checkpoint its generation, and find the missing ones."""
         known.forget()
         known.last_seq, known.generation = last_seq, generation
@@ -318,7 +327,7 @@ def _is_unchanged(new: NewCheckpoint, base: KnownCheckpoint, name: str) -> bool:
     return name not in new.changed and version is not None and base.versions.get(name) == version
 
 
-def _collect(pieces: Iterator[Piece], stored: Container[bytes], draft: _Draft, max_bytes: int) -> bool:
+def _collect(pieces: Iterator[Piece], stored: Container[bytes], draft: Draft, max_bytes: int) -> bool:
     """Take pieces until many are new, or `max_bytes` of them were hashed; True when there are no more."""
     seen = 0
     for piece in pieces:

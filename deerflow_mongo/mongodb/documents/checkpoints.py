@@ -70,7 +70,10 @@ class TaskWrites:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRow:
-    """A checkpoint as it is stored, without its pending writes. `channels` maps a name to its value."""
+    """A checkpoint as it is stored, without its pending writes; the values are stored values.
+
+    `body` is LangGraph's checkpoint without its `channel_values`, and `channels` maps a name to its value.
+    """
 
     thread: str
     ns: str
@@ -79,9 +82,8 @@ class CheckpointRow:
     generation: int
     parent: str | None
     run_id: str | None
-    metadata: Typed
-    body: Typed
-    """LangGraph's checkpoint without its `channel_values`."""
+    metadata: Document
+    body: Document
     channels: Mapping[str, Document] = field(default_factory=dict[str, Document])
 
 
@@ -120,8 +122,8 @@ def checkpoint_document(row: CheckpointRow) -> Document:
         GENERATION: Int64(row.generation),
         "parent": row.parent,
         "created_at": _now(),
-        METADATA: typed_document(row.metadata),
-        "body": typed_document(row.body),
+        METADATA: row.metadata,
+        "body": row.body,
         "channels": [{"name": name, **value} for name, value in row.channels.items()],
     }
     if row.run_id is not None:
@@ -143,10 +145,15 @@ def checkpoint_row(document: Document) -> CheckpointRow:
         generation=int(document[GENERATION]),
         parent=document["parent"],
         run_id=document.get(RUN_ID),
-        metadata=typed_value(document[METADATA]),
-        body=typed_value(document["body"]),
+        metadata=document[METADATA],
+        body=document["body"],
         channels=channels,
     )
+
+
+def stored_values(document: Document) -> list[Document]:
+    """Everything in a checkpoint's document that may refer to pieces."""
+    return [document[METADATA], document["body"], *document["channels"]]
 
 
 def numbers_of(document: Document) -> list[int]:
