@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 from zlib import crc32
 
 from ..documents.encoding import UnreadableError
@@ -36,6 +36,9 @@ _MAX_NODE_KEYS: Final = 256
 _NODE_END: Final = 4  # of 256: a node ends after every 64th key on average, from the minimum on
 
 
+Buffer: TypeAlias = bytes | memoryview
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """One document's worth of a value. `elements` is how many elements end in it."""
@@ -55,15 +58,15 @@ def new_piece(data: bytes, elements: int) -> Piece:
     return Piece(piece_key(data, elements), data, elements)
 
 
-def average_at(offset: int, base: int = AVERAGE_BYTES) -> int:
+def average_at(offset: int) -> int:
     """The average size of a piece that starts at `offset`: it grows in powers of two with the offset.
 
     It depends on what stands before and not on the whole size, which is unknown until everything is
     serialised: nothing is cut anew when a value grows.
     """
     share = offset // _PIECES_PER_DOUBLING
-    if share < 2 * base:
-        return base
+    if share < 2 * AVERAGE_BYTES:
+        return AVERAGE_BYTES
     return min(1 << (share.bit_length() - 1), MAX_AVERAGE_BYTES)
 
 
@@ -73,7 +76,7 @@ def part_size(size: int) -> int:
     return max(_MIN_PART_BYTES, min(1 << max(share.bit_length() - 1, 0), MAX_PIECE_BYTES))
 
 
-def parts_of(data: bytes, elements: int = 1) -> Iterator[Piece]:
+def parts_of(data: Buffer, elements: int = 1) -> Iterator[Piece]:
     """Parts of a fixed size; only the last one counts the elements."""
     step, end = part_size(len(data)), len(data)
     view = memoryview(data)
@@ -84,70 +87,77 @@ def parts_of(data: bytes, elements: int = 1) -> Iterator[Piece]:
 class Cutter:
     """Groups elements into pieces. `add` each in order, then `finish`; both return the pieces that closed."""
 
-    def __init__(self, average: int = AVERAGE_BYTES) -> None:
+    def __init__(self) -> None:
         self.size = 0
         self.elements = 0
         self.keys: list[bytes] = []
         self.tail = b""
-        self._base = average
-        self._open: list[tuple[bytes, int]] = []
+        self._open: list[Buffer] = []
+        self._open_counts: list[int] = []
         self._open_size = 0
         self._set_limits()
 
-    def add(self, data: bytes, elements: int = 1) -> Sequence[Piece]:
+    def add(self, data: Buffer, elements: int = 1) -> Sequence[Piece]:
         """Add the bytes of one element, or of some that are never separated."""
         size = len(data)
-        self.size += size
-        self.elements += elements
         closed: Sequence[Piece] = ()
         if self._open_size + size > self._maximum:
-            closed = self._closed(self.size - size)
+            closed = self._close()
             if size > self._maximum:
-                parts = list(parts_of(data, elements))
-                self.keys.extend(part.key for part in parts)
-                self._set_limits()
-                return [*closed, *parts]
-        self._open.append((data, elements))
+                return [*closed, *self._add_parts(data, elements)]
+        self.size += size
+        self.elements += elements
+        self._open.append(data)
+        self._open_counts.append(elements)
         self._open_size += size
-        if self._open_size >= self._minimum and (size >= self._span or crc32(data) * self._span < size << 32):
-            return [*closed, *self._closed(self.size)]
-        return closed
+        if self._open_size < self._minimum or (
+            # Closing is as likely as the element is large, so that the pieces have the average size.
+            size < self._span and crc32(data) * self._span >= size << 32
+        ):
+            return closed
+        return [*closed, *self._close()]
 
     def finish(self) -> Sequence[Piece]:
         """Cut the open rest: into pieces of the smallest average, and a tail that is no piece.
 
         Where pieces are large, the rest is large too and would be stored anew after each appended element.
         """
-        if self._average > self._base:
-            rest = Cutter(self._base)
-            pieces = [piece for data, elements in self._open for piece in rest.add(data, elements)]
+        if self._average > AVERAGE_BYTES:
+            rest = Cutter()
+            counted = zip(self._open, self._open_counts, strict=True)
+            pieces = [piece for data, elements in counted for piece in rest.add(data, elements)]
             pieces.extend(rest.finish())
             self.keys.extend(rest.keys)
             self.tail = rest.tail
             return pieces
         if self._open_size > MAX_TAIL_BYTES:
-            return self._closed(self.size)
-        self.tail = b"".join(data for data, _ in self._open)
+            return self._close()
+        self.tail = b"".join(self._open)
         return ()
 
-    def _closed(self, offset: int) -> Sequence[Piece]:
-        """The open elements as a piece; the next one starts at `offset`."""
+    def _close(self) -> Sequence[Piece]:
+        """The open elements as a piece."""
         if not self._open:
             return ()
-        if len(self._open) == 1:
-            piece = new_piece(*self._open[0])
-        else:
-            piece = new_piece(
-                b"".join(data for data, _ in self._open), sum(elements for _, elements in self._open)
-            )
+        piece = new_piece(b"".join(self._open), sum(self._open_counts))
         self.keys.append(piece.key)
         self._open.clear()
+        self._open_counts.clear()
         self._open_size = 0
-        self._set_limits(offset)
+        self._set_limits()
         return (piece,)
 
-    def _set_limits(self, offset: int | None = None) -> None:
-        self._average = average_at(self.size if offset is None else offset, self._base)
+    def _add_parts(self, data: Buffer, elements: int) -> Sequence[Piece]:
+        parts = list(parts_of(data, elements))
+        self.size += len(data)
+        self.elements += elements
+        self.keys.extend(part.key for part in parts)
+        self._set_limits()
+        return parts
+
+    def _set_limits(self) -> None:
+        """The limits of the next piece."""
+        self._average = average_at(self.size)
         self._minimum = self._average // 4
         self._span = self._average - self._minimum
         self._maximum = self._average * 4

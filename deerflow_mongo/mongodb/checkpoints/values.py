@@ -21,7 +21,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from ...contract.errors import CorruptDocumentError
 from ..documents.encoding import WHOLE, Document, UnreadableError
-from .cutting import Cutter, Piece, joined_keys, nodes_of, parts_of, split_keys
+from .cutting import Buffer, Cutter, Piece, joined_keys, nodes_of, parts_of, split_keys
 
 MAX_INLINE_BYTES: Final = 8 * 1024
 COLLECTION: Final = "checkpoint_data"
@@ -142,7 +142,7 @@ class ValueEncoder:
         else:
             elements = list(value.value if self._shape == _DELTA else value)
         units = self._units(elements)
-        first: list[tuple[bytes, int]] = []
+        first: list[tuple[Buffer, int]] = []
         size = 0
         for unit in units:
             first.append(unit)
@@ -163,7 +163,7 @@ class ValueEncoder:
             _MSGPACK, self._shape, cutter.size, cutter.elements, cutter.keys, cutter.tail
         )
 
-    def _units(self, elements: Sequence[Any]) -> Iterator[tuple[bytes, int]]:
+    def _units(self, elements: Sequence[Any]) -> Iterator[tuple[Buffer, int]]:
         """The bytes of one element after the other, or of batches, with the number of elements in them."""
         batch = _BATCH if self._are_small(elements) else 1
         if batch == 1:
@@ -173,7 +173,7 @@ class ValueEncoder:
                 kind, data = dumps({element[0]: element[1]} if as_dict else [element])
                 if kind != _MSGPACK or data[0] != one:
                     raise _NotByElementError
-                yield data[1:], 1
+                yield memoryview(data)[1:], 1  # no copy
             return
         for start in range(0, len(elements), batch):
             some = elements[start : start + batch]
@@ -237,6 +237,7 @@ class ValueDecoder:
         self._parts = BytesIO()
         self._list: list[Any] = []
         self._dict: dict[Any, Any] = {}
+        self._whole: Any = None
         self.node_keys: list[bytes] = []
         self.leaf_keys: list[bytes] = []
         self._own_leaf_keys: list[bytes] = []
