@@ -14,7 +14,6 @@ from typing import Any, Final, cast
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     WRITES_IDX_MAP,
-    BaseCheckpointSaver,
     ChannelVersions,
     Checkpoint,
     CheckpointMetadata,
@@ -30,6 +29,7 @@ from ..drivers.collection import Collection
 from .knowledge import Knowledge
 from .piece_cache import PieceCache
 from .reader import CheckpointReader, Found, Pieces, ReadCheckpoint
+from .sync import SyncCalls
 from .values import ValueCodec
 from .writer import CheckpointWriter, NewCheckpoint
 
@@ -38,8 +38,8 @@ _MAX_PIECES_BYTES: Final = 64 * 1024 * 1024
 """Pieces that a list remembers for its next rows."""
 
 
-class MongoCheckpointSaver(BaseCheckpointSaver[str]):
-    """LangGraph's checkpoints on MongoDB, from `await storage.checkpointer()`.
+class MongoCheckpointSaver(SyncCalls):
+    """LangGraph's checkpoints on MongoDB, from `await storage.checkpointer()`, or `from_url` without a loop.
 
     Any state that fits on the disk is stored, each part of it once per thread: a checkpoint refers to the
     pieces of its values. It belongs to the storage: it uses its client and event loop and is closed with it,
