@@ -18,6 +18,8 @@ from deerflow_mongo import StorageError
 from . import ownership, plan, report, servers
 from .children import ChildError
 from .contenders.known import CONTENDERS, OURS
+from .gateway import command as gateway
+from .gateway.measuring import QUICK, Load
 from .measuring import Bench, Settings
 from .operations import OPERATIONS
 from .recordings import payloads_of
@@ -50,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--readme", action="store_true", help="write the READMEs' tables and charts instead")
     owned = commands.add_parser("ownership", help="run ownership beside a checkout of DeerFlow main")
     ownership.add_arguments(owned)
+    whole = commands.add_parser("gateway", help="the whole gateway of DeerFlow on each storage")
+    gateway.add_arguments(whole)
     return parser
 
 
@@ -92,8 +96,10 @@ def _run(arguments: argparse.Namespace) -> int:
                 _print(f"{case.part}: {case.operation}: {error}; not measured")
             results.took_s = round(time.monotonic() - began)
             results.save(arguments.out)
-        results.finished = True
-        results.save(arguments.out)
+    if "gateway" in plan.parts_of(options):
+        gateway.measure(results, QUICK if options.is_quick else Load(), arguments.out)
+    results.finished = True
+    results.save(arguments.out)
     _print(f"{arguments.out}: {len(results.records)} records in {results.took_s:,.0f} s")
     for found in results.disagreements:
         _print(f"excluded: {found.backend}, {found.operation}: {found.why}")
@@ -134,9 +140,15 @@ def main() -> int:
     arguments = _parser().parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        commands = {"run": _run, "report": _report, "ownership": ownership.run}
+        commands = {"run": _run, "report": _report, "ownership": ownership.run, "gateway": gateway.run}
         return commands[arguments.command](arguments)
-    except (ResultsError, StorageError, ownership.OwnershipError, FileNotFoundError) as error:
+    except (
+        ResultsError,
+        StorageError,
+        ownership.OwnershipError,
+        gateway.GatewayError,
+        FileNotFoundError,
+    ) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     except KeyboardInterrupt:

@@ -205,7 +205,7 @@ class Bench:
         for repetition in range(1, self.settings.repetitions + 1):
             for lane in lanes if repetition % 2 else reversed(lanes):
                 request = {**self._request(case, lane, block, repetition, tasks), "do": "measure"}
-                lane.rounds.append(_round(request_all(lane.children[:processes], request)))
+                lane.rounds.append(round_of(request_all(lane.children[:processes], request)))
 
     def _followed(self, case: Case, lane: Lane) -> Record:
         """Repeats the writers of the largest load while one reader pages by `after_seq`."""
@@ -243,7 +243,8 @@ def _call_error(found: Sequence[Any]) -> str | None:
     return None if raised is None else f"the call fails: {raised}"
 
 
-def _round(responses: Sequence[Mapping[str, Any]]) -> Round:
+def round_of(responses: Sequence[Mapping[str, Any]]) -> Round:
+    """What the processes of one measurement have measured."""
     latencies = sorted(latency for response in responses for latency in response["latencies_us"])
     count = len(latencies)
     failures = sum((Counter[str](response["failures"]) for response in responses), Counter[str]())

@@ -24,6 +24,7 @@ NUMBERING = ("transaction", "transaction-in-turn", "sqlite-for-update")
 """Other ways to number the events of one thread."""
 _VARIANTS = (OURS, *SQL, *(name for name in CONTENDERS if name not in (*DEFAULT, *NUMBERING)))
 
+_NOT_IF_QUICK = ("variants", "gateway")
 _TASKS = (1, 32, 256)
 _MIXED_TASKS = 8
 
@@ -56,7 +57,7 @@ def parts_of(options: Options) -> tuple[Part, ...]:
         return tuple(part for part in PARTS if part in options.parts)
     if options.operations is not None:
         return ("operations",)
-    return tuple(part for part in PARTS if part != "variants" or not options.is_quick)
+    return tuple(part for part in PARTS if part not in _NOT_IF_QUICK or not options.is_quick)
 
 
 def sizes_of(options: Options) -> tuple[int, ...]:
@@ -81,7 +82,8 @@ def cases_of(options: Options, available: Sequence[str]) -> list[Case]:
         "contention": _contention,
         "variants": _variants,
     }
-    return [case for part in parts_of(options) for case in makers[part](options, available)]
+    parts = (part for part in parts_of(options) if part in makers)  # the gateway is not made of calls
+    return [case for part in parts for case in makers[part](options, available)]
 
 
 def _selected(options: Options, available: Sequence[str], names: Sequence[str] = DEFAULT) -> tuple[str, ...]:

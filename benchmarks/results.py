@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 FORMAT = 1
 
-Part = Literal["operations", "growth", "day", "contention", "variants"]
+Part = Literal["operations", "growth", "day", "contention", "variants", "gateway"]
 Metric = Literal["ops_per_s", "p50_ms", "p95_ms", "p99_ms", "cpu_us_per_op", "peak_memory_mb"]
 
 

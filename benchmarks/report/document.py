@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..results import Results
-from . import charts, tables, targets
+from . import charts, gateway, tables, targets
 from .cases import Cases
 
 _BENCHMARKS = Path(__file__).parents[1]
@@ -20,6 +20,7 @@ _MARKED = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTAL
 
 _README_TABLES: Mapping[str, Callable[[Cases], str]] = {
     "summary": tables.summary,
+    "gateway": gateway.gateway,
     "overview": tables.overview,
     "losses": tables.losses,
     "numbering": tables.numbering,
@@ -44,6 +45,9 @@ def report(results: Results, folder: str | os.PathLike[str] | None = None) -> st
         "deerflow-mongo relative to each contender: median of the repetitions (smallest to largest)."
         " Absolute values depend on the machine and are in the results file.",
         f"## Summary\n\n{tables.summary(cases)}",
+        f"## The whole gateway\n\n{gateway.gateway(cases)}\n\n{gateway.absolute_values(cases)}"
+        if cases.of("gateway")
+        else "",
         f"## All operations\n\n{tables.overview(cases)}",
         f"## Slower than SQL\n\n{tables.losses(cases)}",
         f"## Targets\n\n{targets.targets(cases)}",

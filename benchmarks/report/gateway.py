@@ -1,0 +1,59 @@
+"""The tables of the part `gateway`: turns of the whole gateway on each storage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..results import Metric
+from .cases import Case, Cases
+from .ratios import NOTHING, Table, counted, with_spread
+
+_COMPARED = ("deerflow-sqlite", "deerflow-postgresql")
+_METRICS: Sequence[tuple[str, Metric, float, int]] = (
+    ("turns/s", "ops_per_s", 1, 1),
+    ("p50, ms", "p50_ms", 1, 0),
+    ("p95, ms", "p95_ms", 1, 0),
+    ("CPU time of the gateway per turn, ms", "cpu_us_per_op", 1e-3, 0),
+    ("peak memory of the gateway, MB", "peak_memory_mb", 1, 0),
+)
+"""Title, metric, the factor of its unit, and decimals."""
+
+
+def gateway(cases: Cases) -> str:
+    """Ratios for the READMEs: the gateway on deerflow-mongo relative to DeerFlow's own storage."""
+    table = Table("the whole gateway", *(f"relative to {cases.short(name)}" for name in _COMPARED))
+    for metric_title, metric, *_ in _METRICS[:-1]:
+        for case in _by_users(cases):
+            title = f"{metric_title.partition(',')[0]}, {counted(case.concurrency, 'user')}"
+            ratios = (cases.ratio(case, metric, "mongodb", name) for name in _COMPARED)
+            table.add(title, *map(with_spread, ratios))
+    return str(table)
+
+
+def absolute_values(cases: Cases) -> str:
+    """What was measured: the median of the rounds (smallest to largest), and failed turns."""
+    of = _by_users(cases)
+    table = Table("storage of the gateway", "users", *(title for title, *_ in _METRICS), "failed turns")
+    for case in of:
+        for name in cases.backends([case], ("mongodb", *_COMPARED)):
+            record = cases.records(case)[name]
+            cells = [
+                _with_range(record.values(metric), factor, decimals)
+                for _, metric, factor, decimals in _METRICS
+            ]
+            failed = ", ".join(f"{count:,} x {kind}" for kind, count in record.failures.items())
+            table.add(cases.short(name), str(case.concurrency), *cells, failed or "none")
+    return str(table)
+
+
+def _by_users(cases: Cases) -> list[Case]:
+    return sorted(cases.of("gateway"), key=lambda case: case.concurrency)
+
+
+def _with_range(values: Sequence[float | None], factor: float, decimals: int) -> str:
+    known = sorted(value * factor for value in values if value is not None)
+    if not known:
+        return NOTHING
+    middle = (known[(len(known) - 1) // 2] + known[len(known) // 2]) / 2
+    low, median, high = (f"{value:,.{decimals}f}" for value in (known[0], middle, known[-1]))
+    return median if low == high else f"{median} ({low} to {high})"
