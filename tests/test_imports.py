@@ -25,7 +25,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing": {"contract", "testing"},
     "hosts": {"contract", "hosts"},
     "demo": {"contract", "mongodb", "demo"},
-    "cli": {"contract", "mongodb", "demo", "hosts", "cli"},
+    "transfer": {"contract", "mongodb", "transfer"},
+    "cli": {"contract", "mongodb", "demo", "hosts", "transfer", "cli"},
     "__main__": {"cli"},
     "__init__": {"contract", "mongodb"},
 }
