@@ -286,6 +286,24 @@ def max_payload_bytes(storage: Storage) -> int | None:
     return storage.max_payload_bytes if isinstance(storage, LimitedPayloads) else None
 
 
+@runtime_checkable
+class IdentifiedDatabase(Protocol):
+    """A storage that states which database it uses, for caches that several databases share."""
+
+    @property
+    def database_identity(self) -> str | None:
+        """Equal in all processes on one database, different for any other, without credentials.
+
+        None for a database that no other process uses.
+        """
+        ...
+
+
+def database_identity(storage: Storage) -> str | None:
+    """The identity that the storage states; None where it has none."""
+    return storage.database_identity if isinstance(storage, IdentifiedDatabase) else None
+
+
 CAPABILITIES: dict[type, str] = {
     Accounts: "accounts (`storage.users`)",
     Checkpointing: "checkpoints (`storage.checkpointer()`)",

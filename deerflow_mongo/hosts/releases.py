@@ -28,6 +28,8 @@ DEPS: Final = "app.gateway.deps"
 
 ENGINE: Final = "deerflow.persistence.engine"
 
+_CHECKPOINTER: Final = "deerflow.runtime.checkpointer.async_provider"
+
 _INTERFACES: Final[Names] = {
     "app.gateway.app": ("create_app", "langgraph_runtime"),
     "app.gateway.auth.credential_file": ("write_initial_credentials",),
@@ -56,7 +58,7 @@ _INTERFACES: Final[Names] = {
         "make_store",
         "make_stream_bridge",
     ),
-    "deerflow.runtime.checkpointer.async_provider": ("make_checkpointer",),
+    _CHECKPOINTER: ("make_checkpointer",),
     "deerflow.runtime.events.store": ("make_run_event_store",),
     "deerflow.runtime.events.store.base": ("RunEventStore",),
     "deerflow.runtime.runs.manager": ("ConflictError",),
@@ -83,6 +85,7 @@ _MAIN_INTERFACES: Final[Names] = {
         "RunManager.start_heartbeat",
         "RunManager.worker_id",
     ),
+    _CHECKPOINTER: ("_select_inner_checkpointer", "make_checkpointer"),
 }
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -112,6 +115,12 @@ class Release:
 
     drains_runs: bool
     """Whether its runtime ends the runs of this process before its stores are closed."""
+
+    checkpointer: Name = (_CHECKPOINTER, "make_checkpointer")
+    """The async context manager in whose place ours gives the saver.
+
+    Where the release caches the histories of delta channels, it is the function whose saver it wraps.
+    """
 
     runtime_config: Sections = field(default_factory=lambda: _NOTHING)
     """What the runtime's configuration has instead of the file's values, so that it starts on our stores.
@@ -147,6 +156,7 @@ RELEASES: Final = (
             "run_events": {"backend": "db"},
             "run_ownership": {"heartbeat_enabled": True},
         },
+        checkpointer=(_CHECKPOINTER, "_select_inner_checkpointer"),
         sql_repositories=(
             ("deerflow.persistence.mcp_tasks", "McpTaskRepository"),
             ("deerflow.persistence.scheduled_task_runs", "ScheduledTaskRunRepository"),

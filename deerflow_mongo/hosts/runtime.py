@@ -8,15 +8,18 @@ What this package does not have yet is None there, as without SQL.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import inspect
 import logging
 import os
 import threading
+import uuid
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ..contract.capabilities import database_identity
 from ..contract.errors import StorageConfigError, StorageError
 from .availability import HealthReportingStore, StorageHealth
 from .deerflow import (
@@ -36,6 +39,11 @@ WORKERS_VARIABLE: Final = "GATEWAY_WORKERS"
 
 END_TIMEOUT_S: Final = 5.0
 """How long a stop waits for runs to end, and then for the storage to record the rest of them as ended."""
+
+CACHE_PREFIX: Final = "deerflow-mongo-history"
+"""Of the keys in a checkpoint cache; a hash of the database's identity follows."""
+
+_PREFIX_DIGITS: Final = 16
 
 STOPPED: Final = "The gateway was stopped before this run ended."
 _INTERRUPTED: Final = "interrupted"
@@ -221,7 +229,7 @@ class StoredRuntime:
             ("deerflow.persistence.feedback", "FeedbackRepository"): lambda *_: self.feedback,
             ("deerflow.persistence.thread_meta", "make_thread_store"): lambda *_: self.threads,
             ("deerflow.runtime.events.store", "make_run_event_store"): lambda *_: self.run_events,
-            ("deerflow.runtime.checkpointer.async_provider", "make_checkpointer"): self._make_checkpointer,
+            self.release.checkpointer: self._make_checkpointer,
             _STORE: _store_in_memory(settings),
             _STREAM_BRIDGE: _encodable_bridge(settings),
             _RUN_MANAGER: self.make_manager,
@@ -254,7 +262,21 @@ class StoredRuntime:
             section: getattr(settings, section).model_copy(update=dict(values))
             for section, values in self.release.runtime_config.items()
         }
+        changed["database"] = self._with_cache_prefix(changed["database"])
         return settings.model_copy(update=changed)
+
+    def _with_cache_prefix(self, database: Any) -> Any:
+        """The section `database:`, with a prefix for the keys of its checkpoint cache.
+
+        DeerFlow derives one from SQL's address, so all databases of MongoDB on one Redis would share theirs.
+        """
+        cache = getattr(database, "checkpoint_cache", None)
+        if cache is None or cache.key_prefix:
+            return database
+        identity = database_identity(self.storage) or uuid.uuid4().hex
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:_PREFIX_DIGITS]
+        prefix = {"key_prefix": f"{CACHE_PREFIX}:{digest}"}
+        return database.model_copy(update={"checkpoint_cache": cache.model_copy(update=prefix)})
 
     # -- the end ---------------------------------------------------------------------------------------
 

@@ -106,6 +106,17 @@ class MongoConfig(BaseModel):
         is_given = "run_events_ttl_days" in self.model_fields_set
         return Retention(self.run_events_ttl_days) if is_given else None
 
+    @property
+    def database_identity(self) -> str | None:
+        """Which database this is: equal wherever it is used, without a login; None for a temporary one."""
+        if not self.has_server or not self.url:
+            return None
+        if self.url == EMBEDDED:
+            place = None if self.data_dir is None else str(self.data_dir.absolute())
+        else:
+            place = ",".join(read_uri(self.url).hosts)
+        return None if place is None else f"mongodb:{place}/{self.database}/{self.collection_prefix}"
+
     @model_validator(mode="before")
     @classmethod
     def _without_empty_options(cls, options: Any) -> Any:

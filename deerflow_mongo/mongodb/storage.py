@@ -246,6 +246,10 @@ class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
     def max_payload_bytes(self) -> int:
         return MAX_DOCUMENT_BYTES
 
+    @property
+    def database_identity(self) -> str | None:
+        return self._config.database_identity
+
     def observer(self) -> StorageRunObserver:
         return StorageRunObserver(self._runs, self._threads)
 

@@ -155,6 +155,8 @@ class MongoUri:
 
     database: str | None
     options: Mapping[str, Any]
+    hosts: tuple[str, ...] = ()
+    """Each with its port, in alphabetical order; of `mongodb+srv://` the name that is looked up."""
 
     def ms(self, name: str) -> int | None:
         """A timeout in milliseconds, which PyMongo has parsed to seconds; None: not given, or 0, no limit."""
@@ -181,7 +183,8 @@ def read_uri(url: str) -> MongoUri:
         if refusal is not None:
             raise StorageConfigError(f"url: {refusal}")
     _check_client(_plain(url), parsed)
-    return MongoUri(parsed["database"], options)
+    hosts = sorted(f"{host}:{port or ''}".rstrip(":").lower() for host, port in parsed["nodelist"])
+    return MongoUri(parsed["database"], options, tuple(hosts))
 
 
 def _check_text(url: str) -> None:

@@ -267,6 +267,7 @@ import json, os
 from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 from deerflow.config.checkpointer_config import CheckpointerConfig
+from deerflow.config.database_config import CheckpointCacheConfig
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="allow")
@@ -274,6 +275,7 @@ class _Section(BaseModel):
 class DatabaseConfig(_Section):
     backend: str = "sqlite"
     checkpoint_channel_mode: str = "full"
+    checkpoint_cache: CheckpointCacheConfig = Field(default_factory=CheckpointCacheConfig)
 
 class RunEventsConfig(_Section):
     backend: str = "memory"
@@ -303,6 +305,13 @@ from pydantic import BaseModel
 
 class CheckpointerConfig(BaseModel):
     type: str = "memory"
+""",
+    "deerflow.config.database_config": """\
+from pydantic import BaseModel
+
+class CheckpointCacheConfig(BaseModel):
+    max_entries: int = 128
+    key_prefix: str = ""
 """,
     "deerflow.config.runtime_paths": """\
 import os
@@ -427,10 +436,21 @@ async def make_store(config): yield ("store", config.database.backend)
     "deerflow.runtime.checkpointer.async_provider": """\
 from contextlib import asynccontextmanager
 
+class CachedHistorySaver:
+    def __init__(self, inner, *, key_prefix):
+        self.inner, self.key_prefix = inner, key_prefix
+
 @asynccontextmanager
-async def make_checkpointer(config):
+async def _select_inner_checkpointer(config):
     raise AssertionError("a checkpointer was built on SQL")
     yield
+
+@asynccontextmanager
+async def make_checkpointer(config):
+    async with _select_inner_checkpointer(config) as saver:
+        if config.database.checkpoint_channel_mode == "delta":
+            saver = CachedHistorySaver(saver, key_prefix=config.database.checkpoint_cache.key_prefix)
+        yield saver
 """,
     "deerflow.runtime.events.store": """\
 def make_run_event_store(config): raise AssertionError("run events were built on SQL")

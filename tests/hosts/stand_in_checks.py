@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +29,11 @@ from .stand_in import INTERFACES, Interface
 Check = Callable[["Ground"], Coroutine[Any, Any, None]]
 
 CONFIG: Final[dict[str, Any]] = {
-    "database": {"backend": "sqlite", "checkpoint_channel_mode": "delta", "checkpoint_cache": {"size": 7}},
+    "database": {
+        "backend": "sqlite",
+        "checkpoint_channel_mode": "delta",
+        "checkpoint_cache": {"max_entries": 7},
+    },
     "run_events": {"max_trace_content": 123},
     "run_ownership": {"lease_seconds": 21, "grace_seconds": 5},
 }
@@ -230,7 +234,7 @@ async def runtime_is_built_on_our_stores(ground: Ground) -> None:
         state, adapters = app.state, "deerflow_mongo.hosts.adapters"
         for name in ("run_store", "feedback_repo", "thread_store", "run_event_store"):
             assert type(getattr(state, name)).__module__.startswith(adapters), name
-        assert "Mongo" in type(state.checkpointer).__name__
+        assert "Mongo" in type(state.checkpointer.inner).__name__
         assert (state.mcp_task_repo, state.scheduled_task_repo, state.scheduled_task_run_repo) == (None,) * 3
         assert state.services[1] is None  # an extension gets no SQL sessions
         assert state.store == ("store", "memory")
@@ -258,8 +262,19 @@ async def other_settings_reach_the_runtime(ground: Ground) -> None:
     async with started(ground) as app:
         assert app.state.checkpoint_channel_mode == "delta"
         config = app.state.services[0]
-        assert config.database.checkpoint_cache == {"size": 7}
+        assert config.database.checkpoint_cache.max_entries == 7
         assert app.state.run_events_config.max_trace_content == 123
+
+
+async def keys_of_the_checkpoint_cache_begin_with_the_databases_prefix(ground: Ground) -> None:
+    prefixes: list[str] = []
+    for database in (ground.database, ground.database, f"{ground.database}_2"):
+        async with started(replace(ground, database=database)) as app:
+            prefixes.append(app.state.checkpointer.key_prefix)
+    with pymongo.MongoClient[dict[str, Any]](ground.url) as client:
+        client.drop_database(f"{ground.database}_2")
+    assert prefixes[0] == prefixes[1] != prefixes[2]
+    assert all(prefix.startswith("deerflow-mongo-history:") for prefix in prefixes)
 
 
 async def several_workers_pass_the_gate(ground: Ground) -> None:
@@ -456,6 +471,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     runtime_is_built_on_our_stores,
     manager_recovers_and_renews_on_our_stores,
     other_settings_reach_the_runtime,
+    keys_of_the_checkpoint_cache_begin_with_the_databases_prefix,
     several_workers_pass_the_gate,
     names_are_restored_after_entering,
     names_are_restored_after_a_failed_start,

@@ -33,9 +33,12 @@ class Section:
         return Section(**{**vars(self), **update})
 
 
+CACHE = Section(type="redis", max_entries=7, key_prefix="operators")
+
+
 def settings(**sections: Any) -> Section:
     defaults = {
-        "database": Section(backend="memory", checkpoint_channel_mode="delta", checkpoint_cache="cache"),
+        "database": Section(backend="memory", checkpoint_channel_mode="delta", checkpoint_cache=CACHE),
         "run_events": Section(backend="memory", max_trace_content=77),
         "run_ownership": Section(heartbeat_enabled=False, lease_seconds=9, grace_seconds=3),
         "agent_storage": Section(backend="file"),
@@ -66,6 +69,25 @@ def test_runtime_config_keeps_all_other_fields_of_its_sections() -> None:
     assert vars(seen.run_events) == {"backend": "db", "max_trace_content": 77}
     assert vars(seen.run_ownership) == {"heartbeat_enabled": True, "lease_seconds": 9, "grace_seconds": 3}
     assert seen.scheduler is given.scheduler
+
+
+def cache_prefix(storage: Any, given: Section = CACHE) -> str:
+    seen = built(MAIN, storage)._runtime_config(settings(database=Section(checkpoint_cache=given)))
+    assert (seen.database.checkpoint_cache.type, seen.database.checkpoint_cache.max_entries) == ("redis", 7)
+    return seen.database.checkpoint_cache.key_prefix
+
+
+def test_each_database_has_its_own_prefix_in_a_shared_checkpoint_cache() -> None:
+    unset = CACHE.model_copy(update={"key_prefix": ""})
+    urls = ["mongodb://ann:secret@h/x", "mongodb://bob:other@H:27017/x?w=1", "mongodb://h/y", "mongodb://i/x"]
+    first, same, *others = [
+        cache_prefix(create_storage({"backend": "mongodb", "url": url}), unset) for url in urls
+    ]
+    assert first == same
+    assert len({first, *others}) == 3
+    in_memory = create_storage({"backend": "memory"})
+    assert cache_prefix(in_memory, unset) != cache_prefix(in_memory, unset)
+    assert cache_prefix(in_memory) == "operators"
 
 
 def test_operators_configuration_is_not_changed() -> None:

@@ -111,6 +111,21 @@ def test_config_object_fills_the_documented_defaults_and_validates_itself() -> N
         mongo_config({"url": URL, 5: "x"})  # pyright: ignore[reportArgumentType]
 
 
+def test_database_identity_is_equal_for_one_database_and_has_no_login(tmp_path: Path) -> None:
+    def identity(**options: Any) -> str | None:
+        return mongo_config({"database": "d", **options}).database_identity
+
+    assert identity(url="mongodb://ann:secret@B,a:27018/x") == "mongodb:a:27018,b:27017/d/"
+    assert identity(url="mongodb://a:27018,b/?replicaSet=rs0") == "mongodb:a:27018,b:27017/d/"
+    assert identity(url="mongodb+srv://ann:secret@db.example.com", collection_prefix="p_") == (
+        "mongodb:db.example.com:27017/d/p_"
+    )
+    assert identity(url="mongodb://%2Ftmp%2Fa.sock") == "mongodb:/tmp/a.sock/d/"
+    assert identity(url="embedded", data_dir=tmp_path) == f"mongodb:{tmp_path}/d/"
+    assert identity(url="embedded") is None
+    assert identity(driver="mongomock") is None
+
+
 def test_storage_opens_from_a_config_a_mapping_or_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEERFLOW_TEST_URL", URL + "/own")
     given: tuple[Any, ...] = (
