@@ -152,6 +152,41 @@ class CheckpointReader:
                 return found
             limit *= 4
 
+    # The history of delta channels.
+
+    async def ancestors(self, thread: str, ns: str, checkpoint: str | None) -> AsyncIterator[Found]:
+        """The parent of a checkpoint, its parent, and so on; of the newest one where none is named."""
+        found = await self._find(thread, ns, checkpoint)
+        listed: dict[str, Found] = {}
+        while found is not None:
+            parent = self._row(found.checkpoint).parent
+            if parent is None:
+                return
+            if parent not in listed:
+                # Mostly, it is one of those just below.
+                query = queries.checkpoints_and_writes_below(thread, ns, found.checkpoint["_id"])
+                listed = _listed(await self._collection.find(query, sort=_NEWEST_FIRST, limit=_PAGE))
+            found = listed.pop(parent, None) or await self._find(thread, ns, parent)
+            if found is not None:
+                yield found
+
+    async def some_values(self, found: Found, names: Iterable[str], codec: ValueCodec) -> dict[str, Any]:
+        """The values of those of these channels that the checkpoint has. Raises `CorruptDocumentError`."""
+        row = self._row(found.checkpoint)
+        decoders = {
+            name: (row.channels[name], codec.decoder(row.channels[name], f"{_place(row)}, {_channel(name)}"))
+            for name in names
+            if name in row.channels
+        }
+        try:
+            return await self._values(row, decoders, {})
+        except _MissingPieceError as error:
+            raise self._missing(row, _channel(error.place)) from None
+
+    async def writes_of(self, found: Found) -> list[ReadWrite]:
+        """The pending writes of a checkpoint, in LangGraph's order."""
+        return await self._writes(found.writes)
+
     # Lists.
 
     async def of_namespace(
@@ -397,6 +432,16 @@ def _newest(documents_falling: Sequence[Document]) -> tuple[Found | None, list[D
             writes = [other for other in documents_falling[:position] if _key(other) == key]
             return Found(document, writes), list(documents_falling[position + 1 :])
     return None, list(documents_falling)
+
+
+def _listed(documents_falling: Sequence[Document]) -> dict[str, Found]:
+    """All checkpoints of a page of one namespace, by their id."""
+    listed: dict[str, Found] = {}
+    found, rest = _newest(documents_falling)
+    while found is not None:
+        listed[found.checkpoint["_id"]["checkpoint"]] = found
+        found, rest = _newest(rest)
+    return listed
 
 
 def _key(document: Document) -> tuple[str, str, str]:

@@ -18,6 +18,7 @@ from langgraph.checkpoint.base import (
     Checkpoint,
     CheckpointMetadata,
     CheckpointTuple,
+    DeltaChannelHistory,
     PendingWrite,
     get_checkpoint_id,
     get_checkpoint_metadata,
@@ -141,6 +142,33 @@ class MongoCheckpointSaver(SyncCalls):
             parent_config=None if row.parent is None else _config(row.thread, row.ns, row.parent),
             pending_writes=writes,
         )
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """What the ancestors of a checkpoint contributed to these channels; pages of ancestors are read.
+
+        For each channel, `seed` is its value at the nearest ancestor that has one, and `writes` are those of
+        this ancestor and of all between, oldest first. Without such an ancestor there is no `seed`.
+        """
+        codec, thread, ns = self._codec, _thread_of(config), _ns_of(config) or ""
+        history: dict[str, DeltaChannelHistory] = {name: {"writes": []} for name in channels}
+        missing = set(channels)
+        if not missing:
+            return history
+        async for found in self._reader.ancestors(thread, ns, _checkpoint_of(config)):
+            for write in reversed(await self._reader.writes_of(found)):
+                if write.channel in missing:
+                    value = self.serde.loads_typed(write.value)
+                    history[write.channel]["writes"].append((write.task, write.channel, value))
+            for name, value in (await self._reader.some_values(found, missing, codec)).items():
+                history[name]["seed"] = value
+                missing.discard(name)
+            if not missing:
+                break
+        for entry in history.values():
+            entry["writes"].reverse()
+        return history
 
     # Writing.
 
