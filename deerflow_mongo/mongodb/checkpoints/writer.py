@@ -108,7 +108,7 @@ class CheckpointWriter:
         self._collection = collection
         self._knowledge = knowledge
         self._cache = cache
-        self._commit = GroupCommit(collection.insert_many)
+        self._commit = GroupCommit(self._insert_documents)
 
     async def close(self) -> None:
         """Accept nothing more, and return once everything accepted is stored or has failed."""
@@ -192,6 +192,12 @@ class CheckpointWriter:
             query, sort=((documents.SEQ, -1),), limit=1, projection=(documents.SEQ, documents.GENERATION)
         )
         return documents.last_entry(found[0] if found else None)
+
+    async def _insert_documents(self, new: list[Document]) -> None:
+        if len(new) == 1:  # half of the driver's work
+            await self._collection.insert_one(new[0])
+        else:
+            await self._collection.insert_many(new)
 
     # Pieces.
 
