@@ -200,6 +200,7 @@ class MongoCheckpointSaver(SyncCalls):
             values=dict(values),
             versions=dict(checkpoint["channel_versions"]),
             changed=frozenset(new_versions),
+            delta=_delta_channels(checkpoint, all_metadata),
         )
         await self._writer.put(new, self._codec)
         return _config(thread, ns, new.checkpoint)
@@ -234,6 +235,13 @@ class MongoCheckpointSaver(SyncCalls):
         """The version after `current`: a growing number, and a random part that tells forks apart."""
         number = 0 if current is None else int(str(current).partition(".")[0])
         return f"{number + 1:0{_VERSION_DIGITS}}.{random.random():018.16f}"  # noqa: S311 - no secret
+
+
+def _delta_channels(checkpoint: Checkpoint, metadata: CheckpointMetadata) -> tuple[str, ...]:
+    """The delta channels that were written and have no value here: the ancestors have it."""
+    counters: dict[str, Any] = cast("dict[str, Any]", metadata).get("counters_since_delta_snapshot") or {}
+    versions, values = checkpoint["channel_versions"], checkpoint["channel_values"]
+    return tuple(sorted(name for name in counters if name in versions and name not in values))
 
 
 # -- configurations --------------------------------------------------------------------------------

@@ -68,6 +68,7 @@ class NewCheckpoint:
     values: Mapping[str, Any]
     versions: Mapping[str, object]
     changed: Container[str]
+    delta: tuple[str, ...] = ()
 
     def row(self, seq: int, generation: int, draft: Draft) -> CheckpointRow:
         return CheckpointRow(
@@ -81,6 +82,7 @@ class NewCheckpoint:
             metadata=draft.metadata,
             body=draft.body,
             channels=draft.channels,
+            delta=self.delta,
         )
 
 
