@@ -2,7 +2,8 @@
 
 It follows LangGraph's own savers where their documentation leaves something open: lists are sorted by
 checkpoint id, newest first; a filter compares values of the metadata for equality; a write of an index that
-is stored is left as it is, but for the special ones (`ERROR`, `INTERRUPT`, ...), which are replaced.
+is stored is left as it is, but for special ones (`ERROR`, `INTERRUPT`, ...) that are put without others: they
+replace. Where the savers differ, it follows those for SQLite and PostgreSQL.
 """
 
 from __future__ import annotations
@@ -218,9 +219,12 @@ class MongoCheckpointSaver(SyncCalls):
             raise ArgumentValueError("config: `checkpoint_id` is missing: writes belong to a checkpoint")
         self._collection.check_owner()
         dumps = self.serde.dumps_typed
+        replaces = all(channel in WRITES_IDX_MAP for channel, _ in writes)
         typed: dict[int, tuple[str, tuple[str, bytes]]] = {}
         for position, (channel, value) in enumerate(writes):
-            typed[WRITES_IDX_MAP.get(channel, position)] = (channel, dumps(value))
+            index = WRITES_IDX_MAP.get(channel, position)
+            if replaces or index not in typed:
+                typed[index] = (channel, dumps(value))
         if typed:
             await self._writer.put_writes(
                 _thread_of(config),

@@ -297,7 +297,7 @@ class CheckpointWriter:
     ) -> None:
         """Add writes, each with its index, to those of the task. The indexes are not repeated.
 
-        A write of a negative index replaces the one that is stored; another one leaves the stored one.
+        Where all indexes are negative, the writes replace stored ones; else stored ones stay.
         """
         row = TaskWrites(thread, ns, checkpoint, task, path, ())
         stored: list[StoredWrite] = []

@@ -196,24 +196,20 @@ def task_writes(document: Document) -> TaskWrites:
 
 
 def merged_writes_pipeline(writes: TaskWrites) -> list[Document]:
-    """Add writes to those of the task: one of a negative index is replaced, another one stays as it is."""
-    new = [_write_document(write) for write in writes.writes]
-    replacing = [write["idx"] for write in new if write["idx"] < 0]
-    kept: Document = {
-        "$filter": {
-            "input": "$writes",
-            "as": "write",
-            "cond": {"$not": {"$in": ["$$write.idx", replacing]}},
-        }
-    }
-    added: Document = {
-        "$filter": {
-            "input": {"$literal": new},
-            "as": "write",
-            "cond": {"$or": [{"$lt": ["$$write.idx", 0]}, {"$not": {"$in": ["$$write.idx", "$writes.idx"]}}]},
-        }
-    }
-    return [{"$set": {"writes": {"$concatArrays": [kept, added]}, "path": {"$literal": writes.path}}}]
+    """Add writes to those of the task. They replace stored ones where all have negative indexes."""
+    new: Document = {"$literal": [_write_document(write) for write in writes.writes]}
+    indexes = [write.index for write in writes.writes]
+    others: Document = {"$not": {"$in": ["$$write.idx", indexes]}}
+    missing: Document = {"$not": {"$in": ["$$write.idx", "$writes.idx"]}}
+    if all(index < 0 for index in indexes):
+        merged = [_filtered("$writes", others), new]
+    else:
+        merged = ["$writes", _filtered(new, missing)]
+    return [{"$set": {"writes": {"$concatArrays": merged}, "path": {"$literal": writes.path}}}]
+
+
+def _filtered(writes: Any, condition: Document) -> Document:
+    return {"$filter": {"input": writes, "as": "write", "cond": condition}}
 
 
 def part_document(writes: TaskWrites, token: bytes, part: int, data: bytes) -> Document:
