@@ -8,28 +8,41 @@ import typer
 from typer.core import TyperCommand
 
 from .. import __version__
+from . import checkpoints
 from .check import check
 from .demo import demo
 from .events import events
 
 ABOUT = (
     "MongoDB storage for DeerFlow: see it work on a real server, check a host's configuration, print the run "
-    "events of a thread."
+    "events of a thread, copy and prune checkpoints."
 )
 EXAMPLES = {
     "demo": ["", "--users 5 --verbose", "--data-dir demo-db"],
     "check": ["--config config.yaml", "--url mongodb://localhost:27017 --setup"],
     "events": ["THREAD --data-dir demo-db", "THREAD --config config.yaml --follow"],
+    "copy": [
+        "--from sqlite:///checkpoints.db --config config.yaml",
+        "--from '$CHECKPOINTS_URL' --url mongodb://localhost:27017 --dry-run",
+    ],
 }
 """The arguments of each command's examples."""
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    pretty_exceptions_show_locals=False,
-    rich_markup_mode=None,
-)
+
+def _group(**options: Any) -> typer.Typer:
+    return typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        pretty_exceptions_show_locals=False,
+        rich_markup_mode=None,
+        **options,
+    )
+
+
+app = _group()
+checkpoints_app = _group(help="LangGraph's checkpoints: copy them from another saver.")
+app.add_typer(checkpoints_app, name="checkpoints")
 
 
 class _CommandWithExamples(TyperCommand):
@@ -41,6 +54,8 @@ class _CommandWithExamples(TyperCommand):
 
 for _command in (demo, check, events):
     app.command(cls=_CommandWithExamples)(_command)
+for _command in (checkpoints.copy,):
+    checkpoints_app.command(cls=_CommandWithExamples)(_command)
 
 
 def _version(wanted: bool) -> None:

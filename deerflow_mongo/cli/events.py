@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -20,14 +19,12 @@ from rich.text import Text
 
 from ..contract.arguments import identifier
 from ..contract.capabilities import Following, require_capabilities
-from ..contract.errors import StorageConfigError, StorageUnavailableError
+from ..contract.errors import StorageUnavailableError
 from ..contract.factory import create_storage
 from ..contract.protocols import Storage
 from ..contract.rows import RunEventRow
 from ..demo.screen import DEMO_DATABASE
 from ..demo.text import MAX_TEXT_SHOWN, cell, first_words, plain
-from ..mongodb.config import EMBEDDED
-from ..mongodb.embedded.folder import DATABASE
 from ..mongodb.storage import MongoStorage
 from .options import (
     DEFAULT_SECTION,
@@ -38,6 +35,7 @@ from .options import (
     UrlOption,
     options_given,
     options_of_file,
+    require_existing_data,
     with_demo_database,
 )
 from .terminal import MAX_SENTENCE_SHOWN, PROBLEM_EXIT, console_for, explained, failure, json_of, stoppable
@@ -105,26 +103,12 @@ def events(
         options = with_demo_database(given) if config is None else options_of_file(config, section, given)
         storage = create_storage(options)
         require_capabilities(storage, "deerflow-mongo events", Following)
-        _require_existing_data(storage)
+        require_existing_data(storage, "events")
         run_events = cast("Following", storage.run_events)
         reading = _Reading(run_events, thread, run, after, limit, _printer(as_json=as_json))
         found = asyncio.run(stoppable(_read(storage, reading, follow=follow)))
     if not found:
         raise failure(f"{reading} has no events in {_place_of(storage)}", PROBLEM_EXIT)
-
-
-def _require_existing_data(storage: Storage) -> None:
-    """Raise `StorageConfigError` for an embedded server that would start with an empty data folder."""
-    if not isinstance(storage, MongoStorage):
-        return
-    config = storage.config
-    if config.url == EMBEDDED and config.has_server:
-        if config.data_dir is None:
-            raise StorageConfigError(
-                "a temporary server has no events: name the server with --url, --data-dir or --config"
-            )
-        if not os.path.isdir(config.data_dir.expanduser() / DATABASE):  # noqa: PTH112 - Path's raises
-            raise StorageConfigError(f"data_dir {config.data_dir} has no data of an embedded server")
 
 
 def _place_of(storage: Storage) -> str:

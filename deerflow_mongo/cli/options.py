@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
@@ -10,8 +11,11 @@ import typer
 
 from ..contract.errors import StorageConfigError
 from ..contract.factory import load_config, with_environment
+from ..contract.protocols import Storage
 from ..demo.screen import DEMO_DATABASE
 from ..mongodb.config import EMBEDDED, names_database
+from ..mongodb.embedded.folder import DATABASE
+from ..mongodb.storage import MongoStorage
 
 ConfigOption: TypeAlias = Annotated[
     Path | None, typer.Option("--config", help="A YAML file with the storage's configuration.")
@@ -66,3 +70,17 @@ def options_of_file(file: Path, section: str, given: Mapping[str, Any]) -> dict[
     if given is not NOTHING_GIVEN:
         raise StorageConfigError("--config has the whole configuration: omit --url and the like")
     return load_config(file, section)
+
+
+def require_existing_data(storage: Storage, contents: str) -> None:
+    """Raise `StorageConfigError` for an embedded server that would start with an empty data folder."""
+    if not isinstance(storage, MongoStorage):
+        return
+    config = storage.config
+    if config.url == EMBEDDED and config.has_server:
+        if config.data_dir is None:
+            raise StorageConfigError(
+                f"a temporary server has no {contents}: name the server with --url, --data-dir or --config"
+            )
+        if not os.path.isdir(config.data_dir.expanduser() / DATABASE):  # noqa: PTH112 - Path's raises
+            raise StorageConfigError(f"data_dir {config.data_dir} has no data of an embedded server")

@@ -86,6 +86,25 @@ def progress(console: Console, text: str, total: int, unit: str) -> Generator[Ca
         yield lambda: bar.advance(task)
 
 
+@contextlib.contextmanager
+def counting_progress(
+    console: Console, text: str, total: int, unit: str
+) -> Generator[Callable[[int, str], None]]:
+    """Show a progress bar on a terminal; call what is yielded with the number of units and with details."""
+    if not console.is_terminal:
+        yield lambda completed, details: None
+        return
+    columns = (
+        TextColumn(text),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit + "{task.fields[details]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=total, details="")
+        yield lambda completed, details: bar.update(task, completed=completed, details=f"  {details}")
+
+
 async def stoppable(work: Coroutine[Any, Any, T]) -> T:
     """`work` in a task of its own, so that Ctrl-C always ends it: a driver may swallow a cancellation."""
     task = asyncio.create_task(work)

@@ -1,0 +1,260 @@
+"""`deerflow-mongo checkpoints`: what LangGraph's checkpoints take up, pruning them, and copying them in.
+
+The rules are in the storage and in `transfer/`; here are the options, the progress and the exit codes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+from urllib.parse import urlsplit
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from ..contract.errors import StorageConfigError
+from ..contract.factory import create_storage
+from ..demo.text import counted, plain
+from ..mongodb.config import EMBEDDED, MongoConfig
+from ..mongodb.schema import CHECKPOINTS
+from ..mongodb.storage import MongoStorage
+from ..transfer.checkpoints import CheckpointCopy, CopiedThread, CopyOptions, Result
+from ..transfer.sources import Source, SourceThread, open_source
+from .options import (
+    DEFAULT_SECTION,
+    NOTHING_GIVEN,
+    ConfigOption,
+    DataDirOption,
+    DriverOption,
+    SectionOption,
+    UrlOption,
+    options_given,
+    options_of_file,
+    require_existing_data,
+)
+from .terminal import (
+    MAX_SENTENCE_SHOWN,
+    PROBLEM_EXIT,
+    console_for,
+    counting_progress,
+    explained,
+    json_of,
+    logged_errors,
+    status,
+    stoppable,
+)
+
+MIB = 1024 * 1024
+
+DatabaseOption: TypeAlias = Annotated[
+    str | None, typer.Option("--database", help="The database; the default is the URI's, else deerflow.")
+]
+JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def _storage(file: Path | None, section: str, given: Mapping[str, Any]) -> MongoStorage:
+    """The storage that the options name. Raises `StorageConfigError` if it cannot have checkpoints."""
+    if file is None and given is NOTHING_GIVEN:
+        raise StorageConfigError("name the database with --url, --data-dir or --config")
+    options = given if file is None else options_of_file(file, section, given)
+    storage = create_storage(options)
+    if not isinstance(storage, MongoStorage) or not storage.config.has_server:
+        raise StorageConfigError("deerflow-mongo checkpoints needs the backend mongodb, on a server")
+    if storage.config.url == EMBEDDED and storage.config.data_dir is None:
+        require_existing_data(storage, "checkpoints")
+    return storage
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / MIB:,.1f} MiB"
+
+
+# -- copy ------------------------------------------------------------------------------------------
+
+
+def copy(
+    source: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="URL",
+            help="sqlite:///file (sqlite:////file for an absolute path), postgresql://..., or "
+            "mongodb-langgraph://... of langgraph-checkpoint-mongodb, each read with its own package, or "
+            "mongodb://... of deerflow-mongo; '$NAME' for the value of an environment variable.",
+        ),
+    ],
+    thread: Annotated[
+        list[str] | None,
+        typer.Option("--thread", metavar="THREAD", help="Only this thread; may be given several times."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace threads of the target that differ from the source.")
+    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify/--no-verify", help="Compare all values, or else the checkpoints' ids only."),
+    ] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Change nothing; print what would be copied.")
+    ] = False,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    section: SectionOption = DEFAULT_SECTION,
+    url: UrlOption = None,
+    data_dir: DataDirOption = None,
+    database: DatabaseOption = None,
+    driver: DriverOption = None,
+) -> None:
+    """Copy the checkpoints of another LangGraph saver into the storage, thread by thread.
+
+    Everything that LangGraph reads is copied: all namespaces, parents, metadata, versions and pending writes
+    with their order. Values are copied as they are stored, so that no module of the application is needed.
+    Each thread is then read back and compared.
+
+    The source is never changed and may be in use: what is written to it meanwhile is copied when the command
+    is repeated. Repeating it continues threads that were interrupted, and leaves those alone that are there
+    already, also where the target has newer checkpoints. A thread that differs otherwise is reported, and
+    replaced only with --overwrite.
+
+    The exit code is 0 if every thread is in the target, 1 if one failed or differs, and 2 if an option is
+    wrong.
+    """
+    with explained():
+        storage = _storage(config, section, options_given(url, data_dir, database, driver))
+        if dry_run:
+            require_existing_data(storage, "checkpoints")
+        options = CopyOptions(overwrite=overwrite, verify=verify, dry_run=dry_run)
+        with logged_errors():
+            copied, seconds = asyncio.run(stoppable(_copy(storage, source, thread or [], options)))
+        if as_json:
+            typer.echo(json_of(_copy_as_json(copied, seconds, dry_run=dry_run), indent=2))
+        else:
+            _show_copied(console_for(), copied, seconds, dry_run=dry_run)
+        if not all(outcome.is_successful for outcome in copied):
+            raise typer.Exit(PROBLEM_EXIT)
+
+
+async def _copy(
+    storage: MongoStorage, source_url: str, thread_ids: Sequence[str], options: CopyOptions
+) -> tuple[list[CopiedThread], float]:
+    """What became of each thread, and the seconds that it took."""
+    console = console_for(stderr=True)
+    async with contextlib.aclosing(storage), _opened(source_url, storage) as source:
+        with status(console, "opening both databases"):
+            threads = await _threads_of(source, thread_ids)
+            reader, target = await _savers(storage, dry_run=options.dry_run)
+        started = time.perf_counter()
+        total = sum(thread.checkpoints for thread in threads)
+        with counting_progress(console, "copying", total, "checkpoints") as report:
+            progress = _CopyProgress(threads, report)
+            copier = CheckpointCopy(
+                source, target, options, reader=reader, on_checkpoint=progress.on_checkpoint
+            )
+            copied = [progress.finished(thread, await copier.copy(thread.thread_id)) for thread in threads]
+        return copied, time.perf_counter() - started
+
+
+@contextlib.asynccontextmanager
+async def _opened(source_url: str, target: MongoStorage) -> AsyncGenerator[Source]:
+    source = await open_source(source_url)
+    try:
+        config = getattr(getattr(source, "storage", None), "config", None)
+        if isinstance(config, MongoConfig) and _place(config) == _place(target.config):
+            raise StorageConfigError("--from is the database that the copy would go to")
+        yield source
+    finally:
+        await source.aclose()
+
+
+def _place(config: MongoConfig) -> tuple[str, str, str]:
+    hosts = urlsplit(config.url).netloc.rpartition("@")[2].lower()
+    return hosts, config.database, config.collection_prefix
+
+
+async def _threads_of(source: Source, thread_ids: Sequence[str]) -> list[SourceThread]:
+    if not thread_ids:
+        return list(await source.threads())
+    unique = dict.fromkeys(thread_ids)
+    return [SourceThread(thread_id, len(await source.checkpoints(thread_id))) for thread_id in unique]
+
+
+async def _savers(storage: MongoStorage, *, dry_run: bool) -> tuple[Any, Any]:
+    """A saver that has nothing in its memory, to read with, and the one to write with."""
+    from ..mongodb.checkpoints.saver import MongoCheckpointSaver
+
+    reader = MongoCheckpointSaver(storage.driver.collection(storage.config.collection_prefix + CHECKPOINTS))
+    return reader, reader if dry_run else await storage.checkpointer()
+
+
+class _CopyProgress:
+    """Counts what was written, and prints threads that failed as they fail."""
+
+    def __init__(self, threads: Sequence[SourceThread], report: Callable[[int, str], None]) -> None:
+        self._report = report
+        self._total = len(threads)
+        self._threads = self._checkpoints_of_finished = self._checkpoints = self._size_bytes = 0
+
+    def on_checkpoint(self, size_bytes: int) -> None:
+        self._checkpoints += 1
+        self._size_bytes += size_bytes
+        self._show()
+
+    def finished(self, thread: SourceThread, outcome: CopiedThread) -> CopiedThread:
+        self._threads += 1
+        self._checkpoints_of_finished += thread.checkpoints
+        self._checkpoints = 0
+        self._show()
+        if not outcome.is_successful:
+            _report_problem(outcome)
+        return outcome
+
+    def _show(self) -> None:
+        details = f"{self._threads:,}/{self._total:,} threads  {_mib(self._size_bytes)}"
+        self._report(self._checkpoints_of_finished + self._checkpoints, details)
+
+
+def _report_problem(outcome: CopiedThread) -> None:
+    what = "differs and was left alone" if outcome.result == "different" else "was not copied"
+    text = f"thread {plain(outcome.thread_id)} {what}: {plain(outcome.reason, MAX_SENTENCE_SHOWN)}"
+    console_for(stderr=True).print(Text(text, style="red"), soft_wrap=True)
+
+
+_COPIED: Mapping[Result, str] = {
+    "copied": "copied",
+    "continued": "continued",
+    "overwritten": "replaced",
+    "unchanged": "there already",
+    "ahead": "there already, with newer checkpoints",
+    "different": "different and left alone",
+    "failed": "failed",
+}
+"""Result -> what the last line calls such threads, in its order."""
+
+
+def _show_copied(console: Console, copied: Sequence[CopiedThread], seconds: float, *, dry_run: bool) -> None:
+    results = Counter(outcome.result for outcome in copied)
+    counts = [f"{results[result]:,} {text}" for result, text in _COPIED.items() if results[result]]
+    checkpoints = sum(outcome.checkpoints for outcome in copied)
+    size_bytes = sum(outcome.size_bytes for outcome in copied)
+    line = f"{counted(len(copied), 'thread')}: {', '.join(counts)}. "
+    if dry_run:
+        line += f"{counted(checkpoints, 'checkpoint')} would be copied; nothing was changed."
+    else:
+        line += f"{counted(checkpoints, 'checkpoint')} with states of {_mib(size_bytes)} in {seconds:,.1f} s."
+    console.print(Text(line), soft_wrap=True)
+
+
+def _copy_as_json(copied: Sequence[CopiedThread], seconds: float, *, dry_run: bool) -> dict[str, object]:
+    return {
+        "dry_run": dry_run,
+        "seconds": round(seconds, 3),
+        "checkpoints": sum(outcome.checkpoints for outcome in copied),
+        "size_bytes": sum(outcome.size_bytes for outcome in copied),
+        "threads": [outcome._asdict() for outcome in copied],
+    }
