@@ -1,1 +1,0 @@
-"""Checkpoint savers side by side: turns of a graph, reads, stored bytes and memory."""
