@@ -19,6 +19,10 @@ PASSWORD, NEW_PASSWORD = "correct horse battery", "staple battery horse"
 ALICE, BOB, ADMIN = "alice@example.com", "bob@example.com", "admin@example.com"
 ENDED = ("success", "error", "interrupted", "timeout")
 RUN_TIMEOUT_S = 120.0
+PAGE = 7
+"""Checkpoints in a page of a conversation's history."""
+
+MAX_PAGES = 20
 
 ClientFactory = Callable[[], httpx.AsyncClient]
 
@@ -144,6 +148,8 @@ async def run_script(new_client: ClientFactory) -> Transcript:
         await _cancelling(alice)
         await _searching(alice, thread_id)
         await _state(alice, thread_id)
+        await _paging_back(alice, thread_id)
+        await _editing_the_past(alice)
         await _without_thread(alice)
         await _probing(bob, thread_id, run_id)
         await _deleting(alice, thread_id)
@@ -303,6 +309,45 @@ async def _state(alice: Browser, thread_id: str) -> None:
     await alice.send("GET", f"{thread}/state", step="state with the new title")
     await alice.send("POST", f"{thread}/history", step="history", json={"limit": 3})
     await alice.send("POST", "/api/threads/search", step="search the title", json={"limit": 1})
+
+
+async def _paging_back(alice: Browser, thread_id: str) -> None:
+    """All pages of the history, each from the last checkpoint of the one before it."""
+    history = f"/api/threads/{thread_id}/history"
+    page = await alice.ask("POST", history, step="newest page of history", json={"limit": PAGE})
+    for number in range(2, MAX_PAGES):
+        if not page:
+            break
+        before = page[-1]["checkpoint_id"]
+        body = {"limit": PAGE, "before": before}
+        page = await alice.ask("POST", history, step=f"page {number} of history", json=body)
+        if not page or page[-1]["checkpoint_id"] == before:
+            break  # DeerFlow's pages begin with the checkpoint that `before` names
+    for before in ("00000000-0000-6000-8000-000000000000", "none"):
+        body = {"limit": PAGE, "before": before}
+        await alice.send("POST", history, step=f"history before {before}", json=body)
+
+
+async def _editing_the_past(alice: Browser) -> None:
+    """A new title for an earlier checkpoint, twice, and then a run from there."""
+    thread_id = (await alice.ask("POST", "/api/threads", step="a thread to edit", json={}))["thread_id"]
+    thread = f"/api/threads/{thread_id}"
+    for text in ("first question", "second question"):
+        await alice.send("POST", f"{thread}/runs/wait", step=f"ask: {text}", json=run_body(text))
+    history = await alice.ask("POST", f"{thread}/history", step="history to edit", json={"limit": 100})
+    past = history[len(history) // 2]["checkpoint_id"]
+    for title in ("Edited", "Edited again"):
+        edit = {"values": {"title": title}, "checkpoint_id": past}
+        state = await alice.ask("POST", f"{thread}/state", step=f"state in the past: {title}", json=edit)
+    await alice.send("GET", f"{thread}/state", step="state after the edits")
+    await alice.send("POST", f"{thread}/history", step="history after the edits", json={"limit": 100})
+    nowhere = {"values": {"title": "Nowhere"}, "checkpoint_id": "none"}
+    await alice.send("POST", f"{thread}/state", step="edit a checkpoint that is not there", json=nowhere)
+    there = state["checkpoint_id"]
+    branch = run_body("go on", checkpoint_id=there, config={"configurable": {"checkpoint_id": there}})
+    await alice.send("POST", f"{thread}/runs/wait", step="go on from the edited state", json=branch)
+    await alice.send("GET", f"{thread}/state", step="state of the branch")
+    await alice.send("POST", f"{thread}/history", step="history with the branch", json={"limit": 100})
 
 
 async def _without_thread(alice: Browser) -> None:

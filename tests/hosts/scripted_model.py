@@ -2,7 +2,8 @@
 
 A gateway names it in its configuration, `use: tests.hosts.scripted_model:ScriptedChatModel`. It answers
 `echo: <text>`; a message `slowly 20: <text>` is answered in 20 pieces, one in 100 ms; `clarify: <text>` calls
-DeerFlow's tool `ask_clarification`; `emoji:` is answered with one emoji in two halves.
+DeerFlow's tool `ask_clarification`; `emoji:` is answered with one emoji in two halves, and a message of more
+than `MAX_ECHO` characters with their number.
 """
 
 # pyright: reportUntypedBaseClass=false, reportUnknownVariableType=false, reportMissingImports=false
@@ -21,6 +22,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from pydantic import Field
 
 PIECE_S = 0.1
+MAX_ECHO = 10_000
 USAGE: Any = {"input_tokens": 7, "output_tokens": 3, "total_tokens": 10}
 
 _MARKED = re.compile(r"--- BEGIN USER INPUT ---\n(.*)\n--- END USER INPUT ---", re.DOTALL)
@@ -84,6 +86,8 @@ def _script(text: str) -> tuple[str, list[str]]:
     """The text, and the pieces of its answer."""
     if text == "emoji:":
         return text, ["\ud83d", "\ude00"]
+    if len(text) > MAX_ECHO:
+        return text, [f"received {len(text)} characters"]
     slowly = _SLOWLY.fullmatch(text)
     if slowly is None:
         return text, [f"echo: {text}"]

@@ -32,6 +32,7 @@ from .gateway_process import (
     write_config,
 )
 from .http_script import ALICE, Browser, Transcript, run_body, run_script
+from .large_conversations import run_large_conversations
 
 pytestmark = [needs_deerflow, SLOW]
 
@@ -41,9 +42,10 @@ DATABASE = "test_gateway"
 
 @dataclass(frozen=True)
 class Session:
-    """The script's transcript at one gateway, with the gateway's folder and log."""
+    """The scripts' transcripts at one gateway, with the gateway's folder and log."""
 
     transcript: Transcript
+    large_conversations: Transcript
     folder: Path
     log: str
 
@@ -57,7 +59,8 @@ def client_of(gateway: Gateway) -> httpx.AsyncClient:
 def _run_session(folder: Path, module: str) -> Session:
     with running_gateway(folder, module) as gateway:
         transcript = asyncio.run(run_script(lambda: client_of(gateway)))
-    return Session(transcript, folder, gateway.log.read_text())
+        large = asyncio.run(run_large_conversations(lambda: client_of(gateway)))
+    return Session(transcript, large, folder, gateway.log.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +93,16 @@ def test_every_answer_equals_sql_except_for_documented_differences(
     result = compare(on_mongodb.transcript, on_sql.transcript, folders, reasons)
     assert (result.unexplained, result.unneeded) == ([], []), "\n".join(result.lines())
     assert result.equal_fields > 2_000
+
+
+def test_conversations_above_the_document_limit_are_answered_as_on_sql(
+    on_mongodb: Session, on_sql: Session
+) -> None:
+    folders = (on_mongodb.folder, on_sql.folder)
+    reasons = differences_of_installed_release()
+    result = compare(on_mongodb.large_conversations, on_sql.large_conversations, folders, reasons)
+    assert result.unexplained == [], "\n".join(result.lines())
+    assert on_sql.large_conversations.answer("ten images: the run")["status"] == "success"
 
 
 def test_application_in_process_answers_as_under_uvicorn(
@@ -155,8 +168,12 @@ def test_everything_that_requests_stored_is_in_mongodb(on_mongodb: Session, raw_
     assert (vote["rating"], vote["user_id"], vote["vote"]) == (1, alice, True)
     assert stored.threads.find_one({"_id": _first_thread(on_mongodb)}) is None
     assert stored.threads.find_one({"_id": answer("a thread to cancel in")["thread_id"]}) is not None
-    assert stored.checkpoints.count_documents({"thread_id": answer("a thread to cancel in")["thread_id"]}) > 0
-    assert stored.checkpoints.count_documents({"thread_id": _first_thread(on_mongodb)}) == 0
+    for thread_id, is_stored in (
+        (answer("a thread to cancel in")["thread_id"], True),
+        (_first_thread(on_mongodb), False),
+    ):
+        found = stored.checkpoint_data.find_one({"_id.thread": thread_id, "_id.record": {"$exists": False}})
+        assert (found is not None) is is_stored
 
 
 def test_tokens_count_for_the_models_that_answered(on_mongodb: Session, raw_client: Raw) -> None:
