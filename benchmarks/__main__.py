@@ -16,8 +16,10 @@ from typing import Any
 from deerflow_mongo import StorageError
 
 from . import ownership, plan, report, servers
+from .checkpoints import measuring as checkpoints
 from .children import ChildError
-from .contenders.known import CONTENDERS, OURS
+from .contenders.known import CONTENDERS, OURS, SAVERS
+from .dataset import Payloads
 from .gateway import command as gateway
 from .gateway.measuring import QUICK, Load
 from .measuring import Bench, Settings
@@ -50,6 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("results", type=Path)
     report.add_argument("--out", type=Path, metavar="FOLDER", help="default: NAME-report beside the file")
     report.add_argument("--readme", action="store_true", help="write the READMEs' tables and charts instead")
+    saved = commands.add_parser("checkpoints", help="checkpoint savers only: a run with its tables")
+    saved.add_argument("--out", type=Path, metavar="FILE", required=True, help="the results file (JSON)")
+    saved.add_argument("--quick", action="store_true", help="few turns and small states, in a minute")
+    saved.add_argument("--savers", nargs="+", choices=SAVERS, help=f"{OURS} and only these others")
+    saved.add_argument("--measures", nargs="+", choices=list(checkpoints.CASES), help="only these")
+    saved.add_argument("--tasks", nargs="+", type=_positive, help="of the turns (default: 1 16)")
+    saved.add_argument("--repetitions", type=_positive, default=5, help="at least 3 (default: %(default)s)")
     owned = commands.add_parser("ownership", help="run ownership beside a checkout of DeerFlow main")
     ownership.add_arguments(owned)
     whole = commands.add_parser("gateway", help="the whole gateway of DeerFlow on each storage")
@@ -61,8 +70,20 @@ def _run(arguments: argparse.Namespace) -> int:
     options = plan.Options(
         arguments.quick, arguments.parts, arguments.backends, arguments.operations, arguments.concurrency
     )
-    payloads = payloads_of(arguments.threads)
     settings = Settings(arguments.seconds, arguments.repetitions)
+    return _measure(options, payloads_of(arguments.threads), settings, arguments.out)
+
+
+def _run_checkpoints(arguments: argparse.Namespace) -> int:
+    options = plan.Options(
+        arguments.quick, ("checkpoints",), arguments.savers, arguments.measures, arguments.tasks
+    )
+    status = _measure(options, payloads_of(None), Settings(0, arguments.repetitions), arguments.out)
+    _print(f"\n{report.checkpoint_tables(arguments.out)}")
+    return status
+
+
+def _measure(options: plan.Options, payloads: Payloads, settings: Settings, out: Path) -> int:
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         running = stack.enter_context(servers.running(plan.contenders_of(options)))
@@ -82,28 +103,31 @@ def _run(arguments: argparse.Namespace) -> int:
         )
         available = _add_contenders(results, options, running)
         bench = Bench(stack, running, payloads, settings, results)
-        for name in available:
-            bench.children.start(name)
+        scale = checkpoints.QUICK if options.is_quick else checkpoints.FULL
+        saver_bench = checkpoints.SaverBench(bench, scale)
         cases = plan.cases_of(options, available)
+        for case in cases:  # the processes import their packages meanwhile
+            for name in case.contenders:
+                (saver_bench if case.part == "checkpoints" else bench).children.start(name)
         for size, name in plan.stored_of(options, available):
             bench.measure_size(name, size)
         for number, case in enumerate(cases):
             passed_s = time.monotonic() - began
             _print(f"[{number}/{len(cases)}, {passed_s:,.0f} s] {case.part}: {case.operation}", sys.stderr)
             try:
-                bench.measure(case)
+                (saver_bench if case.part == "checkpoints" else bench).measure(case)
             except ChildError as error:
                 _print(f"{case.part}: {case.operation}: {error}; not measured")
             results.took_s = round(time.monotonic() - began)
-            results.save(arguments.out)
+            results.save(out)
     if "gateway" in plan.parts_of(options):
-        gateway.measure(results, QUICK if options.is_quick else Load(), arguments.out)
+        gateway.measure(results, QUICK if options.is_quick else Load(), out)
     results.finished = True
-    results.save(arguments.out)
-    _print(f"{arguments.out}: {len(results.records)} records in {results.took_s:,.0f} s")
+    results.save(out)
+    _print(f"{out}: {len(results.records)} records in {results.took_s:,.0f} s")
     for found in results.disagreements:
         _print(f"excluded: {found.backend}, {found.operation}: {found.why}")
-    _print(f"python -m benchmarks report {arguments.out}")
+    _print(f"python -m benchmarks report {out}")
     return 0
 
 
@@ -140,7 +164,13 @@ def main() -> int:
     arguments = _parser().parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        commands = {"run": _run, "report": _report, "ownership": ownership.run, "gateway": gateway.run}
+        commands = {
+            "run": _run,
+            "report": _report,
+            "checkpoints": _run_checkpoints,
+            "ownership": ownership.run,
+            "gateway": gateway.run,
+        }
         return commands[arguments.command](arguments)
     except (
         ResultsError,

@@ -126,14 +126,14 @@ class _Bench:
     async def measure(self, request: Request) -> Response:
         sources = self._sources(request)
         gc.collect()
-        _reset_peak_memory()
+        reset_peak_memory()
         cpu_begin_s = time.process_time()
         tally, took_s = await _load(self._run, sources, request["seconds"])
         return {
             "latencies_us": tally.latencies_us,
             "took_s": took_s,
             "cpu_s": time.process_time() - cpu_begin_s,
-            "peak_memory_bytes": _peak_memory_bytes(),
+            "peak_memory_bytes": peak_memory_bytes(),
             "failures": dict(tally.failures),
         }
 
@@ -194,12 +194,12 @@ class _Bench:
 # -- memory, on Linux only -------------------------------------------------------------------------
 
 
-def _reset_peak_memory() -> None:
+def reset_peak_memory() -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_memory_bytes() -> int | None:
+def peak_memory_bytes() -> int | None:
     with contextlib.suppress(OSError):
         return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1_024
     return None
@@ -212,17 +212,17 @@ async def _serve(contender: Contender, request: Request) -> None:
     """Handles the requests from the opening to `close`."""
     async with opened(contender, request["url"], request["database"]) as run:
         bench = _Bench(run, request["payloads"])
-        _respond({})
-        while (request := await asyncio.to_thread(_next_request))["do"] != "close":
-            _respond(await getattr(bench, request["do"])(request))
-    _respond({})
+        respond({})
+        while (request := await asyncio.to_thread(next_request))["do"] != "close":
+            respond(await getattr(bench, request["do"])(request))
+    respond({})
 
 
-def _next_request() -> Request:
+def next_request() -> Request:
     return pickle.load(sys.stdin.buffer)  # noqa: S301 - from its parent
 
 
-def _respond(response: Response) -> None:
+def respond(response: Response) -> None:
     pickle.dump(response, sys.stdout.buffer)
     sys.stdout.flush()
 
@@ -238,7 +238,7 @@ def _main(name: str) -> None:
         run = uvloop.run
     with contextlib.suppress(EOFError):
         while True:
-            run(_serve(contender, _next_request()))
+            run(_serve(contender, next_request()))
 
 
 if __name__ == "__main__":

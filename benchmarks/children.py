@@ -28,8 +28,8 @@ class ChildError(RuntimeError):
 class Child:
     """One process; it is idle between requests."""
 
-    def __init__(self, contender: str) -> None:
-        command = [sys.executable, "-m", "benchmarks.child", contender]
+    def __init__(self, contender: str, program: str = "benchmarks.child") -> None:
+        command = [sys.executable, "-m", program, contender]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=_ROOT)  # noqa: S603 - our own
 
@@ -66,14 +66,15 @@ def request_all(children: Sequence[Child], request: Request) -> list[Response]:
 class Children:
     """The processes of all contenders. Those without a database wait for the next case."""
 
-    def __init__(self, payloads: Payloads) -> None:
+    def __init__(self, payloads: Payloads, program: str = "benchmarks.child") -> None:
         self._idle: dict[str, list[Child]] = {}
+        self._program = program
         self._payloads = payloads
 
     def start(self, contender: str, count: int = 1) -> None:
         """Starts what is missing; the processes import their packages meanwhile."""
         idle = self._idle.setdefault(contender, [])
-        idle += [Child(contender) for _ in range(count - len(idle))]
+        idle += [Child(contender, self._program) for _ in range(count - len(idle))]
 
     @contextlib.contextmanager
     def opened(self, contender: str, count: int, url: str, database: str) -> Generator[list[Child]]:

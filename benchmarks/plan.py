@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
+from .checkpoints import measuring as checkpoints
+from .checkpoints.savers import MODULES, is_installed
 from .child import DAY
-from .contenders.known import CONTENDERS, DEFAULT, OURS, RAW_PYMONGO, SQL
+from .contenders.known import CONTENDERS, DEFAULT, OURS, RAW_PYMONGO, SAVERS, SQL
 from .measuring import Case
 from .operations import HEADLINES, OPERATIONS
 from .results import Part
@@ -22,11 +24,17 @@ _VARIED_OPERATIONS = ("runs.get", "runs.create", "run_events.put_batch")
 HOT_BATCHES = "run_events.put_batch.hot_thread"
 NUMBERING = ("transaction", "transaction-in-turn", "sqlite-for-update")
 """Other ways to number the events of one thread."""
-_VARIANTS = (OURS, *SQL, *(name for name in CONTENDERS if name not in (*DEFAULT, *NUMBERING)))
+_VARIANTS = (OURS, *SQL, *(name for name in CONTENDERS if name not in (*DEFAULT, *NUMBERING, *SAVERS)))
 
-_NOT_IF_QUICK = ("variants", "gateway")
+_NOT_IF_QUICK = ("variants", "checkpoints", "gateway")
 _TASKS = (1, 32, 256)
 _MIXED_TASKS = 8
+
+_MIB = 1 << 20
+_STORED_THREADS = (_MIB, 10 * _MIB)
+_LARGE_STATES = (40 * _MIB, 1_024 * _MIB)
+_GROWTH_TURNS = (25, 50, 100, 200, 400)
+_SAVER_TASKS = (1, 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +52,14 @@ def contenders_of(options: Options) -> tuple[str, ...]:
     """The contenders to measure, ours first: the others are compared with it."""
     if options.backends is not None:
         return tuple(dict.fromkeys((OURS, *options.backends)))
-    names = [*DEFAULT]
-    if "variants" in parts_of(options):
+    parts = parts_of(options)
+    names = [OURS] if parts == ("checkpoints",) else [*DEFAULT]
+    if "variants" in parts:
         names += _VARIANTS
-    if "contention" in parts_of(options) and not options.is_quick:
+    if "contention" in parts and not options.is_quick:
         names += NUMBERING
+    if "checkpoints" in parts:
+        names += SAVERS
     return tuple(dict.fromkeys(names))
 
 
@@ -81,6 +92,7 @@ def cases_of(options: Options, available: Sequence[str]) -> list[Case]:
         "day": _mixed_workload,
         "contention": _contention,
         "variants": _variants,
+        "checkpoints": _checkpoints,
     }
     parts = (part for part in parts_of(options) if part in makers)  # the gateway is not made of calls
     return [case for part in parts for case in makers[part](options, available)]
@@ -141,3 +153,22 @@ def _variants(options: Options, available: Sequence[str]) -> list[Case]:
     names = _selected(options, available, _VARIANTS)
     operations = options.operations or _VARIED_OPERATIONS
     return [Case("variants", name, names, (1, 32), (SMALL,)) for name in operations]
+
+
+def _checkpoints(options: Options, available: Sequence[str]) -> list[Case]:
+    """With small states and few turns if quick."""
+    if not all(map(is_installed, MODULES[OURS])):
+        return []
+    savers = _selected(options, available, (OURS, *SAVERS))
+    stored = tuple(name for name in savers if CONTENDERS[name].server != "memory")
+    tasks, small = tuple(options.concurrency or _SAVER_TASKS), (_MIB // 16,)
+    threads, states = (small, small) if options.is_quick else (_STORED_THREADS, _LARGE_STATES)
+    turns = (1, 2) if options.is_quick else _GROWTH_TURNS
+    cases = [
+        Case("checkpoints", checkpoints.TURNS, savers, tasks, (0,)),
+        *(Case("checkpoints", checkpoints.STORED, savers, (1,), (size,), (2,)) for size in threads),
+        Case("checkpoints", checkpoints.TOOLS, savers, (1,), (0,)),
+        Case("checkpoints", checkpoints.GROWTH, stored, (1,), turns),
+        *(Case("checkpoints", checkpoints.STATES, stored, (1,), (size,)) for size in states),
+    ]
+    return [case for case in cases if options.operations is None or case.operation in options.operations]

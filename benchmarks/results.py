@@ -16,8 +16,10 @@ from pydantic import BaseModel, Field, ValidationError
 
 FORMAT = 1
 
-Part = Literal["operations", "growth", "day", "contention", "variants", "gateway"]
-Metric = Literal["ops_per_s", "p50_ms", "p95_ms", "p99_ms", "cpu_us_per_op", "peak_memory_mb"]
+Part = Literal["operations", "growth", "day", "contention", "variants", "checkpoints", "gateway"]
+Metric = Literal[
+    "ops_per_s", "p50_ms", "p95_ms", "p99_ms", "cpu_us_per_op", "peak_memory_mb", "stored_mb", "disk_mb"
+]
 
 
 class ResultsError(ValueError):
@@ -33,6 +35,10 @@ class Round(BaseModel):
     p99_ms: float | None = None
     cpu_us_per_op: float | None = None
     peak_memory_mb: float | None = None
+    stored_mb: float | None = None
+    """Of checkpoints, before the database compresses them."""
+    disk_mb: float | None = None
+    """Of checkpoints with their indexes."""
     failures: dict[str, int] = {}
     """Number of failed calls by exception name."""
 

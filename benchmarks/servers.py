@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import importlib
 import importlib.metadata
-import importlib.util
 import shutil
 import tempfile
 import uuid
@@ -18,6 +17,7 @@ from deerflow_mongo import create_storage
 from deerflow_mongo.mongodb.embedded import start_embedded
 
 from . import postgres
+from .checkpoints import savers
 from .contenders import deerflow_sql
 from .contenders.known import CONTENDERS, OURS, UVLOOP, Contender, ServerName
 from .dataset import Dataset, Rows
@@ -29,11 +29,16 @@ INSTALL = "pip install '.[bench]' && pip install ./benchmarks/sql_baseline"
 LARGE = 100_000
 """Datasets of this size are loaded once for all cases, and no copy of them is kept."""
 
-_PACKAGES = ("deerflow-mongo", "pymongo", "motor", "uvloop", "sqlalchemy", "aiosqlite", "asyncpg")
+_PACKAGES = (
+    *("deerflow-mongo", "pymongo", "motor", "uvloop", "sqlalchemy", "aiosqlite", "asyncpg"),
+    *("langgraph", "langgraph-checkpoint", "langgraph-checkpoint-sqlite", "langgraph-checkpoint-postgres"),
+    *("langgraph-checkpoint-mongodb", "psycopg", "psycopg-binary"),
+)
 _NEEDED_MODULES: dict[ServerName, tuple[str, ...]] = {
     "mongodb": (),
     "sqlite": ("sqlalchemy", "greenlet", "aiosqlite"),
     "postgresql": ("sqlalchemy", "greenlet", "asyncpg", postgres.PACKAGE),
+    "memory": (),
 }
 
 
@@ -80,6 +85,23 @@ class Servers:
         finally:
             sql.drop_database(target.url)
 
+    @contextlib.contextmanager
+    def empty(self, contender: Contender) -> Generator[Target]:
+        """A new database without tables or collections, dropped afterwards."""
+        target = self._new_target(contender)
+        if contender.server == "memory":
+            yield target
+            return
+        if contender.server != "mongodb":
+            loader(contender.server).create_database(target.url)
+        try:
+            yield target
+        finally:
+            if contender.server == "mongodb":
+                mongodb.drop(target.url, target.database)
+            else:
+                loader(contender.server).drop_database(target.url)
+
     def _new_target(self, contender: Contender) -> Target:
         name = f"bench_{uuid.uuid4().hex[:16]}"
         url = self.urls[contender.server].format(database=name)
@@ -91,6 +113,7 @@ class Servers:
         found: dict[str, str] = {
             server: loader(server).version(url.format(database=databases.get(server, "")))
             for server, url in self.urls.items()
+            if server != "memory"
         }
         for package in (*_PACKAGES, "deerflow-kernel"):
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -120,14 +143,22 @@ def load(contender: Contender, target: Target, batches: Iterable[Rows]) -> None:
 
 def unavailable_reason(contender: Contender) -> str | None:
     """The reason why a contender cannot be measured here, or None."""
+    if contender.kind == "saver":
+        needed = [*_NEEDED_MODULES[contender.server], *savers.MODULES[contender.name]]
+    else:
+        needed = _needed_by(contender)
+    absent = [module for module in needed if not savers.is_installed(module)]
+    if absent:
+        return f"{', '.join(absent)} is not installed: {INSTALL}"
+    return deerflow_sql.missing() if contender.kind == "deerflow" else None
+
+
+def _needed_by(contender: Contender) -> list[str]:
     needed = [*_NEEDED_MODULES[contender.server]]
     needed += ["deerflow_sql_baseline"] if contender.backend == "sql" and contender.kind == "storage" else []
     needed += [contender.driver] if contender.driver == "motor" else []
     needed += [contender.loop] if contender.loop == UVLOOP else []
-    absent = [module for module in needed if importlib.util.find_spec(module) is None]
-    if absent:
-        return f"{', '.join(absent)} is not installed: {INSTALL}"
-    return deerflow_sql.missing() if contender.kind == "deerflow" else None
+    return needed
 
 
 @contextlib.contextmanager
@@ -140,6 +171,8 @@ def running(names: Iterable[str]) -> Generator[Servers]:
             server = start_embedded()
             stack.callback(server.release)
             servers.urls["mongodb"] = server.url.replace("{", "{{").replace("}", "}}")
+        if "memory" in needed:
+            servers.urls["memory"] = ""
         if "sqlite" in needed:
             folder = tempfile.mkdtemp(prefix="bench-sqlite-")
             stack.callback(shutil.rmtree, folder, ignore_errors=True)

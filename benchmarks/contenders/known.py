@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-ServerName: TypeAlias = Literal["mongodb", "sqlite", "postgresql"]
-Kind: TypeAlias = Literal["storage", "direct", "deerflow"]
-"""A `Storage` of a registered backend, MongoDB without a `Storage`, or DeerFlow's own repositories."""
+ServerName: TypeAlias = Literal["mongodb", "sqlite", "postgresql", "memory"]
+"""`memory` is the measuring process itself, which needs no server."""
+Kind: TypeAlias = Literal["storage", "direct", "deerflow", "saver"]
+"""A `Storage` of a registered backend, MongoDB without a `Storage`, DeerFlow's own repositories, or another
+checkpoint saver than a storage's own."""
 
 OURS = "mongodb"
 RAW_PYMONGO = "raw-pymongo"
@@ -19,8 +21,14 @@ _DURABILITY: Mapping[ServerName, str] = {
     "mongodb": "majority, journaled",
     "sqlite": "WAL with synchronous=NORMAL, as DeerFlow sets it: no sync to the disk per commit",
     "postgresql": "synchronous_commit=on",
+    "memory": "none",
 }
-_DRIVERS: Mapping[ServerName, str] = {"mongodb": "pymongo", "sqlite": "aiosqlite", "postgresql": "asyncpg"}
+_DRIVERS: Mapping[ServerName, str] = {
+    "mongodb": "pymongo",
+    "sqlite": "aiosqlite",
+    "postgresql": "asyncpg",
+    "memory": "none",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +70,7 @@ _FULL = "WAL with synchronous=FULL: a sync per commit"
 _LITE, _PG = "SQL baseline on SQLite", "SQL baseline on PostgreSQL"
 _DEERFLOW = "DeerFlow's SQL code on"
 _PG_OFF, _LITE_FULL, _UNLOCKED = f"{_PG}, not synced", f"{_LITE}, synced", f"{_LITE}, events without a lock"
+_SAVER_FULL = "WAL with synchronous=FULL, the saver's default: a sync per commit"
 _TRANSACTION = "a transaction per batch"
 _IN_TURN = f"{_TRANSACTION}, a lock per thread"
 
@@ -84,9 +93,18 @@ _ALL = (
     Contender("postgresql-pool32", f"{_PG}, 32 connections", "postgresql", options={"pool_size": 32}),
     Contender("postgresql-off", _PG_OFF, "postgresql", options={"synchronous": "off"}, own_durability=_OFF),
     Contender("sqlite-full", _LITE_FULL, "sqlite", options={"synchronous": "full"}, own_durability=_FULL),
+    Contender("langgraph-sqlite", "AsyncSqliteSaver", "sqlite", "saver", own_durability=_SAVER_FULL),
+    Contender(
+        "langgraph-postgresql", "AsyncPostgresSaver", "postgresql", "saver", options={"driver": "psycopg"}
+    ),
+    Contender("langgraph-mongodb", "langgraph-checkpoint-mongodb", "mongodb", "saver"),
+    Contender("langgraph-memory", "InMemorySaver", "memory", "saver"),
 )
 
 CONTENDERS: Mapping[str, Contender] = {contender.name: contender for contender in _ALL}
 
 DEFAULT = (OURS, RAW_PYMONGO, "sqlite", "postgresql", "deerflow-sqlite", "deerflow-postgresql")
 """The contenders of a run without `--backends`."""
+
+SAVERS = tuple(name for name, contender in CONTENDERS.items() if contender.kind == "saver")
+"""The checkpoint savers that ours is compared with."""

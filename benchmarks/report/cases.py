@@ -32,6 +32,10 @@ SHORT = {
     "postgresql-pool32": "PostgreSQL, 32 connections",
     "postgresql-off": "PostgreSQL, not synced",
     "sqlite-full": "SQLite, synced",
+    "langgraph-sqlite": "AsyncSqliteSaver",
+    "langgraph-postgresql": "AsyncPostgresSaver",
+    "langgraph-mongodb": "langgraph-checkpoint-mongodb",
+    "langgraph-memory": "InMemorySaver",
 }
 _SAME_LOAD_AS: dict[Part, tuple[Part, ...]] = {
     "variants": ("variants", "operations", "day", "contention"),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..results import Results
-from . import charts, gateway, tables, targets
+from . import charts, checkpoints, gateway, tables, targets
 from .cases import Cases
 
 _BENCHMARKS = Path(__file__).parents[1]
@@ -28,6 +28,8 @@ _README_TABLES: Mapping[str, Callable[[Cases], str]] = {
     "equal-terms": tables.equal_terms,
     "targets": targets.targets,
     "setup": lambda cases: tables.setup(cases.results),
+    "checkpoint-setup": lambda cases: tables.setup(cases.results),
+    **checkpoints.TABLES,
 }
 """Name in a README's `<!-- table: NAME -->` -> what stands there."""
 
@@ -54,6 +56,7 @@ def report(results: Results, folder: str | os.PathLike[str] | None = None) -> st
         f"## Setup\n\n{tables.setup(results)}\n{tables.contenders(results)}",
         *(f"![{' '.join(title.split())}]({path})" for path, title in drawn.items()),
         tables.details(cases),
+        checkpoints.section(cases),
         f"## Variants\n\n{tables.variants(cases)}\n\n{tables.equal_terms(cases)}"
         if cases.of("variants")
         else "",
@@ -73,6 +76,12 @@ def write_report(results_path: str | os.PathLike[str], folder: str | os.PathLike
     path = target / "report.md"
     path.write_text(report(Results.load(source), target), encoding="utf-8")
     return path
+
+
+def checkpoint_tables(results_path: str | os.PathLike[str]) -> str:
+    """The tables of the part `checkpoints`, and what was measured."""
+    cases = Cases(Results.load(results_path))
+    return f"{checkpoints.section(cases)}\n\n## Setup\n\n{tables.setup(cases.results)}\n"
 
 
 def write_readmes(results_path: str | os.PathLike[str]) -> list[Path]:

@@ -442,8 +442,8 @@ def database_version_without_retention() -> Query:
 _IS_CHECKPOINT: Query = {checkpoints.METADATA: {"$exists": True}}
 """As the partial indexes have it (`schema.py`)."""
 
-_IS_NUMBERED: Query = {checkpoints.SEQ: {"$gte": 0}}
-_NO_PARTS: Query = {"_id.part": {"$exists": False}}
+_IS_NUMBERED: Query = {checkpoints.SEQ: {"$exists": True}}
+_NO_PARTS: Query = {"_id.part": {"$exists": False}, checkpoints.EXPIRES_AT: {"$exists": False}}
 _HIGHEST = MaxKey()
 
 
@@ -523,7 +523,7 @@ def of_generation(query: Query, generation: int) -> Query:
 
 def numbered_after(thread: str, seq: int) -> Query:
     """Checkpoints and deletion records of a thread with a higher number."""
-    return {"_id.thread": thread, checkpoints.SEQ: {"$gte": 0, "$gt": seq}}
+    return {"_id.thread": thread, checkpoints.SEQ: {"$exists": True, "$gt": seq}}
 
 
 def numbered(thread: str) -> Query:
@@ -553,3 +553,88 @@ def places_of_writes(key: Query) -> list[Query]:
         {"$match": writes_of_checkpoints([key])},
         {"$project": {"path": 1, "writes.idx": 1, "writes.channel": 1}},
     ]
+
+
+# -- deletions of checkpoints ----------------------------------------------------------------------
+
+
+def live_checkpoints(thread: str, before_number: int | None = None) -> Query:
+    """The checkpoints of a thread, or those that were stored before this deletion record."""
+    query: Query = {"_id.thread": thread, **_IS_CHECKPOINT}
+    if before_number is not None:
+        query[checkpoints.SEQ] = {"$not": {"$gte": before_number}}
+    return query
+
+
+def checkpoints_of_runs(run_ids: Sequence[str], thread: str | None = None) -> Query:
+    """The checkpoints of these runs, in a thread or in all."""
+    query: Query = {**_IS_CHECKPOINT, checkpoints.RUN_ID: {"$in": list(run_ids), "$gte": ""}}
+    return query if thread is None else {"_id.thread": thread, **query}
+
+
+def removable_checkpoints(keys: Sequence[Query], number: int) -> Query:
+    """Those of these checkpoints that were not stored again after the deletion record of this number."""
+    # `$not` excludes a document with any such number.
+    return changeable({**by_keys(keys), **_IS_CHECKPOINT, checkpoints.SEQ: {"$not": {"$gte": number}}})
+
+
+def tombstones(query: Query) -> Query:
+    """Those of these documents that are tombstones of checkpoints."""
+    return {**query, checkpoints.EXPIRES_AT: {"$exists": True}, "_id.ns": {"$exists": True}}
+
+
+def writes_of(key: Query) -> Query:
+    """The writes of the checkpoint with this `_id`, and their parts."""
+    return {"_id": {"$gt": key, "$lte": {**key, "task": _HIGHEST}}}
+
+
+def any_of(some: Sequence[Query]) -> Query:
+    return {"$or": list(some)}
+
+
+def stored_until(query: Query, at: datetime) -> Query:
+    """Those of these writes, parts or pieces that were not stored later, by their clients' clocks."""
+    names = ("created_at", checkpoints.STORED_AT)
+    return {**query, "$nor": [{name: {"$gt": at}} for name in names]}
+
+
+def keys_of_writes(thread: str, after: Query | None) -> Query:
+    """Checkpoints, tombstones, writes and parts of a thread behind this `_id`."""
+    start = {"thread": thread, "ns": ""} if after is None else after
+    return {"_id": {"$gt": start, "$lt": {"thread": thread, "piece": b""}}}
+
+
+def pieces_of(thread: str, after: bytes = b"") -> Query:
+    """Pieces of a thread with a higher key."""
+    return {"_id": {"$gt": {"thread": thread, "piece": after}, "$lt": {"thread": thread, "piece": _HIGHEST}}}
+
+
+def removable_pieces(query: Query, number: int) -> Query:
+    """Those of these pieces that no writer has claimed who knew of the deletion of this number."""
+    return changeable({**query, checkpoints.GENERATION: {"$lt": number}})
+
+
+def documents_of(thread: str) -> Query:
+    """Everything that a thread has, records and tombstones included."""
+    return {"_id": {"$gt": {"thread": thread}, "$lt": {"thread": thread, "": _HIGHEST}}}
+
+
+def total_size(query: Query) -> list[Query]:
+    """The pipeline that counts and measures these documents."""
+    size: Query = {"$sum": {"$bsonSize": "$$ROOT"}}
+    return [{"$match": query}, {"$group": {"_id": None, "count": {"$sum": 1}, "size_bytes": size}}]
+
+
+def without_deletions(query: Query) -> Query:
+    """Those of these documents that are neither deletion records nor tombstones."""
+    return {**query, checkpoints.EXPIRES_AT: {"$exists": False}}
+
+
+def documents_behind(thread: str | None) -> Query:
+    """What follows the documents of a thread in the order of `_id`; everything with None."""
+    return {} if thread is None else {"_id": {"$gt": {"thread": thread, "": _HIGHEST}}}
+
+
+def new_record(key: Query) -> Query:
+    """No document: an upsert with it inserts one of this id, or is refused."""
+    return {"_id": key, "schema_version": {"$in": []}}

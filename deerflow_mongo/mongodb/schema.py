@@ -324,6 +324,7 @@ def _keyed(*names: str) -> Document:
     return {**_object(properties), "additionalProperties": False}
 
 
+_NUMBERS: Document = {"bsonType": [*_WHOLE, "array"], "minimum": 0, "items": _COUNT}
 _CHANNELS: Document = {"bsonType": "array", "items": _object({"name": {"bsonType": "string"}})}
 _TASK_WRITES: Document = {
     "bsonType": "array",
@@ -336,7 +337,7 @@ _CHECKPOINT_DATA: Document = {
             {
                 "_id": _keyed("ns", "checkpoint"),
                 "schema_version": _SCHEMA_VERSION,
-                checkpoints.SEQ: {"bsonType": [*_WHOLE, "array"], "minimum": 0, "items": _COUNT},
+                checkpoints.SEQ: _NUMBERS,
                 checkpoints.GENERATION: _COUNT,
                 "parent": _OPTIONAL_ID,
                 "created_at": _DATE,
@@ -344,8 +345,9 @@ _CHECKPOINT_DATA: Document = {
                 "body": _STORED_VALUE,
                 "channels": _CHANNELS,
                 checkpoints.RUN_ID: {"bsonType": "string"},
+                checkpoints.DELTA: {"bsonType": "array", "items": {"bsonType": "string"}},
             },
-            optional=(checkpoints.RUN_ID,),
+            optional=(checkpoints.RUN_ID, checkpoints.DELTA),
         ),
         _object(
             {
@@ -378,7 +380,17 @@ _CHECKPOINT_DATA: Document = {
             {
                 "_id": _keyed("record"),
                 "schema_version": _SCHEMA_VERSION,
-                checkpoints.SEQ: {"bsonType": "array", "items": _COUNT},
+                checkpoints.SEQ: _NUMBERS,
+                checkpoints.GENERATION: _COUNT,
+                checkpoints.EXPIRES_AT: _DATE,
+            }
+        ),
+        _object(
+            {
+                "_id": _keyed("ns", "checkpoint"),
+                "schema_version": _SCHEMA_VERSION,
+                checkpoints.SEQ: _NUMBERS,
+                checkpoints.GENERATION: _COUNT,
                 checkpoints.EXPIRES_AT: _DATE,
             }
         ),
@@ -488,8 +500,11 @@ IDEMPOTENCY_INDEX = Index(
 IS_CHECKPOINT: Document = {checkpoints.METADATA: {"$exists": True}}
 """A document that is a checkpoint. A filter has the same condition, so that it can use the index."""
 
-IS_NUMBERED: Document = {checkpoints.SEQ: {"$gte": 0}}
-"""A checkpoint or a deletion record."""
+IS_NUMBERED: Document = {checkpoints.SEQ: {"$exists": True}}
+"""A checkpoint, its tombstone or a deletion record.
+
+Arrays make the index multikey: the server sorts by it without reading all only where a filter has no bounds.
+"""
 
 CHECKPOINT_NUMBERS = Index(
     "thread_seq",

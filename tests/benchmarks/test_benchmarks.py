@@ -125,7 +125,7 @@ def test_quick_plan_omits_slow_cases() -> None:
     available = (OURS, RAW_PYMONGO, "sqlite", "postgresql")
     quick, full = (plan.cases_of(plan.Options(is_quick=is_quick), available) for is_quick in (True, False))
     assert {case.part for case in quick} == {"operations", "growth", "day", "contention"}
-    assert {case.part for case in full} == set(plan.PARTS)
+    assert {case.part for case in full} | {"gateway"} == set(plan.PARTS), "the gateway has no cases"
     assert max(max(case.datasets) for case in quick) < 100_000 <= max(max(case.datasets) for case in full)
     measured = {case.operation for case in full if case.part == "operations"}
     assert measured == {name for name, operation in OPERATIONS.items() if not operation.is_hot}

@@ -24,7 +24,7 @@ MAX_TAIL_BYTES: Final = 8 * 1024
 
 AVERAGE_BYTES: Final = 4 * 1024
 MAX_AVERAGE_BYTES: Final = 1024 * 1024
-_PIECES_PER_DOUBLING: Final = 1024
+_AVERAGES_BEFORE: Final = 512
 _MIN_PART_BYTES: Final = 16 * 1024
 _PARTS_PER_ELEMENT: Final = 8
 
@@ -64,16 +64,19 @@ def average_at(offset: int) -> int:
     It depends on what stands before and not on the whole size, which is unknown until everything is
     serialised: nothing is cut anew when a value grows.
     """
-    share = offset // _PIECES_PER_DOUBLING
-    if share < 2 * AVERAGE_BYTES:
-        return AVERAGE_BYTES
-    return min(1 << (share.bit_length() - 1), MAX_AVERAGE_BYTES)
+    share = offset // _AVERAGES_BEFORE
+    return min(max(_power_of_two(share), AVERAGE_BYTES), MAX_AVERAGE_BYTES)
 
 
 def part_size(size: int) -> int:
     """The size of the parts of one element (or of a whole value) of `size` bytes."""
     share = size // _PARTS_PER_ELEMENT
-    return max(_MIN_PART_BYTES, min(1 << max(share.bit_length() - 1, 0), MAX_PIECE_BYTES))
+    return min(max(_power_of_two(share), _MIN_PART_BYTES), MAX_PIECE_BYTES)
+
+
+def _power_of_two(number: int) -> int:
+    """The largest power of two up to `number`, or 0."""
+    return 1 << number.bit_length() >> 1
 
 
 def parts_of(data: Buffer, elements: int = 1) -> Iterator[Piece]:

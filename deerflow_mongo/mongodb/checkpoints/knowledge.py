@@ -44,13 +44,15 @@ class KnownCheckpoint(NamedTuple):
 class ThreadKnowledge:
     """One thread. `pieces` are stored as of `last_seq`, or as of a read where that is None."""
 
-    __slots__ = ("as_of", "checkpoints", "generation", "last_seq", "lock", "pieces")
+    __slots__ = ("as_of", "checkpoints", "generation", "is_outdated", "last_seq", "lock", "pieces")
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.forget()
 
     def forget(self) -> None:
+        """For the writer that holds the lock, and while nobody does: a write under way builds on it."""
+        self.is_outdated = False
         self.last_seq: int | None = None
         self.generation = 0
         self.as_of = time.monotonic()
@@ -58,7 +60,7 @@ class ThreadKnowledge:
         self.checkpoints: OrderedDict[tuple[str, str], KnownCheckpoint] = OrderedDict()
 
     def forget_if_old(self) -> None:
-        if time.monotonic() - self.as_of > KNOWLEDGE_LIFETIME_S:
+        if self.is_outdated or time.monotonic() - self.as_of > KNOWLEDGE_LIFETIME_S:
             self.forget()
 
     def remember(self, key: tuple[str, str], checkpoint: KnownCheckpoint) -> None:
@@ -75,14 +77,19 @@ class ThreadKnowledge:
         generation: int,
         as_of: float,
     ) -> None:
-        """What a read of a checkpoint that began at `as_of` has found; its writer knew `generation`."""
+        """What a read of a checkpoint that began at `as_of` has found; its writer knew `generation`.
+
+        A deletion that its writer did not know of may be about to remove its pieces: they count as stored
+        only where that is the last deletion.
+        """
+        if self.lock.locked():
+            return
         self.forget_if_old()
-        if self.last_seq is None:
-            if generation > self.generation or not self.pieces:
-                self.forget()
-                self.generation, self.as_of = generation, as_of
-            elif generation < self.generation:
-                return
+        if self.last_seq is None and (generation > self.generation or not self.pieces):
+            self.forget()
+            self.generation, self.as_of = generation, as_of
+        if generation != self.generation:
+            return
         self.pieces.update(pieces)
         self.remember(key, checkpoint)
 
@@ -116,11 +123,11 @@ class Knowledge:
         """What was known of a thread; a write under way learns from the server."""
         known = self._threads.get(thread)
         if known is not None:
-            known.forget()
+            known.is_outdated = True
 
     def forget_all(self) -> None:
         for known in self._threads.values():
-            known.forget()
+            known.is_outdated = True
 
     def _make_room(self) -> None:
         total = 0

@@ -14,7 +14,7 @@ DEFAULT_CACHE_BYTES: Final = 64 * 1024 * 1024
 _SHARE: Final = 16
 """A piece larger than this part of the cache is not stored: it would displace too many others."""
 
-_ENTRY_BYTES: Final = 300
+ENTRY_BYTES: Final = 300
 """What an entry needs besides the data, about."""
 
 
@@ -44,7 +44,7 @@ class PieceCache:
             return entry
 
     def put(self, thread: str, key: bytes, data: bytes, elements: int) -> None:
-        size = len(data) + _ENTRY_BYTES
+        size = len(data) + ENTRY_BYTES
         if size * _SHARE > self._max_bytes:
             return
         with self._lock:
@@ -56,7 +56,7 @@ class PieceCache:
             self._bytes += size
             while self._bytes > self._max_bytes:
                 (oldest_thread, oldest_key), (oldest, _) = self._entries.popitem(last=False)
-                self._bytes -= len(oldest) + _ENTRY_BYTES
+                self._bytes -= len(oldest) + ENTRY_BYTES
                 keys = self._keys[oldest_thread]
                 keys.discard(oldest_key)
                 if not keys:
@@ -66,4 +66,4 @@ class PieceCache:
         with self._lock:
             for key in self._keys.pop(thread, ()):
                 data, _ = self._entries.pop((thread, key))
-                self._bytes -= len(data) + _ENTRY_BYTES
+                self._bytes -= len(data) + ENTRY_BYTES

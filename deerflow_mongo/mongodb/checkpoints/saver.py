@@ -2,7 +2,8 @@
 
 It follows LangGraph's own savers where their documentation leaves something open: lists are sorted by
 checkpoint id, newest first; a filter compares values of the metadata for equality; a write of an index that
-is stored is left as it is, but for the special ones (`ERROR`, `INTERRUPT`, ...), which are replaced.
+is stored is left as it is, but for special ones (`ERROR`, `INTERRUPT`, ...) that are put without others: they
+replace. Where the savers differ, it follows those for SQLite and PostgreSQL.
 """
 
 from __future__ import annotations
@@ -200,6 +201,7 @@ class MongoCheckpointSaver(SyncCalls):
             values=dict(values),
             versions=dict(checkpoint["channel_versions"]),
             changed=frozenset(new_versions),
+            delta=_delta_channels(checkpoint, all_metadata),
         )
         await self._writer.put(new, self._codec)
         return _config(thread, ns, new.checkpoint)
@@ -217,9 +219,12 @@ class MongoCheckpointSaver(SyncCalls):
             raise ArgumentValueError("config: `checkpoint_id` is missing: writes belong to a checkpoint")
         self._collection.check_owner()
         dumps = self.serde.dumps_typed
+        replaces = all(channel in WRITES_IDX_MAP for channel, _ in writes)
         typed: dict[int, tuple[str, tuple[str, bytes]]] = {}
         for position, (channel, value) in enumerate(writes):
-            typed[WRITES_IDX_MAP.get(channel, position)] = (channel, dumps(value))
+            index = WRITES_IDX_MAP.get(channel, position)
+            if replaces or index not in typed:
+                typed[index] = (channel, dumps(value))
         if typed:
             await self._writer.put_writes(
                 _thread_of(config),
@@ -240,6 +245,13 @@ class MongoCheckpointSaver(SyncCalls):
             return int(current) + 1
         number = 0 if current is None else int(str(current).partition(".")[0])
         return f"{number + 1:0{_VERSION_DIGITS}}.{random.random():018.16f}"  # noqa: S311 - no secret
+
+
+def _delta_channels(checkpoint: Checkpoint, metadata: CheckpointMetadata) -> tuple[str, ...]:
+    """The delta channels that were written and have no value here: the ancestors have it."""
+    counters: dict[str, Any] = cast("dict[str, Any]", metadata).get("counters_since_delta_snapshot") or {}
+    versions, values = checkpoint["channel_versions"], checkpoint["channel_values"]
+    return tuple(sorted(name for name in counters if name in versions and name not in values))
 
 
 # -- configurations --------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ _MSGPACK: Final = "msgpack"
 _LIST, _DICT, _DELTA, _WHOLE_VALUE = "list", "dict", "delta", "blob"
 
 _HELD_BACK_BYTES: Final = 8 * 1024 * 1024
-"""What is serialised before the first piece is yielded, so that an error of serde mostly comes first."""
+"""With a serde that pickles a value when msgpack fails, pieces up to this size wait until more are known."""
 
 _SAMPLED_ELEMENTS: Final = 32
 _SMALL_ELEMENT_BYTES: Final = 32
@@ -110,16 +110,16 @@ class ValueEncoder:
     def pieces(self) -> Iterator[Piece]:
         """Every piece of the value, in no order that matters; none for a value that stands inline.
 
-        It serialises as it goes. An error of serde is raised as it is: before the first piece, unless the
-        value is larger than 8 MiB.
+        It serialises as it goes, so that a caller may continue a large value in another thread. An error of
+        serde is raised as it is, and the pieces before it are to be discarded.
         """
         if self._shape != _WHOLE_VALUE:
+            pieces = self._by_element()
             try:
-                yield from _held_back(self._by_element())
+                yield from _held_back(pieces) if _may_pickle(self._serde) else pieces
+                return
             except _NotByElementError:
                 pass
-            else:
-                return
         yield from self._whole()
 
     def _whole(self) -> Iterator[Piece]:
@@ -209,8 +209,12 @@ class ValueEncoder:
         return nodes
 
 
+def _may_pickle(serde: SerializerProtocol) -> bool:
+    return bool(getattr(serde, "pickle_fallback", True))
+
+
 def _held_back(pieces: Iterator[Piece]) -> Iterator[Piece]:
-    """The same pieces; the first of them when some more are known."""
+    """The same pieces; none before the first 8 MiB or all of them exist."""
     first: list[Piece] = []
     size = 0
     for piece in pieces:

@@ -68,6 +68,7 @@ class NewCheckpoint:
     values: Mapping[str, Any]
     versions: Mapping[str, object]
     changed: Container[str]
+    delta: tuple[str, ...] = ()
 
     def row(self, seq: int, generation: int, draft: Draft) -> CheckpointRow:
         return CheckpointRow(
@@ -81,6 +82,7 @@ class NewCheckpoint:
             metadata=draft.metadata,
             body=draft.body,
             channels=draft.channels,
+            delta=self.delta,
         )
 
 
@@ -108,7 +110,7 @@ class CheckpointWriter:
         self._collection = collection
         self._knowledge = knowledge
         self._cache = cache
-        self._commit = GroupCommit(collection.insert_many)
+        self._commit = GroupCommit(self._insert_documents)
 
     async def close(self) -> None:
         """Accept nothing more, and return once everything accepted is stored or has failed."""
@@ -192,6 +194,12 @@ class CheckpointWriter:
             query, sort=((documents.SEQ, -1),), limit=1, projection=(documents.SEQ, documents.GENERATION)
         )
         return documents.last_entry(found[0] if found else None)
+
+    async def _insert_documents(self, new: list[Document]) -> None:
+        if len(new) == 1:  # half of the driver's work
+            await self._collection.insert_one(new[0])
+        else:
+            await self._collection.insert_many(new)
 
     # Pieces.
 
@@ -289,7 +297,7 @@ class CheckpointWriter:
     ) -> None:
         """Add writes, each with its index, to those of the task. The indexes are not repeated.
 
-        A write of a negative index replaces the one that is stored; another one leaves the stored one.
+        Where all indexes are negative, the writes replace stored ones; else stored ones stay.
         """
         row = TaskWrites(thread, ns, checkpoint, task, path, ())
         stored: list[StoredWrite] = []

@@ -9,15 +9,16 @@ ids are embedded documents, which the server compares field by field:
     piece             {thread, piece}
     deletion record   {thread, record}
 
-A checkpoint stands directly before the writes that belong to it, and pieces and records stand behind all
-checkpoints of their thread. What a stored value holds is in `checkpoints/values.py`.
+A checkpoint stands directly before the writes that belong to it; records stand before all checkpoints of
+their thread, and pieces behind them. What remains of a deleted checkpoint is in `checkpoint_deletions.py`,
+what a stored value holds in `checkpoints/values.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final, cast
 
 from bson import Binary, Int64
@@ -28,8 +29,8 @@ from .versions import SCHEMA_VERSION
 SEQ: Final = "seq"
 """Number of a checkpoint or a deletion record within its thread, from 1 up, in the order of insertion.
 
-An array where a document occupies several: the highest is its own. A record has those of the checkpoints that
-it removed, a checkpoint that was stored again those that it had before, so that no number is free again.
+An array where a document occupies several: the highest is its own. A checkpoint that was stored again has
+those that it had before, and a tombstone those of its checkpoint, so that no number is free again.
 """
 
 GENERATION: Final = "generation"
@@ -39,9 +40,7 @@ RUN_ID: Final = "run_id"
 EXPIRES_AT: Final = "expires_at"
 STORED_AT: Final = "stored_at"
 METADATA: Final = "metadata"
-
-RECORD_LIFETIME: Final = timedelta(days=1)
-"""Far above the time that a saver relies on its knowledge of a thread; see `checkpoints/knowledge.py`."""
+DELTA: Final = "delta"
 
 Typed = tuple[str, bytes]
 """A value as LangGraph's serde returns it: the name of the format, and the bytes."""
@@ -85,6 +84,8 @@ class CheckpointRow:
     metadata: Document
     body: Document
     channels: Mapping[str, Document] = field(default_factory=dict[str, Document])
+    delta: tuple[str, ...] = ()
+    """The delta channels without a value here: an ancestor has it, and the writes since then."""
 
 
 # -- ids -------------------------------------------------------------------------------------------
@@ -107,10 +108,6 @@ def piece_key(thread: str, piece: bytes) -> Document:
     return {"thread": thread, "piece": Binary(piece)}
 
 
-def record_key(thread: str, first_seq: int) -> Document:
-    return {"thread": thread, "record": Int64(first_seq)}
-
-
 # -- documents -------------------------------------------------------------------------------------
 
 
@@ -128,6 +125,8 @@ def checkpoint_document(row: CheckpointRow) -> Document:
     }
     if row.run_id is not None:
         document[RUN_ID] = row.run_id
+    if row.delta:
+        document[DELTA] = list(row.delta)
     return document
 
 
@@ -148,6 +147,7 @@ def checkpoint_row(document: Document) -> CheckpointRow:
         metadata=document[METADATA],
         body=document["body"],
         channels=channels,
+        delta=tuple(document.get(DELTA, ())),
     )
 
 
@@ -196,24 +196,20 @@ def task_writes(document: Document) -> TaskWrites:
 
 
 def merged_writes_pipeline(writes: TaskWrites) -> list[Document]:
-    """Add writes to those of the task: one of a negative index is replaced, another one stays as it is."""
-    new = [_write_document(write) for write in writes.writes]
-    replacing = [write["idx"] for write in new if write["idx"] < 0]
-    kept: Document = {
-        "$filter": {
-            "input": "$writes",
-            "as": "write",
-            "cond": {"$not": {"$in": ["$$write.idx", replacing]}},
-        }
-    }
-    added: Document = {
-        "$filter": {
-            "input": {"$literal": new},
-            "as": "write",
-            "cond": {"$or": [{"$lt": ["$$write.idx", 0]}, {"$not": {"$in": ["$$write.idx", "$writes.idx"]}}]},
-        }
-    }
-    return [{"$set": {"writes": {"$concatArrays": [kept, added]}, "path": {"$literal": writes.path}}}]
+    """Add writes to those of the task. They replace stored ones where all have negative indexes."""
+    new: Document = {"$literal": [_write_document(write) for write in writes.writes]}
+    indexes = [write.index for write in writes.writes]
+    others: Document = {"$not": {"$in": ["$$write.idx", indexes]}}
+    missing: Document = {"$not": {"$in": ["$$write.idx", "$writes.idx"]}}
+    if all(index < 0 for index in indexes):
+        merged = [_filtered("$writes", others), new]
+    else:
+        merged = ["$writes", _filtered(new, missing)]
+    return [{"$set": {"writes": {"$concatArrays": merged}, "path": {"$literal": writes.path}}}]
+
+
+def _filtered(writes: Any, condition: Document) -> Document:
+    return {"$filter": {"input": writes, "as": "write", "cond": condition}}
 
 
 def part_document(writes: TaskWrites, token: bytes, part: int, data: bytes) -> Document:
@@ -244,17 +240,6 @@ def piece_upsert(document: Document) -> Document:
 
 def generation_update(generation: int) -> Document:
     return {"$max": {GENERATION: Int64(generation)}}
-
-
-def record_document(thread: str, seqs: Iterable[int], own_seq: int) -> Document:
-    """The record that a deletion took place: it holds `own_seq` and the numbers that were removed."""
-    numbers = sorted({*seqs, own_seq})
-    return {
-        "_id": record_key(thread, own_seq),
-        "schema_version": SCHEMA_VERSION,
-        SEQ: [Int64(number) for number in numbers],
-        EXPIRES_AT: _now() + RECORD_LIFETIME,
-    }
 
 
 def last_entry(document: Document | None) -> tuple[int, int]:

@@ -6,10 +6,11 @@ What differs between drivers is asked of the `CollectionDriver`; nothing here kn
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
-from pymongo import ReturnDocument, UpdateOne
+from pymongo import DeleteMany, ReturnDocument, UpdateOne
 
 from ...contract.errors import StorageClosedError, StorageError, StorageUnavailableError
 from .errors import DRIVER_ERRORS, no_answer, translate
@@ -128,6 +129,36 @@ class Collection:
             ),
         )
 
+    async def stream(
+        self,
+        query: Document,
+        *,
+        sort: Sort | None = None,
+        projection: Sequence[str] | None = None,
+        batch_size: int = 1_000,
+    ) -> AsyncGenerator[list[Document]]:
+        """All documents, in batches: one command for each, with the time limit of a call.
+
+        What a batch shows is of the time when it is read. Close it where it is not read to its end.
+        """
+        cursor: Any = None
+
+        async def first(handle: Any) -> list[Document]:
+            nonlocal cursor
+            cursor = handle.find(query, projection, sort=sort, batch_size=batch_size)
+            return await cursor.to_list(batch_size)
+
+        try:
+            batch = await self._run("find", first)
+            while batch:
+                yield batch
+                batch = await self._run("getMore", lambda _: cursor.to_list(batch_size))
+        finally:
+            if cursor is not None:
+                closing = cursor.close()
+                if inspect.isawaitable(closing):
+                    await closing
+
     async def aggregate(self, pipeline: list[Document], *, batch_size: int = 100) -> list[Document]:
         async def read(handle: Any) -> list[Document]:
             return await self._driver.rows(await self._driver.aggregate(handle, pipeline, batch_size))
@@ -148,8 +179,8 @@ class Collection:
         result = await self._run("update", lambda handle: handle.update_one(query, update), update)
         return result.matched_count
 
-    async def insert_if_absent(self, query: Document, update: Document) -> bool:
-        """Insert what `update` has under `$setOnInsert`, unless a document matches; whether it did so."""
+    async def insert_if_absent(self, query: Document, update: Update) -> bool:
+        """Insert what `update` sets on an insert, unless a document matches; whether it did so."""
         result = await self._run(
             "update", lambda handle: handle.update_one(query, update, upsert=True), update
         )
@@ -213,6 +244,17 @@ class Collection:
     async def delete_one(self, query: Document) -> bool:
         result = await self._run("delete", lambda handle: handle.delete_one(query))
         return result.deleted_count == 1
+
+    async def delete_many(self, query: Document) -> int:
+        """The number of documents that were deleted."""
+        result = await self._run("delete", lambda handle: handle.delete_many(query))
+        return result.deleted_count
+
+    async def delete_each(self, queries: Sequence[Document]) -> int:
+        """Delete what matches any of the queries; cheaper than one query with `$or` where there are many."""
+        operations = [DeleteMany(query) for query in queries]
+        result = await self._run("delete", lambda handle: handle.bulk_write(operations, ordered=False))
+        return result.deleted_count
 
     async def find_one_and_delete(self, query: Document, *, sort: Sort) -> Document | None:
         return await self._run("findAndModify", lambda handle: handle.find_one_and_delete(query, sort=sort))

@@ -77,7 +77,7 @@ class MongomockCollection(Collection):
             await (await self.handle()).replace_one(by_id, before)
             raise
 
-    async def insert_if_absent(self, query: Document, update: Document) -> bool:
+    async def insert_if_absent(self, query: Document, update: Update) -> bool:
         _check_size(update, update)
         return await super().insert_if_absent(query, update)
 

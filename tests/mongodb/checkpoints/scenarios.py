@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from itertools import pairwise
 from typing import Annotated, Any, TypedDict
 
@@ -17,7 +17,7 @@ types: Any = pytest.importorskip("langgraph.types")
 channels: Any = pytest.importorskip("langgraph.channels")
 messages: Any = pytest.importorskip("langchain_core.messages")
 
-Scenario = Callable[[Runner], Awaitable[None]]
+Scenario = Callable[[Runner], Coroutine[Any, Any, None]]
 START, END = graphs.START, graphs.END
 
 

@@ -1,0 +1,1 @@
+"""Checkpoint savers side by side: turns of a graph, reads, stored bytes and memory."""
