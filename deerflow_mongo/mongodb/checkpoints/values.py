@@ -9,6 +9,7 @@ fetched is not decided here.
 
 from __future__ import annotations
 
+import secrets
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
@@ -182,7 +183,7 @@ class ValueEncoder:
     def _are_small(self, elements: Sequence[Any]) -> bool:
         if len(elements) < _MIN_SMALL_ELEMENTS:
             return False
-        sample = elements[:: len(elements) // _SAMPLED_ELEMENTS]
+        sample = elements[:: max(1, len(elements) // _SAMPLED_ELEMENTS)]
         return len(self._content(sample)) < _SMALL_ELEMENT_BYTES * len(sample)
 
     def _content(self, elements: Sequence[Any]) -> bytes:
@@ -261,8 +262,8 @@ class ValueDecoder:
         if not self.node_keys:
             self.leaf_keys = self._own_leaf_keys
 
-    def feed_nodes(self, data: Sequence[bytes]) -> None:
-        """The data of the nodes, in the order of `node_keys`."""
+    def feed_nodes(self, data: Sequence[object]) -> None:
+        """The data of the nodes, as it was read, in the order of `node_keys`."""
         if len(data) != len(self.node_keys):
             raise self._corrupt("nodes", f"has {len(self.node_keys)} keys, of which {len(data)} were found")
         keys: list[bytes] = []
@@ -286,6 +287,8 @@ class ValueDecoder:
         """The value, when every leaf was fed."""
         if "shape" not in self._stored:
             return self._loads("data", self._stored["data"])
+        if self.node_keys and not self.leaf_keys:
+            raise RuntimeError("the nodes of the value have not been fed yet")
         if self._fed_leaves != len(self.leaf_keys):
             raise self._corrupt(
                 "pieces", f"has {len(self.leaf_keys)} keys, {self._fed_leaves} pieces were read"
@@ -327,9 +330,24 @@ class ValueDecoder:
         if self._shape == _WHOLE_VALUE:
             self._whole = self._loads(field, data)
         elif self._shape == _DICT:
-            self._dict.update(self._loads(field, _map_header(elements) + data))
+            self._add_items(field, data, elements)
         else:
-            self._list.extend(self._loads(field, _array_header(elements) + data))
+            self._add_elements(field, data, elements)
+
+    # msgpack's decoder ignores what follows the stated number of elements: an end mark makes that an error.
+
+    def _add_elements(self, field: str, data: bytes, elements: int) -> None:
+        decoded = self._loads(field, b"".join((_array_header(elements + 1), data, _PACKED_END)))
+        last = decoded.pop()
+        if type(last) is not bytes or last != _END:
+            raise self._corrupt(field, f"has more than {elements} elements")
+        self._list.extend(decoded)
+
+    def _add_items(self, field: str, data: bytes, elements: int) -> None:
+        decoded = self._loads(field, b"".join((_map_header(elements + 1), data, _PACKED_END, _PACKED_END)))
+        if decoded.pop(_END, None) != _END:
+            raise self._corrupt(field, f"has more than {elements} elements")
+        self._dict.update(decoded)
 
     def _loads(self, field: str, data: bytes) -> Any:
         try:
@@ -416,6 +434,9 @@ _HEADERS: Final[dict[str, Callable[[int, int], bytes]]] = {
     _DELTA: _delta_header,
 }
 """Shape -> the header before the elements, of their number and the size of their bytes."""
+
+_END: Final = secrets.token_bytes(16)  # a key that no dict has; it is never stored
+_PACKED_END: Final = bytes((0xC4, len(_END))) + _END
 
 _ONE_OF: Final = {_LIST: 0x91, _DELTA: 0x91, _DICT: 0x81}
 _SHAPES: Final = frozenset({_LIST, _DICT, _DELTA, _WHOLE_VALUE})

@@ -8,7 +8,7 @@ from itertools import accumulate
 from zlib import crc32
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deerflow_mongo.mongodb.checkpoints.cutting import (
@@ -27,6 +27,8 @@ from deerflow_mongo.mongodb.checkpoints.cutting import (
     split_keys,
 )
 from deerflow_mongo.mongodb.documents.encoding import UnreadableError
+
+from ...faults.settings import bounded
 
 KIB, MIB = 1024, 1024 * 1024
 
@@ -186,7 +188,7 @@ def test_small_rest_is_the_tail_and_a_large_one_a_piece() -> None:
     assert cut(rest[1:])[1].tail == b"".join(rest[1:])
 
 
-@settings(max_examples=50, deadline=None)
+@bounded(50, 1)
 @given(st.lists(st.binary(min_size=1, max_size=40).map(lambda seed: seed * 997), max_size=12))
 def test_pieces_and_tail_are_the_elements_in_order(elements: list[bytes]) -> None:
     pieces, cutter = cut(elements)
