@@ -8,6 +8,7 @@ replace. Where the savers differ, it follows those for SQLite and PostgreSQL.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final, cast
@@ -34,6 +35,9 @@ from .reader import CheckpointReader, Found, Pieces, ReadCheckpoint
 from .sync import SyncCalls
 from .values import ValueCodec
 from .writer import CheckpointWriter, NewCheckpoint
+
+_JSON: Final = "metadata as JSON"
+"""The one key of metadata that is stored as JSON text."""
 
 _VERSION_DIGITS: Final = 32
 _MAX_PIECES_BYTES: Final = 64 * 1024 * 1024
@@ -128,7 +132,8 @@ class MongoCheckpointSaver(SyncCalls):
         metadata = await self._reader.metadata_of(found, codec)
         if metadata is None:
             return True  # reading it whole finds out why
-        return all(metadata.get(key) == value for key, value in wanted.items())
+        found_metadata = _with_large_integers(metadata)
+        return all(found_metadata.get(key) == value for key, value in wanted.items())
 
     def _tuple(self, read: ReadCheckpoint) -> CheckpointTuple:
         row, serde = read.row, self.serde
@@ -139,7 +144,7 @@ class MongoCheckpointSaver(SyncCalls):
         return CheckpointTuple(
             config=_config(row.thread, row.ns, row.checkpoint),
             checkpoint=checkpoint,
-            metadata=cast("CheckpointMetadata", read.metadata),
+            metadata=cast("CheckpointMetadata", _with_large_integers(read.metadata)),
             parent_config=None if row.parent is None else _config(row.thread, row.ns, row.parent),
             pending_writes=writes,
         )
@@ -196,7 +201,7 @@ class MongoCheckpointSaver(SyncCalls):
             checkpoint=_text("checkpoint id", checkpoint["id"]),
             parent=_checkpoint_of(config),
             run_id=None if run_id is None else str(run_id),
-            metadata=cast("dict[str, Any]", all_metadata),
+            metadata=_without_large_integers(cast("dict[str, Any]", all_metadata)),
             body={name: value for name, value in checkpoint.items() if name != "channel_values"},
             values=dict(values),
             versions=dict(checkpoint["channel_versions"]),
@@ -252,6 +257,33 @@ def _delta_channels(checkpoint: Checkpoint, metadata: CheckpointMetadata) -> tup
     counters: dict[str, Any] = cast("dict[str, Any]", metadata).get("counters_since_delta_snapshot") or {}
     versions, values = checkpoint["channel_versions"], checkpoint["channel_values"]
     return tuple(sorted(name for name in counters if name in versions and name not in values))
+
+
+# -- metadata --------------------------------------------------------------------------------------
+
+
+def _without_large_integers(metadata: dict[str, Any]) -> Mapping[str, Any]:
+    """Metadata that serde can hold: as JSON where it has integers beyond 64 bits, which msgpack does not."""
+    if not _has_large_integer(metadata) and list(metadata) != [_JSON]:
+        return metadata
+    try:
+        return {_JSON: json.dumps(metadata)}
+    except (TypeError, ValueError):
+        return metadata  # serde reports what it refuses
+
+
+def _with_large_integers(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    return json.loads(metadata[_JSON]) if list(metadata) == [_JSON] else metadata
+
+
+def _has_large_integer(value: object) -> bool:
+    if isinstance(value, int):
+        return not -(2**63) <= value < 2**64
+    if isinstance(value, dict):
+        return any(map(_has_large_integer, cast("dict[Any, Any]", value).values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_large_integer, cast("list[Any]", value)))
+    return False
 
 
 # -- configurations --------------------------------------------------------------------------------

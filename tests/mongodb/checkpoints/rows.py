@@ -36,7 +36,7 @@ async def values_of(saver: Any, config: Config) -> dict[str, Any]:
     return found.checkpoint["channel_values"]
 
 
-async def listed(saver: Any, config: Config | None, **options: Any) -> list[CheckpointTuple]:
+async def listed(saver: Any, config: Config | None, **options: Any) -> list[Any]:
     return [row async for row in saver.alist(config, **options)]
 
 

@@ -63,6 +63,15 @@ def _chain(saver: Any, nodes: dict[str, Any], state: Any = Items, **options: Any
     return _graph(saver, nodes, *pairwise(names), state=state, **options)
 
 
+def answering(saver: Any, item: Any) -> Any:
+    """One node, `answer`, that adds an item."""
+
+    def answer(state: Items) -> Any:
+        return {"items": [item]}
+
+    return _chain(saver, {"answer": answer})
+
+
 def _parallel(saver: Any, nodes: dict[str, Any]) -> Any:
     """The nodes at once, then `join`."""
     edges = [edge for name in nodes for edge in ((START, name), (name, "join"))]
@@ -71,7 +80,7 @@ def _parallel(saver: Any, nodes: dict[str, Any]) -> Any:
 
 async def chain(run: Runner) -> None:
     graph = _chain(run.saver, {"a": _add("a"), "b": _add("b"), "c": _add("c")})
-    await run.invoke(graph, {"items": [1, 2.5, None, b"bytes", "\0", 2**70, {"a.b": {"$x": []}}]})
+    await run.invoke(graph, {"items": [1, 2.5, None, b"bytes", "\0", 2**60, {"a.b": {"$x": []}}]})
     await run.invoke(graph, {"items": ["again"]})
     await run.stream(graph, {"items": ["streamed"]}, stream_mode=["values", "updates", "checkpoints"])
     await run.history(graph)
