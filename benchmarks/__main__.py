@@ -9,6 +9,7 @@ import platform
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, metavar="FOLDER", help="default: NAME-report beside the file")
     report.add_argument("--readme", action="store_true", help="write the READMEs' tables and charts instead")
     saved = commands.add_parser("checkpoints", help="checkpoint savers only: a run with its tables")
-    saved.add_argument("--out", type=Path, metavar="FILE", required=True, help="the results file (JSON)")
+    saved.add_argument("--out", type=Path, metavar="FILE", required=True, help="where other parts stay")
     saved.add_argument("--quick", action="store_true", help="few turns and small states, in a minute")
     saved.add_argument("--savers", nargs="+", choices=SAVERS, help=f"{OURS} and only these others")
     saved.add_argument("--measures", nargs="+", choices=list(checkpoints.CASES), help="only these")
@@ -75,51 +76,47 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _run_checkpoints(arguments: argparse.Namespace) -> int:
+    """Puts the part's records into the results file, whose other parts stay."""
+    out: Path = arguments.out
     options = plan.Options(
         arguments.quick, ("checkpoints",), arguments.savers, arguments.measures, arguments.tasks
     )
-    status = _measure(options, payloads_of(None), Settings(0, arguments.repetitions), arguments.out)
-    _print(f"\n{report.checkpoint_tables(arguments.out)}")
+    before = Results.load(out) if out.exists() else None
+    if before is not None:
+        before.remove("checkpoints", checkpoints.OPERATIONS)
+        before.settings["checkpoints"] = {"quick": arguments.quick, "repetitions": arguments.repetitions}
+    status = _measure(options, payloads_of(None), Settings(0, arguments.repetitions), out, before)
+    _print(f"\n{report.checkpoint_tables(out)}")
     return status
 
 
-def _measure(options: plan.Options, payloads: Payloads, settings: Settings, out: Path) -> int:
-    began = time.monotonic()
+def _new_results(options: plan.Options, payloads: Payloads, settings: Settings) -> Results:
+    return Results(
+        settings={
+            "quick": options.is_quick,
+            "parts": plan.parts_of(options),
+            **asdict(settings),
+            "payloads_from": payloads.source,
+        },
+        machine={
+            "system": platform.system(),
+            "machine": platform.machine(),
+            "cpus": os.cpu_count(),
+            "python": platform.python_version(),
+        },
+    )
+
+
+def _measure(
+    options: plan.Options, payloads: Payloads, settings: Settings, out: Path, before: Results | None = None
+) -> int:
+    """Adds to the results that there are `before`, if any."""
+    results = _new_results(options, payloads, settings) if before is None else before
     with contextlib.ExitStack() as stack:
         running = stack.enter_context(servers.running(plan.contenders_of(options)))
-        results = Results(
-            settings={
-                "quick": options.is_quick,
-                "parts": plan.parts_of(options),
-                **asdict(settings),
-                "payloads_from": payloads.source,
-            },
-            machine={
-                "system": platform.system(),
-                "machine": platform.machine(),
-                "cpus": os.cpu_count(),
-                "python": platform.python_version(),
-            },
-        )
         available = _add_contenders(results, options, running)
         bench = Bench(stack, running, payloads, settings, results)
-        scale = checkpoints.QUICK if options.is_quick else checkpoints.FULL
-        saver_bench = checkpoints.SaverBench(bench, scale)
-        cases = plan.cases_of(options, available)
-        for case in cases:  # the processes import their packages meanwhile
-            for name in case.contenders:
-                (saver_bench if case.part == "checkpoints" else bench).children.start(name)
-        for size, name in plan.stored_of(options, available):
-            bench.measure_size(name, size)
-        for number, case in enumerate(cases):
-            passed_s = time.monotonic() - began
-            _print(f"[{number}/{len(cases)}, {passed_s:,.0f} s] {case.part}: {case.operation}", sys.stderr)
-            try:
-                (saver_bench if case.part == "checkpoints" else bench).measure(case)
-            except ChildError as error:
-                _print(f"{case.part}: {case.operation}: {error}; not measured")
-            results.took_s = round(time.monotonic() - began)
-            results.save(out)
+        _measure_cases(bench, options, available, out)
     if "gateway" in plan.parts_of(options):
         gateway.measure(results, QUICK if options.is_quick else Load(), out)
     results.finished = True
@@ -131,8 +128,31 @@ def _measure(options: plan.Options, payloads: Payloads, settings: Settings, out:
     return 0
 
 
+def _measure_cases(bench: Bench, options: plan.Options, available: Sequence[str], out: Path) -> None:
+    results = bench.results
+    began, took_s = time.monotonic(), results.took_s
+    savers = checkpoints.SaverBench(bench, checkpoints.QUICK if options.is_quick else checkpoints.FULL)
+    cases = plan.cases_of(options, available)
+    for name in dict.fromkeys(
+        name for case in cases if case.part != "checkpoints" for name in case.contenders
+    ):
+        bench.children.start(name)
+    for size, name in plan.stored_of(options, available):
+        bench.measure_size(name, size)
+    for number, case in enumerate(cases):
+        passed_s = time.monotonic() - began
+        _print(f"[{number}/{len(cases)}, {passed_s:,.0f} s] {case.part}: {case.operation}", sys.stderr)
+        try:
+            (savers if case.part == "checkpoints" else bench).measure(case)
+        except ChildError as error:
+            _print(f"{case.part}: {case.operation}: {error}; not measured")
+        results.took_s = took_s + round(time.monotonic() - began)
+        results.save(out)
+
+
 def _add_contenders(results: Results, options: plan.Options, running: servers.Servers) -> list[str]:
     """Records all contenders in the results; returns the available ones."""
+    available: list[str] = []
     for name in plan.contenders_of(options):
         contender = CONTENDERS[name]
         if (reason := servers.unavailable_reason(contender)) is not None:
@@ -141,8 +161,9 @@ def _add_contenders(results: Results, options: plan.Options, running: servers.Se
             continue
         fields = ("title", "driver", "loop", "server", "durability")
         results.contenders[name] = {field: getattr(contender, field) for field in fields}
+        available.append(name)
     results.versions.update(running.versions())
-    return list(results.contenders)
+    return available
 
 
 def _print(text: str, stream: Any = None) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -131,6 +132,11 @@ class Results(BaseModel):
         if "format" not in found.model_fields_set:
             raise ResultsError(f"{path} is not a benchmark results file: it has no `format`")
         return found
+
+    def remove(self, part: Part, operations: Collection[str]) -> None:
+        """Before a part is measured again: its records, and the exclusions from its operations."""
+        self.records[:] = [one for one in self.records if one.part != part]
+        self.disagreements[:] = [one for one in self.disagreements if one.operation not in operations]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Replaces the file atomically; concurrent readers get the previous version."""

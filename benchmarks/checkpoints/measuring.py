@@ -15,7 +15,7 @@ from ..agreement import difference
 from ..children import Child, Children, Request, Response
 from ..contenders.known import CONTENDERS, Contender
 from ..measuring import Bench, Case, round_of
-from ..results import Disagreement, Key, Record, Round
+from ..results import Disagreement, Key, Record, Results, Round
 from ..servers import Target
 from . import stored
 
@@ -39,18 +39,22 @@ _SMALL = "small"
 class Scale:
     """How much one repetition does."""
 
-    turns: Mapping[int, int]
-    """Number of tasks -> turns of each."""
+    turns_of_one_task: int
+    turns_of_each_task: int
+    """Where there are several."""
     turns_of_stored_thread: int
     reads: int
     busy_s: float
 
+    def turns(self, tasks: int) -> int:
+        return self.turns_of_one_task if tasks == 1 else self.turns_of_each_task
 
-FULL: Final = Scale({1: 50, 16: 10}, 3, 10, 3.0)
-QUICK: Final = Scale({1: 2, 16: 1}, 1, 2, 0.2)
+
+FULL: Final = Scale(50, 10, 3, 10, 3.0)
+QUICK: Final = Scale(2, 1, 1, 2, 0.2)
 
 
-class _Measured(NamedTuple):
+class Measured(NamedTuple):
     """What a record is about, besides its part and contender."""
 
     operation: str
@@ -59,26 +63,51 @@ class _Measured(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Lane:
+class Lane:
     """One contender on one database, with its processes and what they returned."""
 
     contender: Contender
     target: Target
     children: list[Child]
-    rounds: dict[_Measured, list[Round]] = field(default_factory=lambda: dict[_Measured, list[Round]]())
-    answers: dict[_Measured, list[Any]] = field(default_factory=lambda: dict[_Measured, list[Any]]())
+    rounds: dict[Measured, list[Round]] = field(default_factory=lambda: dict[Measured, list[Round]]())
+    answers: dict[Measured, list[Any]] = field(default_factory=lambda: dict[Measured, list[Any]]())
 
     def request(self, do: str, process: int = 0, **given: object) -> Response:
         return self.children[process].request({"do": do, **given})
 
-    def add(self, measured: _Measured, response: Mapping[str, Any], **metrics: float) -> None:
+    def add(self, measured: Measured, response: Mapping[str, Any], **metrics: float) -> None:
         one = round_of([response])
         self.rounds.setdefault(measured, []).append(one.model_copy(update=metrics))
         self.answers.setdefault(measured, []).append(response["answers"])
 
 
-def _alternating(lanes: Sequence[_Lane], repetition: int) -> Iterable[_Lane]:
+def _alternating(lanes: Sequence[Lane], repetition: int) -> Iterable[Lane]:
     return lanes if repetition % 2 else reversed(lanes)
+
+
+def add_records(lanes: Sequence[Lane], results: Results) -> None:
+    """Those of equal answers; a failed call has no answer, and the record names its error."""
+    for lane in lanes:
+        for measured, rounds in lane.rounds.items():
+            ours = lanes[0].answers.get(measured, [])
+            both = [
+                (mine, theirs)
+                for mine, theirs in zip(ours, lane.answers[measured], strict=False)
+                if mine is not None and theirs is not None
+            ]
+            mine, theirs = [pair[0] for pair in both], [pair[1] for pair in both]
+            if _agrees(lane, measured.operation, measured.dataset, mine, theirs, results):
+                key = Key("checkpoints", measured.operation, measured.tasks, 1, measured.dataset)
+                results.records.append(Record(**key._asdict(), backend=lane.contender.name, rounds=rounds))
+
+
+def _agrees(lane: Lane, operation: str, dataset: int, ours: object, found: object, results: Results) -> bool:
+    why = difference(ours, found)
+    if why is not None:
+        results.disagreements.append(
+            Disagreement(operation=operation, dataset=dataset, backend=lane.contender.name, why=why)
+        )
+    return why is None
 
 
 class SaverBench:
@@ -95,70 +124,48 @@ class SaverBench:
 
     def measure(self, case: Case) -> None:
         """Adds the case's records to the results."""
+        for name in case.contenders:  # their processes import their packages at the same time
+            self.children.start(name)
         with contextlib.ExitStack() as stack:
             lanes = [stack.enter_context(self._lane(case, CONTENDERS[name])) for name in case.contenders]
             if case.operation != STATES:
                 lanes = self._with_equal_answers(case, lanes)
             CASES[case.operation](self, case, lanes)
-            self._add_records(lanes)
+            add_records(lanes, self._results)
 
     @contextlib.contextmanager
-    def _lane(self, case: Case, contender: Contender) -> Generator[_Lane]:
+    def _lane(self, case: Case, contender: Contender) -> Generator[Lane]:
         count = max(case.processes)
         with (
             self._running.empty(contender) as target,
             self.children.opened(contender.name, count, target.url, target.database) as children,
         ):
-            yield _Lane(contender, target, children)
+            yield Lane(contender, target, children)
 
     # -- answers ---------------------------------------------------------------------------------------
 
-    def _with_equal_answers(self, case: Case, lanes: Sequence[_Lane]) -> list[_Lane]:
+    def _with_equal_answers(self, case: Case, lanes: Sequence[Lane]) -> list[Lane]:
         """The lanes whose answers for a short conversation are ours."""
         answers = [lane.request("agree")["answers"] for lane in lanes]
-        equal: list[_Lane] = []
+        equal: list[Lane] = []
         for lane, found in zip(lanes, answers, strict=True):
-            if self._agrees(lane, case.operation, 0, answers[0], found):
+            if _agrees(lane, case.operation, 0, answers[0], found, self._results):
                 equal.append(lane)
         return equal
 
-    def _agrees(self, lane: _Lane, operation: str, dataset: int, ours: object, found: object) -> bool:
-        why = difference(ours, found)
-        if why is not None:
-            self._results.disagreements.append(
-                Disagreement(operation=operation, dataset=dataset, backend=lane.contender.name, why=why)
-            )
-        return why is None
-
-    def _add_records(self, lanes: Sequence[_Lane]) -> None:
-        """Those of equal answers; a failed call has no answer, and the record names its error."""
-        for lane in lanes:
-            for measured, rounds in lane.rounds.items():
-                ours = lanes[0].answers.get(measured, [])
-                both = [
-                    (mine, theirs)
-                    for mine, theirs in zip(ours, lane.answers[measured], strict=False)
-                    if mine is not None and theirs is not None
-                ]
-                mine, theirs = [pair[0] for pair in both], [pair[1] for pair in both]
-                if self._agrees(lane, measured.operation, measured.dataset, mine, theirs):
-                    key = Key("checkpoints", measured.operation, measured.tasks, 1, measured.dataset)
-                    record = Record(**key._asdict(), backend=lane.contender.name, rounds=rounds)
-                    self._results.records.append(record)
-
     # -- cases -----------------------------------------------------------------------------------------
 
-    def turns(self, case: Case, lanes: Sequence[_Lane]) -> None:
+    def turns(self, case: Case, lanes: Sequence[Lane]) -> None:
         """Turns on new threads, one thread for each task; the first repetition is a warm-up."""
         for tasks in case.concurrency:
             for repetition in range(self._repetitions + 1):
                 threads = [f"{tasks} tasks, {repetition}, {task}" for task in range(tasks)]
                 for lane in _alternating(lanes, repetition):
-                    found = lane.request("turns", threads=threads, turns=self._scale.turns[tasks])
+                    found = lane.request("turns", threads=threads, turns=self._scale.turns(tasks))
                     if repetition:
-                        lane.add(_Measured(TURN, tasks, 0), found)
+                        lane.add(Measured(TURN, tasks, 0), found)
 
-    def stored_thread(self, case: Case, lanes: Sequence[_Lane]) -> None:
+    def stored_thread(self, case: Case, lanes: Sequence[Lane]) -> None:
         """Turns on a thread of this size, and reads of it, by its writer and by a new saver elsewhere."""
         [size] = case.datasets
         name = f"{size} bytes"
@@ -175,12 +182,12 @@ class SaverBench:
                         lane.request("reopen", 1, warm_up=_SMALL)
                         found[method + COLD] = self._read(lane, 1, name, method, 1)
                 for operation, response in found.items() if repetition else ():
-                    lane.add(_Measured(operation, 1, size), response)
+                    lane.add(Measured(operation, 1, size), response)
 
-    def _read(self, lane: _Lane, process: int, thread: str, method: str, calls: int) -> Response:
+    def _read(self, lane: Lane, process: int, thread: str, method: str, calls: int) -> Response:
         return lane.request("read", process, thread=thread, method=method, calls=calls)
 
-    def beside_tools(self, _: Case, lanes: Sequence[_Lane]) -> None:
+    def beside_tools(self, _: Case, lanes: Sequence[Lane]) -> None:
         """Reads while no thread, and while each thread of asyncio's default executor is blocked."""
         for lane in lanes:
             lane.request("turns", threads=[_SMALL], turns=2)
@@ -191,9 +198,9 @@ class SaverBench:
                         "read_beside_tools", thread=_SMALL, busy=busy, seconds=self._scale.busy_s
                     )
                     if repetition:
-                        lane.add(_Measured(BESIDE_TOOLS, 1, busy), found)
+                        lane.add(Measured(BESIDE_TOOLS, 1, busy), found)
 
-    def growth(self, case: Case, lanes: Sequence[_Lane]) -> None:
+    def growth(self, case: Case, lanes: Sequence[Lane]) -> None:
         """One thread that grows to each number of turns; measured once, since bytes do not vary."""
         before = 0
         for turns in sorted(case.datasets):
@@ -201,25 +208,25 @@ class SaverBench:
                 found = lane.request("turns", threads=["grown"], turns=turns - before)
                 sizes = stored.measured(lane.contender.server, lane.target)
                 lane.add(
-                    _Measured(GROWN, 1, turns),
+                    Measured(GROWN, 1, turns),
                     found,
                     stored_mb=sizes.uncompressed / 1e6,
                     disk_mb=sizes.on_disk / 1e6,
                 )
             before = turns
 
-    def states(self, case: Case, lanes: Sequence[_Lane]) -> None:
+    def states(self, case: Case, lanes: Sequence[Lane]) -> None:
         """One checkpoint of this size, written by a new process and read by another one."""
         [size] = case.datasets
         for lane in lanes:
             for operation in (WRITE_STATE, READ_STATE):
                 do = "write_state" if operation == WRITE_STATE else "read_state"
                 found = self._in_new_process(lane, {"do": do, "thread": "large", "size": size})
-                lane.add(_Measured(operation, 1, size), found)
+                lane.add(Measured(operation, 1, size), found)
                 if found["failures"]:
                     break
 
-    def _in_new_process(self, lane: _Lane, request: Request) -> Response:
+    def _in_new_process(self, lane: Lane, request: Request) -> Response:
         """Its memory is that of this one request."""
         child = Child(lane.contender.name, _PROGRAM)
         try:
@@ -234,7 +241,13 @@ class SaverBench:
 TURNS, STORED, TOOLS, GROWTH, STATES = "turns", "stored-thread", "beside-tools", "growth-of-thread", "states"
 """The cases of the part, which `checkpoints --measures` selects."""
 
-CASES: Mapping[str, Callable[[SaverBench, Case, Sequence[_Lane]], None]] = {
+_READS = tuple(method + kind for method in (GET_STATE, GET_TUPLE) for kind in ("", COLD))
+OPERATIONS: Final = frozenset(
+    {TURN, *_READS, BESIDE_TOOLS, GROWN, WRITE_STATE, READ_STATE, TURNS, STORED, TOOLS, GROWTH, STATES}
+)
+"""What records and exclusions of this part name."""
+
+CASES: Mapping[str, Callable[[SaverBench, Case, Sequence[Lane]], None]] = {
     TURNS: SaverBench.turns,
     STORED: SaverBench.stored_thread,
     TOOLS: SaverBench.beside_tools,

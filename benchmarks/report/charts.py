@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from deerflow_mongo.contract.errors import MissingDependencyError
 
-from ..contenders.known import OURS, RAW_PYMONGO, SQL
+from ..checkpoints.measuring import GROWN
+from ..contenders.known import OURS, RAW_PYMONGO, SAVERS, SQL
 from ..operations import HEADLINES
 from .cases import COMPARED, MANY_TASKS, Case, Cases, section_of
 from .ratios import Ratio, counted, times, typical
@@ -26,6 +27,7 @@ FOLDER = "charts"
 _INK, _FAINT = "#222222", "#c8c8c8"
 _FONT_PT = 10
 _DOTS_PER_INCH = 130
+_MIN_GROWTH_POINTS = 3
 _LATENCY_OPERATIONS = tuple(HEADLINES)[:6]  # two rows of panels
 
 Drawn: TypeAlias = Any
@@ -56,6 +58,9 @@ _STYLES = {
     "deerflow-sqlite": _Style("#d55e00", "D", ":", "xxxx"),
     "deerflow-postgresql": _Style("#cc79a7", "v", ":", "...."),
     RAW_PYMONGO: _Style("#666666", "x", "--", "||||"),
+    "langgraph-sqlite": _Style("#e69f00", "s", "--", "////"),
+    "langgraph-postgresql": _Style("#009e73", "^", "-.", ""),
+    "langgraph-mongodb": _Style("#cc79a7", "v", ":", "...."),
 }
 _OTHER = _Style("#56b4e9", "P", ":", "\\\\\\\\")
 
@@ -110,7 +115,9 @@ def _panels(title: str, names: Sequence[str], size: tuple[float, float], columns
     return figure, axes[: len(names)]
 
 
-def _log_scale(axis: Drawn, which: str, values: Sequence[float], room: float) -> None:
+def _log_scale(
+    axis: Drawn, which: str, values: Sequence[float], room: float, text: str = "{x:,.4g} x"
+) -> None:
     """A logarithmic axis around the values, with 1, 2 and 5 of each power of ten as plain numbers."""
     ticker = _matplotlib("ticker")
     finite = [value for value in values if 0 < value < math.inf] or [1.0]
@@ -119,7 +126,7 @@ def _log_scale(axis: Drawn, which: str, values: Sequence[float], room: float) ->
     steps = (1, 2, 5) if high / low < 1_000 else (1,)
     scale = getattr(axis, f"{which}axis")
     scale.set_major_locator(ticker.LogLocator(subs=steps, numticks=99))
-    scale.set_major_formatter(ticker.StrMethodFormatter("{x:,.4g} x"))
+    scale.set_major_formatter(ticker.StrMethodFormatter(text))
     scale.set_minor_locator(ticker.NullLocator())
     scale.grid(visible=True, color=_FAINT, linewidth=0.6)
 
@@ -314,9 +321,54 @@ def _latency_title(cases: Cases, every: Sequence[Case], fewest: int) -> str:
     return f"{title};\nits p50 with {MANY_TASKS} tasks is {ratios}" if ratios else title
 
 
+# -- checkpoints -----------------------------------------------------------------------------------
+
+
+def _checkpoints(cases: Cases) -> Drawn | None:
+    """One line per saver: the bytes of one thread by its number of turns."""
+    of = sorted(cases.of("checkpoints", operation=GROWN), key=lambda case: case.dataset)
+    backends = cases.backends(of, (OURS, *SAVERS))
+    turns = [case.dataset for case in of]
+    if len(turns) < _MIN_GROWTH_POINTS or OURS not in backends:
+        return None
+    figure, [axis] = _panels(_checkpoints_title(cases, of), [""], (7.5, 3.8), 1)
+    values: list[float] = []
+    for name in reversed(backends):
+        sizes = {
+            case.dataset: size
+            for case in of
+            if (record := cases.records(case).get(name)) and (size := record.median("stored_mb"))
+        }
+        values += sizes.values()
+        axis.plot(list(sizes), list(sizes.values()), linewidth=1.8, **_style(name).line)
+    _log_scale(axis, "x", [float(number) for number in turns], 1.1, "{x:,.4g}")
+    axis.set_xticks(turns, [f"{number:,}" for number in turns])
+    _log_scale(axis, "y", values, 1.5, "{x:,.4g} MB")
+    axis.set_xlabel("turns of one thread, about 13 KiB each", fontsize=_FONT_PT)
+    axis.set_ylabel("stored, before compression", fontsize=_FONT_PT)
+    _legend(figure, cases, backends)
+    return figure
+
+
+def _checkpoints_title(cases: Cases, of: Sequence[Case]) -> str:
+    first, last = of[0], of[-1]
+    grown = last.dataset / first.dataset
+    title = (
+        f"Bytes of a thread of {last.dataset:,} turns relative to {first.dataset:,}, a {grown:.0f}th of them"
+    )
+    found: dict[str, float] = {}
+    for name in cases.backends(of, (OURS, *SAVERS)):
+        ratio = cases.change(last, "stored_mb", name, dataset=first.dataset)
+        if ratio is not None:
+            found[cases.short(name)] = ratio.median
+    several = ", ".join(f"{ratio:,.0f} x for {name}" for name, ratio in list(found.items())[:2])
+    return f"{title}:\n{several}"
+
+
 _CHARTS: dict[str, Callable[[Cases], Drawn | None]] = {
     "throughput": _throughput,
     "growth": _growth,
     "day": _mixed_workload,
     "latency": _latency,
+    "checkpoints": _checkpoints,
 }

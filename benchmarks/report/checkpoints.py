@@ -52,13 +52,17 @@ def _label(case: Case) -> str:
 
 
 def speeds(cases: Cases) -> str:
-    """Throughput of deerflow-mongo's saver relative to each other one."""
+    """Throughput relative to each other saver, and the CPU time of each other one relative to ours."""
     operations = (TURN, GET_STATE, GET_STATE + COLD, GET_TUPLE, GET_TUPLE + COLD)
     of = [case for operation in operations for case in _of(cases, operation)]
     others = _savers(cases, of)
-    table = Table("calls per second", *map(cases.short, others))
+    table = Table("throughput", *map(cases.short, others))
     for case in of:
         table.add(_label(case), *(with_spread(cases.ratio(case, "ops_per_s", OURS, name)) for name in others))
+    for case in of:
+        if case.operation == TURN:
+            ratios = (cases.ratio(case, "cpu_us_per_op", name, OURS) for name in others)
+            table.add(f"CPU time of the other client: {_label(case)}", *map(with_spread, ratios))
     return str(table)
 
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ..contenders.known import OURS, SQL
-from ..operations import HEADLINES
-from ..results import Metric, Results
+from ..operations import HEADLINES, OPERATIONS
+from ..results import Disagreement, Metric, Results
 from .cases import GROWTH_BASE, MANY_TASKS, Case, Cases, base_of, label_of
 from .ratios import NOTHING, Ratio, Table, counted, items, times, typical, with_spread
 
@@ -149,12 +149,17 @@ def setup(results: Results) -> str:
     facts += [f"Not measured: {name}: {why}" for name, why in results.left_out.items()]
     facts += dict.fromkeys(
         f"Excluded, because the result differs from deerflow-mongo's or the call fails: `{one.operation}`"
-        f" over {one.dataset:,} runs, {one.backend}: {one.why}"
+        f"{_rows_of(one)}, {one.backend}: {one.why}"
         for one in results.disagreements
     )
     if not results.disagreements:
         facts.append("All contenders returned the same results in every comparison.")
     return items(facts)
+
+
+def _rows_of(found: Disagreement) -> str:
+    """The dataset of operations; that of checkpoints is no number of runs."""
+    return f" over {found.dataset:,} runs" if found.operation in OPERATIONS else ""
 
 
 def contenders(results: Results) -> str:
