@@ -72,6 +72,17 @@ class MongoConfig(BaseModel):
         le=20_000,
         description="run events are removed after so many whole days; null ends that; default: as it is",
     )
+    checkpoints_keep_last: int | None = Field(
+        default=None,
+        ge=1,
+        description="LangGraph checkpoints that stay in each namespace of a thread; default: all",
+    )
+    checkpoints_ttl_days: int | None = Field(
+        default=None,
+        ge=1,
+        le=20_000,
+        description="LangGraph checkpoints but the newest are removed after so many days; default: never",
+    )
     data_dir: Path | None = Field(
         default=None,
         description="data folder of `url: embedded`; default: a temporary folder, removed with the server",
@@ -125,7 +136,9 @@ class MongoConfig(BaseModel):
         given = {key: _stripped(value) for key, value in cast("Mapping[str, Any]", options).items()}
         return {key: value for key, value in given.items() if not _is_unset(key, value)}
 
-    @field_validator("timeout_ms", "run_events_ttl_days", mode="before")
+    @field_validator(
+        "timeout_ms", "run_events_ttl_days", "checkpoints_keep_last", "checkpoints_ttl_days", mode="before"
+    )
     @classmethod
     def _whole_number(cls, value: Any) -> Any:
         if isinstance(value, bool):

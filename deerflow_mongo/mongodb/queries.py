@@ -566,6 +566,11 @@ def live_checkpoints(thread: str, before_number: int | None = None) -> Query:
     return query
 
 
+def live(query: Query) -> Query:
+    """Those of these documents that are checkpoints."""
+    return {**query, **_IS_CHECKPOINT}
+
+
 def checkpoints_of_runs(run_ids: Sequence[str], thread: str | None = None) -> Query:
     """The checkpoints of these runs, in a thread or in all."""
     query: Query = {**_IS_CHECKPOINT, checkpoints.RUN_ID: {"$in": list(run_ids), "$gte": ""}}
@@ -586,6 +591,15 @@ def tombstones(query: Query) -> Query:
 def writes_of(key: Query) -> Query:
     """The writes of the checkpoint with this `_id`, and their parts."""
     return {"_id": {"$gt": key, "$lte": {**key, "task": _HIGHEST}}}
+
+
+def parts(query: Query) -> Query:
+    """Those of these documents that are parts of writes."""
+    return {**query, "_id.part": {"$exists": True}}
+
+
+def without_parts(query: Query) -> Query:
+    return {**query, "_id.part": {"$exists": False}}
 
 
 def any_of(some: Sequence[Query]) -> Query:
@@ -623,6 +637,39 @@ def total_size(query: Query) -> list[Query]:
     """The pipeline that counts and measures these documents."""
     size: Query = {"$sum": {"$bsonSize": "$$ROOT"}}
     return [{"$match": query}, {"$group": {"_id": None, "count": {"$sum": 1}, "size_bytes": size}}]
+
+
+def statistics(query: Query, largest: int) -> list[Query]:
+    """The pipeline that counts and measures the documents by thread: the `largest` ones, and all together."""
+    kind: Query = {
+        "$switch": {
+            "branches": [
+                {"case": {"$ne": [{"$type": "$_id.piece"}, "missing"]}, "then": "pieces"},
+                {"case": {"$ne": [{"$type": "$_id.part"}, "missing"]}, "then": "parts"},
+                {"case": {"$ne": [{"$type": "$_id.task"}, "missing"]}, "then": "writes"},
+                {"case": {"$ne": [{"$type": f"${checkpoints.METADATA}"}, "missing"]}, "then": "checkpoints"},
+            ],
+            "default": "deleted",
+        }
+    }
+    kinds = ("checkpoints", "writes", "parts", "pieces", "deleted")
+    sums: Query = {"size_bytes": {"$sum": "$size"}}
+    for name in kinds:
+        of_kind: Query = {"$eq": ["$kind", name]}
+        sums[name] = {"$sum": {"$cond": [of_kind, 1, 0]}}
+        sums[f"{name}_bytes"] = {"$sum": {"$cond": [of_kind, "$size", 0]}}
+    totals: Query = {name: {"$sum": f"${name}"} for name in sums}
+    return [
+        {"$match": query},
+        {"$project": {"_id": 0, "thread": "$_id.thread", "kind": kind, "size": {"$bsonSize": "$$ROOT"}}},
+        {"$group": {"_id": "$thread", **sums}},
+        {
+            "$facet": {
+                "largest": [{"$sort": {"size_bytes": -1, "_id": 1}}, {"$limit": largest}],
+                "totals": [{"$group": {"_id": None, "threads": {"$sum": 1}, **totals}}],
+            }
+        },
+    ]
 
 
 def without_deletions(query: Query) -> Query:

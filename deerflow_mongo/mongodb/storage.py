@@ -19,6 +19,7 @@ from ..contract.factory import with_environment, with_options
 from ..contract.observer import StorageRunObserver
 from ..contract.protocols import Storage
 from . import inspection, migrations, schema
+from .checkpoints.retention import rules_of
 from .config import EMBEDDED, MongoConfig, mongo_config, redacted
 from .drivers.changes import changes
 from .drivers.collection import Collection
@@ -271,7 +272,11 @@ class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
                 saver_class = await in_thread(_saver_class)
                 await self.setup()
                 self._driver.check_open()
-                self._saver = saver_class(self._collection(schema.CHECKPOINTS))
+                self._saver = saver_class(
+                    self._collection(schema.CHECKPOINTS),
+                    self._collection(schema.CHECKPOINTS, **READ_COMMITTED),
+                    retention=rules_of(self._config.checkpoints_keep_last, self._config.checkpoints_ttl_days),
+                )
         return self._saver
 
     async def setup(self) -> None:

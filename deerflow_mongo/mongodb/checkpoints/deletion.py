@@ -54,7 +54,7 @@ SKELETON: Final = (
 )
 """What a deletion reads of checkpoints: everything but their values."""
 
-_UNREADABLE: Final = (UnreadableError, KeyError, TypeError, AttributeError)
+UNREADABLE: Final = (UnreadableError, KeyError, TypeError, AttributeError)
 
 ORPHAN_AGE: Final = timedelta(hours=1)
 """How old what nobody refers to has to be, unless a checkpoint that was deleted referred to it.
@@ -69,8 +69,8 @@ _RECORD_RENEWAL_S: Final = 1_800.0
 _RECORD_LIMIT_S: Final = documents.LIFETIME.total_seconds() / 2
 _MAX_ATTEMPTS: Final = 1_000
 _MAX_NUMBERS: Final = 100_000
-_BATCH: Final = 1_000
-"""Keys of one command."""
+_BATCH: Final = 250
+"""Pieces of one command: they may have 4 MiB each, which the server reads."""
 
 _SKELETONS: Final = 200
 """Checkpoints of one batch, each with up to some ten KiB of keys."""
@@ -188,27 +188,15 @@ class Deletion:
         nodes: set[bytes] = set()
         for skeleton in skeletons:
             try:
-                own_nodes, leaves = _references(skeleton)
-            except _UNREADABLE:
+                own_nodes, leaves = references_of(skeleton)
+            except UNREADABLE:
                 continue  # `remove_orphans` finds its pieces later
             nodes.update(own_nodes)
             self._candidates.update(leaves)
         nodes -= self._candidates  # those of them that were read before
         self._candidates |= nodes
-        async for leaves in self._children(nodes):
+        async for leaves in children_of(self._data, self._thread, nodes):
             self._candidates.update(leaves)
-
-    async def _children(self, nodes: Iterable[bytes]) -> AsyncGenerator[list[bytes]]:
-        """The keys in these node pieces, of those that are stored."""
-        for some in batches_of(nodes, _BATCH):
-            query = queries.by_keys(documents.piece_keys(self._thread, some))
-            for piece in await self._data.find(
-                query, sort=(("_id", 1),), limit=len(some), projection=("_id", "data")
-            ):
-                try:
-                    yield split_keys(piece["data"])
-                except (UnreadableError, KeyError):
-                    continue  # the value cannot be read either way
 
     async def remove_everything(self) -> None:
         """Remove all checkpoints of the thread that were stored before the record, and what belongs to them.
@@ -312,7 +300,7 @@ class Deletion:
                 nodes -= seen
                 seen |= nodes
                 candidates -= nodes
-                async for leaves in self._children(nodes):
+                async for leaves in children_of(self._data, self._thread, nodes):
                     candidates.difference_update(leaves)
         if not is_recorded:
             raise StorageUnavailableError("the record of a deletion is not committed yet: repeat it")
@@ -332,8 +320,8 @@ class Deletion:
         try:
             if is_newer(document):
                 raise UnreadableError
-            return _references(document)
-        except _UNREADABLE as error:
+            return references_of(document)
+        except UNREADABLE as error:
             raise CorruptDocumentError(
                 self._data.name,
                 str(document["_id"]),
@@ -457,7 +445,22 @@ async def size_of(collection: Collection, query: queries.Query) -> tuple[int, in
     return (int(found[0]["count"]), int(found[0]["size_bytes"])) if found else (0, 0)
 
 
-def _references(skeleton: Document) -> tuple[list[bytes], list[bytes]]:
+async def children_of(
+    collection: Collection, thread: str, nodes: Iterable[bytes]
+) -> AsyncGenerator[list[bytes]]:
+    """The keys in these node pieces, of those that are stored and can be read."""
+    for some in batches_of(nodes, _BATCH):
+        query = queries.by_keys(documents.piece_keys(thread, some))
+        for piece in await collection.find(
+            query, sort=(("_id", 1),), limit=len(some), projection=("_id", "data")
+        ):
+            try:
+                yield split_keys(piece["data"])
+            except UNREADABLE:
+                continue  # the value cannot be read either way
+
+
+def references_of(skeleton: Document) -> tuple[list[bytes], list[bytes]]:
     """The keys of the node and leaf pieces of a checkpoint. Raises `UnreadableError`."""
     nodes: list[bytes] = []
     leaves: list[bytes] = []

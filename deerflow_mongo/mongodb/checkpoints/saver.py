@@ -8,6 +8,7 @@ replace. Where the savers differ, it follows those for SQLite and PostgreSQL.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -29,9 +30,13 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from ...contract.errors import ArgumentTypeError, ArgumentValueError
 from ..drivers.collection import Collection
+from .copying import copy_thread
+from .deletion import Collections
 from .knowledge import Knowledge
 from .piece_cache import PieceCache
+from .pruning import KEEP_LATEST, Rule, delete_for_runs, delete_thread, prune
 from .reader import CheckpointReader, Found, Pieces, ReadCheckpoint
+from .retention import Retention
 from .sync import SyncCalls
 from .values import ValueCodec
 from .writer import CheckpointWriter, NewCheckpoint
@@ -53,17 +58,32 @@ class MongoCheckpointSaver(SyncCalls):
     of serde, which come before anything is stored.
     """
 
-    def __init__(self, collection: Collection, *, serde: SerializerProtocol | None = None) -> None:
+    def __init__(
+        self,
+        collection: Collection,
+        committed: Collection | None = None,
+        *,
+        serde: SerializerProtocol | None = None,
+        retention: Sequence[Rule] = (),
+    ) -> None:
+        """`committed` is the same collection, whose reads no failover can roll back.
+
+        Checkpoints that one of the `retention` rules takes are pruned after puts, in the background.
+        """
         super().__init__(serde=serde)
         knowledge, cache = Knowledge(), PieceCache()
         self._collection = collection
         self._writer = CheckpointWriter(collection, knowledge, cache)
         self._reader = CheckpointReader(collection, knowledge, cache)
         self._codecs: dict[int, ValueCodec] = {}
+        self._cache = cache
+        self._knowledge = knowledge
+        self._collections = Collections(collection, committed or collection)
+        self._retention = Retention(self._collections, retention)
 
     async def aclose(self) -> None:
         """Return once everything accepted is stored or has failed; the storage's `aclose` does this."""
-        await self._writer.close()
+        await asyncio.gather(self._writer.close(), self._retention.close())
 
     @property
     def _codec(self) -> ValueCodec:
@@ -209,6 +229,7 @@ class MongoCheckpointSaver(SyncCalls):
             delta=_delta_channels(checkpoint, all_metadata),
         )
         await self._writer.put(new, self._codec)
+        self._retention.note_put(thread)
         return _config(thread, ns, new.checkpoint)
 
     async def aput_writes(
@@ -239,6 +260,41 @@ class MongoCheckpointSaver(SyncCalls):
                 _text("task_path", task_path),
                 [(index, channel, value) for index, (channel, value) in typed.items()],
             )
+
+    # Deleting and copying.
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Delete everything that was stored for the thread; a checkpoint that is put meanwhile stays."""
+        thread = _text("thread_id", str(thread_id))
+        self._collection.check_owner()
+        await delete_thread(self._collections, thread)
+        self._knowledge.forget(thread)
+        self._cache.drop_thread(thread)
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Delete the checkpoints whose metadata has one of these `run_id`s, in all threads.
+
+        As LangGraph documents it, that may take what a delta channel of another checkpoint needs.
+        """
+        self._collection.check_owner()
+        await delete_for_runs(self._collections, run_ids)
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = KEEP_LATEST) -> None:
+        """Delete all but the newest checkpoint of each namespace (`keep_latest`), or all (`delete`).
+
+        What the newest one needs for its delta channels stays as well.
+        """
+        self._collection.check_owner()
+        await prune(self._collections, thread_ids, strategy, measured=False)
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copy all checkpoints with their writes; those that the target has otherwise stay.
+
+        Raises `CorruptDocumentError` for damaged checkpoints, after the others were copied.
+        """
+        source, target = (_text("thread_id", str(name)) for name in (source_thread_id, target_thread_id))
+        self._collection.check_owner()
+        await copy_thread(self._collection, source, target)
 
     def get_next_version(self, current: str | float | None, channel: None) -> Any:
         """The version after `current`: a growing number, and a random part that tells forks apart.

@@ -184,10 +184,9 @@ class CheckpointWriter:
 
     async def _replace(self, row: CheckpointRow) -> bool:
         """Store a checkpoint in the place of the one with its id; False where there is none any more."""
-        key = documents.checkpoint_key(row.thread, row.ns, row.checkpoint)
-        return bool(
-            await self._collection.update_one(queries.by_key(key), documents.replacement_pipeline(row))
-        )
+        document = documents.checkpoint_document(row)
+        query = queries.by_key(document["_id"])
+        return bool(await self._collection.update_one(query, documents.replacement_pipeline(document)))
 
     async def _last_entry(self, query: queries.Query) -> tuple[int, int]:
         found = await self._collection.find(

@@ -164,9 +164,8 @@ def numbers_of(document: Document) -> list[int]:
     return sorted(int(number) for number in cast("list[int]", seq))
 
 
-def replacement_pipeline(row: CheckpointRow) -> list[Document]:
+def replacement_pipeline(document: Document) -> list[Document]:
     """Store a checkpoint again in the place of the one with its id, whose numbers it occupies as well."""
-    document = checkpoint_document(row)
     before: Document = {"$cond": [{"$isArray": f"${SEQ}"}, f"${SEQ}", [f"${SEQ}"]]}
     numbers: Document = {"$concatArrays": [before, [document[SEQ]]]}
     return [{"$replaceWith": {"$mergeObjects": [{"$literal": document}, {SEQ: numbers}]}}]
@@ -277,3 +276,44 @@ def piece_data(documents: Sequence[Document]) -> dict[bytes, tuple[bytes, int]]:
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+# -- copies ----------------------------------------------------------------------------------------
+
+
+def copied_checkpoint(document: Document, thread: str, seq: int, generation: int) -> Document:
+    """The checkpoint as it stands in another thread."""
+    return {
+        **document,
+        "_id": {**document["_id"], "thread": thread},
+        SEQ: Int64(seq),
+        GENERATION: Int64(generation),
+    }
+
+
+def is_copy(document: Document, other: Document) -> bool:
+    """Whether two threads have the same checkpoint, apart from their numbers."""
+    return _without_place(document) == _without_place(other)
+
+
+def _without_place(document: Document) -> Document:
+    return {name: value for name, value in document.items() if name not in {"_id", SEQ, GENERATION}}
+
+
+def copies_of_pieces(query: Document, thread: str, generation: int, collection: str) -> list[Document]:
+    """The pipeline that stores these pieces in another thread, or raises the generation of those it has."""
+    raised: Document = {"$set": {GENERATION: {"$max": [f"${GENERATION}", f"$$new.{GENERATION}"]}}}
+    return [
+        {"$match": query},
+        {"$set": {"_id.thread": {"$literal": thread}, GENERATION: Int64(generation), STORED_AT: "$$NOW"}},
+        {"$merge": {"into": collection, "on": "_id", "whenMatched": [raised], "whenNotMatched": "insert"}},
+    ]
+
+
+def copies_of_writes(query: Document, thread: str, collection: str) -> list[Document]:
+    """The pipeline that stores these writes, or parts of them, in another thread."""
+    return [
+        {"$match": query},
+        {"$set": {"_id.thread": {"$literal": thread}}},
+        {"$merge": {"into": collection, "on": "_id", "whenMatched": "replace", "whenNotMatched": "insert"}},
+    ]
