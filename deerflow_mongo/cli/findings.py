@@ -98,6 +98,10 @@ def schema_findings(report: SchemaReport, config: MongoConfig) -> Iterator[Findi
     yield from _missing(report)
     yield from _retention(report, config)
     yield from _index_findings(report)
+    if report.library_collections:
+        names = ", ".join(report.library_collections)
+        text = f"{names}: of langgraph-checkpoint-mongodb; `deerflow-mongo checkpoints copy` reads them"
+        yield Finding("note", "checkpoints", text)
 
 
 def _is_newer(report: SchemaReport) -> bool:

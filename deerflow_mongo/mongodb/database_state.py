@@ -13,15 +13,14 @@ from typing import Final, Literal, TypeAlias, TypeVar, cast
 
 from ..contract.errors import StorageError, StorageUnavailableError
 from . import queries
-from .checkpointer import CHECKPOINT_WRITES, CHECKPOINTS
 from .documents.encoding import Document
 from .documents.versions import DatabaseVersion, database_version
 from .drivers.driver import Driver
 from .drivers.errors import code_of
 from .schema import COLLECTIONS, RETENTION, RETENTION_KEYS, USERS, VERSIONS, Index, has_our_title
 
-CHECKPOINT_COLLECTIONS: Final = (CHECKPOINTS, CHECKPOINT_WRITES)
-"""Collections that LangGraph's saver creates; nothing of them is in the schema."""
+LIBRARY_COLLECTIONS: Final = ("checkpoints", "checkpoint_writes")
+"""How langgraph-checkpoint-mongodb names its collections by default; they are neither used nor changed."""
 
 EXPIRY: Final = "expireAfterSeconds"
 
@@ -68,7 +67,7 @@ async def read_database(driver: Driver, prefix: str) -> DatabaseState:
     names = [prefix + schema.name for schema in COLLECTIONS]
     versions = driver.collection(prefix + VERSIONS)
     listed, document, unkeyed, *indexes = await asyncio.gather(
-        driver.list_collections([*names, *(prefix + name for name in CHECKPOINT_COLLECTIONS)]),
+        driver.list_collections([*names, *(prefix + name for name in LIBRARY_COLLECTIONS)]),
         versions.find_one(queries.database_version()),
         driver.collection(prefix + USERS).find_one(queries.users_without_email_key()),
         *(_indexes_of(driver, name) for name in names),

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from ..contract.errors import StorageConfigError
 from . import queries
-from .database_state import CHECKPOINT_COLLECTIONS, EXPIRY, DatabaseState, concurrently, state_of
+from .database_state import EXPIRY, DatabaseState, concurrently, state_of
 from .documents import version_1
 from .documents.encoding import Document
 from .drivers.collection import Collection
@@ -34,9 +34,6 @@ _FOREIGN_OPTIONS: Final = {
 
 _REFUSING_KINDS: Final = ("text", "2d", "2dsphere", "geoHaystack")
 """Kinds of index that refuse documents whose fields have other values than they expect."""
-
-_CHECKPOINT_KEYS: Final = {"thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "idx"}
-"""Of the unique indexes that LangGraph's saver creates."""
 
 
 class Foreign(NamedTuple):
@@ -69,17 +66,11 @@ async def find_foreign(driver: Driver, state: DatabaseState) -> list[Foreign]:
         return found
     unknown = [schema for schema in COLLECTIONS if _is_untitled(state, schema.name)]
     reasons = await concurrently(_documents_of(driver, state, schema) for schema in unknown)
-    found = [
+    return [
         Foreign(state.prefix + schema.name, text)
         for schema, text in zip(unknown, reasons, strict=True)
         if text
     ]
-    if not state.is_set_up:
-        names = [state.prefix + name for name in CHECKPOINT_COLLECTIONS]
-        names = [name for name in names if name in state.collections]
-        texts = await concurrently(_checkpoints_in(driver, name) for name in names)
-        found += [Foreign(name, text) for name, text in zip(names, texts, strict=True) if text]
-    return found
 
 
 def _is_untitled(state: DatabaseState, name: str) -> bool:
@@ -91,7 +82,7 @@ def _is_untitled(state: DatabaseState, name: str) -> bool:
 
 def _by_what_was_read(state: DatabaseState) -> list[Foreign]:
     reasons: dict[str, str] = {}
-    for name in state.collections:
+    for name in (state.prefix + schema.name for schema in COLLECTIONS):
         options = state.options(name)
         reason = next((text for option, text in _FOREIGN_OPTIONS.items() if options.get(option)), None)
         if reason is not None:
@@ -163,15 +154,3 @@ async def _has_none_of_ours(collection: Collection, schema: CollectionSchema) ->
     """
     ours = queries.inside_or_of_version(schema.stored_validator, version_1.VERSION)
     return await collection.find_one(ours) is None and await collection.find_one({}) is not None
-
-
-async def _checkpoints_in(driver: Driver, name: str) -> str | None:
-    """Why a collection for checkpoints, in a database that was never set up, is another program's."""
-    with long_running():
-        if await driver.collection(name).find_one({}) is not None:
-            return "is in use: it holds checkpoints of another program"
-    for index in await driver.list_indexes(name):
-        kind = kind_of_restriction(index)
-        if kind is not None and not (kind == "unique" and set(index["key"]) <= _CHECKPOINT_KEYS):
-            return f"has the {kind} index {index['name']!r}, which is not of deerflow-mongo"
-    return None

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ..contract.errors import StorageAccessError
 from . import queries
 from .config import Retention
 from .database_state import (
     EXPIRY,
+    LIBRARY_COLLECTIONS,
     DatabaseState,
     blocking,
     concurrently,
@@ -65,6 +67,8 @@ class SchemaReport:
     """After how many days the server removes run events; None for never."""
     foreign: list[str] = field(default_factory=_names)
     """Collections of our names that are not ours, with the reason: `setup()` stops there."""
+    library_collections: list[str] = field(default_factory=_names)
+    """Collections with checkpoints of langgraph-checkpoint-mongodb, which are neither used nor changed."""
 
     @property
     def complete(self) -> bool:
@@ -93,7 +97,24 @@ async def inspect(driver: Driver, prefix: str, retention: Retention | None = Non
             report.duplicates = [f"{collection}.{index.name}" for collection, index in found]
     for schema in COLLECTIONS:
         _inspect_collection(report, state, schema, retention)
+    report.library_collections = await _library_collections(driver, state)
     return report
+
+
+async def _library_collections(driver: Driver, state: DatabaseState) -> list[str]:
+    """Those with the names of langgraph-checkpoint-mongodb's whose documents are that library's."""
+    names = [state.prefix + name for name in LIBRARY_COLLECTIONS]
+    names = [name for name in names if state.collections.get(name, {}).get("type") == "collection"]
+    are_of_library = await concurrently(_is_of_library(driver, name) for name in names)
+    return [name for name, is_of_library in zip(names, are_of_library, strict=True) if is_of_library]
+
+
+async def _is_of_library(driver: Driver, name: str) -> bool:
+    try:
+        document = await driver.collection(name).find_one({})
+    except StorageAccessError:
+        return False  # nothing here needs the right to read it
+    return document is not None and {"thread_id", "checkpoint_ns", "checkpoint_id"} <= document.keys()
 
 
 async def find_duplicates(driver: Driver, state: DatabaseState) -> list[tuple[str, Index]]:

@@ -11,9 +11,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
-from .checkpointer import CHECKPOINT_WRITES, CHECKPOINTS
 from .documents.encoding import Document
-from .schema import FEEDBACK, RUN_EVENTS, RUNS, THREADS, USERS, VERSIONS
+from .schema import CHECKPOINTS, FEEDBACK, RUN_EVENTS, RUNS, THREADS, USERS, VERSIONS
 
 DATABASE: Final = ""
 """In place of a collection: the database, with all of its collections."""
@@ -34,7 +33,6 @@ RUN_TIME: Final[Actions] = {
     USERS: ("insert", "update", "listIndexes"),
     VERSIONS: ("listIndexes",),
     CHECKPOINTS: ("insert", "update", "remove", "listIndexes"),
-    CHECKPOINT_WRITES: ("insert", "update", "remove", "listIndexes"),
 }
 """The stores, `follow`, the checkpointer, and `setup()` of a database that is set up."""
 
@@ -44,10 +42,9 @@ SETUP: Final[Actions] = {
     DATABASE: ("listCollections",),
     **dict.fromkeys((RUNS, FEEDBACK, THREADS, RUN_EVENTS, USERS), _SET_UP),
     VERSIONS: ("find", "insert", "update", "collMod", "listIndexes"),  # "insert" includes "createCollection"
-    CHECKPOINTS: ("find", "createIndex", "listIndexes"),
-    CHECKPOINT_WRITES: ("find", "createIndex", "listIndexes"),
+    CHECKPOINTS: ("find", "createCollection", "collMod", "createIndex", "listIndexes"),
 }
-"""`setup()` of a new database or of one of an older version, and the first `checkpointer()`."""
+"""`setup()` of a new database or of one of an older version."""
 
 ROLES: Final[Mapping[str, Actions]] = {RUN_TIME_ROLE: RUN_TIME, SETUP_ROLE: SETUP}
 

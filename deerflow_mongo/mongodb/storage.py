@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from pymongo.errors import ConfigurationError
 
 from ..contract.capabilities import Accounts, Checkpointing, LimitedPayloads
-from ..contract.errors import MissingDependencyError, StorageClosedError, StorageConfigError
+from ..contract.errors import (
+    MissingDependencyError,
+    StorageClosedError,
+    StorageConfigError,
+    StorageError,
+    StorageUnavailableError,
+)
 from ..contract.factory import with_environment, with_options
 from ..contract.observer import StorageRunObserver
 from ..contract.protocols import Storage
@@ -24,7 +30,7 @@ from .config import EMBEDDED, MongoConfig, mongo_config, redacted
 from .drivers.changes import changes
 from .drivers.collection import Collection
 from .drivers.driver import READ_COMMITTED, Driver, DriverOptions
-from .drivers.errors import MAX_DOCUMENT_BYTES
+from .drivers.errors import MAX_DOCUMENT_BYTES, copied
 from .drivers.threads import in_thread
 from .embedded import EmbeddedServer, start_embedded
 from .events.store import MongoRunEventStore
@@ -70,6 +76,10 @@ def _saver_class() -> type[MongoCheckpointSaver]:
         raise MissingDependencyError(
             "storage.checkpointer()", "langgraph-checkpoint", "checkpointer"
         ) from error
+
+
+def _has_failed(task: asyncio.Task[Any]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 def _driver_of(client: Any) -> str:
@@ -192,7 +202,7 @@ class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
         self._run_events = self._event_store()
         self._users = MongoUserStore(self._collection(schema.USERS))
         self._saver: MongoCheckpointSaver | None = None
-        self._building_saver = asyncio.Lock()
+        self._opening_saver: asyncio.Task[MongoCheckpointSaver] | None = None
 
     @classmethod
     def open(cls, config: MongoConfig | Mapping[str, Any] | str, *, client: Any = None) -> Self:
@@ -267,16 +277,28 @@ class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
                 "storage.checkpointer() needs a MongoDB server, which `driver: mongomock` does not have: use "
                 "LangGraph's InMemorySaver with the mock"
             )
-        async with self._building_saver:
-            if self._saver is None:
-                saver_class = await in_thread(_saver_class)
-                await self.setup()
-                self._driver.check_open()
-                self._saver = saver_class(
-                    self._collection(schema.CHECKPOINTS),
-                    self._collection(schema.CHECKPOINTS, **READ_COMMITTED),
-                    retention=rules_of(self._config.checkpoints_keep_last, self._config.checkpoints_ttl_days),
-                )
+        if self._opening_saver is None or _has_failed(self._opening_saver):
+            self._opening_saver = asyncio.create_task(self._open_saver())
+        opening = self._opening_saver
+        await asyncio.wait({opening})  # not awaited itself: a cancelled caller must not cancel the others
+        if not _has_failed(opening):
+            self._driver.check_open()
+        elif opening.cancelled():
+            raise StorageUnavailableError("the opening of the checkpoint saver was cancelled")
+        try:
+            return opening.result()
+        except StorageError as error:
+            raise copied(error) from error.__cause__  # the other callers get it too
+
+    async def _open_saver(self) -> MongoCheckpointSaver:
+        saver_class = await in_thread(_saver_class)
+        await self.setup()
+        self._driver.check_open()
+        self._saver = saver_class(
+            self._collection(schema.CHECKPOINTS),
+            self._collection(schema.CHECKPOINTS, **READ_COMMITTED),
+            retention=rules_of(self._config.checkpoints_keep_last, self._config.checkpoints_ttl_days),
+        )
         return self._saver
 
     async def setup(self) -> None:

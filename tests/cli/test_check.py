@@ -41,7 +41,7 @@ def test_check_changes_nothing_and_setup_creates_what_is_missing(
 ) -> None:
     place = ("check", "--url", mongodb_url, "--database", database_name)
     output = output_of(*place)
-    assert "missing: runs, feedback, threads, run_events, users, schema_versions" in output
+    assert "missing: runs, feedback, threads, run_events, users, checkpoint_data, schema_versions" in output
     assert "A host would work, with 2 notes." in output
     assert database_name not in raw_client.list_database_names()
     count = sum(len(schema.indexes) for schema in COLLECTIONS)
@@ -121,7 +121,7 @@ def test_check_finds_duplicates_that_would_stop_a_host(
     assert "users.one_account_per_email is missing, and the collection contains duplicates" in output
 
 
-@pytest.mark.parametrize("name", ["runs", "schema_versions", "checkpoints"])
+@pytest.mark.parametrize("name", ["runs", "schema_versions", "checkpoint_data"])
 def test_check_names_collections_of_another_program(
     mongodb_url: str, database_name: str, raw_client: Client, name: str
 ) -> None:
@@ -131,6 +131,17 @@ def test_check_names_collections_of_another_program(
     assert f"PROBLEM collections collection '{name}' is in use" in output
     assert "Set `collection_prefix`, or use another database" in output
     assert raw_client[database_name].list_collection_names() == [name]
+
+
+def test_check_names_collections_of_langgraphs_library_in_one_line(
+    mongodb_url: str, database_name: str, raw_client: Client
+) -> None:
+    for name in ("checkpoints", "checkpoint_writes"):
+        document = {"thread_id": "t", "checkpoint_ns": "", "checkpoint_id": "c"}
+        raw_client[database_name][name].insert_one(document)
+    output = output_of("check", "--url", mongodb_url, "--database", database_name)
+    assert "note checkpoints checkpoints, checkpoint_writes: of langgraph-checkpoint-mongodb" in output
+    assert "`deerflow-mongo checkpoints copy` reads them" in output
 
 
 def test_check_reads_the_hosts_file_of_this_folder_and_says_so(

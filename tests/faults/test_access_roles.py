@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
-from pymongo.errors import OperationFailure
 
 import deerflow_mongo.mongodb
 from deerflow_mongo import MongoStorage, StorageAccessError, ThreadMetaCreate
 from deerflow_mongo.mongodb import roles, schema
-from deerflow_mongo.mongodb.checkpointer import CHECKPOINT_WRITES, CHECKPOINTS
 from deerflow_mongo.testing import (
     AccountContract,
     AdmissionContract,
@@ -69,8 +67,8 @@ def set_up(secured: SecuredServer) -> None:
 
 
 async def _set_up_all(secured: SecuredServer) -> None:
-    async with _storage(secured, roles.SETUP_ROLE) as storage:
-        await storage.checkpointer()
+    async with _storage(secured, roles.SETUP_ROLE):
+        pass
 
 
 class _AsTheRunTimeUser:
@@ -230,14 +228,10 @@ RUN_TIME_OPERATIONS: Mapping[Privilege, Operation] = {
     (schema.USERS, "update"): ("update", lambda s: s.users.update("u", **_ACCOUNT)),
     (schema.USERS, "listIndexes"): _SETUP,
     (schema.VERSIONS, "listIndexes"): _SETUP,
-    (CHECKPOINTS, "insert"): ("update", _put_checkpoint),
-    (CHECKPOINTS, "update"): ("update", _put_checkpoint),
-    (CHECKPOINTS, "remove"): ("delete", _delete_checkpoints),
-    (CHECKPOINTS, "listIndexes"): ("listIndexes", lambda s: s.checkpointer()),
-    (CHECKPOINT_WRITES, "insert"): ("update", _put_writes),
-    (CHECKPOINT_WRITES, "update"): ("update", _put_writes),
-    (CHECKPOINT_WRITES, "remove"): ("delete", _delete_checkpoints),
-    (CHECKPOINT_WRITES, "listIndexes"): ("listIndexes", lambda s: s.checkpointer()),
+    (schema.CHECKPOINTS, "insert"): ("insert", _put_checkpoint),
+    (schema.CHECKPOINTS, "update"): ("update", _put_checkpoint),
+    (schema.CHECKPOINTS, "remove"): ("delete", _delete_checkpoints),
+    (schema.CHECKPOINTS, "listIndexes"): _SETUP,
 }
 
 
@@ -265,13 +259,6 @@ def _remove_the_version(secured: SecuredServer, _: str) -> None:
     secured.database[schema.VERSIONS].delete_many({})
 
 
-def _drop_all_but_checkpoints(secured: SecuredServer, _: str) -> None:
-    for other in (*(found.name for found in schema.COLLECTIONS), CHECKPOINTS, CHECKPOINT_WRITES):
-        secured.database[other].drop()
-    for other in (CHECKPOINTS, CHECKPOINT_WRITES):
-        secured.database.create_collection(other)
-
-
 def _nothing(secured: SecuredServer, _: str) -> None:
     """The database as it is."""
 
@@ -294,33 +281,15 @@ _CHANGES_OF: Mapping[Privilege, tuple[str, Change]] = {
     (schema.VERSIONS, "find"): ("find", _nothing),
     (schema.VERSIONS, "insert"): ("findAndModify", _remove_the_version),
     (schema.VERSIONS, "update"): ("findAndModify", _remove_the_version),
-    **{
-        (name, action): (command, change)
-        for name in (CHECKPOINTS, CHECKPOINT_WRITES)
-        for action, command, change in (
-            ("find", "find", _drop_all_but_checkpoints),
-            ("listIndexes", "listIndexes", _drop_all_but_checkpoints),
-            ("createIndex", "createIndexes", _drop_collection),
-        )
-    },
 }
 
 
-_CHECKPOINTS = (CHECKPOINTS, CHECKPOINT_WRITES)
-
-
 async def _assert_refused(call: Awaitable[object], command: str, collection: str) -> None:
-    """By an error that names the command and the collection; the checkpointer's methods raise PyMongo's."""
+    """By an error that names the command and the collection."""
     names = r"(\.\w+)?" if collection == roles.DATABASE else rf"\.{collection}"
-    with pytest.raises((StorageAccessError, OperationFailure)) as refused:
+    with pytest.raises(StorageAccessError) as refused:
         await call
-    if isinstance(refused.value, OperationFailure):
-        assert collection in _CHECKPOINTS
-        assert refused.value.code == 13
-        return
-    # The saver's constructor sends several commands: its error names none.
-    if collection not in _CHECKPOINTS:
-        assert re.search(rf"`{command}` on `{DATABASE}{names}`", str(refused.value)), str(refused.value)
+    assert re.search(rf"`{command}` on `{DATABASE}{names}`", str(refused.value)), str(refused.value)
 
 
 @contextmanager
@@ -343,12 +312,7 @@ async def test_run_time_user_needs_every_privilege(secured: SecuredServer) -> No
         await _put_writes(storage)
         for privilege, (command, operation) in RUN_TIME_OPERATIONS.items():
             with _one_less(secured, role, privilege):
-                if privilege[0] in _CHECKPOINTS and command == "listIndexes":
-                    new = _storage(secured, role)  # the other one's saver is built
-                    await _assert_refused(operation(new), command, privilege[0])
-                    await new.aclose()
-                else:
-                    await _assert_refused(operation(storage), command, privilege[0])
+                await _assert_refused(operation(storage), command, privilege[0])
 
 
 @pytest.mark.usefixtures("set_up")
@@ -361,14 +325,8 @@ async def test_operator_needs_every_privilege(secured: SecuredServer) -> None:
             command, change = _CHANGES_OF.get(privilege) or _CHANGES[action]
             change(secured, name)
             with _one_less(secured, role, privilege):
-                if name in _CHECKPOINTS:
-                    await _assert_refused(_set_up_all(secured), command, name)
-                else:
-                    await _assert_refused(storage.setup(), command, name)
-            if name in _CHECKPOINTS:
-                await _set_up_all(secured)
-            else:
-                await storage.setup()
+                await _assert_refused(storage.setup(), command, name)
+            await storage.setup()
 
 
 @pytest.mark.usefixtures("set_up")

@@ -30,9 +30,8 @@ from deerflow_mongo.hosts.app_layer import app_state, storage_lifespan
 from deerflow_mongo.testing.contract import ALICE, BOB, acting_as
 
 needs_saver = pytest.mark.skipif(
-    importlib.util.find_spec("langgraph") is None
-    or importlib.util.find_spec("langgraph.checkpoint.mongodb") is None,
-    reason="langgraph-checkpoint-mongodb is not installed (the extra `checkpointer`)",
+    importlib.util.find_spec("langgraph") is None or importlib.util.find_spec("langgraph.checkpoint") is None,
+    reason="langgraph-checkpoint is not installed (the extra `checkpointer`)",
 )
 
 KEYS = {
@@ -212,7 +211,7 @@ async def test_default_checkpointer_is_the_storages(config: dict[str, Any]) -> N
     async with _running(storage_lifespan(config)) as state:
         saver = state.persistence.checkpointer
         assert saver is state.checkpointer
-        assert type(saver).__name__ == "MongoDBSaver"
+        assert type(saver).__name__ == "MongoCheckpointSaver"
         checkpoint = base.empty_checkpoint()
         await saver.aput(in_thread, checkpoint, {"source": "update", "step": 1}, {})
         assert (await saver.aget_tuple(in_thread)).checkpoint["id"] == checkpoint["id"]

@@ -1,4 +1,4 @@
-"""LangGraph's saver on the storage's server: a graph resumes after its process or its server has ended."""
+"""`storage.checkpointer()`: one saver per storage, opened at its first call and closed with the storage."""
 
 # pyright: reportPrivateUsage=false
 
@@ -20,7 +20,7 @@ from typing import Annotated, Any, TypedDict
 
 import pytest
 from pymongo import AsyncMongoClient, MongoClient
-from pymongo.errors import InvalidOperation, ServerSelectionTimeoutError
+from pymongo.errors import ServerSelectionTimeoutError
 
 from deerflow_mongo import (
     MissingDependencyError,
@@ -28,7 +28,6 @@ from deerflow_mongo import (
     StorageConfigError,
     StorageError,
     StorageUnavailableError,
-    __version__,
     create_storage,
 )
 from deerflow_mongo.mongodb import storage as storage_module
@@ -37,13 +36,13 @@ from deerflow_mongo.mongodb.schema import COLLECTIONS
 
 from ..child_processes import CHILD_TIMEOUT_S, communicate
 
-pytest.importorskip("langgraph.checkpoint.mongodb")
 graphs: Any = pytest.importorskip("langgraph.graph")
 types: Any = pytest.importorskip("langgraph.types")
 
 Raw = MongoClient[dict[str, Any]]
 Opener = Callable[..., MongoStorage]
 ROOT = Path(__file__).parents[2]
+SAVER_MODULE = "deerflow_mongo.mongodb.checkpoints.saver"
 IN_THREAD: Any = {"configurable": {"thread_id": "t"}}
 TIMEOUT_MS = 400
 SLACK_S = 3.0
@@ -195,23 +194,8 @@ async def test_checkpoint_collections_have_the_prefix(
     storage = new_storage(collection_prefix="p_")
     await _graph(await storage.checkpointer()).ainvoke({"steps": []}, IN_THREAD)
     database = raw_client[database_name]
-    names = {"p_checkpoints", "p_checkpoint_writes"}
-    assert set(database.list_collection_names()) == names | {f"p_{schema.name}" for schema in COLLECTIONS}
-    for name in names:
-        assert database[name].distinct("thread_id") == ["t"]
-
-
-async def test_saver_client_has_the_settings_of_the_storage(
-    new_storage: Opener, mongodb_url: str, server: EmbeddedServer
-) -> None:
-    for url, concern in ((mongodb_url, {"w": "majority"}), (mongodb_url + "&w=1", {"w": 1})):
-        saver = await new_storage(url, timeout_ms=7_000).checkpointer()
-        assert saver.checkpoint_collection.write_concern.document == concern
-        assert saver.writes_collection.write_concern.document == concern
-        assert saver.client.options.timeout == 7
-    lines = (server.data_dir / "mongod.log").read_text(encoding="utf-8").splitlines()
-    ours = [line for line in lines if "client metadata" in line and "deerflow-mongo" in line]
-    assert any(__version__ in line and "async" not in line and "Motor" not in line for line in ours)
+    assert set(database.list_collection_names()) == {f"p_{schema.name}" for schema in COLLECTIONS}
+    assert database["p_checkpoint_data"].distinct("_id.thread") == ["t"]
 
 
 @pytest.mark.parametrize("driver", ["pymongo", "motor"])
@@ -222,7 +206,7 @@ async def test_storage_and_saver_share_one_embedded_server(
     await asyncio.gather(storage.checkpointer(), storage.setup(), storage.checkpointer())
     [server] = started
     with Raw(server.url) as client:
-        assert {"runs", "checkpoints"} <= set(client["deerflow"].list_collection_names())
+        assert {"runs", "checkpoint_data"} <= set(client["deerflow"].list_collection_names())
     await storage.aclose()
     assert not (tmp_path / "data" / "server.json").exists()
 
@@ -244,7 +228,7 @@ async def test_closing_the_storage_closes_the_saver(new_storage: Opener) -> None
     storage = new_storage()
     saver = await storage.checkpointer()
     await storage.aclose()
-    with pytest.raises(InvalidOperation):
+    with pytest.raises(StorageError, match="this storage is closed"):
         await saver.aget_tuple(IN_THREAD)
     with pytest.raises(StorageError, match="this storage is closed"):
         await storage.checkpointer()
@@ -257,16 +241,10 @@ async def test_closed_storage_opens_no_saver(new_storage: Opener) -> None:
         await storage.checkpointer()
 
 
-@pytest.mark.parametrize("is_new_database", [True, False])
-async def test_closing_ends_a_pending_call(
-    new_storage: Opener, silent_port: int, is_new_database: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whether it waits for the saver's client, or for the setup of a new database before that."""
+async def test_closing_ends_a_pending_call(new_storage: Opener, silent_port: int) -> None:
     storage = new_storage(f"mongodb://127.0.0.1:{silent_port}", timeout_ms=60_000)
-    if not is_new_database:
-        monkeypatch.setattr(storage._checkpointer, "_prepare", storage._driver_options)
-    opener: Any = storage._driver if is_new_database else storage._checkpointer
     calls = [asyncio.create_task(storage.checkpointer()) for _ in range(3)]
+    opener: Any = storage._driver
     await _until(lambda: opener._client is not None)
     began = time.monotonic()
     await storage.aclose()
@@ -286,8 +264,8 @@ async def test_call_racing_a_close_returns_a_closed_saver_or_raises_closed_error
     await storage.aclose()
     with suppress(StorageError):
         saver = await call
-        with pytest.raises(InvalidOperation):
-            saver.client.admin.command("ping")
+        with pytest.raises(StorageError, match="this storage is closed"):
+            await saver.aget_tuple(IN_THREAD)
     if error := call.exception():
         assert str(error) == "this storage is closed"
 
@@ -317,9 +295,11 @@ async def test_unreachable_server_fails_all_waiting_calls_and_the_next_call_trie
     new_storage: Opener, silent_port: int
 ) -> None:
     storage = new_storage(f"mongodb://127.0.0.1:{silent_port}", timeout_ms=TIMEOUT_MS)
-    await asyncio.to_thread(__import__, "langgraph.checkpoint.mongodb")
+    await asyncio.to_thread(__import__, SAVER_MODULE)
     began = time.monotonic()
-    failures = await asyncio.gather(*(storage.checkpointer() for _ in range(20)), return_exceptions=True)
+    failures: list[Any] = await asyncio.gather(
+        *(storage.checkpointer() for _ in range(20)), return_exceptions=True
+    )
     assert time.monotonic() - began < TIMEOUT_MS / 1000 + SLACK_S
     assert {type(error) for error in failures} == {StorageUnavailableError}
     assert len({id(error) for error in failures}) == 20
@@ -334,7 +314,7 @@ async def test_call_succeeds_after_a_failed_one(
 ) -> None:
     storage = new_storage()
     with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "langgraph.checkpoint.mongodb", None)
+        patch.setitem(sys.modules, SAVER_MODULE, None)
         with pytest.raises(MissingDependencyError):
             await storage.checkpointer()
     await _graph(await storage.checkpointer()).ainvoke({"steps": []}, IN_THREAD)
@@ -343,13 +323,13 @@ async def test_call_succeeds_after_a_failed_one(
 async def test_missing_package_error_has_the_install_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "langgraph.checkpoint.mongodb", None)
+    monkeypatch.setitem(sys.modules, SAVER_MODULE, None)
     folder = tmp_path / "data"
     async with aclosing(_storage("embedded", data_dir=str(folder))) as storage:
         with pytest.raises(MissingDependencyError) as error:
             await storage.checkpointer()
     assert str(error.value) == (
-        "storage.checkpointer() needs langgraph-checkpoint-mongodb, which is not installed. "
+        "storage.checkpointer() needs langgraph-checkpoint, which is not installed. "
         "Install it with: pip install 'deerflow-mongo[checkpointer]'"
     )
     assert not folder.exists()  # no server was started
@@ -361,18 +341,14 @@ async def test_mock_has_no_checkpointer() -> None:
             await storage.checkpointer()
 
 
-async def test_client_without_url_has_no_checkpointer(mongodb_url: str, database_name: str) -> None:
-    config = {"backend": "mongodb", "database": database_name}
+async def test_saver_uses_the_callers_client_and_leaves_it_open(mongodb_url: str, database_name: str) -> None:
     async with AsyncMongoClient[dict[str, Any]](mongodb_url) as client:
-        alone = create_storage(config, client=client)
-        assert isinstance(alone, MongoStorage)
-        with pytest.raises(StorageConfigError, match="set `url` as well"):
-            await alone.checkpointer()
-        await alone.aclose()
-        both = create_storage({**config, "url": mongodb_url}, client=client)
-        assert isinstance(both, MongoStorage)
-        await _graph(await both.checkpointer()).ainvoke({"steps": []}, IN_THREAD)
-        await both.aclose()
+        async with create_storage(
+            {"backend": "mongodb", "database": database_name}, client=client
+        ) as storage:
+            assert isinstance(storage, MongoStorage)
+            await _graph(await storage.checkpointer()).ainvoke({"steps": []}, IN_THREAD)
+        assert await client[database_name]["checkpoint_data"].find_one({}) is not None
 
 
 def test_langgraph_is_imported_by_the_first_call_only(mongodb_url: str, database_name: str) -> None:

@@ -13,7 +13,7 @@ from pymongo.database import Database
 
 from deerflow_mongo import MongoStorage, StorageConfigError
 from deerflow_mongo.mongodb.config import mongo_config
-from deerflow_mongo.mongodb.database_state import CHECKPOINT_COLLECTIONS
+from deerflow_mongo.mongodb.database_state import LIBRARY_COLLECTIONS
 from deerflow_mongo.mongodb.schema import COLLECTIONS
 
 from . import version_1
@@ -22,7 +22,6 @@ Document = dict[str, Any]
 Raw = MongoClient[Document]
 
 OURS = [schema.name for schema in COLLECTIONS]
-ALL_NAMES = [*OURS, *CHECKPOINT_COLLECTIONS]
 
 
 @pytest.fixture
@@ -89,25 +88,29 @@ async def test_collection_with_foreign_documents_is_refused_and_nothing_is_chang
     await assert_refused(storage, database, f"collection '{name}' is in use")
 
 
-@pytest.mark.parametrize("name", CHECKPOINT_COLLECTIONS)
-async def test_checkpoints_of_another_program_are_refused(
-    storage: MongoStorage, database: Database[Document], name: str
-) -> None:
-    database[name].insert_one({"thread_id": "t", "checkpoint_ns": "", "checkpoint_id": "c"})
-    await assert_refused(
-        storage, database, f"collection '{name}' is in use", "checkpoints of another program"
-    )
-    with pytest.raises(StorageConfigError, match="checkpoints of another program"):
-        await storage.checkpointer()
-
-
-async def test_checkpoints_in_a_database_that_is_set_up_are_ours(
+async def test_collections_of_langgraphs_library_are_reported_and_not_changed(
     storage: MongoStorage, database: Database[Document]
 ) -> None:
+    for name in LIBRARY_COLLECTIONS:
+        database[name].insert_one({"thread_id": "t", "checkpoint_ns": "", "checkpoint_id": "c"})
+        database[name].create_index([("thread_id", 1), ("checkpoint_id", -1)], unique=True)
+    before = everything(database)
     await storage.setup()
-    database["checkpoints"].insert_one({"thread_id": "t", "checkpoint_ns": "", "checkpoint_id": "c"})
+    report = await storage.inspect()
+    assert report.complete
+    assert report.library_collections == list(LIBRARY_COLLECTIONS)
+    assert {name: found for name, found in everything(database).items() if name in before} == before
+
+
+async def test_other_collections_with_the_librarys_names_are_not_reported_as_its(
+    storage: MongoStorage, database: Database[Document]
+) -> None:
+    database["checkpoints"].insert_one({"flight": "of another application"})
+    database.create_collection("checkpoint_writes", viewOn="others", pipeline=[])
     await storage.setup()
-    assert (await storage.inspect()).complete
+    report = await storage.inspect()
+    assert report.complete
+    assert report.library_collections == []
 
 
 async def test_foreign_document_beside_ours_is_found(
@@ -189,7 +192,7 @@ KINDS: dict[str, Document] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["runs", "schema_versions", "checkpoints"])
+@pytest.mark.parametrize("name", ["runs", "schema_versions", "checkpoint_data"])
 async def test_collection_of_another_kind_is_refused(
     storage: MongoStorage, database: Database[Document], name: str, kind: str
 ) -> None:
@@ -230,8 +233,8 @@ FOREIGN_INDEXES: dict[str, tuple[str, Any, Document]] = {
     "text": ("run_events", [("content", "text")], {"name": "words"}),
     "in the place": ("runs", [("thread_id", 1)], {"name": "by_thread"}),
     "in the place, unique": ("users", [("email", 1)], {"name": "e", "unique": True, "expireAfterSeconds": 9}),
-    "TTL, checkpoints": ("checkpoints", [("created_at", 1)], {"expireAfterSeconds": 60, "name": "old"}),
-    "unique, checkpoints": ("checkpoint_writes", [("name", 1)], {"unique": True, "name": "by_name"}),
+    "TTL, checkpoints": ("checkpoint_data", [("created_at", 1)], {"expireAfterSeconds": 60, "name": "old"}),
+    "unique, checkpoints": ("checkpoint_data", [("name", 1)], {"unique": True, "name": "by_name"}),
 }
 
 
@@ -248,13 +251,11 @@ async def test_index_that_would_refuse_or_remove_our_documents_is_refused(
 async def test_empty_collections_with_harmless_options_and_indexes_are_used(
     storage: MongoStorage, database: Database[Document]
 ) -> None:
-    """As an operator prepares them for shards or change streams, and LangGraph's saver its own."""
+    """As an operator prepares them for shards or change streams."""
     database.create_collection("runs", changeStreamPreAndPostImages={"enabled": True})
     database["runs"].create_index([("thread_id", "hashed")])
     database["runs"].create_index([("thread_id", 1), ("order", -1), ("order_tie", -1)], name="by_thread")
     database["users"].create_index([("email", 1)], unique=True, name="theirs")
-    keys = [("thread_id", 1), ("checkpoint_ns", 1), ("checkpoint_id", -1)]
-    database["checkpoints"].create_index(keys, unique=True)
     await storage.setup()
     assert (await storage.inspect()).complete
 
@@ -335,7 +336,7 @@ async def test_foreign_documents_are_refused_on_motor(
     await storage.aclose()
 
 
-@pytest.mark.parametrize("name", ALL_NAMES)
+@pytest.mark.parametrize("name", OURS)
 async def test_foreign_documents_are_refused_on_the_mock(name: str) -> None:
     client: Any = cast("Any", AsyncMongoMockClient)()
     await client["d"][name].insert_one({"schema_version": 2, "title": "of another application"})

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from deerflow_mongo import (
     StorageUnavailableError,
     create_storage,
 )
-from deerflow_mongo.mongodb.checkpointer import Checkpointer
 from deerflow_mongo.mongodb.drivers.driver import DriverOptions
 from deerflow_mongo.mongodb.drivers.pymongo_async import PyMongoDriver
 
@@ -134,49 +132,3 @@ async def test_failed_opening_of_the_client_fails_each_call_and_is_tried_again(
     options.error = None
     assert await asyncio.wait_for(driver.opened(), WAIT_S) is not None
     await driver.close()
-
-
-# -- opening the checkpoint saver ------------------------------------------------------------------
-
-
-async def _nothing() -> None:
-    """Nothing prepares the database."""
-
-
-@pytest.mark.parametrize("steps", [0, 1, 3])
-async def test_cancelled_opening_of_the_saver_fails_its_callers(steps: int, mongodb_url: str) -> None:
-    """Also one that is cancelled before its first step; it is not their own cancellation."""
-    checkpointer = Checkpointer(Options(mongodb_url), "", _nothing)
-    calls = [asyncio.create_task(checkpointer.saver()) for _ in range(3)]
-    await asyncio.sleep(0)
-    for _ in range(steps):
-        await asyncio.sleep(0)
-    assert checkpointer._opening is not None
-    checkpointer._opening.cancel()
-    answers = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), WAIT_S)
-    assert {type(answer) for answer in answers} == {StorageUnavailableError}
-    assert len({id(answer) for answer in answers}) == 3
-    await checkpointer.close()
-
-
-async def test_cancelled_caller_of_the_saver_leaves_the_others(
-    mongodb_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = Options(mongodb_url)
-    checkpointer = Checkpointer(options, "", _nothing)
-    saver = SimpleNamespace()
-
-    async def open_saver() -> Any:
-        await options()
-        return saver
-
-    monkeypatch.setattr(checkpointer, "_open", open_saver)
-    calls = [asyncio.create_task(checkpointer.saver()) for _ in range(3)]
-    await asyncio.sleep(0)
-    calls[0].cancel()
-    await asyncio.sleep(0)
-    options.go_on.set()
-    answers = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), WAIT_S)
-    assert isinstance(answers[0], asyncio.CancelledError)
-    assert answers[1:] == [saver, saver]
-    assert options.calls == 1
