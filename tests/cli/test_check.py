@@ -46,7 +46,7 @@ def test_check_changes_nothing_and_setup_creates_what_is_missing(
     assert database_name not in raw_client.list_database_names()
     count = sum(len(schema.indexes) for schema in COLLECTIONS)
     output = output_of(*place, "--setup")
-    assert f"version 2, 6 collections, {count} indexes ok retention run events are never deleted" in output
+    assert f"version 2, 7 collections, {count} indexes ok retention run events are never deleted" in output
     assert output.endswith("A host would work.")
 
 

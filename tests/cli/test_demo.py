@@ -248,7 +248,7 @@ def test_data_folder_has_the_data_of_the_last_demo(tmp_path: Path) -> None:
     place = ("--data-dir", str(tmp_path / "data"))
     assert summary_of(*place)["runs_now"] == 9
     assert summary_of(*place)["runs_before"] == 9
-    assert "version 2, 6 collections" in output_of("check", *place, "--database", "deerflow_demo")
+    assert "version 2, 7 collections" in output_of("check", *place, "--database", "deerflow_demo")
 
 
 def test_verbose_lists_twenty_rows_and_counts_the_rest(mongodb_url: str, database_name: str) -> None:
