@@ -69,8 +69,37 @@ def raw_client(mongodb_url: str) -> Generator[pymongo.MongoClient[dict[str, Any]
 
 
 @pytest.fixture
-def database_name(raw_client: pymongo.MongoClient[dict[str, Any]]) -> Iterator[str]:
-    """An empty database, dropped afterwards."""
+def new_database(raw_client: pymongo.MongoClient[dict[str, Any]]) -> Iterator[str]:
+    """A database of the test's own, dropped afterwards."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     yield name
     raw_client.drop_database(name)
+
+
+@pytest.fixture(scope="module")
+def reused_database(raw_client: pymongo.MongoClient[dict[str, Any]]) -> Iterator[str]:
+    """The module's database, which stays set up from one test to the next."""
+    name = f"reused_{uuid.uuid4().hex[:12]}"
+    yield name
+    raw_client.drop_database(name)
+
+
+@pytest.fixture
+def emptied_database(raw_client: pymongo.MongoClient[dict[str, Any]], reused_database: str) -> str:
+    """The module's database without a document: ten times faster than creating every index for each test."""
+    database = raw_client[reused_database]
+    for collection in database.list_collection_names():
+        database[collection].delete_many({})
+    return reused_database
+
+
+@pytest.fixture
+def database_name(request: pytest.FixtureRequest) -> str:
+    """An empty database: a new one, or the emptied one for tests that are marked to use that.
+
+    A test of a marked module that changes collections or indexes, or may still write after its end, is
+    marked to use `new_database`.
+    """
+    used = set(request.fixturenames)
+    reuses = "emptied_database" in used and "new_database" not in used
+    return request.getfixturevalue("emptied_database" if reuses else "new_database")

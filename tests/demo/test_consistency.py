@@ -13,6 +13,8 @@ from deerflow_mongo import MongoStorage, Storage, StorageUnavailableError
 from deerflow_mongo.contract.rows import FeedbackRow, RunEventFields, RunEventRow
 from deerflow_mongo.demo.consistency import ConsistencyReport, check_consistency
 
+pytestmark = pytest.mark.usefixtures("emptied_database")
+
 Client = pymongo.MongoClient[dict[str, Any]]
 USERS = ["alice", "bob"]
 FAULTY_CALL = 7

@@ -15,6 +15,8 @@ from deerflow_mongo.demo.replay import Replayer
 
 from .recordings import answer, counted_by_hand, message, recording
 
+pytestmark = pytest.mark.usefixtures("emptied_database")
+
 USERS = ["alice", "bob", "carol"]
 
 

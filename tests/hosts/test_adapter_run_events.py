@@ -28,7 +28,7 @@ from .host_stores import (
     stale_differences,
 )
 
-pytestmark = needs_deerflow
+pytestmark = [needs_deerflow, pytest.mark.usefixtures("emptied_database")]
 
 MIB = 1024 * 1024
 KEYS = {

@@ -24,7 +24,7 @@ from .host_stores import (
     stale_differences,
 )
 
-pytestmark = needs_deerflow
+pytestmark = [needs_deerflow, pytest.mark.usefixtures("emptied_database")]
 
 INVALID_IDS = ("", "x" * 5_000)
 MIB = 1024 * 1024

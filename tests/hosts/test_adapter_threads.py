@@ -26,7 +26,7 @@ from .host_stores import (
     stale_differences,
 )
 
-pytestmark = needs_deerflow
+pytestmark = [needs_deerflow, pytest.mark.usefixtures("emptied_database")]
 
 KEYS = {
     "thread_id",

@@ -23,7 +23,7 @@ from .host_stores import (
     stale_differences,
 )
 
-pytestmark = needs_deerflow
+pytestmark = [needs_deerflow, pytest.mark.usefixtures("emptied_database")]
 
 INVALID_IDS = ("", "x" * 5_000)
 HASH = "$dfv2$" + "h" * 60

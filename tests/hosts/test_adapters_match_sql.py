@@ -30,7 +30,7 @@ from .host_stores import (
     refusals,
 )
 
-pytestmark = needs_deerflow
+pytestmark = [needs_deerflow, pytest.mark.usefixtures("emptied_database")]
 
 Call: TypeAlias = tuple[str, tuple[Any, ...], dict[str, Any]]
 

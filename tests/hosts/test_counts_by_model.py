@@ -22,7 +22,7 @@ from deerflow_mongo import StorageUnavailableError
 from .gateway_process import needs_deerflow
 from .host_stores import OURS, RUN_EVENTS, RUNS, SQL, named, open_storage, open_store
 
-pytestmark = needs_deerflow
+pytestmark = [needs_deerflow, pytest.mark.usefixtures("emptied_database")]
 
 THREAD, RUN = "thread", "run"
 SMALL, LARGE, UNKNOWN = "gpt-4.1-mini-2025-04-14", "gpt-4.1-2025-04-14", "unknown"

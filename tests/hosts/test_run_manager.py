@@ -26,7 +26,7 @@ from deerflow_mongo import (
 
 from .gateway_process import needs_deerflow
 
-pytestmark = needs_deerflow
+pytestmark = [needs_deerflow, pytest.mark.usefixtures("emptied_database")]
 
 THREAD = "thread-1"
 

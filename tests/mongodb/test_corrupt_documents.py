@@ -27,6 +27,8 @@ from deerflow_mongo.mongodb.schema import COLLECTIONS
 
 from .documents import pinned
 
+pytestmark = pytest.mark.usefixtures("emptied_database")
+
 Raw = MongoClient[dict[str, Any]]
 Document = dict[str, Any]
 

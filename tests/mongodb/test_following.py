@@ -32,6 +32,8 @@ from ..busy_machine import connected, until_answered
 from ..faults.proxy import FaultProxy
 from .drivers.fixtures import event
 
+pytestmark = pytest.mark.usefixtures("emptied_database")
+
 Raw = MongoClient[dict[str, Any]]
 Opener = Callable[..., MongoStorage]
 WAIT_S = 30
@@ -278,6 +280,7 @@ async def test_run_whose_status_is_unreadable_fails_its_follower(
     assert (error.value.collection, error.value.document_id, error.value.field) == ("runs", "r", "status")
 
 
+@pytest.mark.usefixtures("new_database")
 async def test_change_in_another_database_or_prefix_is_not_followed(
     storage: MongoStorage, new_storage: Opener
 ) -> None:

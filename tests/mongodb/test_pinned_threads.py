@@ -11,6 +11,8 @@ from pymongo import MongoClient
 
 from deerflow_mongo import MongoStorage, ThreadMetaCreate
 
+pytestmark = pytest.mark.usefixtures("emptied_database")
+
 PIN, UNPIN = {"deerflow_pinned": True}, {"deerflow_pinned": False}
 NOT_PINNED: list[Any] = [False, 1, 1.0, "true", None, [True], {"a": True}]
 

@@ -9,6 +9,8 @@ import pytest
 
 from deerflow_mongo import MongoStorage
 
+pytestmark = pytest.mark.usefixtures("emptied_database")
+
 AI = "llm.ai.response"
 
 

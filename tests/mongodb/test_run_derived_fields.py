@@ -12,6 +12,8 @@ from pymongo import MongoClient
 from deerflow_mongo import MongoStorage
 from deerflow_mongo.mongodb.config import mongo_config
 
+pytestmark = pytest.mark.usefixtures("emptied_database")
+
 Raw = MongoClient[dict[str, Any]]
 
 BEGIN = datetime(2026, 4, 22, 3, 26, 38, 999_999, tzinfo=UTC)

@@ -37,6 +37,8 @@ from ..busy_machine import connected, until_answered
 from ..faults.proxy import FaultProxy
 from .drivers.fixtures import event
 
+pytestmark = pytest.mark.usefixtures("emptied_database")
+
 Raw = MongoClient[dict[str, Any]]
 Opener = Callable[..., MongoStorage]
 
@@ -158,6 +160,7 @@ async def test_deletion_without_a_server_fails_within_its_time(
 # -- refused writes --------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("new_database")
 async def test_refused_batch_fails_only_its_own_caller(
     storage: MongoStorage, raw_client: Raw, database_name: str
 ) -> None:
@@ -219,6 +222,7 @@ async def test_batches_that_gave_up_have_the_drivers_error_as_cause(
         assert "are not stored" in texts
 
 
+@pytest.mark.usefixtures("new_database")
 async def test_refused_batch_has_the_drivers_error_as_cause(
     storage: MongoStorage, raw_client: Raw, database_name: str
 ) -> None:
@@ -399,6 +403,7 @@ async def test_cached_number_expires_before_tombstones_and_retention(
     assert numbers(await storage.run_events.put_batch([event()])) == [5]
 
 
+@pytest.mark.usefixtures("new_database")
 async def test_numbers_are_not_reused_after_retention_removed_all_events(
     new_storage: Opener, raw_client: Raw, database_name: str
 ) -> None:
@@ -446,6 +451,7 @@ def _retention(raw: Raw, database: str) -> int | None:
     return None if index is None else index["expireAfterSeconds"]
 
 
+@pytest.mark.usefixtures("new_database")
 async def test_retention_is_off_by_default_and_can_change_on_a_live_collection(
     new_storage: Opener, storage: MongoStorage, raw_client: Raw, database_name: str
 ) -> None:
@@ -459,6 +465,7 @@ async def test_retention_is_off_by_default_and_can_change_on_a_live_collection(
     assert len(await contents(storage)) == 16
 
 
+@pytest.mark.usefixtures("new_database")
 async def test_absent_retention_leaves_what_is_in_force(
     new_storage: Opener, raw_client: Raw, database_name: str
 ) -> None:
@@ -473,6 +480,7 @@ async def test_absent_retention_leaves_what_is_in_force(
         assert _retention(raw_client, database_name) is None
 
 
+@pytest.mark.usefixtures("new_database")
 async def test_operators_own_retention_is_reported_and_left(
     new_storage: Opener, raw_client: Raw, database_name: str
 ) -> None:
@@ -490,6 +498,7 @@ async def test_operators_own_retention_is_reported_and_left(
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.usefixtures("new_database")
 async def test_server_removes_old_events_and_expired_tombstones(
     new_storage: Opener, raw_client: Raw, database_name: str
 ) -> None:
@@ -691,6 +700,7 @@ async def test_follow_without_change_streams_says_what_it_requires(
                 pass
 
 
+@pytest.mark.usefixtures("new_database")
 async def test_follow_fails_when_the_collection_is_dropped(
     storage: MongoStorage, raw_client: Raw, database_name: str
 ) -> None:

@@ -28,6 +28,8 @@ from deerflow_mongo.mongodb.documents.stored_times import NOW
 from deerflow_mongo.mongodb.schema import ACTIVE_OPERATION_INDEX, IDEMPOTENCY_INDEX
 from deerflow_mongo.mongodb.stores.runs import MongoRunStore
 
+pytestmark = pytest.mark.usefixtures("emptied_database")
+
 Raw = MongoClient[dict[str, Any]]
 Document = dict[str, Any]
 
@@ -615,6 +617,7 @@ def test_partial_filters_work_on_mongodb_5() -> None:
         assert operators <= {"$gte", "$lte"}
 
 
+@pytest.mark.usefixtures("new_database")
 async def test_missing_index_of_active_runs_is_reported(
     workers: list[MongoRunStore], storage: MongoStorage, raw_client: Raw, database_name: str
 ) -> None:

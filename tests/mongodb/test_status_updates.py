@@ -12,6 +12,8 @@ import pytest
 from deerflow_mongo import ActiveRunError, MongoStorage, create_storage
 from deerflow_mongo.contract.rows import ACTIVE_STATUSES, ENDED_STATUSES
 
+pytestmark = pytest.mark.usefixtures("emptied_database")
+
 THREAD, EARLY, LATE = "t", "2026-04-22T03:00:00.000001+00:00", "2026-04-22T04:00:00+00:00"
 STATUSES = (*ACTIVE_STATUSES, *ENDED_STATUSES, "odd")
 

@@ -19,6 +19,8 @@ from deerflow_mongo.mongodb.documents.versions import SCHEMA_VERSION
 
 from . import pinned
 
+pytestmark = pytest.mark.usefixtures("emptied_database")
+
 Raw = MongoClient[dict[str, Any]]
 Document = dict[str, Any]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,29 +18,10 @@ from deerflow_mongo.mongodb.embedded import find_mongod
 Raw = pymongo.MongoClient[dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def reused_database(raw_client: Raw) -> Iterator[str]:
-    """One database that stays set up: emptying it is ten times faster than a new one for each test."""
-    name = f"driver_{uuid.uuid4().hex[:12]}"
-    yield name
-    raw_client.drop_database(name)
-
-
 @pytest.fixture
-def database_name(raw_client: Raw, reused_database: str) -> str:
+def database_name(emptied_database: str) -> str:
     """The module's database, emptied."""
-    database = raw_client[reused_database]
-    for collection in database.list_collection_names():
-        database[collection].delete_many({})
-    return reused_database
-
-
-@pytest.fixture
-def new_database(raw_client: Raw) -> Iterator[str]:
-    """A database of the test's own, for writes that may still arrive after their test."""
-    name = f"driver_{uuid.uuid4().hex[:12]}"
-    yield name
-    raw_client.drop_database(name)
+    return emptied_database
 
 
 @pytest.fixture(scope="module")
