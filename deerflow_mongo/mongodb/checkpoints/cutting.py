@@ -100,6 +100,13 @@ class Cutter:
         self._open_size = 0
         self._set_limits()
 
+    def resume(self, pieces: Sequence[Piece]) -> None:
+        """Begin with pieces that another cutter has closed, before `finish`, for the same elements."""
+        self.keys.extend(piece.key for piece in pieces)
+        self.size += sum(len(piece.data) for piece in pieces)
+        self.elements += sum(piece.elements for piece in pieces)
+        self._set_limits()
+
     def add(self, data: Buffer, elements: int = 1) -> Sequence[Piece]:
         """Add the bytes of one element, or of some that are never separated."""
         size = len(data)

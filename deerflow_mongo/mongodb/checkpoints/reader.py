@@ -70,13 +70,14 @@ class ReadWrite:
 class ReadCheckpoint:
     """A checkpoint, the values of its channels, and its pending writes in LangGraph's order.
 
-    `body` is LangGraph's checkpoint without `channel_values`.
+    `body` is LangGraph's checkpoint without `channel_values`; `stable_keys` are as in `KnownCheckpoint`.
     """
 
     row: CheckpointRow
     metadata: dict[str, Any]
     body: dict[str, Any]
     values: dict[str, Any]
+    stable_keys: Mapping[str, Sequence[bytes]]
     writes: Sequence[ReadWrite]
 
     @property
@@ -124,7 +125,7 @@ class CheckpointReader:
                     raise self._missing(row, error.place) from None
                 damaged = state
             else:
-                known = KnownCheckpoint(read.versions, row.channels)
+                known = KnownCheckpoint(read.versions, row.channels, read.stable_keys)
                 self._knowledge.of(thread).add_read((ns, row.checkpoint), known, keys, row.generation, as_of)
                 return read
 
@@ -304,6 +305,7 @@ class CheckpointReader:
             metadata=cast("dict[str, Any]", metadata),
             body=cast("dict[str, Any]", body),
             values={name: values[_channel(name)] for name in row.channels},
+            stable_keys={name: decoders[_channel(name)][1].stable_keys for name in row.channels},
             writes=await self._writes(writes),
         )
         return read, {

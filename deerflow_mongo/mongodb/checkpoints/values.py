@@ -13,8 +13,7 @@ import secrets
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
-from itertools import chain
-from typing import Any, Final, TypeGuard, cast
+from typing import Any, Final, NamedTuple, TypeGuard, cast
 
 from langgraph.checkpoint.serde import types as serde_types
 from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -22,7 +21,17 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from ...contract.errors import CorruptDocumentError
 from ..documents.encoding import WHOLE, Document, UnreadableError
-from .cutting import Buffer, Cutter, Piece, joined_keys, nodes_of, parts_of, split_keys
+from .cutting import (
+    AVERAGE_BYTES,
+    Buffer,
+    Cutter,
+    Piece,
+    average_at,
+    joined_keys,
+    nodes_of,
+    parts_of,
+    split_keys,
+)
 
 MAX_INLINE_BYTES: Final = 8 * 1024
 COLLECTION: Final = "checkpoint_data"
@@ -32,6 +41,9 @@ _LIST, _DICT, _DELTA, _WHOLE_VALUE = "list", "dict", "delta", "blob"
 
 _HELD_BACK_BYTES: Final = 8 * 1024 * 1024
 """With a serde that pickles a value when msgpack fails, pieces up to this size wait until more are known."""
+
+_MAX_COMPARED_BYTES: Final = 16 * 1024 * 1024
+"""A larger value is not serialised whole, which would need the memory once more."""
 
 _SAMPLED_ELEMENTS: Final = 32
 _SMALL_ELEMENT_BYTES: Final = 32
@@ -49,6 +61,14 @@ class _NotByElementError(Exception):
     """Serde does not give msgpack for an element."""
 
 
+class Before(NamedTuple):
+    """How an earlier value was cut: its `stable_keys`, its size, and where the pieces may still be found."""
+
+    keys: Sequence[bytes]
+    size: int
+    piece: Callable[[bytes], tuple[bytes, int] | None]
+
+
 class ValueCodec:
     """Encodes and decodes values with one serde."""
 
@@ -58,8 +78,9 @@ class ValueCodec:
         self.collection = collection
         self._shapes = _shapes_by_element(serde)
 
-    def encoder(self, value: object) -> ValueEncoder:
-        return ValueEncoder(self.serde, value, self._shape_of(value))
+    def encoder(self, value: object, before: Before | None = None) -> ValueEncoder:
+        """`before` is how an earlier value was cut: what both begin with is not cut again."""
+        return ValueEncoder(self.serde, value, self._shape_of(value), before)
 
     def decoder(self, stored: Document, place: str) -> ValueDecoder:
         """`place` is the thread, checkpoint and channel, as the text of an error shows them."""
@@ -95,11 +116,16 @@ def _shapes_by_element(serde: SerializerProtocol) -> frozenset[str]:
 class ValueEncoder:
     """One value on its way to the database. `pieces` may be iterated once."""
 
-    def __init__(self, serde: SerializerProtocol, value: object, shape: str) -> None:
+    def __init__(
+        self, serde: SerializerProtocol, value: object, shape: str, before: Before | None = None
+    ) -> None:
         self._serde = serde
         self._value = value
         self._shape = shape
+        self._before = before
         self._document: Document | None = None
+        self.stable_keys: Sequence[bytes] = ()
+        """The leaves that a longer value with the same beginning has as well."""
 
     @property
     def document(self) -> Document:
@@ -142,6 +168,13 @@ class ValueEncoder:
             elements: list[Any] = list(value.items())
         else:
             elements = list(value.value if self._shape == _DELTA else value)
+        common = self._common(elements)
+        if common:
+            yield from common
+            cutter = Cutter()
+            cutter.resume(common)
+            yield from self._cut(cutter, self._units(elements[cutter.elements :]))
+            return
         units = self._units(elements)
         first: list[tuple[Buffer, int]] = []
         size = 0
@@ -155,14 +188,40 @@ class ValueEncoder:
             if len(data) <= MAX_INLINE_BYTES:
                 self._document = {"type": _MSGPACK, "data": data}
                 return
-        cutter = Cutter()
-        for data, count in chain(first, units):
+        yield from self._cut(Cutter(), _chained(first, units))
+
+    def _cut(self, cutter: Cutter, units: Iterable[tuple[Buffer, int]]) -> Iterator[Piece]:
+        for data, count in units:
             yield from cutter.add(data, count)
-        first.clear()
+        self.stable_keys = tuple(cutter.keys)
         yield from cutter.finish()
         yield from self._set_document(
             _MSGPACK, self._shape, cutter.size, cutter.elements, cutter.keys, cutter.tail
         )
+
+    def _common(self, elements: Sequence[Any]) -> list[Piece]:
+        """The pieces of the earlier value whose bytes this one begins with.
+
+        Comparing the bytes of the whole value takes a fraction of the time that cutting and hashing takes.
+        """
+        before = self._before
+        if before is None or not before.keys or before.size > _MAX_COMPARED_BYTES or self._shape == _DELTA:
+            return []
+        header = _PLAIN_HEADERS[self._shape](len(elements))
+        kind, data = self._serde.dumps_typed(self._value)
+        if kind != _MSGPACK or len(data) <= MAX_INLINE_BYTES or not data.startswith(header):
+            return []
+        common: list[Piece] = []
+        position, complete = len(header), 0
+        for key in before.keys:
+            found = before.piece(key)
+            if found is None or not data.startswith(found[0], position):
+                break
+            position += len(found[0])
+            common.append(Piece(key, *found))
+            if found[1]:  # not a part of an element that continues
+                complete = len(common)
+        return common[:complete]
 
     def _units(self, elements: Sequence[Any]) -> Iterator[tuple[Buffer, int]]:
         """The bytes of one element after the other, or of batches, with the number of elements in them."""
@@ -214,6 +273,14 @@ def _may_pickle(serde: SerializerProtocol) -> bool:
     return bool(getattr(serde, "pickle_fallback", True))
 
 
+def _chained(
+    first: list[tuple[Buffer, int]], others: Iterable[tuple[Buffer, int]]
+) -> Iterator[tuple[Buffer, int]]:
+    yield from first
+    first.clear()
+    yield from others
+
+
 def _held_back(pieces: Iterator[Piece]) -> Iterator[Piece]:
     """The same pieces; none before the first 8 MiB or all of them exist."""
     first: list[Piece] = []
@@ -261,6 +328,13 @@ class ValueDecoder:
         self._own_leaf_keys = self._keys("pieces")
         if not self.node_keys:
             self.leaf_keys = self._own_leaf_keys
+
+    @property
+    def stable_keys(self) -> Sequence[bytes]:
+        """The leaves that a longer value with the same beginning has as well; fewer than there are."""
+        if self._shape == _WHOLE_VALUE or average_at(self._size) > AVERAGE_BYTES:
+            return ()  # the last ones are cut smaller than they would be with more behind them
+        return self.leaf_keys if self._tail else self.leaf_keys[:-1]
 
     def feed_nodes(self, data: Sequence[object]) -> None:
         """The data of the nodes, as it was read, in the order of `node_keys`."""

@@ -17,6 +17,7 @@ import secrets
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from bson import Binary
@@ -32,7 +33,7 @@ from .cutting import Piece
 from .group_commit import MAX_COMMAND_BYTES, GroupCommit
 from .knowledge import Knowledge, KnownCheckpoint, ThreadKnowledge
 from .piece_cache import PieceCache
-from .values import ValueCodec
+from .values import Before, ValueCodec, ValueEncoder
 
 LARGE_VALUE_BYTES: Final = 256 * 1024
 """From this size on, a value is serialised and hashed in a thread: that takes longer than a millisecond."""
@@ -93,9 +94,21 @@ class Draft:
     metadata: Document = field(default_factory=dict[str, Any])
     body: Document = field(default_factory=dict[str, Any])
     channels: dict[str, Document] = field(default_factory=dict[str, Document])
+    stable_keys: dict[str, Sequence[bytes]] = field(default_factory=dict[str, Sequence[bytes]])
     keys: set[bytes] = field(default_factory=set[bytes])
     missing: list[Piece] = field(default_factory=list[Piece])
     missing_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What the values of one checkpoint are serialised for. `stored` are the pieces that need not be sent."""
+
+    thread: str
+    codec: ValueCodec
+    generation: int
+    stored: Container[bytes]
+    draft: Draft
 
 
 class _Everything(Container[bytes]):
@@ -163,7 +176,9 @@ class CheckpointWriter:
                 continue
             known.last_seq, known.as_of = seq, as_of
             known.pieces |= draft.keys
-            known.remember((new.ns, new.checkpoint), KnownCheckpoint(new.versions, draft.channels))
+            known.remember(
+                (new.ns, new.checkpoint), KnownCheckpoint(new.versions, draft.channels, draft.stable_keys)
+            )
             return
         raise RuntimeError("a checkpoint was refused again and again")
 
@@ -206,45 +221,42 @@ class CheckpointWriter:
         self, new: NewCheckpoint, codec: ValueCodec, known: ThreadKnowledge, stored: Container[bytes]
     ) -> Draft:
         """Serialise what changed; the pieces that are not among the `stored` ones are to be inserted."""
-        draft = Draft()
-        draft.metadata = await self._encoded(codec, new.metadata, new, known, stored, draft)
-        draft.body = await self._encoded(codec, new.body, new, known, stored, draft)
+        work = _Work(new.thread, codec, known.generation, stored, Draft())
+        draft = work.draft
+        draft.metadata = (await self._encoded(work, new.metadata)).document
+        draft.body = (await self._encoded(work, new.body)).document
         base = known.checkpoints.get((new.ns, new.parent)) if new.parent else None
         for name, value in new.values.items():
-            before = None if base is None else base.channels.get(name)
-            if before is not None and base is not None and _is_unchanged(new, base, name):
-                draft.channels[name] = before
+            if base is not None and _is_unchanged(new, base, name):
+                draft.channels[name] = base.channels[name]
+                draft.stable_keys[name] = base.stable_keys.get(name, ())
             else:
-                is_large = before is not None and before.get("size", 0) >= LARGE_VALUE_BYTES
-                draft.channels[name] = await self._encoded(
-                    codec, value, new, known, stored, draft, is_large=is_large
-                )
+                encoder = await self._encoded(work, value, self._before(new.thread, base, name))
+                draft.channels[name] = encoder.document
+                draft.stable_keys[name] = encoder.stable_keys
         return draft
 
-    async def _encoded(
-        self,
-        codec: ValueCodec,
-        value: object,
-        new: NewCheckpoint,
-        known: ThreadKnowledge,
-        stored: Container[bytes],
-        draft: Draft,
-        *,
-        is_large: bool = False,
-    ) -> Document:
-        """The stored value. Its pieces are added to the draft; many new ones are stored meanwhile."""
-        encoder = codec.encoder(value)
-        pieces = encoder.pieces()
+    def _before(self, thread: str, base: KnownCheckpoint | None, name: str) -> Before | None:
+        if base is None or name not in base.channels:
+            return None
+        size_bytes: int = base.channels[name].get("size", 0)
+        return Before(base.stable_keys.get(name, ()), size_bytes, partial(self._cache.get, thread))
+
+    async def _encoded(self, work: _Work, value: object, before: Before | None = None) -> ValueEncoder:
+        """The encoder, finished: its pieces are added to the draft, or stored where they are many."""
+        encoder = work.codec.encoder(value, before)
+        pieces, draft = encoder.pieces(), work.draft
+        is_large = before is not None and before.size >= LARGE_VALUE_BYTES
         while True:
             if is_large:
-                is_complete = await in_thread(lambda: _collect(pieces, stored, draft, MAX_COMMAND_BYTES))
+                is_complete = await in_thread(lambda: _collect(pieces, work.stored, draft, MAX_COMMAND_BYTES))
             else:
-                is_complete = _collect(pieces, stored, draft, LARGE_VALUE_BYTES)
+                is_complete = _collect(pieces, work.stored, draft, LARGE_VALUE_BYTES)
             if is_complete:
-                return encoder.document
+                return encoder
             is_large = True
             if draft.missing_bytes >= MAX_COMMAND_BYTES:
-                await self._upsert(self._piece_documents(new.thread, draft.missing, known.generation))
+                await self._upsert(self._piece_documents(work.thread, draft.missing, work.generation))
                 draft.missing, draft.missing_bytes = [], 0
 
     async def _renewed_draft(
@@ -331,7 +343,8 @@ class CheckpointWriter:
 
 def _is_unchanged(new: NewCheckpoint, base: KnownCheckpoint, name: str) -> bool:
     version = new.versions.get(name)
-    return name not in new.changed and version is not None and base.versions.get(name) == version
+    is_known = name in base.channels and version is not None and base.versions.get(name) == version
+    return is_known and name not in new.changed
 
 
 def _collect(pieces: Iterator[Piece], stored: Container[bytes], draft: Draft, max_bytes: int) -> bool:
