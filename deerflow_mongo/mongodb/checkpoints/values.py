@@ -243,7 +243,12 @@ class ValueEncoder:
         if len(elements) < _MIN_SMALL_ELEMENTS:
             return False
         sample = elements[:: max(1, len(elements) // _SAMPLED_ELEMENTS)]
-        return len(self._content(sample)) < _SMALL_ELEMENT_BYTES * len(sample)
+        room = _SMALL_ELEMENT_BYTES * len(sample)
+        for element in sample:  # one by one: a few of them may be large
+            room -= len(self._content([element]))
+            if room <= 0:
+                return False
+        return True
 
     def _content(self, elements: Sequence[Any]) -> bytes:
         """The bytes of some elements without the header before them."""
