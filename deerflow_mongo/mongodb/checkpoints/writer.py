@@ -160,6 +160,7 @@ class CheckpointWriter:
             row = new.row(seq, known.generation, draft)
             try:
                 if is_stored_already:
+                    await self._insert_missing(new.thread, draft, known)
                     is_stored_already = await self._replace(row)
                     if not is_stored_already:
                         continue  # it was deleted
@@ -196,6 +197,12 @@ class CheckpointWriter:
             # Another writer has stored a piece. What the repeat raises is about the checkpoint.
             await self._upsert(pieces[error.stored :])
             await self._commit.insert([document], size_bytes)
+
+    async def _insert_missing(self, thread: str, draft: Draft, known: ThreadKnowledge) -> None:
+        pieces = self._piece_documents(thread, draft.missing, known.generation)
+        draft.missing, draft.missing_bytes = [], 0
+        if pieces:
+            await self._upsert(pieces)
 
     async def _replace(self, row: CheckpointRow) -> bool:
         """Store a checkpoint in the place of the one with its id; False where there is none any more."""
