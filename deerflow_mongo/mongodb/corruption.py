@@ -111,7 +111,10 @@ def _undecodable(document: Document) -> _Fault:
 
 def _faults(schema: Document, value: Any, path: str) -> Iterator[_Fault]:
     for keyword, rule in schema.items():
-        yield from _KEYWORDS[keyword](rule, value, path)
+        if keyword == "additionalProperties" and rule is False:
+            yield from _unknown_fields(schema["properties"], value, path)
+        else:
+            yield from _KEYWORDS[keyword](rule, value, path)
 
 
 def _type_names(value: object) -> tuple[str, ...]:
@@ -162,16 +165,17 @@ def _properties(schemas: Document, value: object, path: str) -> Iterator[_Fault]
                 yield from _faults(schema, document[name], _step(path, name))
 
 
-def _additional_properties(schema: Document | bool, value: object, path: str) -> Iterator[_Fault]:
-    """Only where a schema names no properties, or a marked text's only one."""
-    if not isinstance(value, dict):
-        return
-    document = cast("Document", value)
-    if isinstance(schema, dict):
-        for name, item in document.items():
+def _additional_properties(schema: Document, value: object, path: str) -> Iterator[_Fault]:
+    """Only where a schema names no properties."""
+    if isinstance(value, dict):
+        for name, item in cast("Document", value).items():
             yield from _faults(schema, item, _step(path, name))
-    elif len(document) > 1:
-        yield _Fault(path, "has fields beside its marked text")
+
+
+def _unknown_fields(known: Document, value: object, path: str) -> Iterator[_Fault]:
+    if isinstance(value, dict) and any(name not in known for name in cast("Document", value)):
+        # A marked text is the only value that has one field.
+        yield _Fault(path, "has fields beside its marked text" if len(known) == 1 else "has unknown fields")
 
 
 def _items(schema: Document, value: object, path: str) -> Iterator[_Fault]:
@@ -181,8 +185,12 @@ def _items(schema: Document, value: object, path: str) -> Iterator[_Fault]:
 
 
 def _any_of(schemas: list[Document], value: object, path: str) -> Iterator[_Fault]:
-    """What the first alternative refuses: a text that is not marked, or a run event."""
+    """What the first alternative refuses: a text that is not marked, or a run event.
+
+    Where the alternatives have different ids, it is the first whose id the document has.
+    """
     faults: list[_Fault] = []
+    schemas = [schema for schema in schemas if _has_id_of(schema, value)] or schemas
     for schema in schemas:
         fault = next(_faults(schema, value, path), None)
         if fault is None:
@@ -192,6 +200,13 @@ def _any_of(schemas: list[Document], value: object, path: str) -> Iterator[_Faul
         yield _Fault(path, "is an object, and not one with a marked text")
     else:
         yield faults[0]
+
+
+def _has_id_of(schema: Document, value: object) -> bool:
+    ids = schema.get("properties", {}).get("_id")
+    if ids is None or not isinstance(value, dict):
+        return False
+    return next(_faults(ids, cast("Document", value).get("_id"), "_id"), None) is None
 
 
 def _step(path: str, name: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias, cast
@@ -20,6 +20,7 @@ from ..corruption import READ_ERRORS, corruption_of
 from ..documents import checkpoints as documents
 from ..documents.checkpoints import CheckpointRow, StoredWrite, TaskWrites, Typed
 from ..documents.encoding import Document
+from ..documents.versions import is_newer
 from ..drivers.collection import Collection
 from ..drivers.threads import in_thread
 from ..schema import CHECKPOINTS, schema_of
@@ -59,11 +60,11 @@ Pieces: TypeAlias = dict[bytes, tuple[bytes, int]]
 
 @dataclass(frozen=True, slots=True)
 class ReadWrite:
-    """A pending write; `value` is as serde returned it."""
+    """A pending write."""
 
     task: str
     channel: str
-    value: Typed
+    value: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +185,9 @@ class CheckpointReader:
         except _MissingPieceError as error:
             raise self._missing(row, _channel(error.place)) from None
 
-    async def writes_of(self, found: Found) -> list[ReadWrite]:
-        """The pending writes of a checkpoint, in LangGraph's order."""
-        return await self._writes(found.writes)
+    async def writes_of(self, found: Found, channels: Container[str], codec: ValueCodec) -> list[ReadWrite]:
+        """The pending writes of a checkpoint to these channels, in LangGraph's order."""
+        return await self._writes(found.writes, codec, channels)
 
     # Lists.
 
@@ -282,6 +283,8 @@ class CheckpointReader:
             return None
 
     def _row(self, document: Document) -> CheckpointRow:
+        if is_newer(document):
+            raise self._corruption(document)
         try:
             return documents.checkpoint_row(document)
         except READ_ERRORS as error:
@@ -306,7 +309,7 @@ class CheckpointReader:
             body=cast("dict[str, Any]", body),
             values={name: values[_channel(name)] for name in row.channels},
             stable_keys={name: decoders[_channel(name)][1].stable_keys for name in row.channels},
-            writes=await self._writes(writes),
+            writes=await self._writes(writes, codec),
         )
         return read, {
             key for _, decoder in decoders.values() for key in (*decoder.node_keys, *decoder.leaf_keys)
@@ -362,7 +365,9 @@ class CheckpointReader:
 
     # Writes.
 
-    async def _writes(self, found: Iterable[Document]) -> list[ReadWrite]:
+    async def _writes(
+        self, found: Iterable[Document], codec: ValueCodec, channels: Container[str] | None = None
+    ) -> list[ReadWrite]:
         """Sorted as LangGraph applies them: by the path of the task, the task, and the index."""
         rows = sorted(
             (self._task_writes(document) for document in found), key=lambda row: (row.path, row.task)
@@ -370,15 +375,27 @@ class CheckpointReader:
         writes: list[ReadWrite] = []
         for row in rows:
             for write in sorted(row.writes, key=lambda write: write.index):
-                value = write.value
-                if "parts" in value:
-                    typed = value["type"], await self._joined_parts(row, write)
-                else:
-                    typed = self._typed(row, write)
-                writes.append(ReadWrite(row.task, write.channel, typed))
+                if channels is None or write.channel in channels:
+                    value = await self._written_value(row, write, codec)
+                    writes.append(ReadWrite(row.task, write.channel, value))
         return writes
 
+    async def _written_value(self, row: TaskWrites, write: StoredWrite, codec: ValueCodec) -> Any:
+        if "parts" in write.value:
+            typed = write.value["type"], await self._joined_parts(row, write)
+        else:
+            typed = self._typed(row, write)
+        try:
+            return codec.serde.loads_typed(typed)
+        except (NotImplementedError, MemoryError):
+            raise  # serde does not know the type: another serde has written it, and nothing is damaged
+        except Exception as error:
+            reason = f"cannot be decoded ({type(error).__name__}: {error})"
+            raise self._damaged_write(row, write, reason) from error
+
     def _task_writes(self, document: Document) -> TaskWrites:
+        if is_newer(document):
+            raise self._corruption(document)
         try:
             return documents.task_writes(document)
         except READ_ERRORS as error:

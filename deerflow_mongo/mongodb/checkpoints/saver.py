@@ -156,11 +156,9 @@ class MongoCheckpointSaver(SyncCalls):
         return all(found_metadata.get(key) == value for key, value in wanted.items())
 
     def _tuple(self, read: ReadCheckpoint) -> CheckpointTuple:
-        row, serde = read.row, self.serde
+        row = read.row
         checkpoint = cast("Checkpoint", {**read.body, "channel_values": read.values})
-        writes: list[PendingWrite] = [
-            (write.task, write.channel, serde.loads_typed(write.value)) for write in read.writes
-        ]
+        writes: list[PendingWrite] = [(write.task, write.channel, write.value) for write in read.writes]
         return CheckpointTuple(
             config=_config(row.thread, row.ns, row.checkpoint),
             checkpoint=checkpoint,
@@ -183,10 +181,8 @@ class MongoCheckpointSaver(SyncCalls):
         if not missing:
             return history
         async for found in self._reader.ancestors(thread, ns, _checkpoint_of(config)):
-            for write in reversed(await self._reader.writes_of(found)):
-                if write.channel in missing:
-                    value = self.serde.loads_typed(write.value)
-                    history[write.channel]["writes"].append((write.task, write.channel, value))
+            for write in reversed(await self._reader.writes_of(found, missing, codec)):
+                history[write.channel]["writes"].append((write.task, write.channel, write.value))
             for name, value in (await self._reader.some_values(found, missing, codec)).items():
                 history[name]["seed"] = value
                 missing.discard(name)
