@@ -220,7 +220,8 @@ class Deletion:
         if highest >= self.number and not await self._exists(queries.live_checkpoints(self._thread)):
             # Numbers start again from 1 where all records have expired, and these pieces are older.
             await self.begin(min(highest + 1, self.number + _MAX_NUMBERS))
-            await self._remove_all_pieces()
+            if not await self._exists(queries.live_checkpoints(self._thread, self.number)):
+                await self._remove_all_pieces()
 
     async def _remove_all_pieces(self) -> None:
         async for keys in self._all_pieces():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langgraph.checkpoint.base import Checkpoint, CheckpointTuple, empty_checkpoint
@@ -62,3 +62,14 @@ async def values_of(saver: Any, thread: str) -> dict[str, Any]:
     """The channel `value` of each checkpoint of a thread, by checkpoint id."""
     found = await listed(saver, thread)
     return {name: row.checkpoint["channel_values"].get("value") for name, row in found.items()}
+
+
+async def read_each(saver: Any, thread: str, checkpoints: Sequence[str]) -> dict[str, CheckpointTuple]:
+    """Those of these checkpoints that a saver finds, each read alone."""
+    found: dict[str, CheckpointTuple] = {}
+    for name in checkpoints:
+        config = {"configurable": {"thread_id": thread, "checkpoint_ns": "", "checkpoint_id": name}}
+        row = await saver.aget_tuple(config)
+        if row is not None:
+            found[name] = row
+    return found

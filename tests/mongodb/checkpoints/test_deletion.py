@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import product
 from typing import Any
 
 import pytest
 from pymongo import MongoClient
 
 from deerflow_mongo import MongoStorage, StorageUnavailableError
-from deerflow_mongo.mongodb.checkpoints import deletion, pruning
+from deerflow_mongo.mongodb.checkpoints import deletion, pruning, writer
 from deerflow_mongo.mongodb.checkpoints.deletion import Collections, Deletion
 from deerflow_mongo.mongodb.checkpoints.pruning import Rule
 from deerflow_mongo.mongodb.checkpoints.saver import MongoCheckpointSaver
@@ -22,12 +23,15 @@ from deerflow_mongo.mongodb.checkpoints.writer import CheckpointWriter
 from deerflow_mongo.mongodb.drivers.driver import READ_COMMITTED
 from deerflow_mongo.mongodb.schema import CHECKPOINTS
 
-from .puts import listed, put, put_writes, texts, values_of
+from .puts import listed, put, put_writes, read_each, texts, values_of
 
 Raw = MongoClient[dict[str, Any]]
 Action = Callable[[], Awaitable[object]]
 
 STEPS = ("begin", "_entomb", "_entombed", "_remove_writes", "_unreferenced", "_delete_pieces")
+MOMENTS = [*((step, "before") for step in STEPS), (STEPS[-1], "after")]
+DELETIONS = ("prune", "delete_runs", "delete_thread")
+WRITES = ("put_deleted_value", "fork", "put_again")
 SHARED, DELETED, LAST = texts("shared"), texts("deleted"), texts("last")
 
 
@@ -100,15 +104,29 @@ class Scene:
         return self.documents.count_documents({"_id.thread": self.thread, f"_id.{name}": {"$exists": True}})
 
 
+NewScene = Callable[[], Awaitable[Scene]]
+
+
 @pytest.fixture
-async def scene(
+async def new_scene(
     new_storage: Callable[..., MongoStorage], raw_client: Raw, database_name: str
-) -> AsyncIterator[Scene]:
+) -> AsyncIterator[NewScene]:
     async with new_storage() as storage:
-        await storage.checkpointer()
-        built = Scene(storage, raw_client[database_name][CHECKPOINTS])
-        await built.build()
-        yield built
+        documents = raw_client[database_name][CHECKPOINTS]
+        if len(documents.index_information()) < 2:
+            await storage.setup()
+
+        async def build() -> Scene:
+            built = Scene(storage, documents)
+            await built.build()
+            return built
+
+        yield build
+
+
+@pytest.fixture
+async def scene(new_scene: NewScene) -> Scene:
+    return await new_scene()
 
 
 def interrupt(
@@ -133,104 +151,98 @@ def interrupt(
     return done
 
 
-@pytest.mark.parametrize("deletes", ["prune", "delete_runs", "delete_thread"])
-@pytest.mark.parametrize("writes", ["put_deleted_value", "fork", "put_again"])
-@pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("step", "moment"), MOMENTS)
 async def test_checkpoint_put_between_two_steps_is_whole(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, step: str, moment: str, writes: str, deletes: str
+    new_scene: NewScene, monkeypatch: pytest.MonkeyPatch, step: str, moment: str
 ) -> None:
-    done = interrupt(monkeypatch, step, moment, getattr(scene, writes))
-    await getattr(scene, deletes)()
-    assert done or (step, deletes) == ("_unreferenced", "delete_thread")
-    await scene.check()
-    await scene.prune()
-    await scene.check()
+    for writes, deletes in product(WRITES, DELETIONS):
+        scene = await new_scene()
+        with monkeypatch.context() as patched:
+            done = interrupt(patched, step, moment, getattr(scene, writes))
+            await getattr(scene, deletes)()
+        assert done or (step, deletes) == ("_unreferenced", "delete_thread")
+        await scene.check()
 
 
-@pytest.mark.parametrize("second", ["prune", "delete_runs", "delete_thread"])
-@pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("step", "moment"), MOMENTS)
 async def test_two_deletions_at_once_leave_whole_checkpoints(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, step: str, moment: str, second: str
+    new_scene: NewScene, monkeypatch: pytest.MonkeyPatch, step: str, moment: str
 ) -> None:
-    async def meanwhile() -> None:
-        await getattr(scene, second)()
-        await scene.put_deleted_value()
+    for second in DELETIONS:
+        scene = await new_scene()
 
-    interrupt(monkeypatch, step, moment, meanwhile)
-    await scene.prune()
-    await scene.check()
-    assert len(await listed(scene.saver(), scene.thread)) >= 1
+        async def meanwhile(scene: Scene = scene, second: str = second) -> None:
+            await getattr(scene, second)()
+            await scene.put_deleted_value()
+
+        with monkeypatch.context() as patched:
+            interrupt(patched, step, moment, meanwhile)
+            await scene.prune()
+        await scene.check()
+        assert len(await listed(scene.saver(), scene.thread)) >= 1
 
 
-class _Killed(Exception):
+class _KilledError(Exception):
     """In the place of `kill -9`: nothing more happens."""
 
 
-@pytest.mark.parametrize("deletes", ["prune", "delete_runs", "delete_thread"])
-@pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("step", STEPS)
-async def test_killed_deletion_is_completed_by_the_next(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, step: str, moment: str, deletes: str
-) -> None:
-    async def kill() -> None:
-        raise _Killed
+async def kill() -> None:
+    raise _KilledError
 
+
+@pytest.mark.parametrize(("step", "moment"), MOMENTS)
+async def test_killed_deletion_is_completed_by_the_next(
+    new_scene: NewScene, monkeypatch: pytest.MonkeyPatch, step: str, moment: str
+) -> None:
     monkeypatch.setattr(deletion, "ORPHAN_AGE", timedelta(0))
-    with monkeypatch.context() as patched:
-        done = interrupt(patched, step, moment, kill)
+    for deletes in DELETIONS:
         if (step, deletes) == ("_unreferenced", "delete_thread"):
-            return
-        with pytest.raises(_Killed):
-            await getattr(scene, deletes)()
-        assert done
-    await scene.check()
-    await getattr(scene, deletes)()
-    await scene.check()
-    await scene.prune()
-    remaining = await listed(scene.saver(), scene.thread)
-    assert set(remaining) == (set() if deletes == "delete_thread" else {scene.last})
-    assert scene.count("task") == len(remaining)
-    if deletes == "delete_thread":
-        assert scene.count("piece") == 0
+            continue
+        scene = await new_scene()
+        with monkeypatch.context() as patched:
+            interrupt(patched, step, moment, kill)
+            with pytest.raises(_KilledError):
+                await getattr(scene, deletes)()
+        await scene.check()
+        await getattr(scene, deletes)()
+        await scene.prune()
+        remaining = await listed(scene.saver(), scene.thread)
+        assert set(remaining) == (set() if deletes == "delete_thread" else {scene.last})
+        assert scene.count("task") == len(remaining)
+        if deletes == "delete_thread":
+            assert scene.count("piece") == 0
 
 
 async def test_writer_with_old_knowledge_puts_after_a_killed_and_a_whole_deletion(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The number behind the last one that it knows of is a deleted checkpoint's, and not free."""
-
-    async def kill() -> None:
-        raise _Killed
-
     with monkeypatch.context() as patched:
         interrupt(patched, "_entomb", "after", kill)
-        with pytest.raises(_Killed):
+        with pytest.raises(_KilledError):
             await pruning.delete_for_runs(scene.collections, ["run-2"])
     await scene.prune()
     await scene.put_deleted_value()
     await scene.check()
 
 
-@pytest.mark.parametrize("deletes", ["prune", "delete_runs", "delete_thread"])
-@pytest.mark.parametrize("writes", ["put_deleted_value", "fork", "put_again"])
 async def test_deletion_between_a_writers_draft_and_its_insert(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, writes: str, deletes: str
+    new_scene: NewScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deletion, "ORPHAN_AGE", timedelta(0))
-    done = interrupt(monkeypatch, "_insert", "before", getattr(scene, deletes), CheckpointWriter)
-    await getattr(scene, writes)()
-    assert done
-    await scene.check()
+    for writes, deletes in product(WRITES, DELETIONS):
+        scene = await new_scene()
+        with monkeypatch.context() as patched:
+            done = interrupt(patched, "_insert", "before", getattr(scene, deletes), CheckpointWriter)
+            await getattr(scene, writes)()
+        assert done
+        await scene.check()
 
 
 async def test_deletion_between_two_batches_of_new_pieces(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pieces that a put under way has stored are not referred to by anything yet."""
-    from deerflow_mongo.mongodb.checkpoints import writer
-
     monkeypatch.setattr(deletion, "ORPHAN_AGE", timedelta(0))
     monkeypatch.setattr(writer, "MAX_COMMAND_BYTES", 4_000)
     done = interrupt(monkeypatch, "_upsert", "after", scene.prune, CheckpointWriter)
@@ -243,8 +255,7 @@ async def test_checkpoint_read_beside_a_deletion_is_no_proof_of_its_pieces(scene
     """A saver that reads a checkpoint of before the deletion claims the pieces again before it uses them."""
     await pruning.delete_for_runs(scene.collections, ["run-2"])
     reader = scene.saver()
-    config = {"configurable": {"thread_id": scene.thread, "checkpoint_ns": "", "checkpoint_id": scene.first}}
-    assert await reader.aget_tuple(config) is not None
+    assert scene.first in await read_each(reader, scene.thread, [scene.first])
     await scene.add(reader, [*SHARED, *DELETED, "third"], parent=scene.first)
     pieces = scene.documents.find({"_id.thread": scene.thread, "_id.piece": {"$exists": True}})
     newest = scene.documents.find_one({"_id.thread": scene.thread, "parent": scene.first, "seq": {"$gte": 5}})
@@ -286,7 +297,7 @@ async def test_deletion_that_cannot_see_its_record_deletes_no_piece(
 async def test_thread_that_was_deleted_begins_anew_though_all_records_have_expired(scene: Scene) -> None:
     await scene.delete_thread()
     scene.documents.delete_many({"_id.thread": scene.thread})  # as the server does after a day
-    await scene.put_deleted_value()
+    await scene.add(scene.saver(), [*SHARED, *DELETED])
     await scene.check()
     await scene.delete_thread()
     assert scene.count("piece") == 0
@@ -298,3 +309,27 @@ async def test_pieces_of_a_higher_generation_go_with_their_thread(scene: Scene) 
     )
     await scene.delete_thread()
     assert scene.count("piece") == 0
+
+
+async def test_put_while_leftover_pieces_of_a_deleted_thread_are_removed(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pieces of a put that died are of the deletion's generation; a second record is for them."""
+    original = Deletion.begin
+    begun: list[int] = []
+
+    async def begin(self: Deletion, at_least: int = 0) -> None:
+        if begun:
+            await scene.put_deleted_value()
+        await original(self, at_least)
+        if not begun:
+            orphan = {"thread": scene.thread, "piece": b"0" * 16}
+            fields = {"schema_version": 2, "data": b"x", "elements": 1, "stored_at": datetime.now(UTC)}
+            scene.documents.insert_one({"_id": orphan, "generation": self.number, **fields})
+        begun.append(self.number)
+
+    monkeypatch.setattr(Deletion, "begin", begin)
+    await scene.delete_thread()
+    assert len(begun) == 2
+    await scene.check()
+    assert len(await listed(scene.saver(), scene.thread)) == 1
