@@ -7,6 +7,7 @@ or the traceback. The stand-in and the web framework, if it is not installed, ar
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import inspect
 import json
@@ -244,6 +245,13 @@ async def runtime_is_built_on_our_stores(ground: Ground) -> None:
         assert await users.count_users() == 0
 
 
+async def garbage_collector_leaves_out_what_the_start_loaded(ground: Ground) -> None:
+    before = gc.get_freeze_count()
+    async with started(ground):
+        assert gc.get_freeze_count() > before + 10_000
+    assert gc.get_freeze_count() <= before
+
+
 async def manager_recovers_and_renews_on_our_stores(ground: Ground) -> None:
     async with started(ground) as app:
         manager = app.state.run_manager
@@ -469,6 +477,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     unknown_parameter_is_refused_by_name,
     runtime_with_another_signature_is_refused,
     runtime_is_built_on_our_stores,
+    garbage_collector_leaves_out_what_the_start_loaded,
     manager_recovers_and_renews_on_our_stores,
     other_settings_reach_the_runtime,
     keys_of_the_checkpoint_cache_begin_with_the_databases_prefix,
