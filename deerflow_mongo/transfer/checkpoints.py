@@ -180,6 +180,7 @@ class CheckpointCopy:
                 stored[key_of(found)] = await asyncio.to_thread(fingerprint_of_tuple, found)
             else:
                 stored[key_of(found)] = None
+            del found  # so that the next one is not read beside it
         return stored
 
 

@@ -65,10 +65,11 @@ class LanggraphMongodbSource:
             options.get(CHECKPOINTS_OPTION, "checkpoints"),
             options.get(WRITES_OPTION, "checkpoint_writes"),
         )
+        settings: dict[str, Any] = {"appname": "deerflow-mongo"}
+        if "timeoutms=" not in address.lower():
+            settings["serverSelectionTimeoutMS"] = SERVER_SELECTION_TIMEOUT_MS
         try:
-            self._client: MongoClient[dict[str, Any]] = MongoClient(
-                address, serverSelectionTimeoutMS=SERVER_SELECTION_TIMEOUT_MS, appname="deerflow-mongo"
-            )
+            self._client: MongoClient[dict[str, Any]] = MongoClient(address, **settings)
         except (PyMongoError, ValueError) as error:
             raise StorageConfigError(f"--from {self._place} is not a valid MongoDB URI: {error}") from None
         database = self._client.get_default_database(DEFAULT_DATABASE)
@@ -110,7 +111,10 @@ class LanggraphMongodbSource:
     def read(self, thread_id: str, key: Key) -> Record | None:
         place = {"thread_id": thread_id, "checkpoint_ns": key.namespace, "checkpoint_id": key.checkpoint_id}
         found = self._saver.get_tuple({"configurable": place})
-        return None if found is None else record_of(found, key, self._writes_of(place))
+        if found is None:
+            return None
+        found = found._replace(pending_writes=None)  # without their places, and possibly large
+        return record_of(found, key, self._writes_of(place))
 
     def _writes_of(self, place: dict[str, str]) -> list[Write]:
         rows = self._writes.find(place).sort([("task_id", 1), ("idx", 1)])

@@ -92,7 +92,10 @@ class SqliteSource:
     def read(self, thread_id: str, key: Key) -> Record | None:
         place = {"thread_id": thread_id, "checkpoint_ns": key.namespace, "checkpoint_id": key.checkpoint_id}
         found = self._saver.get_tuple({"configurable": place})
-        return None if found is None else record_of(found, key, self._writes(thread_id, key))
+        if found is None:
+            return None
+        found = found._replace(pending_writes=None)  # without their places, and possibly large
+        return record_of(found, key, self._writes(thread_id, key))
 
     def _writes(self, thread_id: str, key: Key) -> list[Write]:
         rows = self._connection.execute(
