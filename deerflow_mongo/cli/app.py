@@ -15,12 +15,14 @@ from .events import events
 
 ABOUT = (
     "MongoDB storage for DeerFlow: see it work on a real server, check a host's configuration, print the run "
-    "events of a thread, copy and prune checkpoints."
+    "events of a thread, copy, measure and prune checkpoints."
 )
 EXAMPLES = {
     "demo": ["", "--users 5 --verbose", "--data-dir demo-db"],
     "check": ["--config config.yaml", "--url mongodb://localhost:27017 --setup"],
     "events": ["THREAD --data-dir demo-db", "THREAD --config config.yaml --follow"],
+    "stats": ["--config config.yaml", "--url mongodb://localhost:27017 --limit 5"],
+    "prune": ["--config config.yaml --keep-last 20 --older-than 30d --dry-run"],
     "copy": [
         "--from sqlite:///checkpoints.db --config config.yaml",
         "--from '$CHECKPOINTS_URL' --url mongodb://localhost:27017 --dry-run",
@@ -41,7 +43,9 @@ def _group(**options: Any) -> typer.Typer:
 
 
 app = _group()
-checkpoints_app = _group(help="LangGraph's checkpoints: copy them from another saver.")
+checkpoints_app = _group(
+    help="LangGraph's checkpoints: what they take up, deleting old ones, copying those of another saver."
+)
 app.add_typer(checkpoints_app, name="checkpoints")
 
 
@@ -54,7 +58,7 @@ class _CommandWithExamples(TyperCommand):
 
 for _command in (demo, check, events):
     app.command(cls=_CommandWithExamples)(_command)
-for _command in (checkpoints.copy,):
+for _command in (checkpoints.stats, checkpoints.prune, checkpoints.copy):
     checkpoints_app.command(cls=_CommandWithExamples)(_command)
 
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 from urllib.parse import urlsplit
@@ -21,7 +24,19 @@ from rich.text import Text
 from ..contract.errors import StorageConfigError
 from ..contract.factory import create_storage
 from ..demo.text import counted, plain
+from ..mongodb.checkpoints.deletion import Collections
+from ..mongodb.checkpoints.pruning import Progress, Pruned, Rule
+from ..mongodb.checkpoints.pruning import prune as prune_checkpoints
+from ..mongodb.checkpoints.statistics import (
+    DEFAULT_LARGEST,
+    CheckpointStatistics,
+    ThreadStatistics,
+    statistics,
+    statistics_of_thread,
+)
 from ..mongodb.config import EMBEDDED, MongoConfig
+from ..mongodb.drivers.collection import Collection
+from ..mongodb.drivers.driver import READ_COMMITTED
 from ..mongodb.schema import CHECKPOINTS
 from ..mongodb.storage import MongoStorage
 from ..transfer.checkpoints import CheckpointCopy, CopiedThread, CopyOptions, Result
@@ -73,6 +88,190 @@ def _storage(file: Path | None, section: str, given: Mapping[str, Any]) -> Mongo
 
 def _mib(size_bytes: int) -> str:
     return f"{size_bytes / MIB:,.1f} MiB"
+
+
+def _data(storage: MongoStorage, **options: Any) -> Collection:
+    return storage.driver.collection(storage.config.collection_prefix + CHECKPOINTS, options)
+
+
+# -- stats -----------------------------------------------------------------------------------------
+
+
+def stats(
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", min=1, help="How many of the largest threads to list.")
+    ] = DEFAULT_LARGEST,
+    thread: Annotated[
+        list[str] | None,
+        typer.Option("--thread", metavar="THREAD", help="This thread instead; may be given several times."),
+    ] = None,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    section: SectionOption = DEFAULT_SECTION,
+    url: UrlOption = None,
+    data_dir: DataDirOption = None,
+    database: DatabaseOption = None,
+    driver: DriverOption = None,
+) -> None:
+    """Print what checkpoints take up: in all, and the largest threads.
+
+    A checkpoint refers to pieces, each of which is stored once per thread; writes are those of tasks, until
+    their checkpoint goes. Sizes are those of the documents before compression. The server reads all of them,
+    which may take minutes; nothing is changed.
+    """
+    with explained():
+        storage = _storage(config, section, options_given(url, data_dir, database, driver))
+        require_existing_data(storage, "checkpoints")
+        found = asyncio.run(stoppable(_statistics(storage, limit, thread or [])))
+        if as_json:
+            typer.echo(json_of(asdict(found), indent=2))
+        else:
+            for line in _lines_of_statistics(found):
+                typer.echo(line)
+
+
+async def _statistics(storage: MongoStorage, limit: int, thread_ids: Sequence[str]) -> CheckpointStatistics:
+    async with contextlib.aclosing(storage):
+        with status(console_for(stderr=True), "measuring"):
+            if not thread_ids:
+                return await statistics(_data(storage), largest=limit)
+            unique = dict.fromkeys(thread_ids)
+            rows = [await statistics_of_thread(_data(storage), thread_id) for thread_id in unique]
+    counts = [count.name for count in fields(ThreadStatistics) if count.name != "thread"]
+    total: dict[str, Any] = {name: sum(getattr(row, name) for row in rows) for name in counts}
+    rows.sort(key=lambda row: row.size_bytes, reverse=True)
+    return CheckpointStatistics(len(rows), ThreadStatistics(**total), rows)
+
+
+_COLUMNS = ("total MiB", "checkpoints", "MiB", "pieces", "MiB", "writes", "MiB", "thread")
+
+
+def _lines_of_statistics(found: CheckpointStatistics) -> Iterator[str]:
+    total = found.total
+    yield (
+        f"{counted(found.threads, 'thread')} with {counted(total.checkpoints, 'checkpoint')}: "
+        f"{_mib(total.size_bytes)} before compression"
+    )
+    if total.deleted:
+        size = _mib(total.deleted_bytes)
+        yield f"of it {counted(total.deleted, 'record')} of deletions, {size}, which expire after a day"
+    rows = [_COLUMNS, *(_cells(row) for row in (*found.largest, total))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS) - 1)]
+    for *numbers, thread in rows:
+        right = (f"{number:>{width}}" for number, width in zip(numbers, widths, strict=True))
+        yield f"{'  '.join(right)}  {thread}".rstrip()
+
+
+def _cells(row: ThreadStatistics) -> tuple[str, ...]:
+    sizes = (row.checkpoints_bytes, row.pieces_bytes, row.writes_bytes + row.parts_bytes)
+    counts = (row.checkpoints, row.pieces, row.writes)
+    cells = [f"{row.size_bytes / MIB:,.1f}"]
+    for count, size in zip(counts, sizes, strict=True):
+        cells += [f"{count:,}", f"{size / MIB:,.1f}"]
+    return (*cells, plain(row.thread) if row.thread else "(total)")
+
+
+# -- prune -----------------------------------------------------------------------------------------
+
+_UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+
+
+def _age(text: str) -> timedelta:
+    match = re.fullmatch(r"(\d{1,6})([mhdw])", text.strip())
+    if match is None:
+        raise typer.BadParameter("expected a number and a unit, such as 30d, 12h, 90m or 4w")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def prune(
+    keep_last: Annotated[
+        int | None,
+        typer.Option(
+            "--keep-last", metavar="N", min=1, help="Only those beyond the newest N of each namespace."
+        ),
+    ] = None,
+    older_than: Annotated[
+        timedelta | None,
+        typer.Option(
+            "--older-than",
+            parser=_age,
+            metavar="AGE",
+            help="Only those stored longer ago, such as 30d; units are m, h, d and w.",
+        ),
+    ] = None,
+    thread: Annotated[
+        list[str] | None,
+        typer.Option("--thread", metavar="THREAD", help="Only this thread; may be given several times."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Delete nothing; print what would be deleted.")
+    ] = False,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    section: SectionOption = DEFAULT_SECTION,
+    url: UrlOption = None,
+    data_dir: DataDirOption = None,
+    database: DatabaseOption = None,
+    driver: DriverOption = None,
+) -> None:
+    """Delete old checkpoints and what only they need, also while hosts use the database.
+
+    One of --keep-last and --older-than is needed; with both, a checkpoint must meet both to be deleted. Never
+    deleted are the newest checkpoint of a namespace, one with pending writes (an interrupt that waits for its
+    answer, a step that did not end), and those that a remaining one needs for a delta channel. A copied
+    checkpoint is as old as the copy.
+
+    With a checkpoint go the writes of its tasks, and the pieces of values that no other checkpoint refers to,
+    and what interrupted puts and deletions have left. The command may be interrupted and repeated.
+    """
+    with explained():
+        if keep_last is None and older_than is None:
+            raise StorageConfigError("name what may be deleted with --keep-last, --older-than or both")
+        storage = _storage(config, section, options_given(url, data_dir, database, driver))
+        require_existing_data(storage, "checkpoints")
+        rule = Rule(keep_last, older_than)
+        started = time.perf_counter()
+        pruned, threads = asyncio.run(stoppable(_prune(storage, thread or None, rule, dry_run=dry_run)))
+        seconds = time.perf_counter() - started
+        if as_json:
+            outcome = {"dry_run": dry_run, "seconds": round(seconds, 3), "threads": threads}
+            typer.echo(json_of({**outcome, "pruned": asdict(pruned)}, indent=2))
+        else:
+            typer.echo(_line_of_pruned(pruned, threads, seconds, dry_run=dry_run))
+
+
+async def _prune(
+    storage: MongoStorage, thread_ids: Sequence[str] | None, rule: Rule, *, dry_run: bool
+) -> tuple[Pruned, int]:
+    """What was deleted, and the number of threads that were looked at."""
+    console, threads = console_for(stderr=True), 0
+    collections = Collections(_data(storage), _data(storage, **READ_COMMITTED))
+    async with contextlib.aclosing(storage):
+        with counting_progress(console, "pruning", "threads") as report:
+
+            def show(progress: Progress) -> None:
+                nonlocal threads
+                threads = progress.threads
+                removed = progress.removed
+                details = f"{removed.checkpoints:,} checkpoints  {_mib(removed.size_bytes)}"
+                report(progress.threads_done, progress.threads, details)
+
+            pruned = await prune_checkpoints(collections, thread_ids, rule, dry_run=dry_run, on_progress=show)
+    return pruned, threads
+
+
+def _line_of_pruned(pruned: Pruned, threads: int, seconds: float, *, dry_run: bool) -> str:
+    removed = pruned.removed
+    what = (
+        f"{counted(removed.checkpoints, 'checkpoint')}, {counted(removed.writes, 'write')} and "
+        f"{counted(removed.pieces, 'piece')} ({_mib(removed.size_bytes)} before compression)"
+    )
+    done = (
+        f"would be deleted; nothing was changed, {seconds:,.1f} s"
+        if dry_run
+        else f"deleted in {seconds:,.1f} s"
+    )
+    return f"{counted(threads, 'thread')}, {len(pruned.threads):,} of them affected: {what} {done}."
 
 
 # -- copy ------------------------------------------------------------------------------------------
@@ -150,8 +349,7 @@ async def _copy(
             threads = await _threads_of(source, thread_ids)
             reader, target = await _savers(storage, dry_run=options.dry_run)
         started = time.perf_counter()
-        total = sum(thread.checkpoints for thread in threads)
-        with counting_progress(console, "copying", total, "checkpoints") as report:
+        with counting_progress(console, "copying", "checkpoints") as report:
             progress = _CopyProgress(threads, report)
             copier = CheckpointCopy(
                 source, target, options, reader=reader, on_checkpoint=progress.on_checkpoint
@@ -188,16 +386,17 @@ async def _savers(storage: MongoStorage, *, dry_run: bool) -> tuple[Any, Any]:
     """A saver that has nothing in its memory, to read with, and the one to write with."""
     from ..mongodb.checkpoints.saver import MongoCheckpointSaver
 
-    reader = MongoCheckpointSaver(storage.driver.collection(storage.config.collection_prefix + CHECKPOINTS))
+    reader = MongoCheckpointSaver(_data(storage))
     return reader, reader if dry_run else await storage.checkpointer()
 
 
 class _CopyProgress:
     """Counts what was written, and prints threads that failed as they fail."""
 
-    def __init__(self, threads: Sequence[SourceThread], report: Callable[[int, str], None]) -> None:
+    def __init__(self, threads: Sequence[SourceThread], report: Callable[[int, int, str], None]) -> None:
         self._report = report
-        self._total = len(threads)
+        self._all_threads = len(threads)
+        self._all_checkpoints = sum(thread.checkpoints for thread in threads)
         self._threads = self._checkpoints_of_finished = self._checkpoints = self._size_bytes = 0
 
     def on_checkpoint(self, size_bytes: int) -> None:
@@ -215,8 +414,9 @@ class _CopyProgress:
         return outcome
 
     def _show(self) -> None:
-        details = f"{self._threads:,}/{self._total:,} threads  {_mib(self._size_bytes)}"
-        self._report(self._checkpoints_of_finished + self._checkpoints, details)
+        details = f"{self._threads:,}/{self._all_threads:,} threads  {_mib(self._size_bytes)}"
+        done = self._checkpoints_of_finished + self._checkpoints
+        self._report(done, max(done, self._all_checkpoints), details)
 
 
 def _report_problem(outcome: CopiedThread) -> None:

@@ -87,12 +87,10 @@ def progress(console: Console, text: str, total: int, unit: str) -> Generator[Ca
 
 
 @contextlib.contextmanager
-def counting_progress(
-    console: Console, text: str, total: int, unit: str
-) -> Generator[Callable[[int, str], None]]:
-    """Show a progress bar on a terminal; call what is yielded with the number of units and with details."""
+def counting_progress(console: Console, text: str, unit: str) -> Generator[Callable[[int, int, str], None]]:
+    """Show a progress bar on a terminal; call what is yielded with units done, all units, and details."""
     if not console.is_terminal:
-        yield lambda completed, details: None
+        yield lambda completed, total, details: None
         return
     columns = (
         TextColumn(text),
@@ -101,8 +99,10 @@ def counting_progress(
         TextColumn(unit + "{task.fields[details]}"),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=total, details="")
-        yield lambda completed, details: bar.update(task, completed=completed, details=f"  {details}")
+        task = bar.add_task("", total=None, details="")
+        yield lambda completed, total, details: bar.update(
+            task, completed=completed, total=total, details=f"  {details}"
+        )
 
 
 async def stoppable(work: Coroutine[Any, Any, T]) -> T:
