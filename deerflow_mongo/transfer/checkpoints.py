@@ -258,9 +258,7 @@ class _ThreadCopy:
                 dict(record.metadata),
                 self._new_versions(record, fingerprint),
             )
-        config = _config(self.thread_id, namespace, checkpoint_id)
-        for call in write_calls(record.writes):
-            await target.aput_writes(config, call.writes, call.task_id, call.task_path)
+        await _put_writes(target, _config(self.thread_id, namespace, checkpoint_id), record.writes)
         return fingerprint.size_bytes
 
     def _new_versions(self, record: Record, fingerprint: Fingerprint) -> dict[str, Any]:
@@ -288,6 +286,22 @@ class _ThreadCopy:
             if difference is not None:
                 return f"checkpoint {key} differs: {difference}"
         return None
+
+
+async def _put_writes(target: Target, config: Any, writes: Sequence[Write]) -> None:
+    """Write the pending writes of a checkpoint: its tasks at once, the calls of one task in order."""
+    tasks: dict[str, list[WriteCall]] = {}
+    for call in write_calls(writes):
+        tasks.setdefault(call.task_id, []).append(call)
+
+    async def put(calls: Sequence[WriteCall]) -> None:
+        for call in calls:
+            await target.aput_writes(config, call.writes, call.task_id, call.task_path)
+
+    outcomes = await asyncio.gather(*map(put, tasks.values()), return_exceptions=True)
+    for outcome in outcomes:
+        if outcome is not None:
+            raise outcome
 
 
 def _config(thread_id: str, namespace: str | None = None, checkpoint_id: str | None = None) -> dict[str, Any]:
