@@ -172,7 +172,7 @@ def test_everything_that_requests_stored_is_in_mongodb(on_mongodb: Session, raw_
         (answer("a thread to cancel in")["thread_id"], True),
         (_first_thread(on_mongodb), False),
     ):
-        found = stored.checkpoint_data.find_one({"_id.thread": thread_id, "_id.record": {"$exists": False}})
+        found = stored.checkpoint_data.find_one({"_id.thread": thread_id, "expires_at": None})
         assert (found is not None) is is_stored
 
 
