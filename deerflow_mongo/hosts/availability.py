@@ -261,7 +261,7 @@ class _Answer:
     async def is_unavailable(self, status: int) -> bool:
         """Whether the storage is the reason of this status; asks it where no store has reported it.
 
-        The checkpointer is not ours and reports nothing.
+        The checkpoint saver is not watched and reports nothing.
         """
         if self._request.is_unavailable:
             return True
