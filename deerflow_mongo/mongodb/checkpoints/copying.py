@@ -178,7 +178,8 @@ class _Copy:
             if len(self._pieces) > _MAX_KNOWN:
                 self._pieces.clear()
             missing = await self._copy_pieces(keys - self._pieces)
-            if not missing:
+            # What the source has and the target lost went with a deletion there, which refuses the insert.
+            if not missing or await self._has_pieces(missing):
                 complete.append(document)
             elif await self._is_unchanged(document):
                 self.copied.damaged.append(document["_id"]["checkpoint"])
@@ -211,6 +212,17 @@ class _Copy:
             self._pieces |= stored
             missing.update(set(some) - stored)
         return missing
+
+    async def _has_pieces(self, keys: Iterable[bytes]) -> bool:
+        """Whether the source has all of them."""
+        for some in batches_of(keys, _PIECES):
+            query = queries.by_keys([documents.piece_key(self._source, key) for key in some])
+            found = await self._collection.find(
+                query, sort=(("_id", 1),), limit=len(some), projection=("_id",)
+            )
+            if len(found) < len(some):
+                return False
+        return True
 
     async def _is_unchanged(self, document: Document) -> bool:
         """Whether the source still has the checkpoint: else its pieces went with it."""

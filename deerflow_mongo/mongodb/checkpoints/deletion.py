@@ -117,6 +117,10 @@ class Deletion:
         self._candidates: set[bytes] = set()
 
     @property
+    def _has_record(self) -> bool:
+        return self.number != 0
+
+    @property
     def is_full(self) -> bool:
         """Whether `remove_pieces` should come before more checkpoints are removed."""
         return len(self._candidates) >= MAX_CANDIDATES
@@ -203,14 +207,7 @@ class Deletion:
 
         No references are read: a later checkpoint refers to pieces of the record's generation only.
         """
-        batches = self._data.stream(
-            queries.live_checkpoints(self._thread, self.number),
-            projection=("_id",),
-            batch_size=_SKELETONS,
-        )
-        async with aclosing(batches):
-            async for batch in batches:
-                await self.remove_checkpoints(batch)
+        await self._remove_all_checkpoints()
         if await self._exists(queries.live_checkpoints(self._thread, self.number)):
             logger.warning("thread %r has checkpoints of a newer release: all pieces stay", self._thread)
             return
@@ -222,6 +219,16 @@ class Deletion:
             await self.begin(min(highest + 1, self.number + _MAX_NUMBERS))
             if not await self._exists(queries.live_checkpoints(self._thread, self.number)):
                 await self._remove_all_pieces()
+
+    async def _remove_all_checkpoints(self) -> None:
+        batches = self._data.stream(
+            queries.live_checkpoints(self._thread, self.number),
+            projection=("_id",),
+            batch_size=_SKELETONS,
+        )
+        async with aclosing(batches):
+            async for batch in batches:
+                await self.remove_checkpoints(batch)
 
     async def _remove_all_pieces(self) -> None:
         async for keys in self._all_pieces():
@@ -278,7 +285,7 @@ class Deletion:
     async def _unreferenced(self, candidates: Iterable[bytes]) -> set[bytes]:
         """Those of these pieces that no checkpoint refers to."""
         candidates = set(candidates)
-        is_recorded = self.number == 0
+        is_recorded = not self._has_record
         seen: set[bytes] = set()
         # By one cursor with the record: what it shows is not older than that.
         batches = self._committed.stream(
@@ -401,14 +408,24 @@ class DryDeletion(Deletion):
 
     def __init__(self, collections: Collections, thread: str) -> None:
         super().__init__(collections, thread)
+        self.number = MAX_COUNT
         self._removed_places: set[tuple[str, str]] = set()
+
+    @property
+    def _has_record(self) -> bool:
+        return False
 
     @property
     def is_full(self) -> bool:
         return False
 
     async def begin(self, at_least: int = 0) -> None:
-        """Nothing is refused, and no reader waits for a record."""
+        """No writer is refused."""
+
+    async def remove_everything(self) -> None:
+        await self._remove_all_checkpoints()
+        await self._remove_orphaned_writes(self._began_at)
+        await self._remove_all_pieces()
 
     async def _entomb(self, keys: Sequence[Document]) -> None:
         self.removed.checkpoints += await self._count(queries.removable_checkpoints(keys, MAX_COUNT))

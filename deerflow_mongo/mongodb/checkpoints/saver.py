@@ -79,11 +79,11 @@ class MongoCheckpointSaver(SyncCalls):
         self._cache = cache
         self._knowledge = knowledge
         self._collections = Collections(collection, committed or collection)
-        self._retention = Retention(self._collections, retention)
+        self.retention = Retention(self._collections, retention)
 
     async def aclose(self) -> None:
         """Return once everything accepted is stored or has failed; the storage's `aclose` does this."""
-        await asyncio.gather(self._writer.close(), self._retention.close())
+        await asyncio.gather(self._writer.close(), self.retention.close())
 
     @property
     def _codec(self) -> ValueCodec:
@@ -225,7 +225,7 @@ class MongoCheckpointSaver(SyncCalls):
             delta=_delta_channels(checkpoint, all_metadata),
         )
         await self._writer.put(new, self._codec)
-        self._retention.note_put(thread)
+        self.retention.note_put(thread)
         return _config(thread, ns, new.checkpoint)
 
     async def aput_writes(
