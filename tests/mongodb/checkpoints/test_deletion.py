@@ -333,3 +333,25 @@ async def test_put_while_leftover_pieces_of_a_deleted_thread_are_removed(
     assert len(begun) == 2
     await scene.check()
     assert len(await listed(scene.saver(), scene.thread)) == 1
+
+
+async def test_saver_that_knows_the_last_deletion_claims_pieces_of_older_checkpoints(scene: Scene) -> None:
+    await pruning.delete_for_runs(scene.collections, ["run-2"])
+    saver = scene.saver()
+    await scene.add(saver, ["knows the deletion"], parent=scene.last)
+    await read_each(saver, scene.thread, [scene.first])
+    newest = await scene.add(saver, [*SHARED, *DELETED, "third"], parent=scene.first)
+    stored = scene.documents.find_one({"_id": {"thread": scene.thread, "ns": "", "checkpoint": newest}})
+    (channel,) = stored["channels"]
+    keys = [channel["pieces"][start : start + 16] for start in range(0, len(channel["pieces"]), 16)]
+    pieces = scene.documents.find({"_id": {"$in": [{"thread": scene.thread, "piece": key} for key in keys]}})
+    assert {piece["generation"] for piece in pieces} == {stored["generation"]}
+
+
+async def test_checkpoint_that_is_put_again_after_the_record_stays(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(monkeypatch, "begin", "after", scene.put_again)
+    await scene.prune()
+    assert scene.first in await listed(scene.saver(), scene.thread)
+    await scene.check()
