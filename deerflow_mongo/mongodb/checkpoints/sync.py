@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -226,8 +226,8 @@ class StandaloneSaver(SyncCalls):
             lambda: self._saver.aget_delta_channel_history(config=config, channels=channels)
         )
 
-    def get_next_version(self, current: str | None, channel: None) -> str:
-        return self._saver.get_next_version(current, channel)
+    def get_next_version(self, current: str | float | None, channel: None) -> Any:
+        return self._saver.get_next_version(cast("Any", current), channel)
 
     def with_allowlist(self, extra_allowlist: Collection[tuple[str, ...]]) -> StandaloneSaver:
         """A clone on the same storage, which is closed when nothing refers to either of them any more."""
