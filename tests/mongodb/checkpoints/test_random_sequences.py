@@ -113,6 +113,7 @@ class Sequences(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.model = SqliteModel(sqlite3.connect(":memory:", check_same_thread=False))
+        self.model.setup()  # the added methods need the tables
         self.prefix = uuid.uuid4().hex
         self.configs: list[Any] = []  # of all checkpoints that were ever put
         self.values: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}
