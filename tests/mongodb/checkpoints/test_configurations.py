@@ -16,6 +16,12 @@ from .rows import checkpoint_with, config_of, id_of, listed, metadata, put
 from .scenarios import answering
 
 
+@pytest.fixture
+def driver() -> str:
+    """Only one: arguments are read above the drivers."""
+    return "pymongo"
+
+
 def _nested(levels: int) -> Any:
     return functools.reduce(lambda inner, _: {"a": inner}, range(levels), 1)
 

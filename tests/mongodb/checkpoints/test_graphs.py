@@ -13,7 +13,11 @@ from .scenarios import SCENARIOS, Scenario
 memory: Any = pytest.importorskip("langgraph.checkpoint.memory")
 sqlite: Any = pytest.importorskip("langgraph.checkpoint.sqlite.aio")
 
-RUNNERS = [pytest.param(Runner, id="async"), pytest.param(SyncRunner, id="sync")]
+RUNNERS = [
+    pytest.param("pymongo", Runner, id="pymongo-async"),
+    pytest.param("pymongo", SyncRunner, id="pymongo-sync"),
+    pytest.param("motor", Runner, id="motor-async"),
+]
 
 
 # Here the in-memory saver stores other rows than SQLite's and PostgreSQL's savers, whose rows ours are.
@@ -32,7 +36,13 @@ async def _results(scenario: Scenario, runner: type[Runner], saver: Any) -> tupl
     return run.answers.collected, await run.rows()
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.fixture
+def driver(request: pytest.FixtureRequest) -> str:
+    """The synchronous runner on one driver only: the drivers serve the same asynchronous calls."""
+    return request.param
+
+
+@pytest.mark.parametrize(("driver", "runner"), RUNNERS, indirect=["driver"])
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 async def test_graph_answers_as_on_other_savers(scenario: Scenario, runner: type[Runner], saver: Any) -> None:
     async with sqlite.AsyncSqliteSaver.from_conn_string(":memory:") as sqlite_saver:

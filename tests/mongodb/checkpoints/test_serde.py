@@ -17,6 +17,12 @@ from .rows import checkpoint_with, config_of, listed, metadata, put, values_of
 CONVERSATION = [{"id": number, "text": f"secret {number} " * 50} for number in range(200)]
 
 
+@pytest.fixture
+def driver() -> str:
+    """Only one: values are serialised above the drivers."""
+    return "pymongo"
+
+
 class Reversing:
     """A cipher that is none."""
 

@@ -88,14 +88,12 @@ async def test_every_synchronous_method_works_from_another_thread(saver: Any, th
     await asyncio.to_thread(_call_all, saver, thread_id)
 
 
-@pytest.mark.parametrize("method", list(_calls(None, "")))
-async def test_synchronous_methods_refuse_the_thread_of_the_loop(
-    saver: Any, thread_id: str, method: str
-) -> None:
-    with pytest.raises(BlockingCallError, match=rf"await a{method}\(\)") as raised:
-        _calls(saver, thread_id)[method]()
-    assert isinstance(raised.value, StorageError)
-    assert isinstance(raised.value, asyncio.InvalidStateError)  # as LangGraph's asynchronous savers raise
+async def test_synchronous_methods_refuse_the_thread_of_the_loop(saver: Any, thread_id: str) -> None:
+    for method, call in _calls(saver, thread_id).items():
+        with pytest.raises(BlockingCallError, match=rf"await a{method}\(\)") as raised:
+            call()
+        assert isinstance(raised.value, StorageError)
+        assert isinstance(raised.value, asyncio.InvalidStateError)  # as LangGraph's asynchronous savers raise
 
 
 def test_synchronous_methods_report_that_the_loop_has_ended(new_storage: Callable[..., MongoStorage]) -> None:
