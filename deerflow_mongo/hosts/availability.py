@@ -17,7 +17,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeAlias
 
 from ..contract.errors import (
@@ -153,6 +153,8 @@ class _Request:
 
     failure: StorageError | None = None
     has_ended: bool = False
+    granted: set[tuple[str, str | None]] = field(default_factory=set[tuple[str, str | None]])
+    """The existing threads that a check has found a user may use."""
 
     @property
     def is_unavailable(self) -> bool:
@@ -165,6 +167,19 @@ _request: ContextVar[_Request | None] = ContextVar("deerflow_mongo_request", def
 def end_request_tracking() -> None:
     """What the current context does from now on, such as executing a run, is not part of a request."""
     _request.set(None)
+
+
+def grant_access(thread_id: str, user_id: str | None) -> None:
+    """A check has found that the user may use this existing thread; the current request asks once."""
+    request = _request.get()
+    if request is not None:
+        request.granted.add((thread_id, user_id))
+
+
+def is_access_granted(thread_id: str, user_id: str | None) -> bool:
+    """Whether an earlier check of the current request has found so; False where there is no request."""
+    request = _request.get()
+    return request is not None and not request.has_ended and (thread_id, user_id) in request.granted
 
 
 class HealthReportingStore(StoreProxy):

@@ -12,6 +12,8 @@ from uuid import UUID
 
 import pytest
 
+from deerflow_mongo.hosts.availability import AvailabilityMiddleware, StorageHealth
+
 from .gateway_process import needs_deerflow
 from .host_stores import (
     OURS,
@@ -214,6 +216,39 @@ async def test_owner_has_access_and_everybody_to_a_thread_without_owner(
 async def test_access_to_a_missing_thread_depends_on_require_existing(store: Any, thread_id: str) -> None:
     assert await store.check_access(thread_id, "alice") is True
     assert await store.check_access(thread_id, "alice", require_existing=True) is False
+
+
+async def test_request_reads_a_thread_once_to_grant_access_and_each_time_to_refuse_it(
+    ours: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway's route of a new run checks the thread's owner, and so does the run manager."""
+    await create(ours, user_id="alice")
+    reads: list[str] = []
+    get_thread_meta = ours._threads.get_thread_meta
+
+    async def counted(thread_id: str) -> Any:
+        reads.append(thread_id)
+        return await get_thread_meta(thread_id)
+
+    monkeypatch.setattr(ours._threads, "get_thread_meta", counted)
+    found: list[bool] = []
+
+    async def app(*_: Any) -> None:
+        found.extend([await ours.check_access("thread", name) for name in ("alice", "alice", "bob", "bob")])
+        found.extend([await ours.check_access("missing", "alice") for _ in range(2)])
+
+    middleware = AvailabilityMiddleware(app, health=StorageHealth())
+    for _ in range(2):
+        await middleware({"type": "http", "method": "POST", "path": "/"}, _ignore, _ignore)
+    assert found == [True, True, False, False, True, True] * 2
+    assert reads == ["thread", "thread", "thread", "missing", "missing"] * 2
+    reads.clear()
+    assert [await ours.check_access("thread", "alice") for _ in range(2)] == [True, True]
+    assert reads == ["thread", "thread"], "without a request, each check reads"
+
+
+async def _ignore(*_: Any) -> Any:
+    """In place of a request's `receive` and `send`."""
 
 
 # -- updates ---------------------------------------------------------------------------------------

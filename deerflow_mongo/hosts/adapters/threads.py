@@ -12,6 +12,7 @@ from ...contract.arguments import is_valid_id
 from ...contract.errors import ArgumentTypeError, ThreadExistsError
 from ...contract.protocols import RunStore, ThreadStore
 from ...contract.rows import ThreadMeta, ThreadMetaCreate
+from ..availability import grant_access, is_access_granted
 from ..deerflow import import_deerflow
 from ..encodable import encodable
 from .actors import AUTO, acting_user
@@ -167,13 +168,19 @@ class ThreadMetaStoreAdapter(_base.ThreadMetaStore):
         """Whether the thread is the user's or nobody's; a missing one is open unless `require_existing`.
 
         An actor that is bound without an id has the access of a stranger, whatever `user_id` is.
+        One request reads the thread once: a route that creates a run checks it, and the run manager again.
         """
         bound = current_actor()
         actor = bound if bound is not None and bound.user_id is None else BoundActor(str(user_id))
+        if not require_existing and is_access_granted(thread_id, actor.user_id):
+            return True
         thread = await self._threads.get_thread_meta(thread_id) if is_valid_id(thread_id) else None
         if thread is None:
             return not require_existing and await self._has_no_runs_of_others(thread_id, actor)
-        return actor.may_use(thread.user_id)
+        is_allowed = actor.may_use(thread.user_id)
+        if is_allowed:
+            grant_access(thread_id, actor.user_id)
+        return is_allowed
 
     async def _has_no_runs_of_others(self, thread_id: str, actor: BoundActor) -> bool:
         """DeerFlow deletes a thread's metadata and not its runs; its routes would show them to all users."""
