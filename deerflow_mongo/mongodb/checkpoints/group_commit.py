@@ -19,8 +19,9 @@ from ..drivers.errors import DuplicateKeyError
 MAX_COMMAND_DOCUMENTS: Final = 1_000
 MAX_COMMAND_BYTES: Final = 8 * 1024 * 1024
 
-MAX_COMMANDS: Final = 2
-"""Under way at a time: one waits for the journal while the server works on the other."""
+_STEPS_BEFORE_COMMAND: Final = 4
+"""Of the event loop. A graph puts the writes of a step and the next checkpoint in steps that follow each
+other, the latter once it knows that the checkpoint before it is stored: then both are in one command."""
 
 
 class _Call:
@@ -38,7 +39,7 @@ class GroupCommit:
     def __init__(self, insert_many: Callable[[list[Document]], Awaitable[None]]) -> None:
         self._insert_many = insert_many
         self._waiting: deque[_Call] = deque()
-        self._commands: set[asyncio.Task[None]] = set()
+        self._command: asyncio.Task[None] | None = None
         self._closed = False
 
     async def insert(self, documents: Sequence[Document], size_bytes: int) -> None:
@@ -56,19 +57,28 @@ class GroupCommit:
     async def close(self) -> None:
         """Accept nothing more, and return once everything accepted is stored or has failed."""
         self._closed = True
-        while self._commands:
-            await asyncio.wait(self._commands)
+        while self._command is not None:
+            await asyncio.wait({self._command})
 
     def _start(self) -> None:
-        if len(self._commands) < MAX_COMMANDS:
-            # It takes the calls that there are when it starts. A context of its own: a caller's time limit is
-            # not that of the others in the command.
-            task = asyncio.create_task(self._run(), context=contextvars.Context())
-            self._commands.add(task)
-            task.add_done_callback(self._commands.discard)
+        if self._command is None:
+            # A context of its own: a caller's time limit is not that of the others in the command.
+            self._command = asyncio.create_task(self._run(), context=contextvars.Context())
+            self._command.add_done_callback(self._ended)
+
+    def _ended(self, _: asyncio.Task[None]) -> None:
+        self._command = None
+        if any(not call.done.done() for call in self._waiting):
+            self._start()  # for a call that came after the task's last look
 
     async def _run(self) -> None:
-        while calls := self._next_calls():
+        """One command at a time, with all calls that there are when it starts."""
+        while True:
+            for _ in range(_STEPS_BEFORE_COMMAND):
+                await asyncio.sleep(0)
+            calls = self._next_calls()
+            if not calls:
+                return
             try:
                 await self._insert(calls)
             except BaseException as error:
