@@ -245,7 +245,6 @@ FAILURES: Table = {
 """On both databases."""
 
 FAILURES_ON_SQLITE: Table = {
-    _DROPPED: ("test_non_finite_number_round_trips_or_raises",),
     "no column for token counts by model": ("test_usage_sums_are_not_limited_to_32_bits",),
     "the messages of a completion are truncated to 2,000 characters": ("test_run_texts_round_trip",),
     "a search is one expression, of at most 1,000 levels on SQLite": (
@@ -266,10 +265,6 @@ FAILURES_BEFORE_SQLALCHEMY_2_1: Table = {
 """On SQLite; newer versions of SQLAlchemy convert the number to text, too."""
 
 FAILURES_ON_POSTGRESQL: Table = {
-    "feedback `upsert` reads, deletes and inserts": ("test_upserts_from_a_hundred_tasks_leave_one_vote",),
-    "run `delete` and `ensure_thread` read, check, then write": (
-        "test_a_hundred_concurrent_ensure_thread_calls_create_one_thread",
-    ),
     "the adapters do not translate the driver's errors": (
         "test_unreachable_server_raises_storage_unavailable_error",
     ),
@@ -299,7 +294,7 @@ _SOMETIMES = "passes or fails by chance; test_sql_baseline.py reproduces this ra
 _MANY_CASES = "hundreds of cases, up to half a minute, for a failure that other tests show as well"
 _LARGE = "rows of up to 16 MiB take up to half a minute"
 _TAKES_LONG = "takes up to a minute with four processes and fails like its single-process counterpart"
-_AS_ON_POSTGRESQL = "a hundred tasks wait for one file for seconds, and it fails as on PostgreSQL"
+_HUNDRED_TASKS = "a hundred tasks take up to a minute; test_sql_baseline.py reproduces this race with few"
 
 SKIPPED: Table = {
     _SOMETIMES: (
@@ -325,6 +320,10 @@ SKIPPED: Table = {
         "test_payloads_are_stored_up_to_the_stated_limit",
         "test_texts_are_stored_up_to_the_stated_limit",
     ),
+    _HUNDRED_TASKS: (
+        "test_upserts_from_a_hundred_tasks_leave_one_vote",
+        "test_a_hundred_concurrent_ensure_thread_calls_create_one_thread",
+    ),
     _TAKES_LONG: (
         "test_a_thousand_upserts_from_four_processes_leave_one_vote",
         "test_ten_thousand_token_records_from_four_processes_are_counted_exactly",
@@ -338,14 +337,8 @@ SKIPPED: Table = {
 }
 """On both databases."""
 
-SKIPPED_ON_SQLITE: Table = {
-    _SOMETIMES: ("test_two_storages_share_one_seq_per_thread",),
-    _AS_ON_POSTGRESQL: (
-        "test_upserts_from_a_hundred_tasks_leave_one_vote",
-        "test_a_hundred_concurrent_ensure_thread_calls_create_one_thread",
-    ),
-}
-"""The first passes on PostgreSQL because of the advisory lock."""
+SKIPPED_ON_SQLITE: Table = {_SOMETIMES: ("test_two_storages_share_one_seq_per_thread",)}
+"""It passes on PostgreSQL because of the advisory lock."""
 
 
 def by_test(*tables: Table) -> dict[str, str]:
