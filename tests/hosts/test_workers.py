@@ -1,4 +1,4 @@
-"""Two gateway workers on one database, and fifty users at once whose data can be told apart.
+"""Two gateway workers on one database, and twenty users at once whose data can be told apart.
 
 Every text and every thread's id that a user sends contains the user's mark, and every answer is recorded:
 nothing that belongs to one user may appear in an answer to another. After a write to one worker, the other
@@ -32,7 +32,7 @@ pytestmark = [needs_deerflow, SLOW]
 
 Raw = pymongo.MongoClient[dict[str, Any]]
 DATABASE = "test_workers"
-USERS = 50
+USERS = 20
 RUNS_EACH = 2
 
 _MARK = re.compile(r"mark[0-9a-f]{12}")
@@ -260,7 +260,7 @@ async def _probe_everything(user: User, other: User) -> None:
     await _taken_id(user, other)
 
 
-# -- fifty users ---------------------------------------------------------------------------------
+# -- twenty users ---------------------------------------------------------------------------------
 
 
 @dataclass
