@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, cast
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME, SCHEDULED
 
@@ -28,13 +28,15 @@ from .rows import config_of, metadata
 
 sqlite: Any = pytest.importorskip("langgraph.checkpoint.sqlite")
 
-MAX_SEQUENCES = 15
-MAX_CALLS = 25
+MAX_SEQUENCES = 16
+MAX_CALLS = 60
 
 TABLES = ("checkpoints", "writes")
 THREADS = ["a", "b"]
 NAMESPACES = ["", "sub", "sub|x:1"]
-RUNS = ["r1", "r2", "r3"]
+RUNS = [f"r{number}" for number in range(8)]
+CHANGES = ["append", "append", "append", "edit", "remove", "replace", "nothing", "note", "drop"]
+DELETIONS = ["delete_for_runs", "delete_for_runs", "keep_latest", "keep_latest", "delete", "delete_thread"]
 
 
 class SqliteModel(sqlite.SqliteSaver):
@@ -47,8 +49,11 @@ class SqliteModel(sqlite.SqliteSaver):
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         chosen = "thread_id = ?"
         if strategy == "keep_latest":
-            newest = "SELECT max(checkpoint_id) FROM checkpoints GROUP BY thread_id, checkpoint_ns"
-            chosen += f" AND checkpoint_id NOT IN ({newest})"
+            same = (
+                "other.thread_id = checkpoints.thread_id AND other.checkpoint_ns = checkpoints.checkpoint_ns"
+            )
+            newest = f"SELECT max(checkpoint_id) FROM checkpoints AS other WHERE {same}"  # noqa: S608
+            chosen += f" AND checkpoint_id < ({newest})"
         for thread_id in thread_ids:
             self._delete(chosen, thread_id)
 
@@ -140,15 +145,35 @@ class Sequences(RuleBasedStateMachine):
         assert difference(ours, theirs) is None, f"{method}: {difference(ours, theirs)}"
         return theirs
 
+    @initialize(seed=st.integers(0, 10**6))
+    def fill(self, seed: int) -> None:
+        source = random.Random(seed)  # noqa: S311 - reproducible calls
+        for _ in range(8):
+            self.put(
+                source.randrange(100),
+                source.choice(NAMESPACES[:2]),
+                source.choice(THREADS),
+                source.randrange(100),
+                source.choice(RUNS),
+                source.choice(CHANGES),
+                fork=source.random() < 0.2,
+            )
+
     @rule(
         place=st.integers(0, 10**6),
         ns=st.sampled_from(NAMESPACES),
         thread=st.sampled_from(THREADS),
         seed=st.integers(0, 10**6),
         run=st.sampled_from(RUNS),
-        change=st.sampled_from(["append", "append", "edit", "remove", "replace", "nothing", "note", "drop"]),
+        changes=st.lists(st.sampled_from(CHANGES), min_size=1, max_size=3),
         fork=st.booleans(),
     )
+    def put_some(
+        self, place: int, ns: str, thread: str, seed: int, run: str, changes: list[str], *, fork: bool
+    ) -> None:
+        for number, change in enumerate(changes):
+            self.put(place, ns, thread, seed + number, run, change, fork=fork and number == 0)
+
     def put(self, place: int, ns: str, thread: str, seed: int, run: str, change: str, *, fork: bool) -> None:
         """After the newest checkpoint, or after an earlier one."""
         source = random.Random(seed)  # noqa: S311 - reproducible values
@@ -257,17 +282,14 @@ class Sequences(RuleBasedStateMachine):
             config = self._chosen(place)
             self.both("get_delta_channel_history", config=config, channels=["x", "messages"])
 
-    @rule(runs=st.lists(st.sampled_from(RUNS), max_size=2, unique=True))
-    def delete_for_runs(self, runs: list[str]) -> None:
-        self.both("delete_for_runs", [self.prefix + run for run in runs])
-
-    @rule(thread=st.sampled_from(THREADS), strategy=st.sampled_from(["keep_latest", "keep_latest", "delete"]))
-    def prune(self, thread: str, strategy: str) -> None:
-        self.both("prune", [self.prefix + thread], strategy=strategy)
-
-    @rule(thread=st.sampled_from(THREADS))
-    def delete_thread(self, thread: str) -> None:
-        self.both("delete_thread", self.prefix + thread)
+    @rule(run=st.sampled_from(RUNS), thread=st.sampled_from(THREADS), kind=st.sampled_from(DELETIONS))
+    def delete(self, run: str, thread: str, kind: str) -> None:
+        if kind == "delete_for_runs":
+            self.both(kind, [self.prefix + run])
+        elif kind == "delete_thread":
+            self.both(kind, self.prefix + thread)
+        else:
+            self.both("prune", [self.prefix + thread], strategy=kind)
 
     @rule(thread=st.sampled_from(THREADS))
     def copy_thread(self, thread: str) -> None:
@@ -293,6 +315,7 @@ def test_random_sequences_leave_what_sqlite_would_have(mongodb_url: str, databas
                 stateful_step_count=MAX_CALLS,
                 deadline=None,
                 derandomize=True,
+                phases=[Phase.generate],  # shrinking a failure takes minutes; its calls are printed
                 database=None,
                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
             ),
