@@ -213,12 +213,16 @@ def targets(cases: Cases) -> str:
     return str(table)
 
 
+def _if_measured(table: Callable[[Cases], str]) -> Callable[[Cases], str]:
+    return lambda cases: table(cases) if cases.of(_PART) else "Not part of the published run."
+
+
 TABLES: Final[Mapping[str, Callable[[Cases], str]]] = {
-    "checkpoint-speeds": speeds,
-    "checkpoint-sizes": sizes,
-    "checkpoint-tools": beside_tools,
-    "checkpoint-memory": memory,
-    "checkpoint-targets": targets,
+    "checkpoint-speeds": _if_measured(speeds),
+    "checkpoint-sizes": _if_measured(sizes),
+    "checkpoint-tools": _if_measured(beside_tools),
+    "checkpoint-memory": _if_measured(memory),
+    "checkpoint-targets": _if_measured(targets),
 }
 """Name in a README -> the table."""
 

@@ -28,7 +28,6 @@ _README_TABLES: Mapping[str, Callable[[Cases], str]] = {
     "equal-terms": tables.equal_terms,
     "targets": targets.targets,
     "setup": lambda cases: tables.setup(cases.results),
-    "checkpoint-setup": lambda cases: tables.setup(cases.results),
     **checkpoints.TABLES,
 }
 """Name in a README's `<!-- table: NAME -->` -> what stands there."""

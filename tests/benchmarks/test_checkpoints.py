@@ -188,3 +188,9 @@ def test_growth_of_a_thread_is_drawn(tmp_path: Path) -> None:
     path = write_report(tmp_path / "results.json")
     assert "](charts/checkpoints.png)" in path.read_text()
     assert (path.parent / "charts" / "checkpoints.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tables_of_the_readme_name_a_published_run_without_checkpoints() -> None:
+    for name, table in checkpoints.TABLES.items():
+        assert table(Cases(Results())) == "Not part of the published run.", name
+        assert table(Cases(full_results())).startswith("| "), name
