@@ -28,7 +28,7 @@ from .rows import config_of, metadata
 
 sqlite: Any = pytest.importorskip("langgraph.checkpoint.sqlite")
 
-MAX_SEQUENCES = 16
+MAX_SEQUENCES = 8
 MAX_CALLS = 60
 
 TABLES = ("checkpoints", "writes")
@@ -36,6 +36,13 @@ THREADS = ["a", "b"]
 NAMESPACES = ["", "sub", "sub|x:1"]
 RUNS = [f"r{number}" for number in range(8)]
 CHANGES = ["append", "append", "append", "edit", "remove", "replace", "nothing", "note", "drop"]
+PATHS = {"t1": "", "t2": "~__pull, b", "t3": "~__pull, a"}
+WRITES = st.tuples(
+    st.sampled_from(sorted(PATHS)),
+    st.lists(st.sampled_from(["x", "y"]), max_size=2)
+    | st.lists(st.sampled_from([ERROR, INTERRUPT, RESUME]), min_size=1, max_size=3)
+    | st.lists(st.sampled_from(["x", "y", ERROR, INTERRUPT, RESUME, SCHEDULED]), max_size=4),
+)
 DELETIONS = ["delete_for_runs", "delete_for_runs", "keep_latest", "keep_latest", "delete", "delete_thread"]
 
 
@@ -219,20 +226,15 @@ class Sequences(RuleBasedStateMachine):
                 self.both("put", parent, checkpoint, metadata(step=9), {"again": version})
                 self.values[checkpoint["id"]] = {"again": [value]}, {"again": version}
 
-    @rule(
-        place=st.integers(0, 10**6),
-        task=st.sampled_from(["t1", "t2", "t3"]),
-        seed=st.integers(0, 10**6),
-        channels=st.lists(st.sampled_from(["x", "y", ERROR, INTERRUPT, RESUME, SCHEDULED]), max_size=4),
-    )
-    def put_writes(self, place: int, task: str, seed: int, channels: list[str]) -> None:
-        if self.configs:
-            config = self.configs[place % len(self.configs)]
-            if self.model.get_tuple(config) is not None:
-                source = random.Random(seed)  # noqa: S311 - reproducible values
-                writes = [(channel, _message(source)) for channel in channels]
-                path = {"t1": "", "t2": "~__pull, b", "t3": "~__pull, a"}[task]
-                self.both("put_writes", config, writes, task, path)
+    @rule(place=st.integers(0, 10**6), seed=st.integers(0, 10**6), calls=st.lists(WRITES, max_size=6))
+    def put_writes(self, place: int, seed: int, calls: list[tuple[str, list[str]]]) -> None:
+        if not self.configs or self.model.get_tuple(self._chosen(place)) is None:
+            return
+        source = random.Random(seed)  # noqa: S311 - reproducible values
+        for task, channels in calls:
+            writes = [(channel, _message(source)) for channel in channels]
+            self.both("put_writes", self._chosen(place), writes, task, PATHS[task])
+        self.both("get_tuple", self._chosen(place))
 
     @rule(
         thread=st.sampled_from([*THREADS, None]),
