@@ -331,7 +331,7 @@ def _checkpoints(cases: Cases) -> Drawn | None:
     turns = [case.dataset for case in of]
     if len(turns) < _MIN_GROWTH_POINTS or OURS not in backends:
         return None
-    figure, [axis] = _panels(_checkpoints_title(cases, of), [""], (7.5, 3.8), 1)
+    figure, [axis] = _panels(_checkpoints_title(cases, of), [""], (9.5, 3.8), 1)
     values: list[float] = []
     for name in reversed(backends):
         sizes = {
@@ -343,7 +343,7 @@ def _checkpoints(cases: Cases) -> Drawn | None:
         axis.plot(list(sizes), list(sizes.values()), linewidth=1.8, **_style(name).line)
     _log_scale(axis, "x", [float(number) for number in turns], 1.1, "{x:,.4g}")
     axis.set_xticks(turns, [f"{number:,}" for number in turns])
-    _log_scale(axis, "y", values, 1.5, "{x:,.4g} MB")
+    _log_scale(axis, "y", values, 1.5, "{x:,.0f} MB")
     axis.set_xlabel("turns of one thread, about 13 KiB each", fontsize=_FONT_PT)
     axis.set_ylabel("stored, before compression", fontsize=_FONT_PT)
     _legend(figure, cases, backends)
@@ -351,18 +351,14 @@ def _checkpoints(cases: Cases) -> Drawn | None:
 
 
 def _checkpoints_title(cases: Cases, of: Sequence[Case]) -> str:
-    first, last = of[0], of[-1]
-    grown = last.dataset / first.dataset
-    title = (
-        f"Bytes of a thread of {last.dataset:,} turns relative to {first.dataset:,}, a {grown:.0f}th of them"
-    )
-    found: dict[str, float] = {}
-    for name in cases.backends(of, (OURS, *SAVERS)):
-        ratio = cases.change(last, "stored_mb", name, dataset=first.dataset)
+    first, last = of[0].dataset, of[-1].dataset
+    found: list[str] = []
+    for name in cases.backends(of, (OURS, *SAVERS))[:2]:
+        ratio = cases.change(of[-1], "stored_mb", name, dataset=first)
         if ratio is not None:
-            found[cases.short(name)] = ratio.median
-    several = ", ".join(f"{ratio:,.0f} x for {name}" for name, ratio in list(found.items())[:2])
-    return f"{title}:\n{several}"
+            found.append(f"{ratio.median:,.0f} x as many bytes with {cases.short(name)}")
+    title = f"{last:,} turns of a thread instead of {first:,}, {last / first:.0f} x as many:"
+    return f"{title}\n{', '.join(found)}"
 
 
 _CHARTS: dict[str, Callable[[Cases], Drawn | None]] = {
