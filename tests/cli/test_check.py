@@ -235,8 +235,6 @@ def replica_set() -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-# PyMongo 4.15 does not close the connection of a failed TLS handshake.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("option", WRONG_OPTIONS)
 def test_advice_fits_the_cause(replica_set: str, option: str) -> None:
     url = f"mongodb://{replica_set}/d?{option}"
