@@ -225,6 +225,21 @@ def test_duplicate_key_error_pickles_and_copies() -> None:
         assert (str(same), same.stored, same.keys) == ("refused", 2, ("a", "b"))
 
 
+class _StubCursor:
+    """A cursor whose reads fail with one error."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    async def to_list(self, length: int | None) -> Any:
+        raise self._error
+
+    def __await__(self) -> Any:
+        return self.to_list(None).__await__()
+
+    async def close(self) -> None: ...
+
+
 class _StubDriver:
     """A driver whose every operation fails with one error."""
 
@@ -245,6 +260,9 @@ class _StubDriver:
 
     async def opened(self) -> Any:
         return self
+
+    def find(self, *args: Any, **options: Any) -> _StubCursor:
+        return _StubCursor(self.error)
 
     async def rows(self, cursor: Any) -> Any:
         return await cursor
@@ -270,6 +288,7 @@ async def _watch(driver: _StubDriver) -> None:
 _OPERATIONS: dict[str, tuple[str, Callable[[Collection], Awaitable[Any]]]] = {
     "find_one": ("find", lambda c: c.find_one({})),
     "find": ("find", lambda c: c.find({}, sort=[("_id", 1)], limit=1)),
+    "stream": ("find", lambda c: anext(c.stream({}))),
     "aggregate": ("aggregate", lambda c: c.aggregate([])),
     "insert_one": ("insert", lambda c: c.insert_one({})),
     "insert_many": ("insert", lambda c: c.insert_many([{}])),
@@ -277,10 +296,13 @@ _OPERATIONS: dict[str, tuple[str, Callable[[Collection], Awaitable[Any]]]] = {
     "update_many": ("update", lambda c: c.update_many({}, {})),
     "update_all": ("update", lambda c: c.update_all({}, {})),
     "upsert_one": ("update", lambda c: c.upsert_one({}, {})),
+    "upsert_many": ("update", lambda c: c.upsert_many([({}, {"$set": {}})])),
     "insert_if_absent": ("update", lambda c: c.insert_if_absent({}, {})),
     "find_one_and_update": ("findAndModify", lambda c: c.find_one_and_update({}, {})),
     "find_one_and_upsert": ("findAndModify", lambda c: c.find_one_and_upsert({}, {})),
     "delete_one": ("delete", lambda c: c.delete_one({})),
+    "delete_many": ("delete", lambda c: c.delete_many({})),
+    "delete_each": ("delete", lambda c: c.delete_each([{}])),
     "find_one_and_delete": ("findAndModify", lambda c: c.find_one_and_delete({}, sort=[("_id", 1)])),
 }
 
