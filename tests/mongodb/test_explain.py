@@ -14,7 +14,7 @@ from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStart
 
 from deerflow_mongo import MongoStorage, ThreadMetaCreate, create_storage
 from deerflow_mongo.mongodb import queries
-from deerflow_mongo.mongodb.schema import COLLECTIONS, Index
+from deerflow_mongo.mongodb.schema import CHECKPOINT_NUMBERS, CHECKPOINTS, COLLECTIONS, Index, schema_of
 
 from .plans import plan_of_read, winning_stages
 
@@ -99,9 +99,11 @@ class Explainer:
         await read
         return self._explain(self._log.command)
 
-    def explain_filter(self, collection: str, query: dict[str, Any]) -> tuple[str, int, int]:
-        """As `explain`, for what a write looks for."""
-        return self._explain({"find": collection, "filter": query})
+    def explain_filter(
+        self, collection: str, query: dict[str, Any], sort: dict[str, int] | None = None
+    ) -> tuple[str, int, int]:
+        """As `explain`, for what a write looks for, or a read that is not one of a store."""
+        return self._explain({"find": collection, "filter": query, **({"sort": sort} if sort else {})})
 
     def _explain(self, command: dict[str, Any]) -> tuple[str, int, int]:
         plan = self._raw.command({"explain": command, "verbosity": "executionStats"})
@@ -464,6 +466,30 @@ async def test_every_index_is_used_by_a_read_or_is_unique_or_expires(explainer: 
         storage.run_events.list_messages_by_run("t", "bob"),
     ]
     used = [(await explainer.explain(read))[0] for read in reads]
-    names = [index.name for schema in COLLECTIONS for index in schema.indexes if _is_for_reads(index)]
+    names = [
+        index.name
+        for schema in COLLECTIONS
+        if schema.name != CHECKPOINTS  # see the next test
+        for index in schema.indexes
+        if _is_for_reads(index)
+    ]
     of_pipelines = ["by_time", "by_user"]  # of runs: see test_questions.py
     assert sorted(used + of_pipelines) == sorted(names)
+
+
+async def test_every_index_of_checkpoints_is_used_by_a_read_or_is_unique_or_expires(
+    explainer: Explainer,
+) -> None:
+    by_id = {"_id.checkpoint": -1}
+    used = {
+        explainer.explain_filter(CHECKPOINTS, query, sort)[0]
+        for query, sort in (
+            (queries.checkpoints_over_namespaces("t", before="c"), by_id),
+            (queries.checkpoints_over_namespaces(None, before="c"), by_id),
+            (queries.checkpoints_of_runs(["r"]), None),
+        )
+    }
+    indexes = schema_of(CHECKPOINTS).indexes
+    assert used == {index.name for index in indexes if _is_for_reads(index)}
+    numbered = explainer.explain_filter(CHECKPOINTS, queries.numbered("t"), {"seq": -1})
+    assert numbered[0] == CHECKPOINT_NUMBERS.name
