@@ -43,6 +43,7 @@ from .options import (
     DEFAULT_SECTION,
     NOTHING_GIVEN,
     ConfigOption,
+    DatabaseOption,
     DataDirOption,
     DriverOption,
     SectionOption,
@@ -60,9 +61,7 @@ def check(
     section: SectionOption = DEFAULT_SECTION,
     url: UrlOption = None,
     data_dir: DataDirOption = None,
-    database: Annotated[
-        str | None, typer.Option("--database", help="The database; the default is the URI's, else deerflow.")
-    ] = None,
+    database: DatabaseOption = None,
     driver: DriverOption = None,
     timeout_ms: Annotated[
         int, typer.Option("--timeout-ms", min=1, help="How long to wait for the server.")

@@ -45,6 +45,7 @@ from .options import (
     DEFAULT_SECTION,
     NOTHING_GIVEN,
     ConfigOption,
+    DatabaseOption,
     DataDirOption,
     DriverOption,
     SectionOption,
@@ -67,8 +68,9 @@ from .terminal import (
 
 MIB = 1024 * 1024
 
-DatabaseOption: TypeAlias = Annotated[
-    str | None, typer.Option("--database", help="The database; the default is the URI's, else deerflow.")
+OnlyThreadsOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--thread", metavar="THREAD", help="Only this thread; may be given several times."),
 ]
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
@@ -199,10 +201,7 @@ def prune(
             help="Only those stored longer ago, such as 30d; units are m, h, d and w.",
         ),
     ] = None,
-    thread: Annotated[
-        list[str] | None,
-        typer.Option("--thread", metavar="THREAD", help="Only this thread; may be given several times."),
-    ] = None,
+    thread: OnlyThreadsOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Delete nothing; print what would be deleted.")
     ] = False,
@@ -288,10 +287,7 @@ def copy(
             "mongodb://... of deerflow-mongo; '$NAME' for the value of an environment variable.",
         ),
     ],
-    thread: Annotated[
-        list[str] | None,
-        typer.Option("--thread", metavar="THREAD", help="Only this thread; may be given several times."),
-    ] = None,
+    thread: OnlyThreadsOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace threads of the target that differ from the source.")
     ] = False,

@@ -31,6 +31,9 @@ UrlOption: TypeAlias = Annotated[
         "a private server.",
     ),
 ]
+DatabaseOption: TypeAlias = Annotated[
+    str | None, typer.Option("--database", help="The database; the default is the URI's, else deerflow.")
+]
 DataDirOption: TypeAlias = Annotated[
     Path | None,
     typer.Option(

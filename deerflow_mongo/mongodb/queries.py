@@ -22,6 +22,7 @@ from .documents.runs import REGENERATED_RUN_PATH, REPLAY_KIND_PATH
 from .documents.stored_times import ORDER
 from .documents.users import EMAIL_KEY, email_key
 from .documents.versions import DATABASE_VERSION_ID, RETENTION_MARK, SCHEMA_VERSION
+from .schema import IS_CHECKPOINT, IS_NUMBERED
 
 Query: TypeAlias = dict[str, Any]
 
@@ -439,10 +440,6 @@ def database_version_without_retention() -> Query:
 
 # -- checkpoints -----------------------------------------------------------------------------------
 
-_IS_CHECKPOINT: Query = {checkpoints.METADATA: {"$exists": True}}
-"""As the partial indexes have it (`schema.py`)."""
-
-_IS_NUMBERED: Query = {checkpoints.SEQ: {"$exists": True}}
 _NO_PARTS: Query = {"_id.part": {"$exists": False}, checkpoints.EXPIRES_AT: {"$exists": False}}
 _HIGHEST = MaxKey()
 
@@ -484,7 +481,7 @@ def checkpoints_over_namespaces(
 
     `up_to` and `without` read on: at most this id, and none of the documents with these keys.
     """
-    query: Query = dict(_IS_CHECKPOINT)
+    query: Query = dict(IS_CHECKPOINT)
     if thread is not None:
         query["_id.thread"] = thread
     if ns is not None:
@@ -527,7 +524,7 @@ def numbered_after(thread: str, seq: int) -> Query:
 
 
 def numbered(thread: str) -> Query:
-    return {"_id.thread": thread, **_IS_NUMBERED}
+    return {"_id.thread": thread, **IS_NUMBERED}
 
 
 # -- copies of checkpoints -------------------------------------------------------------------------
@@ -536,7 +533,7 @@ def numbered(thread: str) -> Query:
 def checkpoints_by_thread() -> list[Query]:
     """The pipeline that counts the checkpoints of each thread; reads no piece."""
     return [
-        {"$match": {**_IS_CHECKPOINT, "_id.checkpoint": {"$gte": ""}}},
+        {"$match": {**IS_CHECKPOINT, "_id.checkpoint": {"$gte": ""}}},
         {"$group": {"_id": "$_id.thread", "checkpoints": {"$sum": 1}}},
         {"$sort": {"_id": 1}},
     ]
@@ -560,7 +557,7 @@ def places_of_writes(key: Query) -> list[Query]:
 
 def live_checkpoints(thread: str, before_number: int | None = None) -> Query:
     """The checkpoints of a thread, or those that were stored before this deletion record."""
-    query: Query = {"_id.thread": thread, **_IS_CHECKPOINT}
+    query: Query = {"_id.thread": thread, **IS_CHECKPOINT}
     if before_number is not None:
         query[checkpoints.SEQ] = {"$not": {"$gte": before_number}}
     return query
@@ -568,19 +565,19 @@ def live_checkpoints(thread: str, before_number: int | None = None) -> Query:
 
 def live(query: Query) -> Query:
     """Those of these documents that are checkpoints."""
-    return {**query, **_IS_CHECKPOINT}
+    return {**query, **IS_CHECKPOINT}
 
 
 def checkpoints_of_runs(run_ids: Sequence[str], thread: str | None = None) -> Query:
     """The checkpoints of these runs, in a thread or in all."""
-    query: Query = {**_IS_CHECKPOINT, checkpoints.RUN_ID: {"$in": list(run_ids), "$gte": ""}}
+    query: Query = {**IS_CHECKPOINT, checkpoints.RUN_ID: {"$in": list(run_ids), "$gte": ""}}
     return query if thread is None else {"_id.thread": thread, **query}
 
 
 def removable_checkpoints(keys: Sequence[Query], number: int) -> Query:
     """Those of these checkpoints that were not stored again after the deletion record of this number."""
     # `$not` excludes a document with any such number.
-    return changeable({**by_keys(keys), **_IS_CHECKPOINT, checkpoints.SEQ: {"$not": {"$gte": number}}})
+    return changeable({**by_keys(keys), **IS_CHECKPOINT, checkpoints.SEQ: {"$not": {"$gte": number}}})
 
 
 def tombstones(query: Query) -> Query:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 from zlib import crc32
 
-from ..documents.encoding import UnreadableError
+from ..documents.encoding import Document, UnreadableError
 
 KEY_BYTES: Final = 16
 
@@ -196,3 +196,11 @@ def split_keys(data: object) -> list[bytes]:
     if not isinstance(data, bytes) or not data or len(data) % KEY_BYTES:
         raise UnreadableError
     return [data[start : start + KEY_BYTES] for start in range(0, len(data), KEY_BYTES)]
+
+
+def referenced_keys(stored: Document) -> tuple[list[bytes], list[bytes]]:
+    """The keys of nodes and of leaves that stand in a stored value. Raises `UnreadableError`."""
+    return (
+        split_keys(stored["nodes"]) if "nodes" in stored else [],
+        split_keys(stored["pieces"]) if "pieces" in stored else [],
+    )

@@ -30,13 +30,12 @@ from ...contract.errors import CorruptDocumentError, StorageUnavailableError
 from ...contract.rows import MAX_COUNT
 from .. import queries
 from ..documents import checkpoint_deletions as documents
-from ..documents.checkpoint_deletions import EXPIRES_AT, GENERATION, SEQ
-from ..documents.checkpoints import DELTA, stored_values
+from ..documents.checkpoints import DELTA, EXPIRES_AT, GENERATION, SEQ, stored_values
 from ..documents.encoding import Document, UnreadableError
 from ..documents.versions import is_newer
 from ..drivers.collection import Collection
 from ..drivers.errors import DuplicateKeyError
-from .cutting import split_keys
+from .cutting import referenced_keys, split_keys
 
 logger = logging.getLogger(__name__)
 
@@ -483,10 +482,9 @@ def references_of(skeleton: Document) -> tuple[list[bytes], list[bytes]]:
     nodes: list[bytes] = []
     leaves: list[bytes] = []
     for value in stored_values(skeleton):
-        if "nodes" in value:
-            nodes += split_keys(value["nodes"])
-        if "pieces" in value:
-            leaves += split_keys(value["pieces"])
+        own_nodes, own_leaves = referenced_keys(value)
+        nodes += own_nodes
+        leaves += own_leaves
     return nodes, leaves
 
 

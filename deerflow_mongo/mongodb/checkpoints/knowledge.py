@@ -129,10 +129,6 @@ class Knowledge:
         if known is not None:
             known.is_outdated = True
 
-    def forget_all(self) -> None:
-        for known in self._threads.values():
-            known.is_outdated = True
-
     def _make_room(self) -> None:
         total = 0
         for known in self._threads.values():

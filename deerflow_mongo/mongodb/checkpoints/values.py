@@ -21,6 +21,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from ...contract.errors import CorruptDocumentError
 from ..documents.encoding import WHOLE, Document, UnreadableError
+from ..schema import CHECKPOINTS
 from .cutting import (
     AVERAGE_BYTES,
     Buffer,
@@ -34,7 +35,6 @@ from .cutting import (
 )
 
 MAX_INLINE_BYTES: Final = 8 * 1024
-COLLECTION: Final = "checkpoint_data"
 
 _MSGPACK: Final = "msgpack"
 _LIST, _DICT, _DELTA, _WHOLE_VALUE = "list", "dict", "delta", "blob"
@@ -72,7 +72,7 @@ class Before(NamedTuple):
 class ValueCodec:
     """Encodes and decodes values with one serde."""
 
-    def __init__(self, serde: SerializerProtocol, collection: str = COLLECTION) -> None:
+    def __init__(self, serde: SerializerProtocol, collection: str = CHECKPOINTS) -> None:
         """`collection` is what a `CorruptDocumentError` names."""
         self.serde = serde
         self.collection = collection
@@ -460,20 +460,6 @@ class ValueDecoder:
 
 def _is_count(value: object) -> TypeGuard[int]:
     return type(value) in WHOLE and cast("int", value) >= 0
-
-
-def referenced_keys(stored: Document) -> tuple[list[bytes], list[bytes]]:
-    """The keys of nodes and of leaves that stand in a stored value. Raises `UnreadableError`."""
-    nodes, leaves = stored.get("nodes"), stored.get("pieces")
-    return (
-        [] if nodes is None else split_keys(nodes),
-        [] if leaves is None else split_keys(leaves),
-    )
-
-
-def node_children(data: bytes) -> list[bytes]:
-    """The keys of the leaves that a node refers to. Raises `UnreadableError`."""
-    return split_keys(data)
 
 
 # -- the headers of msgpack --------------------------------------------------------------------------

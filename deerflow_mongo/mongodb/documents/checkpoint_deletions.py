@@ -11,17 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, Final, cast
+from typing import Final
 
-from bson import Binary, Int64
+from bson import Int64
 
+from .checkpoints import EXPIRES_AT, GENERATION, SEQ, numbers_of, piece_key
 from .encoding import Document
 from .stored_times import NOW
 from .versions import SCHEMA_VERSION
-
-SEQ: Final = "seq"
-GENERATION: Final = "generation"
-EXPIRES_AT: Final = "expires_at"
 
 LIFETIME: Final = timedelta(days=1)
 """Of records and tombstones: far above the time that a writer relies on its knowledge of a thread."""
@@ -62,8 +59,7 @@ def tombstone_pipeline(generation: int) -> list[Document]:
 
 def highest_number(document: Document | None) -> int:
     """The last number that a checkpoint, a tombstone or a record occupies; 0 without a document."""
-    seq: Any = 0 if document is None else document[SEQ]
-    return max(map(int, cast("list[int]", seq))) if isinstance(seq, list) else int(seq)
+    return 0 if document is None else numbers_of(document)[-1]
 
 
 def piece_of(document: Document) -> bytes:
@@ -72,4 +68,4 @@ def piece_of(document: Document) -> bytes:
 
 
 def piece_keys(thread: str, pieces: Sequence[bytes]) -> list[Document]:
-    return [{"thread": thread, "piece": Binary(piece)} for piece in pieces]
+    return [piece_key(thread, piece) for piece in pieces]

@@ -36,12 +36,10 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer  # noqa: E4
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer  # noqa: E402
 
 from deerflow_mongo.mongodb.checkpoints import cutting, values  # noqa: E402
-from deerflow_mongo.mongodb.checkpoints.cutting import Piece  # noqa: E402
+from deerflow_mongo.mongodb.checkpoints.cutting import Piece, referenced_keys, split_keys  # noqa: E402
 from deerflow_mongo.mongodb.checkpoints.values import (  # noqa: E402
     MAX_INLINE_BYTES,
     ValueCodec,
-    node_children,
-    referenced_keys,
 )
 
 Delta: Any = getattr(serde_types, "_DeltaSnapshot", None)
@@ -76,7 +74,7 @@ def decode(document: Stored, pieces: Pieces, codec: ValueCodec | None = None) ->
 def leaves_of(document: Stored, pieces: Pieces) -> list[Piece]:
     nodes, leaves = referenced_keys(document)
     return [
-        pieces[key] for key in [*(key for node in nodes for key in node_children(pieces[node].data)), *leaves]
+        pieces[key] for key in [*(key for node in nodes for key in split_keys(pieces[node].data)), *leaves]
     ]
 
 
@@ -590,9 +588,7 @@ def test_sweep_refuses_references_that_it_cannot_read(damaged: Stored) -> None:
 def test_sweep_finds_every_key() -> None:
     document, pieces = encode(chat(2000))
     nodes, leaves = referenced_keys(document)
-    assert {*nodes, *leaves, *(key for node in nodes for key in node_children(pieces[node].data))} == set(
-        pieces
-    )
+    assert {*nodes, *leaves, *(key for node in nodes for key in split_keys(pieces[node].data))} == set(pieces)
     assert referenced_keys({"type": "null", "data": b""}) == ([], [])
 
 
