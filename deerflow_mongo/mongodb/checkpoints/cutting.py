@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 from zlib import crc32
 
 from ..documents.encoding import Document, UnreadableError
@@ -45,6 +45,14 @@ class Piece:
 
     key: bytes
     data: bytes
+    elements: int
+
+
+class CutPiece(NamedTuple):
+    """A piece without its data, which has `size` bytes."""
+
+    key: bytes
+    size: int
     elements: int
 
 
@@ -100,11 +108,12 @@ class Cutter:
         self._open_size = 0
         self._set_limits()
 
-    def resume(self, pieces: Sequence[Piece]) -> None:
+    def resume(self, pieces: Sequence[CutPiece]) -> None:
         """Begin with pieces that another cutter has closed, before `finish`, for the same elements."""
-        self.keys.extend(piece.key for piece in pieces)
-        self.size += sum(len(piece.data) for piece in pieces)
-        self.elements += sum(piece.elements for piece in pieces)
+        for key, size, elements in pieces:
+            self.keys.append(key)
+            self.size += size
+            self.elements += elements
         self._set_limits()
 
     def add(self, data: Buffer, elements: int = 1) -> Sequence[Piece]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -35,14 +35,10 @@ _MAX_CHECKPOINTS = 8
 
 
 class KnownCheckpoint(NamedTuple):
-    """The stored values of a checkpoint's channels, and the versions that they have.
-
-    `stable_keys` are those pieces of a value that a longer one with the same beginning has as well.
-    """
+    """The stored values of a checkpoint's channels, and the versions that they have."""
 
     versions: Mapping[str, object]
     channels: Mapping[str, Document]
-    stable_keys: Mapping[str, Sequence[bytes]]
 
 
 class ThreadKnowledge:

@@ -1,6 +1,6 @@
 """Reads checkpoints with their pending writes by one command, and the pieces of their values by another.
 
-Pieces never change under their key, so those of the piece cache are not read again. A checkpoint that is
+Pieces never change under their key, so those of the cache are not read again. A checkpoint that is
 deleted while it is read counts as deleted; one whose pieces are missing is damaged, and raises
 `CorruptDocumentError`.
 """
@@ -24,8 +24,9 @@ from ..documents.versions import is_newer
 from ..drivers.collection import Collection
 from ..drivers.threads import in_thread
 from ..schema import CHECKPOINTS, schema_of
+from .cached_piece import CachedPiece
 from .knowledge import Knowledge, KnownCheckpoint
-from .piece_cache import PieceCache
+from .thread_cache import PieceCache
 from .values import ValueCodec, ValueDecoder
 
 logger = logging.getLogger(__name__)
@@ -54,8 +55,8 @@ class Found(NamedTuple):
     writes: list[Document]
 
 
-Pieces: TypeAlias = dict[bytes, tuple[bytes, int]]
-"""Data and number of elements of the pieces that were read, by key."""
+Pieces: TypeAlias = dict[bytes, CachedPiece]
+"""The pieces that were read, by key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +72,13 @@ class ReadWrite:
 class ReadCheckpoint:
     """A checkpoint, the values of its channels, and its pending writes in LangGraph's order.
 
-    `body` is LangGraph's checkpoint without `channel_values`; `stable_keys` are as in `KnownCheckpoint`.
+    `body` is LangGraph's checkpoint without `channel_values`.
     """
 
     row: CheckpointRow
     metadata: dict[str, Any]
     body: dict[str, Any]
     values: dict[str, Any]
-    stable_keys: Mapping[str, Sequence[bytes]]
     writes: Sequence[ReadWrite]
 
     @property
@@ -126,7 +126,7 @@ class CheckpointReader:
                     raise self._missing(row, error.place) from None
                 damaged = state
             else:
-                known = KnownCheckpoint(read.versions, row.channels, read.stable_keys)
+                known = KnownCheckpoint(read.versions, row.channels)
                 self._knowledge.of(thread).add_read((ns, row.checkpoint), known, keys, row.generation, as_of)
                 return read
 
@@ -181,7 +181,7 @@ class CheckpointReader:
             if name in row.channels
         }
         try:
-            return await self._values(row, decoders, {})
+            return await self._values(row, decoders, codec, {})
         except _MissingPieceError as error:
             raise self._missing(row, _channel(error.place)) from None
 
@@ -278,7 +278,7 @@ class CheckpointReader:
         try:
             row = self._row(found.checkpoint)
             decoder = codec.decoder(row.metadata, f"{_place(row)}, metadata")
-            return (await self._values(row, {"metadata": (row.metadata, decoder)}, {}))["metadata"]
+            return (await self._values(row, {"metadata": (row.metadata, decoder)}, codec, {}))["metadata"]
         except (_MissingPieceError, CorruptDocumentError):
             return None
 
@@ -299,7 +299,7 @@ class CheckpointReader:
         decoders = {
             place: (value, codec.decoder(value, f"{_place(row)}, {place}")) for place, value in stored.items()
         }
-        values = await self._values(row, decoders, pieces)
+        values = await self._values(row, decoders, codec, pieces)
         body, metadata = values["body"], values["metadata"]
         if not isinstance(body, dict) or not isinstance(metadata, dict):
             raise CorruptDocumentError(self._collection.name, _place(row), "body", "is no checkpoint")
@@ -308,25 +308,26 @@ class CheckpointReader:
             metadata=cast("dict[str, Any]", metadata),
             body=cast("dict[str, Any]", body),
             values={name: values[_channel(name)] for name in row.channels},
-            stable_keys={name: decoders[_channel(name)][1].stable_keys for name in row.channels},
             writes=await self._writes(writes, codec),
         )
         return read, {
             key for _, decoder in decoders.values() for key in (*decoder.node_keys, *decoder.leaf_keys)
         }
 
-    async def _values(self, row: CheckpointRow, decoders: _Decoders, pieces: Pieces) -> dict[str, Any]:
+    async def _values(
+        self, row: CheckpointRow, decoders: _Decoders, codec: ValueCodec, pieces: Pieces
+    ) -> dict[str, Any]:
         nodes = [key for _, decoder in decoders.values() for key in decoder.node_keys]
-        await self._load(row.thread, nodes, pieces)
+        await self._load(row.thread, nodes, pieces, codec)
         for place, (_, decoder) in decoders.items():
             if decoder.node_keys:
                 found = _of(pieces, decoder.node_keys, place)
-                decoder.feed_nodes([data for data, _ in found])
+                decoder.feed_nodes([piece.data for piece in found])
         sizes = {place: _size_of(value) for place, (value, _) in decoders.items()}
         is_small = sum(sizes.values()) <= _PIECES_BYTES
         if is_small:
             leaves = [key for _, decoder in decoders.values() for key in decoder.leaf_keys]
-            await self._load(row.thread, leaves, pieces)
+            await self._load(row.thread, leaves, pieces, codec)
         values: dict[str, Any] = {}
         for place, (_, decoder) in decoders.items():
             size_bytes, leaves = sizes[place], decoder.leaf_keys
@@ -334,34 +335,39 @@ class CheckpointReader:
             for start in range(0, len(leaves), step):
                 some = leaves[start : start + step]
                 # Of a large value only a part is in memory beside it.
-                loaded = pieces if is_small else await self._load(row.thread, some, {})
+                loaded = pieces if is_small else await self._load(row.thread, some, {}, codec)
                 fed = _of(loaded, some, place)
                 if size_bytes < _LARGE_BYTES:
                     _feed(decoder, fed)
                 else:
                     await in_thread(partial(_feed, decoder, fed))
             values[place] = decoder.value()
+            for key, copy in decoder.copies:
+                self._keep(row.thread, key, copy, pieces)
         return values
 
-    async def _load(self, thread: str, keys: Sequence[bytes], pieces: Pieces) -> Pieces:
+    async def _load(self, thread: str, keys: Sequence[bytes], pieces: Pieces, codec: ValueCodec) -> Pieces:
         """Add those of these pieces that exist; from the cache, and the others by one command."""
         missing: list[bytes] = []
         for key in keys:
             if key not in pieces:
                 cached = self._cache.get(thread, key)
-                if cached is None:
+                if cached is None or not cached.is_for(codec):
                     missing.append(key)
                 else:
                     pieces[key] = cached
         if missing:
             query = queries.by_keys([documents.piece_key(thread, key) for key in dict.fromkeys(missing)])
-            found = documents.piece_data(
-                await self._collection.find(query, sort=_ID_RISING, limit=len(missing))
+            found = await self._collection.find(
+                query, sort=_ID_RISING, limit=len(missing), projection=documents.PIECE_FIELDS
             )
-            for key, (data, elements) in found.items():
-                self._cache.put(thread, key, data, elements)
-            pieces.update(found)
+            for key, (data, elements) in documents.piece_data(found).items():
+                self._keep(thread, key, CachedPiece(data, elements, _length(data)), pieces)
         return pieces
+
+    def _keep(self, thread: str, key: bytes, piece: CachedPiece, pieces: Pieces) -> None:
+        pieces[key] = piece
+        self._cache.put(thread, key, piece, _length(piece.data))
 
     # Writes.
 
@@ -472,16 +478,20 @@ def _place(row: CheckpointRow | TaskWrites) -> str:
     return f"thread {row.thread!r}, namespace {row.ns!r}, checkpoint {row.checkpoint!r}"
 
 
-def _of(pieces: Pieces, keys: Iterable[bytes], place: str) -> list[tuple[bytes, int]]:
+def _of(pieces: Pieces, keys: Iterable[bytes], place: str) -> list[CachedPiece]:
     try:
         return [pieces[key] for key in keys]
     except KeyError:
         raise _MissingPieceError(place) from None
 
 
-def _feed(decoder: ValueDecoder, pieces: Iterable[tuple[bytes, int]]) -> None:
-    for data, elements in pieces:
-        decoder.feed(data, elements)
+def _feed(decoder: ValueDecoder, pieces: Iterable[CachedPiece]) -> None:
+    for piece in pieces:
+        decoder.feed(piece)
+
+
+def _length(data: object) -> int:
+    return len(data) if isinstance(data, bytes) else 0
 
 
 def _channel(name: str) -> str:

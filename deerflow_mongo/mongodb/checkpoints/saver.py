@@ -33,11 +33,11 @@ from ..drivers.collection import Collection
 from .copying import copy_thread
 from .deletion import Collections
 from .knowledge import Knowledge
-from .piece_cache import PieceCache
 from .pruning import KEEP_LATEST, Rule, delete_for_runs, delete_thread, prune
 from .reader import CheckpointReader, Found, Pieces, ReadCheckpoint
 from .retention import Retention
 from .sync import SyncCalls
+from .thread_cache import ENCODED_SHARE, PIECE_SHARE, EncodedCache, PieceCache
 from .values import ValueCodec
 from .writer import CheckpointWriter, NewCheckpoint
 
@@ -71,12 +71,13 @@ class MongoCheckpointSaver(SyncCalls):
         Checkpoints that one of the `retention` rules takes are pruned after puts, in the background.
         """
         super().__init__(serde=serde)
-        knowledge, cache = Knowledge(), PieceCache()
+        knowledge = Knowledge()
+        pieces, encoded = PieceCache(share=PIECE_SHARE), EncodedCache(share=ENCODED_SHARE)
         self._collection = collection
-        self._writer = CheckpointWriter(collection, knowledge, cache)
-        self._reader = CheckpointReader(collection, knowledge, cache)
+        self._writer = CheckpointWriter(collection, knowledge, pieces, encoded)
+        self._reader = CheckpointReader(collection, knowledge, pieces)
         self._codecs: dict[int, ValueCodec] = {}
-        self._cache = cache
+        self._caches = pieces, encoded
         self._knowledge = knowledge
         self._collections = Collections(collection, committed or collection)
         self.retention = Retention(self._collections, retention)
@@ -133,7 +134,7 @@ class MongoCheckpointSaver(SyncCalls):
                     return
             if len(pieces) != count:
                 count = len(pieces)
-                if sum(len(data) for data, _ in pieces.values()) > _MAX_PIECES_BYTES:
+                if sum(piece.size for piece in pieces.values()) > _MAX_PIECES_BYTES:
                     pieces.clear()
 
     def _found(
@@ -265,7 +266,8 @@ class MongoCheckpointSaver(SyncCalls):
         self._collection.check_owner()
         await delete_thread(self._collections, thread)
         self._knowledge.forget(thread)
-        self._cache.drop_thread(thread)
+        for cache in self._caches:
+            cache.drop_thread(thread)
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Delete the checkpoints whose metadata has one of these `run_id`s, in all threads.
@@ -306,7 +308,9 @@ class MongoCheckpointSaver(SyncCalls):
 
 def _delta_channels(checkpoint: Checkpoint, metadata: CheckpointMetadata) -> tuple[str, ...]:
     """The delta channels that were written and have no value here: the ancestors have it."""
-    counters: dict[str, Any] = cast("dict[str, Any]", metadata).get("counters_since_delta_snapshot") or {}
+    counters: dict[str, Any] | None = cast("dict[str, Any]", metadata).get("counters_since_delta_snapshot")
+    if not counters:
+        return ()
     versions, values = checkpoint["channel_versions"], checkpoint["channel_values"]
     return tuple(sorted(name for name in counters if name in versions and name not in values))
 

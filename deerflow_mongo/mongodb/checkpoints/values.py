@@ -10,8 +10,7 @@ fetched is not decided here.
 from __future__ import annotations
 
 import secrets
-import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from io import BytesIO
 from typing import Any, Final, NamedTuple, TypeGuard, cast
 
@@ -22,51 +21,42 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from ...contract.errors import CorruptDocumentError
 from ..documents.encoding import WHOLE, Document, UnreadableError
 from ..schema import CHECKPOINTS
-from .cutting import (
-    AVERAGE_BYTES,
-    Buffer,
-    Cutter,
-    Piece,
-    average_at,
-    joined_keys,
-    nodes_of,
-    parts_of,
-    split_keys,
-)
+from .cached_piece import CachedPiece
+from .cutting import Buffer, CutPiece, Cutter, Piece, joined_keys, nodes_of, parts_of, split_keys
+from .elements import MAX_STATES_BYTES, MSGPACK, Elements, Encoded, NotByElementError, State
+from .headers import DELTA_CODE, array_header, delta_header, map_header
 
 MAX_INLINE_BYTES: Final = 8 * 1024
 
-_MSGPACK: Final = "msgpack"
 _LIST, _DICT, _DELTA, _WHOLE_VALUE = "list", "dict", "delta", "blob"
 
 _HELD_BACK_BYTES: Final = 8 * 1024 * 1024
 """With a serde that pickles a value when msgpack fails, pieces up to this size wait until more are known."""
 
-_MAX_COMPARED_BYTES: Final = 16 * 1024 * 1024
-"""A larger value is not serialised whole, which would need the memory once more."""
+_DECODED_BYTES: Final = 1024 * 1024
+"""Pieces up to this size in all are joined and decoded by one call of serde."""
 
-_SAMPLED_ELEMENTS: Final = 32
-_SMALL_ELEMENT_BYTES: Final = 32
-_MIN_SMALL_ELEMENTS: Final = 1024
-_BATCH: Final = 256
-"""Many small elements are serialised in batches: a call of serde for each takes a hundred times as long."""
+_HEADERS: Final[dict[str, Callable[[int, int], bytes]]] = {
+    _LIST: lambda count, _: array_header(count),
+    _DICT: lambda count, _: map_header(count),
+    _DELTA: delta_header,
+}
+"""Shape -> the header before the elements, of their number and the size of their bytes."""
+
+_END: Final = secrets.token_bytes(16)  # a key that no dict has; it is never stored
+_PACKED_END: Final = bytes((0xC4, len(_END))) + _END
+
+_SHAPES: Final = frozenset({_LIST, _DICT, _DELTA, _WHOLE_VALUE})
 
 _DELTA_CLASS: Final[Callable[[Any], Any] | None] = getattr(serde_types, "_DeltaSnapshot", None)
 """Missing in releases of LangGraph without delta channels."""
 
-_DELTA_CODE: Final = 7
-
-
-class _NotByElementError(Exception):
-    """Serde does not give msgpack for an element."""
-
 
 class Before(NamedTuple):
-    """How an earlier value was cut: its `stable_keys`, its size, and where the pieces may still be found."""
+    """How an earlier value was encoded, and the keys of the pieces that are stored."""
 
-    keys: Sequence[bytes]
-    size: int
-    piece: Callable[[bytes], tuple[bytes, int] | None]
+    encoded: Encoded
+    stored: Container[bytes]
 
 
 class ValueCodec:
@@ -79,8 +69,14 @@ class ValueCodec:
         self._shapes = _shapes_by_element(serde)
 
     def encoder(self, value: object, before: Before | None = None) -> ValueEncoder:
-        """`before` is how an earlier value was cut: what both begin with is not cut again."""
+        """`before` is how an earlier value was encoded: what both begin with is not serialised again."""
         return ValueEncoder(self.serde, value, self._shape_of(value), before)
+
+    def inline(self, value: object) -> Document | None:
+        """The stored value of one that is mostly small, by one call of serde; None if it is not."""
+        kind, data = self.serde.dumps_typed(value)
+        # A copy of a bytearray, which serde returns as it is.
+        return {"type": kind, "data": bytes(data)} if len(data) <= MAX_INLINE_BYTES else None
 
     def decoder(self, stored: Document, place: str) -> ValueDecoder:
         """`place` is the thread, checkpoint and channel, as the text of an error shows them."""
@@ -107,9 +103,9 @@ def _shapes_by_element(serde: SerializerProtocol) -> frozenset[str]:
         return frozenset()
     probes = [(_LIST, [1], b"\x91\x01"), (_DICT, {1: 1}, b"\x81\x01\x01")]
     if _DELTA_CLASS is not None:
-        probes.append((_DELTA, _DELTA_CLASS([]), bytes((0xD4, _DELTA_CODE, 0x90))))
+        probes.append((_DELTA, _DELTA_CLASS([]), bytes((0xD4, DELTA_CODE, 0x90))))
     return frozenset(
-        shape for shape, probe, expected in probes if serde.dumps_typed(probe) == (_MSGPACK, expected)
+        shape for shape, probe, expected in probes if serde.dumps_typed(probe) == (MSGPACK, expected)
     )
 
 
@@ -124,8 +120,10 @@ class ValueEncoder:
         self._shape = shape
         self._before = before
         self._document: Document | None = None
-        self.stable_keys: Sequence[bytes] = ()
-        """The leaves that a longer value with the same beginning has as well."""
+        self.encoded: Encoded | None = None
+        """For the encoder of a later value, once `pieces` is exhausted; None for a value without pieces."""
+        self.reused_keys: Sequence[bytes] = ()
+        """Of the pieces that an earlier value has as well: they are among those of the document."""
 
     @property
     def document(self) -> Document:
@@ -135,7 +133,7 @@ class ValueEncoder:
         return self._document
 
     def pieces(self) -> Iterator[Piece]:
-        """Every piece of the value, in no order that matters; none for a value that stands inline.
+        """Every piece of the value but the reused ones, in no order that matters; none for an inline value.
 
         It serialises as it goes, so that a caller may continue a large value in another thread. An error of
         serde is raised as it is, and the pieces before it are to be discarded.
@@ -145,8 +143,8 @@ class ValueEncoder:
             try:
                 yield from _held_back(pieces) if _may_pickle(self._serde) else pieces
                 return
-            except _NotByElementError:
-                pass
+            except NotByElementError:
+                self.reused_keys, self.encoded = (), None
         yield from self._whole()
 
     def _whole(self) -> Iterator[Piece]:
@@ -165,98 +163,44 @@ class ValueEncoder:
         value: Any = self._value
         # A copy: the value may change while another thread serialises it.
         if self._shape == _DICT:
-            elements: list[Any] = list(value.items())
+            copied: list[Any] = list(value.items())
         else:
-            elements = list(value.value if self._shape == _DELTA else value)
-        common = self._common(elements)
-        if common:
-            yield from common
-            cutter = Cutter()
-            cutter.resume(common)
-            yield from self._cut(cutter, self._units(elements[cutter.elements :]))
-            return
-        units = self._units(elements)
-        first: list[tuple[Buffer, int]] = []
-        size = 0
-        for unit in units:
-            first.append(unit)
-            size += len(unit[0])
-            if size > MAX_INLINE_BYTES:
-                break
-        else:
-            data = _HEADERS[self._shape](len(elements), size) + b"".join(data for data, _ in first)
-            if len(data) <= MAX_INLINE_BYTES:
-                self._document = {"type": _MSGPACK, "data": data}
-                return
-        yield from self._cut(Cutter(), _chained(first, units))
-
-    def _cut(self, cutter: Cutter, units: Iterable[tuple[Buffer, int]]) -> Iterator[Piece]:
-        for data, count in units:
-            yield from cutter.add(data, count)
-        self.stable_keys = tuple(cutter.keys)
+            copied = list(value.value if self._shape == _DELTA else value)
+        elements = Elements(self._serde, copied, is_dict=self._shape == _DICT)
+        before, cutter = self._before, Cutter()
+        pieces, states = elements.common(before.encoded, before.stored) if before else ([], [])
+        if sum(piece.size for piece in pieces) <= MAX_INLINE_BYTES:
+            pieces, states = [], []  # the whole may be small enough to stand inline
+        cutter.resume(pieces)
+        self.reused_keys = [piece.key for piece in pieces]
+        units = elements.serialised(cutter.elements)
+        if not pieces:
+            first: list[tuple[State, Buffer, int]] = []
+            size = 0
+            for unit in units:
+                first.append(unit)
+                size += len(unit[1])
+                if size > MAX_INLINE_BYTES:
+                    break
+            else:
+                data = _HEADERS[self._shape](len(copied), size) + b"".join(data for _, data, _ in first)
+                if len(data) <= MAX_INLINE_BYTES:
+                    self._document = {"type": MSGPACK, "data": data}
+                    return
+            units = _chained(first, units)
+        room = MAX_STATES_BYTES - sum(map(len, states))
+        for state, data, count in units:
+            room -= len(state)
+            if room >= 0:
+                states.append(state)
+            for piece in cutter.add(data, count):
+                pieces.append(CutPiece(piece.key, len(piece.data), piece.elements))
+                yield piece
+        self.encoded = elements.encoded(states, pieces)
         yield from cutter.finish()
         yield from self._set_document(
-            _MSGPACK, self._shape, cutter.size, cutter.elements, cutter.keys, cutter.tail
+            MSGPACK, self._shape, cutter.size, cutter.elements, cutter.keys, cutter.tail
         )
-
-    def _common(self, elements: Sequence[Any]) -> list[Piece]:
-        """The pieces of the earlier value whose bytes this one begins with.
-
-        Comparing the bytes of the whole value takes a fraction of the time that cutting and hashing takes.
-        """
-        before = self._before
-        if before is None or not before.keys or before.size > _MAX_COMPARED_BYTES or self._shape == _DELTA:
-            return []
-        header = _PLAIN_HEADERS[self._shape](len(elements))
-        kind, data = self._serde.dumps_typed(self._value)
-        if kind != _MSGPACK or len(data) <= MAX_INLINE_BYTES or not data.startswith(header):
-            return []
-        common: list[Piece] = []
-        position, complete = len(header), 0
-        for key in before.keys:
-            found = before.piece(key)
-            if found is None or not data.startswith(found[0], position):
-                break
-            position += len(found[0])
-            common.append(Piece(key, *found))
-            if found[1]:  # not a part of an element that continues
-                complete = len(common)
-        return common[:complete]
-
-    def _units(self, elements: Sequence[Any]) -> Iterator[tuple[Buffer, int]]:
-        """The bytes of one element after the other, or of batches, with the number of elements in them."""
-        batch = _BATCH if self._are_small(elements) else 1
-        if batch == 1:
-            dumps, one = self._serde.dumps_typed, _ONE_OF[self._shape]
-            as_dict = self._shape == _DICT
-            for element in elements:
-                kind, data = dumps({element[0]: element[1]} if as_dict else [element])
-                if kind != _MSGPACK or data[0] != one:
-                    raise _NotByElementError
-                yield memoryview(data)[1:], 1  # no copy
-            return
-        for start in range(0, len(elements), batch):
-            some = elements[start : start + batch]
-            yield self._content(some), len(some)
-
-    def _are_small(self, elements: Sequence[Any]) -> bool:
-        if len(elements) < _MIN_SMALL_ELEMENTS:
-            return False
-        sample = elements[:: max(1, len(elements) // _SAMPLED_ELEMENTS)]
-        room = _SMALL_ELEMENT_BYTES * len(sample)
-        for element in sample:  # one by one: a few of them may be large
-            room -= len(self._content([element]))
-            if room <= 0:
-                return False
-        return True
-
-    def _content(self, elements: Sequence[Any]) -> bytes:
-        """The bytes of some elements without the header before them."""
-        kind, data = self._serde.dumps_typed(dict(elements) if self._shape == _DICT else list(elements))
-        header = _PLAIN_HEADERS[self._shape](len(elements))
-        if kind != _MSGPACK or not data.startswith(header):
-            raise _NotByElementError
-        return data[len(header) :]
 
     def _set_document(
         self, kind: str, shape: str, size: int, elements: int, keys: Sequence[bytes], tail: bytes
@@ -279,8 +223,8 @@ def _may_pickle(serde: SerializerProtocol) -> bool:
 
 
 def _chained(
-    first: list[tuple[Buffer, int]], others: Iterable[tuple[Buffer, int]]
-) -> Iterator[tuple[Buffer, int]]:
+    first: list[tuple[State, Buffer, int]], others: Iterable[tuple[State, Buffer, int]]
+) -> Iterator[tuple[State, Buffer, int]]:
     yield from first
     first.clear()
     yield from others
@@ -311,7 +255,11 @@ class ValueDecoder:
         self._fed_leaves = 0
         self._fed_elements = 0
         self._fed_bytes = 0
-        self._parts = BytesIO()
+        self._undecoded = BytesIO()
+        self._undecoded_elements = 0
+        self._undecoded_pieces: list[tuple[bytes, CachedPiece]] = []
+        self.copies: list[tuple[bytes, CachedPiece]] = []
+        """For the next readers: pieces by their keys, in the place of those that were fed."""
         self._list: list[Any] = []
         self._dict: dict[Any, Any] = {}
         self._whole: Any = None
@@ -334,13 +282,6 @@ class ValueDecoder:
         if not self.node_keys:
             self.leaf_keys = self._own_leaf_keys
 
-    @property
-    def stable_keys(self) -> Sequence[bytes]:
-        """The leaves that a longer value with the same beginning has as well; fewer than there are."""
-        if self._shape == _WHOLE_VALUE or average_at(self._size) > AVERAGE_BYTES:
-            return ()  # the last ones are cut smaller than they would be with more behind them
-        return self.leaf_keys if self._tail else self.leaf_keys[:-1]
-
     def feed_nodes(self, data: Sequence[object]) -> None:
         """The data of the nodes, as it was read, in the order of `node_keys`."""
         if len(data) != len(self.node_keys):
@@ -353,13 +294,22 @@ class ValueDecoder:
                 raise self._corrupt("nodes", "has a piece that is no list of keys") from None
         self.leaf_keys = [*keys, *self._own_leaf_keys]
 
-    def feed(self, data: object, elements: object) -> None:
-        """The next leaf, as it was read. Its elements are decoded at once, so that its bytes can go."""
-        if type(data) is not bytes or not _is_count(elements):
-            raise self._corrupt("pieces", "has a piece without data or number of elements")
+    def feed(self, piece: CachedPiece) -> None:
+        """The next leaf, as it was read. Its elements are decoded soon, so that its bytes can go."""
         if self._fed_leaves == len(self.leaf_keys):
             raise self._corrupt("pieces", "has fewer keys than pieces were read")
         self._fed_leaves += 1
+        messages = piece.messages()
+        if messages is not None:
+            if self._undecoded_elements:
+                self._decode("pieces")
+            self._count_in(piece.size, piece.elements)
+            self._list.extend(messages)
+            return
+        data, elements = piece.data, piece.elements
+        if type(data) is not bytes or not _is_count(elements):
+            raise self._corrupt("pieces", "has a piece without data or number of elements")
+        self._undecoded_pieces.append((self.leaf_keys[self._fed_leaves - 1], piece))
         self._add("pieces", data, elements)
 
     def value(self) -> Any:
@@ -372,11 +322,15 @@ class ValueDecoder:
             raise self._corrupt(
                 "pieces", f"has {len(self.leaf_keys)} keys, {self._fed_leaves} pieces were read"
             )
+        if self._undecoded_elements:
+            self._decode("pieces")
         if self._tail:
             self._add("tail", self._tail, self._elements - self._fed_elements)
+            if self._undecoded_elements:
+                self._decode("tail")
         if self._fed_elements != self._elements:
             raise self._corrupt("elements", f"is {self._elements}, and {self._fed_elements} were found")
-        if self._fed_bytes != self._size or self._parts.tell():
+        if self._fed_bytes != self._size or self._undecoded.tell():
             raise self._corrupt("size", f"is {self._size}, and {self._fed_bytes} bytes were found")
         if self._shape == _DICT:
             return self._dict
@@ -390,20 +344,27 @@ class ValueDecoder:
             return _DELTA_CLASS(self._list)
         return self._whole
 
-    def _add(self, field: str, data: bytes, elements: int) -> None:
-        self._fed_bytes += len(data)
+    def _count_in(self, size: int, elements: int) -> None:
+        self._fed_bytes += size
         if self._fed_bytes > self._size:
             raise self._corrupt("size", f"is {self._size}, and {self._fed_bytes} bytes were found")
-        if elements == 0:
-            self._parts.write(data)
-            return
         self._fed_elements += elements
         if not 0 <= elements <= self._elements or self._fed_elements > self._elements:
             raise self._corrupt("elements", f"is {self._elements}, and {self._fed_elements} were found")
-        if self._parts.tell():
-            self._parts.write(data)
-            data = self._parts.getvalue()
-            self._parts = BytesIO()
+
+    def _add(self, field: str, data: bytes, elements: int) -> None:
+        self._count_in(len(data), elements)
+        self._undecoded.write(data)
+        self._undecoded_elements += elements
+        # A piece without elements is a part of one that continues.
+        if elements and self._undecoded.tell() >= _DECODED_BYTES:
+            self._decode(field)
+
+    def _decode(self, field: str) -> None:
+        """What was fed since the last time: one call of serde for many pieces."""
+        data, elements = self._undecoded.getvalue(), self._undecoded_elements
+        self._undecoded, self._undecoded_elements = BytesIO(), 0
+        pieces, self._undecoded_pieces = self._undecoded_pieces, []
         if elements > len(data):
             raise self._corrupt(field, f"states {elements} elements in {len(data)} bytes")
         if self._shape == _WHOLE_VALUE:
@@ -411,19 +372,32 @@ class ValueDecoder:
         elif self._shape == _DICT:
             self._add_items(field, data, elements)
         else:
+            begin = len(self._list)
             self._add_elements(field, data, elements)
+            self._copy(pieces, begin)
+
+    def _copy(self, pieces: Sequence[tuple[bytes, CachedPiece]], begin: int) -> None:
+        """Offer each of these pieces its elements, which begin there in the list."""
+        continues = False
+        for key, piece in pieces:
+            end = begin + piece.elements
+            if piece.elements and not continues:
+                copy = piece.copied(self._codec, self._list[begin:end])
+                if copy is not None:
+                    self.copies.append((key, copy))
+            begin, continues = end, not piece.elements
 
     # msgpack's decoder ignores what follows the stated number of elements: an end mark makes that an error.
 
     def _add_elements(self, field: str, data: bytes, elements: int) -> None:
-        decoded = self._loads(field, b"".join((_array_header(elements + 1), data, _PACKED_END)))
+        decoded = self._loads(field, b"".join((array_header(elements + 1), data, _PACKED_END)))
         last = decoded.pop()
         if type(last) is not bytes or last != _END:
             raise self._corrupt(field, f"has more than {elements} elements")
         self._list.extend(decoded)
 
     def _add_items(self, field: str, data: bytes, elements: int) -> None:
-        decoded = self._loads(field, b"".join((_map_header(elements + 1), data, _PACKED_END, _PACKED_END)))
+        decoded = self._loads(field, b"".join((map_header(elements + 1), data, _PACKED_END, _PACKED_END)))
         if decoded.pop(_END, None) != _END:
             raise self._corrupt(field, f"has more than {elements} elements")
         self._dict.update(decoded)
@@ -460,48 +434,3 @@ class ValueDecoder:
 
 def _is_count(value: object) -> TypeGuard[int]:
     return type(value) in WHOLE and cast("int", value) >= 0
-
-
-# -- the headers of msgpack --------------------------------------------------------------------------
-
-
-def _array_header(count: int) -> bytes:
-    if count < 16:
-        return bytes((0x90 | count,))
-    return struct.pack(">BH", 0xDC, count) if count < 1 << 16 else struct.pack(">BI", 0xDD, count)
-
-
-def _map_header(count: int) -> bytes:
-    if count < 16:
-        return bytes((0x80 | count,))
-    return struct.pack(">BH", 0xDE, count) if count < 1 << 16 else struct.pack(">BI", 0xDF, count)
-
-
-def _delta_header(count: int, size: int) -> bytes:
-    array = _array_header(count)
-    size += len(array)
-    if size in _FIXED_EXTENSIONS:
-        extension = bytes((_FIXED_EXTENSIONS[size],))
-    elif size < 1 << 8:
-        extension = struct.pack(">BB", 0xC7, size)
-    elif size < 1 << 16:
-        extension = struct.pack(">BH", 0xC8, size)
-    else:
-        extension = struct.pack(">BI", 0xC9, size)
-    return extension + bytes((_DELTA_CODE,)) + array
-
-
-_FIXED_EXTENSIONS: Final = {1: 0xD4, 2: 0xD5, 4: 0xD6, 8: 0xD7, 16: 0xD8}
-_PLAIN_HEADERS: Final = {_LIST: _array_header, _DELTA: _array_header, _DICT: _map_header}
-_HEADERS: Final[dict[str, Callable[[int, int], bytes]]] = {
-    _LIST: lambda count, _: _array_header(count),
-    _DICT: lambda count, _: _map_header(count),
-    _DELTA: _delta_header,
-}
-"""Shape -> the header before the elements, of their number and the size of their bytes."""
-
-_END: Final = secrets.token_bytes(16)  # a key that no dict has; it is never stored
-_PACKED_END: Final = bytes((0xC4, len(_END))) + _END
-
-_ONE_OF: Final = {_LIST: 0x91, _DELTA: 0x91, _DICT: 0x81}
-_SHAPES: Final = frozenset({_LIST, _DICT, _DELTA, _WHOLE_VALUE})

@@ -17,7 +17,6 @@ import secrets
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final
 
 from bson import Binary
@@ -29,14 +28,19 @@ from ..documents.encoding import Document
 from ..drivers.collection import Collection
 from ..drivers.errors import DuplicateKeyError
 from ..drivers.threads import in_thread
+from .cached_piece import CachedPiece
 from .cutting import Piece
+from .elements import Encoded
 from .group_commit import MAX_COMMAND_BYTES, GroupCommit
 from .knowledge import Knowledge, KnownCheckpoint, ThreadKnowledge
-from .piece_cache import PieceCache
+from .thread_cache import EncodedCache, PieceCache
 from .values import Before, ValueCodec, ValueEncoder
 
 LARGE_VALUE_BYTES: Final = 256 * 1024
 """From this size on, a value is serialised and hashed in a thread: that takes longer than a millisecond."""
+
+KNOWN_VALUE_BYTES: Final = 1024 * 1024
+"""From this size on, a value is compared with the one before it in a thread: for the same reason."""
 
 MAX_INLINE_WRITE_BYTES: Final = 256 * 1024
 """A larger value of a task's write is stored in parts of its own."""
@@ -89,12 +93,12 @@ class NewCheckpoint:
 
 @dataclass(slots=True)
 class Draft:
-    """The stored values of a checkpoint, the pieces of what was serialised, and those that are missing."""
+    """The stored values of a checkpoint, how they were encoded, all their keys, and the missing pieces."""
 
     metadata: Document = field(default_factory=dict[str, Any])
     body: Document = field(default_factory=dict[str, Any])
     channels: dict[str, Document] = field(default_factory=dict[str, Document])
-    stable_keys: dict[str, Sequence[bytes]] = field(default_factory=dict[str, Sequence[bytes]])
+    encoded: dict[str, Encoded] = field(default_factory=dict[str, Encoded])
     keys: set[bytes] = field(default_factory=set[bytes])
     missing: list[Piece] = field(default_factory=list[Piece])
     missing_bytes: int = 0
@@ -119,10 +123,13 @@ class _Everything(Container[bytes]):
 class CheckpointWriter:
     """Writes to one collection. Raises what `Collection` raises, and what serde raises."""
 
-    def __init__(self, collection: Collection, knowledge: Knowledge, cache: PieceCache) -> None:
+    def __init__(
+        self, collection: Collection, knowledge: Knowledge, cache: PieceCache, encoded_values: EncodedCache
+    ) -> None:
         self._collection = collection
         self._knowledge = knowledge
         self._cache = cache
+        self._encoded_values = encoded_values
         self._commit = GroupCommit(self._insert_documents)
 
     async def close(self) -> None:
@@ -177,9 +184,9 @@ class CheckpointWriter:
                 continue
             known.last_seq, known.as_of = seq, as_of
             known.pieces |= draft.keys
-            known.remember(
-                (new.ns, new.checkpoint), KnownCheckpoint(new.versions, draft.channels, draft.stable_keys)
-            )
+            known.remember((new.ns, new.checkpoint), KnownCheckpoint(new.versions, draft.channels))
+            for name, encoded in draft.encoded.items():
+                self._encoded_values.put(new.thread, (new.ns, name), encoded, encoded.size_bytes)
             return
         raise RuntimeError("a checkpoint was refused again and again")
 
@@ -230,36 +237,32 @@ class CheckpointWriter:
         """Serialise what changed; the pieces that are not among the `stored` ones are to be inserted."""
         work = _Work(new.thread, codec, known.generation, stored, Draft())
         draft = work.draft
-        draft.metadata = (await self._encoded(work, new.metadata)).document
-        draft.body = (await self._encoded(work, new.body)).document
+        draft.metadata = codec.inline(new.metadata) or (await self._encoded(work, new.metadata)).document
+        draft.body = codec.inline(new.body) or (await self._encoded(work, new.body)).document
         base = known.checkpoints.get((new.ns, new.parent)) if new.parent else None
         for name, value in new.values.items():
             if base is not None and _is_unchanged(new, base, name):
                 draft.channels[name] = base.channels[name]
-                draft.stable_keys[name] = base.stable_keys.get(name, ())
-            else:
-                encoder = await self._encoded(work, value, self._before(new.thread, base, name))
-                draft.channels[name] = encoder.document
-                draft.stable_keys[name] = encoder.stable_keys
+                continue
+            encoded = self._encoded_values.get(new.thread, (new.ns, name))
+            encoder = await self._encoded(work, value, Before(encoded, stored) if encoded else None)
+            draft.channels[name] = encoder.document
+            if encoder.encoded is not None:
+                draft.encoded[name] = encoder.encoded
         return draft
-
-    def _before(self, thread: str, base: KnownCheckpoint | None, name: str) -> Before | None:
-        if base is None or name not in base.channels:
-            return None
-        size_bytes: int = base.channels[name].get("size", 0)
-        return Before(base.stable_keys.get(name, ()), size_bytes, partial(self._cache.get, thread))
 
     async def _encoded(self, work: _Work, value: object, before: Before | None = None) -> ValueEncoder:
         """The encoder, finished: its pieces are added to the draft, or stored where they are many."""
         encoder = work.codec.encoder(value, before)
         pieces, draft = encoder.pieces(), work.draft
-        is_large = before is not None and before.size >= LARGE_VALUE_BYTES
+        is_large = before is not None and before.encoded.size_bytes >= KNOWN_VALUE_BYTES
         while True:
             if is_large:
                 is_complete = await in_thread(lambda: _collect(pieces, work.stored, draft, MAX_COMMAND_BYTES))
             else:
                 is_complete = _collect(pieces, work.stored, draft, LARGE_VALUE_BYTES)
             if is_complete:
+                draft.keys.update(encoder.reused_keys)
                 return encoder
             is_large = True
             if draft.missing_bytes >= MAX_COMMAND_BYTES:
@@ -291,7 +294,9 @@ class CheckpointWriter:
 
     def _piece_documents(self, thread: str, pieces: Sequence[Piece], generation: int) -> list[Document]:
         for piece in pieces:
-            self._cache.put(thread, piece.key, piece.data, piece.elements)
+            self._cache.put(
+                thread, piece.key, CachedPiece(piece.data, piece.elements, len(piece.data)), len(piece.data)
+            )
         return [
             documents.piece_document(thread, piece.key, piece.data, piece.elements, generation)
             for piece in pieces

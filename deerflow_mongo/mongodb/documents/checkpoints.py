@@ -267,6 +267,10 @@ def _write_document(write: StoredWrite) -> Document:
     return {**write.value, "idx": write.index, "channel": write.channel}
 
 
+PIECE_FIELDS: Final = ("data", "elements")
+"""What a reader needs of a piece besides its id."""
+
+
 def piece_data(documents: Sequence[Document]) -> dict[bytes, tuple[bytes, int]]:
     """Data and number of elements of pieces, by key."""
     return {

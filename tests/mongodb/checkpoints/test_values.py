@@ -35,7 +35,8 @@ from langgraph.checkpoint.serde.base import CipherProtocol, SerializerCompat  # 
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer  # noqa: E402
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer  # noqa: E402
 
-from deerflow_mongo.mongodb.checkpoints import cutting, values  # noqa: E402
+from deerflow_mongo.mongodb.checkpoints import cutting, elements, values  # noqa: E402
+from deerflow_mongo.mongodb.checkpoints.cached_piece import CachedPiece  # noqa: E402
 from deerflow_mongo.mongodb.checkpoints.cutting import Piece, referenced_keys, split_keys  # noqa: E402
 from deerflow_mongo.mongodb.checkpoints.values import (  # noqa: E402
     MAX_INLINE_BYTES,
@@ -62,12 +63,16 @@ def encode(value: object, codec: ValueCodec | None = None) -> tuple[Stored, Piec
     return encoder.document, pieces
 
 
+def read(piece: Piece) -> CachedPiece:
+    return CachedPiece(piece.data, piece.elements, len(piece.data))
+
+
 def decode(document: Stored, pieces: Pieces, codec: ValueCodec | None = None) -> Any:
     decoder = (codec or ValueCodec(serde())).decoder(document, PLACE)
     if decoder.node_keys:
         decoder.feed_nodes([pieces[key].data for key in decoder.node_keys])
     for key in decoder.leaf_keys:
-        decoder.feed(pieces[key].data, pieces[key].elements)
+        decoder.feed(read(pieces[key]))
     return decoder.value()
 
 
@@ -172,9 +177,9 @@ def small_limits() -> Generator[None]:
     """Limits under which the small values of a property test have several pieces, and nodes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(values, "MAX_INLINE_BYTES", 60)
-        patch.setattr(values, "_MIN_SMALL_ELEMENTS", 20)
-        patch.setattr(values, "_SMALL_ELEMENT_BYTES", 12)
-        patch.setattr(values, "_BATCH", 7)
+        patch.setattr(elements, "_MIN_SMALL_ELEMENTS", 20)
+        patch.setattr(elements, "_SMALL_ELEMENT_BYTES", 12)
+        patch.setattr(elements, "_BATCH", 7)
         patch.setattr(cutting, "AVERAGE_BYTES", 64)
         patch.setattr(cutting, "_AVERAGES_BEFORE", 8)
         patch.setattr(cutting, "MAX_TAIL_BYTES", 50)
@@ -527,7 +532,8 @@ def test_damaged_piece_is_corrupt(damage: Callable[[bytes, int], tuple[Any, Any]
         for number, key in enumerate(decoder.leaf_keys):
             piece = pieces[key]
             data, elements = piece.data, piece.elements
-            decoder.feed(*(damage(data, elements) if number == last else (data, elements)))
+            given = damage(data, elements) if number == last else (data, elements)
+            decoder.feed(CachedPiece(*given, len(data)))
         decoder.value()
 
     with pytest.raises(CorruptDocumentError) as raised:
@@ -539,13 +545,13 @@ def test_fewer_or_more_pieces_than_keys_are_corrupt() -> None:
     document, pieces = encode(chat(100))
     decoder = ValueCodec(serde()).decoder(document, PLACE)
     for key in decoder.leaf_keys[:-1]:
-        decoder.feed(pieces[key].data, pieces[key].elements)
+        decoder.feed(read(pieces[key]))
     with pytest.raises(CorruptDocumentError, match="pieces"):
         decoder.value()
     last = pieces[decoder.leaf_keys[-1]]
-    decoder.feed(last.data, last.elements)
+    decoder.feed(read(last))
     with pytest.raises(CorruptDocumentError, match="pieces"):
-        decoder.feed(last.data, last.elements)
+        decoder.feed(read(last))
 
 
 def test_damaged_nodes_are_corrupt() -> None:
@@ -598,7 +604,8 @@ def test_sweep_finds_every_key() -> None:
 def test_memory_of_encoding_and_decoding_is_some_pieces_beside_the_value(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(values, "_MIN_SMALL_ELEMENTS", 48)  # sampling needs no more memory either
+    monkeypatch.setattr(elements, "_MIN_SMALL_ELEMENTS", 48)  # sampling needs no more memory either
+    monkeypatch.setattr(values, "MAX_STATES_BYTES", 0)  # what is kept for later values has its own limit
     source = random.Random(1)  # noqa: S311 - the same elements in each run
     value = [source.randbytes(MIB) for _ in range(48)]
     codec = ValueCodec(serde())
@@ -615,7 +622,7 @@ def test_memory_of_encoding_and_decoding_is_some_pieces_beside_the_value(
         for key in decoder.leaf_keys:
             piece = next(pieces)
             assert piece.key == key
-            decoder.feed(piece.data, piece.elements)
+            decoder.feed(read(piece))
             del piece
         decoded = decoder.value()
         assert tracemalloc.get_traced_memory()[1] < (48 + 8) * MIB
