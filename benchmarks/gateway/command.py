@@ -71,7 +71,9 @@ def measure(results: Results, load: Load, out: Path | None, names: tuple[str, ..
     results.left_out.pop("gateway", None)
     results.disagreements[:] = [one for one in results.disagreements if one.operation != measuring.OPERATION]
     results.settings["gateway"] = asdict(load)
-    results.versions.update(measuring.versions())
+    for package, version in measuring.versions().items():
+        is_other = results.versions.get(package, version) != version
+        results.versions[f"{package} of the gateway" if is_other else package] = version
     selected = [name for name in measuring.available(results) if name in names or name == measuring.OURS]
     bench = Bench(load, results, _log)
     began, took_s = time.monotonic(), results.took_s

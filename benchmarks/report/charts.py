@@ -333,7 +333,7 @@ def _checkpoints(cases: Cases) -> Drawn | None:
         return None
     figure, [axis] = _panels(_checkpoints_title(cases, of), [""], (9.5, 3.8), 1)
     values: list[float] = []
-    for name in reversed(backends):
+    for name in [*backends[1:], OURS]:  # the later one is above the other
         sizes = {
             case.dataset: size
             for case in of

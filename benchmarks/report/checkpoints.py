@@ -21,7 +21,7 @@ from ..contenders.known import OURS, SAVERS
 from ..results import Metric, Part
 from .cases import Case, Cases
 from .ratios import NOTHING, Ratio, Table, counted, times, with_spread
-from .targets import Measure, Target, outcome
+from .targets import Measure, Target, measured_targets
 
 SQLITE, POSTGRESQL, LIBRARY, _MEMORY = SAVERS
 _PART: Final[Part] = "checkpoints"
@@ -203,14 +203,7 @@ TARGETS: Final = (
 
 
 def targets(cases: Cases) -> str:
-    """With the case that is furthest from the bound."""
-    table = Table("target", "", "measured", texts=2)
-    for one in (outcome(target, cases) for target in TARGETS):
-        choose = min if one.target.limit == "at least" else max
-        worst = choose(one.measured.values(), key=lambda ratio: ratio.median, default=None)
-        bound = f"{one.target.title}: {one.target.limit} {one.target.bound:g} x"
-        table.add(bound, f"**{one.verdict}**", with_spread(worst))
-    return str(table)
+    return measured_targets(TARGETS, cases)
 
 
 def _if_measured(table: Callable[[Cases], str]) -> Callable[[Cases], str]:

@@ -21,6 +21,7 @@ _MARKED = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTAL
 _README_TABLES: Mapping[str, Callable[[Cases], str]] = {
     "summary": tables.summary,
     "gateway": gateway.gateway,
+    "gateway-targets": gateway.targets,
     "overview": tables.overview,
     "losses": tables.losses,
     "numbering": tables.numbering,
@@ -46,7 +47,8 @@ def report(results: Results, folder: str | os.PathLike[str] | None = None) -> st
         "deerflow-mongo relative to each contender: median of the repetitions (smallest to largest)."
         " Absolute values depend on the machine and are in the results file.",
         f"## Summary\n\n{tables.summary(cases)}",
-        f"## The whole gateway\n\n{gateway.gateway(cases)}\n\n{gateway.absolute_values(cases)}"
+        f"## The whole gateway\n\n{gateway.gateway(cases)}\n\n{gateway.targets(cases)}"
+        f"\n\n{gateway.absolute_values(cases)}"
         if cases.of("gateway")
         else "",
         f"## All operations\n\n{tables.overview(cases)}",

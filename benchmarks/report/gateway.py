@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
-from ..results import Metric
+from ..results import Metric, Part
 from .cases import Case, Cases
 from .ratios import NOTHING, Table, counted, with_spread
+from .targets import Target, measured_targets, relative_to
 
 _COMPARED = ("deerflow-sqlite", "deerflow-postgresql")
 _METRICS: Sequence[tuple[str, Metric, float, int]] = (
@@ -19,15 +21,33 @@ _METRICS: Sequence[tuple[str, Metric, float, int]] = (
 """Title, metric, the factor of its unit, and decimals."""
 
 
+_PART: Final[Part] = "gateway"
+TARGETS: Final = tuple(
+    Target(
+        f"turns/s of {counted(users, 'user')}, relative to DeerFlow on SQLite",
+        "at least",
+        bound,
+        relative_to("deerflow-sqlite"),
+        _PART,
+        {"concurrency": users},
+    )
+    for users, bound in ((1, 1), (24, 1.6))
+)
+
+
 def gateway(cases: Cases) -> str:
     """Ratios for the READMEs: the gateway on deerflow-mongo relative to DeerFlow's own storage."""
-    table = Table("the whole gateway", *(f"relative to {cases.short(name)}" for name in _COMPARED))
-    for metric_title, metric, *_ in _METRICS[:-1]:
-        for case in _by_users(cases):
-            title = f"{metric_title.partition(',')[0]}, {counted(case.concurrency, 'user')}"
-            ratios = (cases.ratio(case, metric, "mongodb", name) for name in _COMPARED)
-            table.add(title, *map(with_spread, ratios))
+    of = _by_users(cases)
+    table = Table("the whole gateway", "", *(counted(case.concurrency, "user") for case in of), texts=2)
+    for name in _COMPARED:
+        for title, metric, *_ in _METRICS[:-1]:
+            ratios = (cases.ratio(case, metric, "mongodb", name) for case in of)
+            table.add(f"relative to {cases.short(name)}", title.partition(",")[0], *map(with_spread, ratios))
     return str(table)
+
+
+def targets(cases: Cases) -> str:
+    return measured_targets(TARGETS, cases)
 
 
 def absolute_values(cases: Cases) -> str:

@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Sequence
 from typing import Any
 
-from .elements import are_messages
+from .elements import are_plain_messages
 
 
 class CachedPiece:
@@ -36,11 +36,11 @@ class CachedPiece:
         return pickle.loads(self.data)  # noqa: S301 - made by this process, of what serde had accepted
 
     def copied(self, codec: object, elements: Sequence[Any]) -> CachedPiece | None:
-        """The same piece with a copy of its elements, when they are messages and were decoded before.
+        """The same piece with a copy of its elements, when they are plain messages and were decoded before.
 
         To be called before anyone can change the elements.
         """
-        if self._is_decoded and are_messages(elements):
+        if self._is_decoded and are_plain_messages(elements):
             copy = pickle.dumps(elements, pickle.HIGHEST_PROTOCOL)
             return CachedPiece(copy, self.elements, self.size, codec)
         self._is_decoded = True

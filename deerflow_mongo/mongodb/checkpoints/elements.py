@@ -158,8 +158,9 @@ class Elements:
         return True
 
 
-def are_messages(elements: Sequence[Any]) -> bool:
-    return all(element.__class__ in _MESSAGES for element in elements)
+def are_plain_messages(elements: Sequence[Any]) -> bool:
+    """Whether all are messages whose fields hold nothing but Python's own types."""
+    return all(_fields(element) is not None for element in elements)
 
 
 def _fields(element: Any) -> State | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -87,6 +88,17 @@ def test_values_that_are_no_messages_are_decoded_each_time() -> None:
     document, pieces = stored([{"text": "t" * 900, "number": number} for number in range(40)])
     for _ in range(3):
         assert len(read(document, pieces)) == 40
+    assert not copied(pieces)
+
+
+def test_messages_that_hold_objects_are_decoded_each_time() -> None:
+    """A copy of an object may be another one than serde makes."""
+    messages = conversation()
+    for message in messages[2::3]:
+        message.artifact = datetime(2026, 1, 1, tzinfo=UTC)
+    document, pieces = stored(messages)
+    for _ in range(3):
+        assert read(document, pieces) == messages
     assert not copied(pieces)
 
 
