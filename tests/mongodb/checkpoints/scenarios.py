@@ -287,6 +287,29 @@ async def large_conversation(run: Runner) -> None:
     await run.history(graph)
 
 
+async def messages_changed_by_a_node(run: Runner) -> None:
+    """A node changes earlier messages themselves, which no reducer sees, beside a new one."""
+    source = random.Random(4)  # noqa: S311 - equal texts on each saver
+    call = {"name": "search", "args": {"query": "q"}, "id": "c", "type": "tool_call"}
+
+    def edit(state: Chat) -> Any:
+        number = len(state["messages"])
+        state["messages"][0].content += f" changed {number}"
+        state["messages"][3].tool_calls[0]["args"]["query"] += "!"
+        state["messages"][5].response_metadata["seen"] = [number]
+        return {"messages": [messages.AIMessage(_text(source, 2_000), id=f"answer-{number}")]}
+
+    graph = _chain(run.saver, {"edit": edit, "again": edit}, state=Chat)
+    first = [
+        messages.AIMessage(_text(source, 3_000), id=f"first-{place}", tool_calls=[call]) for place in range(8)
+    ]
+    # Each checkpoint is stored before the next step changes what it refers to.
+    await run.invoke(graph, {"messages": first}, durability="sync")
+    await run.invoke(graph, {"messages": [messages.HumanMessage("more", id="more")]}, durability="sync")
+    await run.invoke(graph, {"messages": [messages.HumanMessage("last", id="last")]}, durability="sync")
+    await run.history(graph)
+
+
 def _with_durability(durability: str) -> Scenario:
     async def scenario(run: Runner) -> None:
         graph = _chain(run.saver, {"a": _add("a"), "ask": _ask("ask"), "b": _add("b")})
@@ -317,5 +340,6 @@ SCENARIOS: list[Scenario] = [
     history_pages,
     delta_channel,
     large_conversation,
+    messages_changed_by_a_node,
     *(_with_durability(durability) for durability in ("sync", "async", "exit")),
 ]

@@ -238,3 +238,47 @@ def test_unchanged_messages_are_not_serialised(monkeypatch: pytest.MonkeyPatch) 
     encoded(items, before(first, pieces))
     assert 0 < len(serialised) < 20  # those of the last piece and behind it
     assert serialised == items[-len(serialised) :]
+
+
+# -- any sequence of changes ----------------------------------------------------------------------------
+
+
+def change_at_random(random_: random.Random, items: list[Any], number: int) -> None:
+    """One step of a graph, or of whoever edits its state."""
+    new = random_.choice((HumanMessage, AIMessage, OwnMessage))(
+        content="n" * random_.randrange(1, 3_000), id=f"new {number}"
+    )
+    place = random_.randrange(len(items)) if items else 0
+    action = random_.randrange(9)
+    if action < 3 or not items:
+        items.append(new)
+    elif action == 3:
+        items.insert(place, new)
+    elif action == 4:
+        items[place] = new
+    elif action == 5:
+        del items[place]
+    elif action == 6:
+        del items[place : place + 10]
+    elif action == 7:
+        items[place].additional_kwargs["edited"] = {"by": [number]}
+    else:
+        items[place] = items[place].model_copy(update={"content": f"edited {number}"})
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_sequence_of_changes_is_stored_as_if_each_value_were_the_first(seed: int) -> None:
+    """Some pieces are lost on the way, as after a deletion that another process made."""
+    random_ = random.Random(seed)  # noqa: S311 - no secret
+    items = messages(seed, 60, 2_000)
+    pieces: Pieces = {}
+    earlier: Before | None = None
+    for number in range(60):
+        after, new = encoded(items, earlier)
+        assert after.document == encoded(items)[0].document
+        pieces.update(new)
+        assert decoded(after, pieces) == items
+        if number % 20 == 19:
+            pieces = dict(random_.sample(sorted(pieces.items()), len(pieces) // 2))
+        earlier = before(after, pieces)
+        change_at_random(random_, items, number)
