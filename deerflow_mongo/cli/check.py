@@ -10,13 +10,14 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ..contract.errors import StorageAccessError, StorageError
@@ -46,12 +47,13 @@ from .options import (
     DatabaseOption,
     DataDirOption,
     DriverOption,
+    JsonOption,
     SectionOption,
     UrlOption,
     options_given,
     options_of_file,
 )
-from .terminal import PROBLEM_EXIT, console_for, explained, stoppable
+from .terminal import PROBLEM_EXIT, console_for, explained, json_of, stoppable
 
 CHECK_TIMEOUT_MS = 5_000
 
@@ -73,6 +75,7 @@ def check(
         bool,
         typer.Option("--host", help="Check the installed DeerFlow instead: the names that the gateway uses."),
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check whether a host would work with a configuration: server, login, write concern, schema, indexes.
 
@@ -83,12 +86,15 @@ def check(
     if a host would work, 1 if it would fail, and 2 if the configuration itself is wrong; with --host, 0 or 3.
     """
     if host:
-        raise typer.Exit(check_host())
+        raise typer.Exit(check_host(as_json=as_json))
     with explained():
         source, options = _configuration(config, section, options_given(url, data_dir, database, driver))
         storage = create_storage(options)
         findings = asyncio.run(stoppable(_examine(storage, source, timeout_ms, setup=setup)))
-    _show_findings(console_for(), findings)
+    if as_json:
+        typer.echo(json_of(_as_json(findings), indent=2))
+    else:
+        _show_findings(console_for(), findings)
     if any(finding.level == "PROBLEM" for finding in findings):
         raise typer.Exit(PROBLEM_EXIT)
 
@@ -127,8 +133,13 @@ def _environment_finding() -> list[Finding]:
     return [Finding("note", "environment", text)]
 
 
+def _as_json(findings: Sequence[Finding]) -> dict[str, object]:
+    lines = [{**asdict(finding), "level": finding.level.lower()} for finding in findings]
+    return {"works": all(line["level"] != "problem" for line in lines), "findings": lines}
+
+
 def _show_findings(console: Console, findings: Sequence[Finding]) -> None:
-    table = Table.grid(padding=(0, 2))
+    table = Table.grid("", "", Column(overflow="fold"), padding=(0, 2))  # a long URL is not cut off
     for finding in findings:
         table.add_row(Text(finding.level, style=_STYLES[finding.level]), finding.subject, finding.text)
     console.print(table)

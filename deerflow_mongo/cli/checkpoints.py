@@ -48,6 +48,7 @@ from .options import (
     DatabaseOption,
     DataDirOption,
     DriverOption,
+    JsonOption,
     SectionOption,
     UrlOption,
     options_given,
@@ -72,7 +73,6 @@ OnlyThreadsOption: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--thread", metavar="THREAD", help="Only this thread; may be given several times."),
 ]
-JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 def _storage(file: Path | None, section: str, given: Mapping[str, Any]) -> MongoStorage:

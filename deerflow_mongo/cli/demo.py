@@ -23,7 +23,7 @@ from ..demo.screen import DEMO_DATABASE, next_commands, show_screen
 from ..demo.summary import USER_NAMES, DatabaseReader, ReplayResult, Summary
 from ..demo.text import counted
 from ..mongodb.storage import MongoStorage
-from .options import DataDirOption, DriverOption, UrlOption, options_given
+from .options import DataDirOption, DriverOption, JsonOption, UrlOption, options_given
 from .terminal import (
     PROBLEM_EXIT,
     console_for,
@@ -61,7 +61,7 @@ def demo(
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Print tables of everything that was stored as well.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Replay recorded threads of several users at once, then check that no write is lost or stored twice.
 

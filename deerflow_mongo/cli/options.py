@@ -46,6 +46,8 @@ DriverOption: TypeAlias = Annotated[
     typer.Option("--driver", help="pymongo (the default), motor, or mongomock, which needs no server."),
 ]
 
+JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
 
 NOTHING_GIVEN: Final[Mapping[str, Any]] = {"backend": "mongodb", "url": EMBEDDED}
 """The configuration without any of these options."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import shutil
 import socket
 import subprocess
@@ -31,7 +32,7 @@ from deerflow_mongo.mongodb.embedded import find_mongod
 from deerflow_mongo.mongodb.inspection import SchemaReport
 from deerflow_mongo.mongodb.schema import COLLECTIONS
 
-from .command import output_of, summary_of
+from .command import output_of, run, summary_of
 
 Client = pymongo.MongoClient[dict[str, Any]]
 
@@ -48,6 +49,30 @@ def test_check_changes_nothing_and_setup_creates_what_is_missing(
     output = output_of(*place, "--setup")
     assert f"version 2, 7 collections, {count} indexes ok retention run events are never deleted" in output
     assert output.endswith("A host would work.")
+
+
+def test_json_has_the_findings_of_the_text_and_the_same_exit_codes(
+    mongodb_url: str, database_name: str, raw_client: Client
+) -> None:
+    place = ("check", "--url", mongodb_url, "--database", database_name, "--setup")
+    result = run(*place, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["works"] is True
+    assert {finding["level"] for finding in found["findings"]} <= {"ok", "note"}
+    text = output_of(*place).replace(" ", "")  # its lines may be broken anywhere
+    for finding in found["findings"]:
+        if finding["subject"] != "server":  # which has times
+            assert finding["subject"] + finding["text"].replace(" ", "") in text
+
+    raw_client[database_name]["runs"].drop_index("by_thread")
+    raw_client[database_name]["runs"].create_index([("thread_id", 1)], name="by_thread")
+    result = run("check", "--url", mongodb_url, "--database", database_name, "--json")
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert found["works"] is False
+    [problem] = [finding for finding in found["findings"] if finding["level"] == "problem"]
+    assert problem["subject"] == "indexes"
 
 
 def test_check_reads_the_configuration_file_of_a_host(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 
 import pytest
 
@@ -43,6 +44,24 @@ def test_every_difference_is_a_problem_and_the_exit_code_is_3(
     [sentence] = printed.err.splitlines()
     assert "lacks app.gateway.deps.RunManager; it needs RunStoreAdapter.claim, which" in sentence
     assert sentence.endswith("These fit: deerflow-kernel 0.1.7, DeerFlow 2.0.0, DeerFlow main (2.1.0)")
+
+
+def test_json_of_a_host_has_every_comparison_and_the_same_exit_codes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compared(monkeypatch, FITTING)
+    assert host.check_host(as_json=True) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["used_as"], found["fits"]) == (RELEASES[0].name, True)
+    assert found["comparisons"] == [{"subject": "deerflow.runtime", "fits": True, "lacks": [], "needs": []}]
+
+    compared(monkeypatch, FITTING, Comparison("app.gateway.deps", lacks=("app.gateway.deps.RunManager",)))
+    assert host.check_host(as_json=True) == 3
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert found["fits"] is False
+    assert found["comparisons"][1]["lacks"] == ["app.gateway.deps.RunManager"]
+    assert printed.err.startswith("error: ")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("app") is not None, reason="DeerFlow is installed")
