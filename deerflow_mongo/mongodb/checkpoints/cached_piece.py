@@ -17,13 +17,18 @@ class CachedPiece:
 
     __slots__ = ("_codec", "_is_decoded", "data", "elements", "size")
 
-    def __init__(self, data: Any, elements: Any, size: int, codec: object = None) -> None:
-        """`data` is a copy for this codec, if one is given. `size` is that of the piece."""
+    def __init__(self, data: Any, elements: Any) -> None:
         self.data = data
         self.elements = elements
-        self.size = size
-        self._codec = codec
+        self.size = self.held_bytes
+        """Of the piece in the database."""
+        self._codec: object = None
         self._is_decoded = False
+
+    @property
+    def held_bytes(self) -> int:
+        """What it takes up here."""
+        return len(self.data) if isinstance(self.data, bytes) else 0
 
     def is_for(self, codec: object) -> bool:
         """Whether this codec can use it: what one has accepted, another one may refuse."""
@@ -41,7 +46,8 @@ class CachedPiece:
         To be called before anyone can change the elements.
         """
         if self._is_decoded and are_plain_messages(elements):
-            copy = pickle.dumps(elements, pickle.HIGHEST_PROTOCOL)
-            return CachedPiece(copy, self.elements, self.size, codec)
+            copy = CachedPiece(pickle.dumps(elements, pickle.HIGHEST_PROTOCOL), self.elements)
+            copy.size, copy._codec = self.size, codec
+            return copy
         self._is_decoded = True
         return None

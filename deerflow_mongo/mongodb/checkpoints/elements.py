@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import marshal
 from collections.abc import Container, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
@@ -116,19 +117,17 @@ class Elements:
 
     def _unchanged(self, states: Sequence[State]) -> int:
         """The number of the first units that are as they were."""
+        pairs = zip(states, self._states(), strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    def _states(self) -> Iterator[State]:
         elements, step = self._elements, self._batch
-        unchanged = 0
         if step == 1:
-            for element, state in zip(elements, states, strict=False):
-                if (_fields(element) or self._packed(element)) != state:
-                    break
-                unchanged += 1
-            return unchanged
-        for position, state in zip(range(0, len(elements), step), states, strict=False):
-            if self._content(elements[position : position + step]) != state:
-                break
-            unchanged += 1
-        return unchanged
+            for element in elements:
+                yield _fields(element) or self._packed(element)
+            return
+        for position in range(0, len(elements), step):
+            yield self._content(elements[position : position + step])
 
     def _packed(self, element: Any) -> bytes:
         """The bytes of an element behind the header of one."""

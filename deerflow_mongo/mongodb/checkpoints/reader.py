@@ -362,12 +362,12 @@ class CheckpointReader:
                 query, sort=_ID_RISING, limit=len(missing), projection=documents.PIECE_FIELDS
             )
             for key, (data, elements) in documents.piece_data(found).items():
-                self._keep(thread, key, CachedPiece(data, elements, _length(data)), pieces)
+                self._keep(thread, key, CachedPiece(data, elements), pieces)
         return pieces
 
     def _keep(self, thread: str, key: bytes, piece: CachedPiece, pieces: Pieces) -> None:
         pieces[key] = piece
-        self._cache.put(thread, key, piece, _length(piece.data))
+        self._cache.put(thread, key, piece, piece.held_bytes)
 
     # Writes.
 
@@ -488,10 +488,6 @@ def _of(pieces: Pieces, keys: Iterable[bytes], place: str) -> list[CachedPiece]:
 def _feed(decoder: ValueDecoder, pieces: Iterable[CachedPiece]) -> None:
     for piece in pieces:
         decoder.feed(piece)
-
-
-def _length(data: object) -> int:
-    return len(data) if isinstance(data, bytes) else 0
 
 
 def _channel(name: str) -> str:

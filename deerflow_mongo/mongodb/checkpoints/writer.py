@@ -294,9 +294,8 @@ class CheckpointWriter:
 
     def _piece_documents(self, thread: str, pieces: Sequence[Piece], generation: int) -> list[Document]:
         for piece in pieces:
-            self._cache.put(
-                thread, piece.key, CachedPiece(piece.data, piece.elements, len(piece.data)), len(piece.data)
-            )
+            cached = CachedPiece(piece.data, piece.elements)
+            self._cache.put(thread, piece.key, cached, cached.held_bytes)
         return [
             documents.piece_document(thread, piece.key, piece.data, piece.elements, generation)
             for piece in pieces

@@ -22,9 +22,7 @@ Cached = dict[bytes, CachedPiece]
 
 def stored(value: object) -> tuple[dict[str, Any], Cached]:
     encoder = CODEC.encoder(value)
-    pieces = {
-        piece.key: CachedPiece(piece.data, piece.elements, len(piece.data)) for piece in encoder.pieces()
-    }
+    pieces = {piece.key: CachedPiece(piece.data, piece.elements) for piece in encoder.pieces()}
     return encoder.document, pieces
 
 

@@ -37,7 +37,7 @@ def decoded(encoder: ValueEncoder, pieces: Pieces) -> Any:
     decoder.feed_nodes([pieces[key].data for key in decoder.node_keys])
     for key in decoder.leaf_keys:
         piece = pieces[key]
-        decoder.feed(CachedPiece(piece.data, piece.elements, len(piece.data)))
+        decoder.feed(CachedPiece(piece.data, piece.elements))
     return decoder.value()
 
 

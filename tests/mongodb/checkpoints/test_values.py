@@ -64,7 +64,7 @@ def encode(value: object, codec: ValueCodec | None = None) -> tuple[Stored, Piec
 
 
 def read(piece: Piece) -> CachedPiece:
-    return CachedPiece(piece.data, piece.elements, len(piece.data))
+    return CachedPiece(piece.data, piece.elements)
 
 
 def decode(document: Stored, pieces: Pieces, codec: ValueCodec | None = None) -> Any:
@@ -533,7 +533,7 @@ def test_damaged_piece_is_corrupt(damage: Callable[[bytes, int], tuple[Any, Any]
             piece = pieces[key]
             data, elements = piece.data, piece.elements
             given = damage(data, elements) if number == last else (data, elements)
-            decoder.feed(CachedPiece(*given, len(data)))
+            decoder.feed(CachedPiece(*given))
         decoder.value()
 
     with pytest.raises(CorruptDocumentError) as raised:
