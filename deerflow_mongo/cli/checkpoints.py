@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import timedelta
-from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -22,7 +20,6 @@ from rich.console import Console
 from rich.text import Text
 
 from ..contract.errors import StorageConfigError
-from ..contract.factory import create_storage
 from ..demo.text import counted, plain
 from ..mongodb.checkpoints.deletion import Collections
 from ..mongodb.checkpoints.pruning import Progress, Pruned, Rule
@@ -34,7 +31,7 @@ from ..mongodb.checkpoints.statistics import (
     statistics,
     statistics_of_thread,
 )
-from ..mongodb.config import EMBEDDED, MongoConfig
+from ..mongodb.config import MongoConfig
 from ..mongodb.drivers.collection import Collection
 from ..mongodb.drivers.driver import READ_COMMITTED
 from ..mongodb.schema import CHECKPOINTS
@@ -43,7 +40,6 @@ from ..transfer.checkpoints import CheckpointCopy, CopiedThread, CopyOptions, Re
 from ..transfer.sources import Source, SourceThread, open_source
 from .options import (
     DEFAULT_SECTION,
-    NOTHING_GIVEN,
     ConfigOption,
     DatabaseOption,
     DataDirOption,
@@ -51,9 +47,10 @@ from .options import (
     JsonOption,
     SectionOption,
     UrlOption,
+    age,
     options_given,
-    options_of_file,
     require_existing_data,
+    storage_on_server,
 )
 from .terminal import (
     MAX_SENTENCE_SHOWN,
@@ -73,19 +70,6 @@ OnlyThreadsOption: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--thread", metavar="THREAD", help="Only this thread; may be given several times."),
 ]
-
-
-def _storage(file: Path | None, section: str, given: Mapping[str, Any]) -> MongoStorage:
-    """The storage that the options name. Raises `StorageConfigError` if it cannot have checkpoints."""
-    if file is None and given is NOTHING_GIVEN:
-        raise StorageConfigError("name the database with --url, --data-dir or --config")
-    options = given if file is None else options_of_file(file, section, given)
-    storage = create_storage(options)
-    if not isinstance(storage, MongoStorage) or not storage.config.has_server:
-        raise StorageConfigError("deerflow-mongo checkpoints needs the backend mongodb, on a server")
-    if storage.config.url == EMBEDDED and storage.config.data_dir is None:
-        require_existing_data(storage, "checkpoints")
-    return storage
 
 
 def _mib(size_bytes: int) -> str:
@@ -122,7 +106,9 @@ def stats(
     which may take minutes; nothing is changed.
     """
     with explained():
-        storage = _storage(config, section, options_given(url, data_dir, database, driver))
+        storage = storage_on_server(
+            config, section, options_given(url, data_dir, database, driver), "checkpoints"
+        )
         require_existing_data(storage, "checkpoints")
         found = asyncio.run(stoppable(_statistics(storage, limit, thread or [])))
         if as_json:
@@ -175,15 +161,6 @@ def _cells(row: ThreadStatistics) -> tuple[str, ...]:
 
 # -- prune -----------------------------------------------------------------------------------------
 
-_UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
-
-
-def _age(text: str) -> timedelta:
-    match = re.fullmatch(r"(\d{1,6})([mhdw])", text.strip())
-    if match is None:
-        raise typer.BadParameter("expected a number and a unit, such as 30d, 12h, 90m or 4w")
-    return int(match[1]) * _UNITS[match[2]]
-
 
 def prune(
     keep_last: Annotated[
@@ -196,7 +173,7 @@ def prune(
         timedelta | None,
         typer.Option(
             "--older-than",
-            parser=_age,
+            parser=age,
             metavar="AGE",
             help="Only those stored longer ago, such as 30d; units are m, h, d and w.",
         ),
@@ -226,7 +203,9 @@ def prune(
     with explained():
         if keep_last is None and older_than is None:
             raise StorageConfigError("name what may be deleted with --keep-last, --older-than or both")
-        storage = _storage(config, section, options_given(url, data_dir, database, driver))
+        storage = storage_on_server(
+            config, section, options_given(url, data_dir, database, driver), "checkpoints"
+        )
         require_existing_data(storage, "checkpoints")
         rule = Rule(keep_last, older_than)
         started = time.perf_counter()
@@ -321,7 +300,9 @@ def copy(
     wrong.
     """
     with explained():
-        storage = _storage(config, section, options_given(url, data_dir, database, driver))
+        storage = storage_on_server(
+            config, section, options_given(url, data_dir, database, driver), "checkpoints"
+        )
         if dry_run:
             require_existing_data(storage, "checkpoints")
         options = CopyOptions(overwrite=overwrite, verify=verify, dry_run=dry_run)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
 
 import typer
 
 from ..contract.errors import StorageConfigError
-from ..contract.factory import load_config, with_environment
+from ..contract.factory import create_storage, load_config, with_environment
 from ..contract.protocols import Storage
 from ..demo.screen import DEMO_DATABASE
 from ..mongodb.config import EMBEDDED, names_database
@@ -75,6 +77,36 @@ def options_of_file(file: Path, section: str, given: Mapping[str, Any]) -> dict[
     if given is not NOTHING_GIVEN:
         raise StorageConfigError("--config has the whole configuration: omit --url and the like")
     return load_config(file, section)
+
+
+def storage_on_server(
+    file: Path | None, section: str, given: Mapping[str, Any], contents: str
+) -> MongoStorage:
+    """The storage that the options name, not opened yet.
+
+    Raises `StorageConfigError` where they name none, or none on a MongoDB server, or a temporary server,
+    which never has these `contents`.
+    """
+    if file is None and given is NOTHING_GIVEN:
+        raise StorageConfigError("name the database with --url, --data-dir or --config")
+    options = given if file is None else options_of_file(file, section, given)
+    storage = create_storage(options)
+    if not isinstance(storage, MongoStorage) or not storage.config.has_server:
+        raise StorageConfigError("this command needs the backend mongodb, on a server")
+    if storage.config.url == EMBEDDED and storage.config.data_dir is None:
+        require_existing_data(storage, contents)
+    return storage
+
+
+_UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+
+
+def age(text: str) -> timedelta:
+    """An option's value such as 30d; the parser of `--older-than`."""
+    match = re.fullmatch(r"(\d{1,6})([mhdw])", text.strip())
+    if match is None:
+        raise typer.BadParameter("expected a number and a unit, such as 30d, 12h, 90m or 4w")
+    return int(match[1]) * _UNITS[match[2]]
 
 
 def require_existing_data(storage: Storage, contents: str) -> None:
