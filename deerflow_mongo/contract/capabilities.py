@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Any, Protocol, Unpack, runtime_checkable
 
+from .erasure import Erasure
 from .errors import StorageConfigError
 from .protocols import Storage
 from .rows import (
@@ -307,6 +308,7 @@ def database_identity(storage: Storage) -> str | None:
 CAPABILITIES: dict[type, str] = {
     Accounts: "accounts (`storage.users`)",
     Checkpointing: "checkpoints (`storage.checkpointer()`)",
+    Erasure: "the erasure of threads and users (`storage.purge_thread`)",
     Following: "following run events (`storage.run_events.follow`)",
     RunOwnership: "run ownership (`storage.runs.create_thread_operation_atomic`)",
 }

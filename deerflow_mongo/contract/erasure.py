@@ -1,17 +1,17 @@
 """Erasing a thread, or a user, with everything that belongs to it: a capability of a storage.
 
-Deleting a row of one store leaves what others have of the same thread; this does not.
+Deleting a row of one store leaves what the others have of the same thread; an erasure does not.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(slots=True)
 class Erased:
-    """How many rows an erasure removed, or would remove, of each kind."""
+    """How many rows of each kind an erasure has removed, or would remove."""
 
     threads: int = 0
     runs: int = 0
@@ -20,7 +20,7 @@ class Erased:
     checkpoints: int = 0
     accounts: int = 0
 
-    def add(self, other: Self) -> None:
+    def add(self, other: Erased) -> None:
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
@@ -29,27 +29,36 @@ class Erased:
 class Erasure(Protocol):
     """A storage that erases threads and users.
 
-    Neither method needs an actor: they are for a host that has checked who asks, and for operators. Both
-    work in bounded batches, and may be repeated after any interruption: what is left is erased then, and the
-    counts are those of the call.
+    No method asks for an actor: they are for a host that has checked who asks, and for operators. An erasure
+    works in bounded batches and may be repeated after any interruption: what is left is erased then, and the
+    counts are those of the call. What was stored before the call is erased. A writer that is at work
+    meanwhile may store more, which the next call erases; so a host first ends the active run of a thread.
 
-    Beside writers, what was stored before the call is erased. A writer that is at work meanwhile may store
-    more of a thread, which the next call erases; a host therefore ends the thread's active run first. No
-    event number is given again, also not after an erasure.
+    What stays of a thread is its id with numbers, and no text: no event number is given again, also not after
+    an erasure.
     """
 
     async def purge_thread(self, thread_id: str) -> Erased:
-        """Erase the thread's metadata, runs, run events, feedback of all users, and checkpoints.
+        """Erase a thread: its runs, run events, feedback of all users, checkpoints and metadata.
 
         The metadata goes last, so that a thread whose erasure was interrupted is still listed.
         """
         ...
 
     async def erase_user(self, user_id: str) -> Erased:
-        """Erase the user's threads as `purge_thread` does, and what the user has in others'.
+        """Erase a user: the user's threads, what the user has in the threads of others, and the account.
 
-        That is runs, run events that were written for the user, feedback, and the account, which goes last.
-        The runs of other users in the user's threads go with these threads. A text that another user wrote
-        about this one is not found. Raises `ArgumentValueError` for an empty id.
+        A thread is the user's that has this owner, or that has no owner and runs of this user only. In other
+        threads the user's runs go, with their events and all feedback on them, the events that were written
+        for the user, and the user's feedback. Checkpoints of others' threads stay. The account goes last.
+        Raises `ArgumentValueError` for an empty id.
         """
+        ...
+
+    async def count_thread(self, thread_id: str) -> Erased:
+        """What `purge_thread` would erase; changes nothing."""
+        ...
+
+    async def count_user(self, user_id: str) -> Erased:
+        """What `erase_user` would erase; changes nothing."""
         ...

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..contract.capabilities import Accounts, Checkpointing
+from ..contract.erasure import Erased, Erasure
 from ..contract.errors import MissingDependencyError, StorageConfigError
 from ..contract.factory import with_options
 from ..contract.observer import StorageRunObserver
 from ..contract.protocols import Storage
+from . import erasure
 from .data import Memory
 from .feedback import MemoryFeedbackStore
 from .run_events import MemoryRunEventStore
@@ -23,7 +25,7 @@ from .threads import MemoryThreadStore
 from .users import MemoryUserStore
 
 
-class MemoryStorage(Storage, Accounts, Checkpointing):
+class MemoryStorage(Storage, Accounts, Checkpointing, Erasure):
     """`Storage` in memory, with accounts, checkpoints and run events that can be followed."""
 
     def __init__(self) -> None:
@@ -75,6 +77,34 @@ class MemoryStorage(Storage, Accounts, Checkpointing):
                     "storage.checkpointer()", "langgraph-checkpoint", "checkpointer"
                 ) from error
         return self._saver
+
+    async def purge_thread(self, thread_id: str) -> Erased:
+        return await self._erased(erasure.of_threads(self._memory.data, [thread_id]))
+
+    async def erase_user(self, user_id: str) -> Erased:
+        return await self._erased(erasure.of_user(self._memory.data, user_id))
+
+    async def count_thread(self, thread_id: str) -> Erased:
+        return await self._counted(erasure.of_threads(self._memory.data, [thread_id]))
+
+    async def count_user(self, user_id: str) -> Erased:
+        return await self._counted(erasure.of_user(self._memory.data, user_id))
+
+    async def _erased(self, found: erasure.Belongings) -> Erased:
+        counts, saver = await self._counted(found), self._saver
+        erasure.erase(self._memory.data, found)
+        if saver is not None:
+            for thread_id in found.threads:
+                await saver.adelete_thread(thread_id)
+        return counts
+
+    async def _counted(self, found: erasure.Belongings) -> Erased:
+        counts, saver = found.counts(self._memory.data), self._saver
+        if saver is not None:
+            for thread_id in found.threads:
+                async for _ in saver.alist({"configurable": {"thread_id": thread_id}}):
+                    counts.checkpoints += 1
+        return counts
 
     async def setup(self) -> None:
         await self.ping()

@@ -280,9 +280,17 @@ def of_task(query: Query, task_id: object) -> Query:
     return query
 
 
-def deletable_events(query: Query) -> Query:
+def deletable_events(query: Query, *, after_seq: int = -1, up_to_seq: int = MAX_COUNT) -> Query:
     """The events of `query` that can become tombstones, which have their events' ids and numbers."""
-    return {**changeable(query), "_id": {"$type": "objectId"}, "seq": {"$gte": 0, "$type": ["int", "long"]}}
+    is_numbered = {"_id": {"$type": "objectId"}, "seq": {"$type": ["int", "long"]}}
+    bounds = {"seq": {"$gt": after_seq, "$lte": up_to_seq}}
+    return {"$and": [changeable(query), is_numbered, bounds]}
+
+
+def events_without_number(query: Query) -> Query:
+    """The broken events of `query` that cannot become tombstones, and occupy no number."""
+    has_number = {"_id": {"$type": "objectId"}, "seq": {"$gte": 0, "$type": ["int", "long"]}}
+    return {**changeable(query), "$nor": [has_number]}
 
 
 def messages_of_thread(thread_id: object) -> Query:
@@ -550,6 +558,28 @@ def places_of_writes(key: Query) -> list[Query]:
         {"$match": writes_of_checkpoints([key])},
         {"$project": {"path": 1, "writes.idx": 1, "writes.channel": 1}},
     ]
+
+
+# -- erasures --------------------------------------------------------------------------------------
+
+
+def of_user(user_id: object) -> Query:
+    """What belongs to a user, in each collection that has owners."""
+    return {"user_id": identifier("user_id", user_id)}
+
+
+def of_others_in_thread(thread_id: str, user_id: str) -> Query:
+    """What belongs to another user, or to nobody, in a thread."""
+    return {"thread_id": thread_id, "user_id": {"$ne": user_id}}
+
+
+def behind(query: Query, last: Any) -> Query:
+    """Those of these documents behind this id in the order of ids; all with None."""
+    return {**query, **after_id(last)}
+
+
+def by_ids(ids: Sequence[Any]) -> Query:
+    return {"_id": {"$in": list(ids)}}
 
 
 # -- deletions of checkpoints ----------------------------------------------------------------------

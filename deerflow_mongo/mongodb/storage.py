@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from pymongo.errors import ConfigurationError
 
 from ..contract.capabilities import Accounts, Checkpointing, LimitedPayloads
+from ..contract.erasure import Erased, Erasure
 from ..contract.errors import (
     MissingDependencyError,
     StorageClosedError,
@@ -25,6 +26,8 @@ from ..contract.factory import with_environment, with_options
 from ..contract.observer import StorageRunObserver
 from ..contract.protocols import Storage
 from . import inspection, migrations, schema
+from .checkpoints.deletion import Collections
+from .checkpoints.pruning import delete_thread
 from .checkpoints.retention import rules_of
 from .config import EMBEDDED, MongoConfig, mongo_config, redacted
 from .drivers.changes import changes
@@ -33,6 +36,7 @@ from .drivers.driver import READ_COMMITTED, Driver, DriverOptions
 from .drivers.errors import MAX_DOCUMENT_BYTES, copied
 from .drivers.threads import in_thread
 from .embedded import EmbeddedServer, start_embedded
+from .erasure import Counting, Deleting, ErasableData, MongoErasure
 from .events.store import MongoRunEventStore
 from .events.thread_access import ThreadOwners
 from .stores.feedback import MongoFeedbackStore
@@ -178,7 +182,7 @@ class _EmbeddedHold:
         return None
 
 
-class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
+class MongoStorage(Storage, Accounts, Checkpointing, Erasure, LimitedPayloads):
     """`Storage` on MongoDB, with accounts, checkpoints and run events that can be followed.
 
     Building it opens no connection. It belongs to one event loop and process, those of its first call; calls
@@ -300,6 +304,39 @@ class MongoStorage(Storage, Accounts, Checkpointing, LimitedPayloads):
             retention=rules_of(self._config.checkpoints_keep_last, self._config.checkpoints_ttl_days),
         )
         return self._saver
+
+    async def purge_thread(self, thread_id: str) -> Erased:
+        return await self._erasure().thread(thread_id)
+
+    async def erase_user(self, user_id: str) -> Erased:
+        return await self._erasure().user(user_id)
+
+    async def count_thread(self, thread_id: str) -> Erased:
+        return await self._erasure(Counting).thread(thread_id)
+
+    async def count_user(self, user_id: str) -> Erased:
+        return await self._erasure(Counting).user(user_id)
+
+    def _erasure(self, removal: type[Counting | Deleting] = Deleting) -> MongoErasure:
+        data = ErasableData(
+            runs=self._collection(schema.RUNS),
+            feedback=self._collection(schema.FEEDBACK),
+            threads=self._collection(schema.THREADS),
+            users=self._collection(schema.USERS),
+            run_events=self._collection(schema.RUN_EVENTS),
+            checkpoints=self._collection(schema.CHECKPOINTS),
+            erase_events=self._run_events.erase,
+            erase_checkpoints=self._erase_checkpoints,
+        )
+        return MongoErasure(data, removal(data))
+
+    async def _erase_checkpoints(self, thread_id: str) -> int:
+        collection = self._collection(schema.CHECKPOINTS)
+        committed = self._collection(schema.CHECKPOINTS, **READ_COMMITTED)
+        removed = await delete_thread(Collections(collection, committed), thread_id)
+        if self._saver is not None:
+            self._saver.forget_thread(thread_id)
+        return removed.checkpoints
 
     async def setup(self) -> None:
         """Create collections, validators and indexes, and upgrade the documents of an older version.

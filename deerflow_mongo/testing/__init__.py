@@ -22,6 +22,7 @@ from .cases import case
 from .contention import ContentionContract
 from .contract import KINDS, Contract, needs, needs_new_database
 from .copies import CopyContract
+from .erasure import ErasureContract
 from .errors import ErrorContract
 from .event_access import EventAccessContract
 from .event_ids import EventIdContract
@@ -58,6 +59,7 @@ __all__ = [
     "ContentionContract",
     "Contract",
     "CopyContract",
+    "ErasureContract",
     "ErrorContract",
     "EventAccessContract",
     "EventIdContract",
@@ -123,6 +125,7 @@ class StorageConformance(
     IdentifierContract,
     ErrorContract,
     AccountContract,
+    ErasureContract,
     FollowingContract,
     ContentionContract,
 ):

@@ -265,9 +265,13 @@ class MongoCheckpointSaver(SyncCalls):
         thread = _text("thread_id", str(thread_id))
         self._collection.check_owner()
         await delete_thread(self._collections, thread)
-        self._knowledge.forget(thread)
+        self.forget_thread(thread)
+
+    def forget_thread(self, thread_id: str) -> None:
+        """Drop what this process has in memory of a thread, which somebody has deleted."""
+        self._knowledge.forget(thread_id)
         for cache in self._caches:
-            cache.drop_thread(thread)
+            cache.drop_thread(thread_id)
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Delete the checkpoints whose metadata has one of these `run_id`s, in all threads.

@@ -100,6 +100,9 @@ class MongomockCollection(Collection):
             _in_known_conditions(query), _in_known_stages(update), **options
         )
 
+    async def delete_many(self, query: Document) -> int:
+        return await super().delete_many(_in_known_conditions(query))
+
     async def aggregate(self, pipeline: list[Document], *, batch_size: int = 100) -> list[Document]:
         return await super().aggregate(_in_known_conditions(pipeline), batch_size=batch_size)
 

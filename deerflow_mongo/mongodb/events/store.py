@@ -21,7 +21,7 @@ from ...contract.errors import (
     ThreadAccessError,
 )
 from ...contract.protocols import RunEventStore
-from ...contract.rows import RunEventFields, RunEventRow
+from ...contract.rows import MAX_COUNT, RunEventFields, RunEventRow
 from ...contract.run_event_fields import CheckedRunEvent, checked_event, checked_events
 from ...contract.statuses import is_ending
 from ...contract.times import clock
@@ -60,6 +60,8 @@ _DELETION_PAUSE_S = 0.1
 _BY_ID = (("_id", 1),)
 _RUNS_PER_BATCH = 100_000
 _FOLLOW_PAGE = 500
+_ERASED_AT_ONCE = 5_000
+"""Events of one command: some 100 ms of the server."""
 _FEED_CLOSE_TIMEOUT_S = 0.5
 
 OpenChanges: TypeAlias = Callable[[list[Document]], AbstractAsyncContextManager[NextChange]]
@@ -382,10 +384,32 @@ class MongoRunEventStore(RunEventStore, Following):
 
     async def _delete(self, query: Document) -> int:
         self._events.check_owner()
-        thread_id = query["thread_id"]
         actor = current_actor()
-        if actor is not None and await self._owners.first_refused([thread_id], actor) is not None:
+        if actor is not None and await self._owners.first_refused([query["thread_id"]], actor) is not None:
             return 0
+        return await self._bury(query["thread_id"], queries.deletable_events(query))
+
+    async def erase(self, query: queries.Query) -> int:
+        """Delete these events of one thread in batches, also broken ones, whoever the actor is."""
+        self._events.check_owner()
+        thread_id, deleted, after_seq, up_to_seq = query["thread_id"], 0, -1, -1
+        while up_to_seq < MAX_COUNT:
+            rest = queries.deletable_events(query, after_seq=after_seq)
+            up_to_seq = await self._last_of_batch(rest)
+            batch = queries.deletable_events(query, after_seq=after_seq, up_to_seq=up_to_seq)
+            deleted += await self._bury(thread_id, batch)
+            after_seq = up_to_seq
+        return deleted + await self._events.delete_many(queries.events_without_number(query))
+
+    async def _last_of_batch(self, query: queries.Query) -> int:
+        """The number that ends a batch of these events; the highest possible one if all are one batch."""
+        found = await self._events.find(
+            query, sort=SEQ_RISING, limit=1, skip=_ERASED_AT_ONCE - 1, projection=("seq",)
+        )
+        return found[0]["seq"] if found else MAX_COUNT
+
+    async def _bury(self, thread_id: str, query: queries.Query) -> int:
+        """Make tombstones of these events by one command; the number of events."""
         # A driver does not repeat an update of many documents. Here the tombstones of all tries carry one id,
         # by which they are counted where the answer of a try was lost.
         deletion = ObjectId()
@@ -397,7 +421,7 @@ class MongoRunEventStore(RunEventStore, Following):
                 with shared_limit(self._timeout_s):
                     last_seq = await self._writer.last_seq(thread_id)
                     update = tombstone_update(last_seq, utc_now() + TOMBSTONE_LIFETIME, deletion)
-                    deleted = await self._events.update_many(queries.deletable_events(query), update)
+                    deleted = await self._events.update_many(query, update)
                     if tries > 1:
                         left = count_pipeline(queries.events_of_deletion(thread_id, deletion))
                         deleted = counted(await self._events.aggregate(left))
