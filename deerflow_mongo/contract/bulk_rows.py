@@ -8,7 +8,7 @@ Checkpoints are not rows; LangGraph's saver reads and writes them.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NotRequired, Protocol, TypeAlias, TypedDict, runtime_checkable
 
 from .rows import FeedbackRow, JSONValue, RunEventRow, RunRow, UserRow
@@ -32,9 +32,9 @@ class ThreadRow(TypedDict):
 
 
 class ExportedRunRow(RunRow):
-    """A `RunRow` whose `token_usage_by_model` is always present.
+    """A `RunRow` whose `token_usage_by_model` is always present, with each model's `llm_calls`.
 
-    The other keys of `OwnedRunRow` are present as in a `RunRow`.
+    The other keys of `OwnedRunRow` are all present, or none of them, as in a `RunRow`.
     """
 
 
@@ -82,22 +82,42 @@ class RefusedRow:
     """A row that was not stored, and why: it is malformed or too large, or its email or number is taken."""
 
     key: Key
+    """As far as the row has one: what is no text or number of it is given as text."""
     reason: str
+    is_conflict: bool = False
+    """Whether another row is in the way: once that one is replaced or deleted, this one can be imported."""
 
 
 @dataclass(slots=True)
 class Imported:
     """What became of the rows of one call; each row is in exactly one of the counts or lists."""
 
-    stored: int
+    stored: int = 0
     """New here."""
-    replaced: int
-    """Stored by an earlier import, not changed here since, and different now."""
-    unchanged: int
+    replaced: int = 0
+    """Stored by an earlier import, not changed here since, and different now; or replaced by `overwrite`."""
+    unchanged: int = 0
     """Here already, and equal."""
-    changed_here: list[Key]
-    """Here, different, and changed here since an earlier import, or not stored by one; they stay as is."""
-    refused: list[RefusedRow]
+    changed_here: list[Key] = field(default_factory=list[Key])
+    """Here, different, and changed here since an earlier import, or not stored by one; they stay as is.
+
+    Among them are events that were deleted here, as long as their numbers are occupied.
+    """
+    refused: list[RefusedRow] = field(default_factory=list["RefusedRow"])
+
+    @property
+    def rows(self) -> int:
+        """All rows of the call."""
+        counted = self.stored + self.replaced + self.unchanged
+        return counted + len(self.changed_here) + len(self.refused)
+
+    def add(self, other: Imported) -> None:
+        """Add what became of other rows."""
+        self.stored += other.stored
+        self.replaced += other.replaced
+        self.unchanged += other.unchanged
+        self.changed_here += other.changed_here
+        self.refused += other.refused
 
 
 @runtime_checkable
@@ -119,8 +139,11 @@ class BulkRows(Protocol):
     ) -> Imported:
         """Store these rows exactly as they are. Repeating a call changes nothing.
 
+        Rows may be in any order, but those of several calls best in the order of their keys: an event is
+        visible to followers of its thread only where it is imported before those of higher numbers.
         A row that was changed here since its import stays as it is, unless `overwrite` is true. What is wrong
         with one row does not stop the others: it is in `refused`. An event is never replaced. Any number of
-        imports may run at once, and beside writers.
+        imports may run at once, and beside writers. An unknown key makes a row malformed, so that nothing is
+        dropped in silence. Raises `ArgumentTypeError` where `rows` is no sequence of mappings.
         """
         ...

@@ -61,8 +61,7 @@ class Digests:
         # A database without a name is a temporary file, which SQLite creates once its cache is full.
         self._file = sqlite3.connect("", check_same_thread=False)
         self._file.execute(
-            "CREATE TABLE totals (kind TEXT, thread BLOB, rows INTEGER, sum BLOB, PRIMARY KEY (kind, thread)) "
-            "WITHOUT ROWID"
+            "CREATE TABLE totals (kind TEXT, thread BLOB, rows INTEGER, sum BLOB, PRIMARY KEY (kind, thread))"
         )
 
     def __enter__(self) -> Self:
