@@ -1,60 +1,56 @@
 """Checkpoints of langgraph-checkpoint-sqlite, read from its file, which may be in use by a running host.
 
-The file is opened read-only and the library's `setup()` is never called. In WAL mode SQLite may create the
-file's `-shm` and `-wal` beside it, as any reader does.
+The file is opened read-only and the library's `setup()` is never called; see `sqlite_files.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any, cast
-from urllib.parse import quote, unquote
+from typing import Any, TypeVar, cast
 
 from ..contract.errors import StorageConfigError
 from .sources import Source, SourceInThread, SourceThread, library
+from .sqlite_files import OpenedFile, file_of, open_file, read_current
 from .stored_values import Key, ListedCheckpoint, Record, StoredFormSerializer, Write, record_of, write_of
 
 PACKAGE = "langgraph-checkpoint-sqlite"
-BUSY_TIMEOUT_S = 30.0
-"""How long a read waits for a host that holds the file; only without WAL mode."""
+
+_Result = TypeVar("_Result")
 
 
 async def open_url(url: str) -> Source:
     """The file of a `sqlite:///` URL. Raises `StorageConfigError`."""
-    return SourceInThread(SqliteSource(_file_of(url)))
-
-
-def _file_of(url: str) -> Path:
-    authority, slash, path = url.partition("://")[2].partition("/")
-    if authority or not slash or not path or "?" in path:
-        raise StorageConfigError(
-            "--from sqlite: expected sqlite:///file, or sqlite:////file for an absolute path, without options"
-        )
-    file = Path(unquote(path)).expanduser()
-    if not file.is_file():
-        hint = "" if file.is_absolute() else "; an absolute path has four slashes: sqlite:////file"
-        raise StorageConfigError(f"--from sqlite: there is no file {file}{hint}")
-    return file
+    return SourceInThread(SqliteSource(file_of(url)))
 
 
 class SqliteSource:
     def __init__(self, file: Path) -> None:
-        saver_class = library("langgraph.checkpoint.sqlite", PACKAGE).SqliteSaver
+        self._saver_class = library("langgraph.checkpoint.sqlite", PACKAGE).SqliteSaver
         self._file = file
-        self._connection = _connected(file)
+        self._opened = open_file(file)
         try:
-            columns = self._columns_of_writes()
+            self._use(self._opened)
         except BaseException:
             self._connection.close()
             raise
+
+    def _use(self, opened: OpenedFile) -> None:
+        self._opened, self._connection = opened, opened.connection
+        columns = self._columns_of_writes()
         self._task_path = "task_path" if "task_path" in columns else "''"
-        self._saver = saver_class(self._connection, serde=StoredFormSerializer(decode_json=True))
+        self._saver = self._saver_class(self._connection, serde=StoredFormSerializer(decode_json=True))
         # What `setup()` would find out by changing the table.
         cast("dict[str, Any]", vars(self._saver)).update(is_setup=True, _has_task_path="task_path" in columns)
+
+    def _reopen(self) -> None:
+        self._connection.close()
+        self._use(open_file(self._file))
+
+    def _current(self, read: Callable[[], _Result]) -> _Result:
+        return read_current(read, lambda: self._opened.is_outdated(), self._reopen, self._file)
 
     def _columns_of_writes(self) -> set[str]:
         with self._explained():
@@ -73,23 +69,22 @@ class SqliteSource:
             raise StorageConfigError(f"--from sqlite: {self._file} cannot be read: {error}") from error
 
     def threads(self) -> Sequence[SourceThread]:
+        # The primary key's index holds all that is asked for, so that no checkpoint is read.
+        query = "SELECT thread_id, count(*) FROM checkpoints GROUP BY thread_id ORDER BY thread_id"
         with self._explained():
-            # The primary key's index holds all that is asked for, so that no checkpoint is read.
-            rows = self._connection.execute(
-                "SELECT thread_id, count(*) FROM checkpoints GROUP BY thread_id ORDER BY thread_id"
-            )
-            return [SourceThread(*row) for row in rows]
+            return self._current(lambda: [SourceThread(*row) for row in self._connection.execute(query)])
 
     def checkpoints(self, thread_id: str) -> Sequence[ListedCheckpoint]:
-        rows = self._connection.execute(
-            "SELECT checkpoint_ns, checkpoint_id, parent_checkpoint_id FROM checkpoints WHERE thread_id = ?",
-            (thread_id,),
-        )
+        query = "SELECT checkpoint_ns, checkpoint_id, parent_checkpoint_id FROM checkpoints WHERE thread_id = ?"
+        rows = self._current(lambda: self._connection.execute(query, (thread_id,)).fetchall())
         return [
             ListedCheckpoint(Key(ns, checkpoint_id), parent or None) for ns, checkpoint_id, parent in rows
         ]
 
     def read(self, thread_id: str, key: Key) -> Record | None:
+        return self._current(lambda: self._read(thread_id, key))
+
+    def _read(self, thread_id: str, key: Key) -> Record | None:
         place = {"thread_id": thread_id, "checkpoint_ns": key.namespace, "checkpoint_id": key.checkpoint_id}
         found = self._saver.get_tuple({"configurable": place})
         if found is None:
@@ -113,21 +108,3 @@ class SqliteSource:
 
     def close(self) -> None:
         self._connection.close()
-
-
-def _connected(file: Path) -> sqlite3.Connection:
-    address = f"file:{quote(str(file))}?mode=ro"
-    if not _may_have_writers(file):
-        address += "&immutable=1"
-    try:
-        return sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
-    except sqlite3.Error as error:
-        raise StorageConfigError(f"--from sqlite: {file} cannot be opened: {error}") from error
-
-
-def _may_have_writers(file: Path) -> bool:
-    """Whether to open the file as one in use.
-
-    In a folder that is not writable, a file in WAL mode without its `-wal` can be opened as immutable only.
-    """
-    return os.access(file.parent, os.W_OK) or file.with_name(f"{file.name}-wal").exists()
