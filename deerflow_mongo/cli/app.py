@@ -12,15 +12,21 @@ from . import checkpoints
 from .check import check
 from .demo import demo
 from .events import events
+from .purge import purge
 
 ABOUT = (
     "MongoDB storage for DeerFlow: see it work on a real server, check a host's configuration, print the run "
-    "events of a thread, copy, measure and prune checkpoints."
+    "events of a thread, erase threads and users, copy, measure and prune checkpoints."
 )
 EXAMPLES = {
     "demo": ["", "--users 5 --verbose", "--data-dir demo-db"],
     "check": ["--config config.yaml", "--url mongodb://localhost:27017 --setup"],
     "events": ["THREAD --data-dir demo-db", "THREAD --config config.yaml --follow"],
+    "purge": [
+        "--thread THREAD --config config.yaml",
+        "--user USER --url mongodb://localhost:27017 --dry-run",
+        "--older-than 90d --status idle --config config.yaml",
+    ],
     "stats": ["--config config.yaml", "--url mongodb://localhost:27017 --limit 5"],
     "prune": ["--config config.yaml --keep-last 20 --older-than 30d --dry-run"],
     "copy": [
@@ -56,7 +62,7 @@ class _CommandWithExamples(TyperCommand):
         return "\n".join([super().get_help(ctx), "", "Examples:", *examples])
 
 
-for _command in (demo, check, events):
+for _command in (demo, check, events, purge):
     app.command(cls=_CommandWithExamples)(_command)
 for _command in (checkpoints.stats, checkpoints.prune, checkpoints.copy):
     checkpoints_app.command(cls=_CommandWithExamples)(_command)

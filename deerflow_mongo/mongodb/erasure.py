@@ -1,8 +1,8 @@
 """Erases a thread, or a user, from every collection, or counts what an erasure would remove.
 
 What belongs to whom is decided here, once for both; how run events and checkpoints are deleted is in
-`events/store.py` and `checkpoints/deletion.py`. A document of a newer version is never
-deleted: an erasure removes the rest, and then raises an error that names it.
+`events/store.py` and `checkpoints/deletion.py`. A document of a newer version is never deleted: an erasure
+removes the rest, and then raises an error that names it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from ..contract.arguments import identifier
@@ -57,6 +58,10 @@ class Removal(Protocol):
 
     async def checkpoints(self, thread_id: str) -> int: ...
 
+    async def end(self, places: Sequence[tuple[Collection, Query]]) -> None:
+        """Raise `CorruptDocumentError` for a document that should have gone from one of these places."""
+        ...
+
 
 class Deleting(Removal):
     """Deletes, in batches."""
@@ -77,6 +82,13 @@ class Deleting(Removal):
     async def checkpoints(self, thread_id: str) -> int:
         return await self._data.erase_checkpoints(thread_id)
 
+    async def end(self, places: Sequence[tuple[Collection, Query]]) -> None:
+        for collection, query in places:
+            found = await collection.find(queries.newer(query), sort=(), limit=1, projection=("_id",))
+            if found:
+                reason = "is of a newer release, which has to erase it; everything else was erased"
+                raise CorruptDocumentError(collection.name, str(found[0]["_id"]), "schema_version", reason)
+
 
 class Counting(Removal):
     """Counts and changes nothing."""
@@ -93,13 +105,26 @@ class Counting(Removal):
     async def checkpoints(self, thread_id: str) -> int:
         return await self.rows(self._data.checkpoints, queries.live_checkpoints(thread_id))
 
+    async def end(self, places: Sequence[tuple[Collection, Query]]) -> None:
+        pass
+
+
+def _ignore(erased: Erased) -> None:
+    pass
+
 
 class MongoErasure:
-    """One erasure of a thread or a user, or the count of one."""
+    """One erasure of threads or a user, or the count of one.
 
-    def __init__(self, data: ErasableData, removal: Removal) -> None:
+    `on_thread` gets what was erased of each thread, after it.
+    """
+
+    def __init__(
+        self, data: ErasableData, removal: Removal, on_thread: Callable[[Erased], None] = _ignore
+    ) -> None:
         self._data = data
         self._removal = removal
+        self._on_thread = on_thread
         self._threads: set[str] = set()
         """Those that were erased as a whole."""
         self._runs: set[str] = set()
@@ -110,7 +135,15 @@ class MongoErasure:
     async def thread(self, thread_id: str) -> Erased:
         thread_id = identifier("thread_id", thread_id)
         erased = await self._thread(thread_id)
-        await self._check_nothing_newer(thread_id)
+        of_thread = queries.of_thread(thread_id)
+        await self._removal.end(
+            (
+                (self._data.runs, of_thread),
+                (self._data.feedback, of_thread),
+                (self._data.run_events, queries.events_of_thread(thread_id)),
+                (self._data.threads, queries.thread_by_id(thread_id)),
+            )
+        )
         return erased
 
     async def _thread(self, thread_id: str) -> Erased:
@@ -124,24 +157,24 @@ class MongoErasure:
         erased.threads = await removal.rows(data.threads, queries.thread_by_id(thread_id))
         # Reservations: that of the host's own deletion, which kept new runs out until now, is no run.
         await removal.rows(data.runs, of_thread)
+        self._on_thread(erased)
         return erased
 
-    async def _check_nothing_newer(self, thread_id: str) -> None:
-        of_thread = queries.of_thread(thread_id)
-        places = (
-            (self._data.runs, of_thread),
-            (self._data.feedback, of_thread),
-            (self._data.run_events, queries.events_of_thread(thread_id)),
-            (self._data.threads, queries.thread_by_id(thread_id)),
-        )
-        for collection, query in places:
-            await self._check_not_newer(collection, query)
+    async def old_threads(self, updated_before: datetime, statuses: Sequence[str]) -> AsyncGenerator[str]:
+        """The threads that were last updated before this time, without those that have an active run.
 
-    async def _check_not_newer(self, collection: Collection, query: Query) -> None:
-        found = await collection.find(queries.newer(query), sort=(), limit=1, projection=("_id",))
-        if found:
-            reason = "is of a newer version, so it was not erased; all else was. Use the newer release"
-            raise CorruptDocumentError(collection.name, str(found[0]["_id"]), "schema_version", reason)
+        Only those in one of these statuses, or in any without one. Reads all threads.
+        """
+        async for page in _pages(self._data.threads, {}, ("status", "updated_at"), _SCANNED):
+            for thread in page:
+                updated_at, is_wanted = thread.get("updated_at"), thread.get("status") in statuses
+                if not isinstance(updated_at, datetime) or updated_at.replace(tzinfo=UTC) >= updated_before:
+                    continue
+                if (is_wanted or not statuses) and not await self._has_active_run(thread["_id"]):
+                    yield thread["_id"]
+
+    async def _has_active_run(self, thread_id: str) -> bool:
+        return await self._data.runs.find_one(queries.active_in_thread(thread_id)) is not None
 
     # A user.
 
@@ -158,9 +191,13 @@ class MongoErasure:
         erased.feedback += await self._feedback_of(user_id)
         erased.run_events += await self._events_for(user_id)
         erased.accounts = await self._removal.rows(self._data.users, queries.user_by_id(user_id))
-        for collection in (self._data.threads, self._data.runs):
-            await self._check_not_newer(collection, of_user)
-        await self._check_not_newer(self._data.users, queries.user_by_id(user_id))
+        await self._removal.end(
+            (
+                (self._data.threads, of_user),
+                (self._data.runs, of_user),
+                (self._data.users, queries.user_by_id(user_id)),
+            )
+        )
         return erased
 
     async def _own_threads(self, user_id: str) -> AsyncGenerator[str]:

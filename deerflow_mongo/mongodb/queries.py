@@ -568,6 +568,11 @@ def of_user(user_id: object) -> Query:
     return {"user_id": identifier("user_id", user_id)}
 
 
+def active_in_thread(thread_id: object) -> Query:
+    """The active runs and reservations of a thread, with or without an owner."""
+    return {**of_thread(thread_id), **_ACTIVE}
+
+
 def of_others_in_thread(thread_id: str, user_id: str) -> Query:
     """What belongs to another user, or to nobody, in a thread."""
     return {"thread_id": thread_id, "user_id": {"$ne": user_id}}

@@ -306,18 +306,19 @@ class MongoStorage(Storage, Accounts, Checkpointing, Erasure, LimitedPayloads):
         return self._saver
 
     async def purge_thread(self, thread_id: str) -> Erased:
-        return await self._erasure().thread(thread_id)
+        return await self.erasure().thread(thread_id)
 
     async def erase_user(self, user_id: str) -> Erased:
-        return await self._erasure().user(user_id)
+        return await self.erasure().user(user_id)
 
     async def count_thread(self, thread_id: str) -> Erased:
-        return await self._erasure(Counting).thread(thread_id)
+        return await self.erasure(Counting).thread(thread_id)
 
     async def count_user(self, user_id: str) -> Erased:
-        return await self._erasure(Counting).user(user_id)
+        return await self.erasure(Counting).user(user_id)
 
-    def _erasure(self, removal: type[Counting | Deleting] = Deleting) -> MongoErasure:
+    def erasure(self, removal: type[Counting | Deleting] = Deleting, **options: Any) -> MongoErasure:
+        """One erasure, or the count of one, for tools that report its progress."""
         data = ErasableData(
             runs=self._collection(schema.RUNS),
             feedback=self._collection(schema.FEEDBACK),
@@ -328,7 +329,7 @@ class MongoStorage(Storage, Accounts, Checkpointing, Erasure, LimitedPayloads):
             erase_events=self._run_events.erase,
             erase_checkpoints=self._erase_checkpoints,
         )
-        return MongoErasure(data, removal(data))
+        return MongoErasure(data, removal(data), **options)
 
     async def _erase_checkpoints(self, thread_id: str) -> int:
         collection = self._collection(schema.CHECKPOINTS)
