@@ -12,29 +12,36 @@ from . import checkpoints
 from .check import check
 from .demo import demo
 from .events import events
+from .lists import runs, threads
 from .purge import purge
 
 ABOUT = (
-    "MongoDB storage for DeerFlow: see it work on a real server, check a host's configuration, print the run "
-    "events of a thread, erase threads and users, copy, measure and prune checkpoints."
+    "MongoDB storage for DeerFlow: see it work on a real server, check a host's configuration, list threads, "
+    "runs and run events, erase threads and users, copy, measure and prune checkpoints."
 )
 EXAMPLES = {
     "demo": ["", "--users 5 --verbose", "--data-dir demo-db"],
     "check": ["--config config.yaml", "--url mongodb://localhost:27017 --setup"],
-    "events": ["THREAD --data-dir demo-db", "THREAD --config config.yaml --follow"],
+    "events": [
+        "THREAD --data-dir demo-db",
+        "THREAD --data-dir demo-db --tail 5",
+        "THREAD --config config.yaml --follow",
+    ],
+    "threads": ["--data-dir demo-db", "--config config.yaml --user USER --since 7d"],
+    "runs": ["--data-dir demo-db --limit 5", "THREAD --config config.yaml --status error --json"],
     "purge": [
         "--thread THREAD --config config.yaml",
         "--user USER --url mongodb://localhost:27017 --dry-run",
         "--older-than 90d --status idle --config config.yaml",
     ],
-    "stats": ["--config config.yaml", "--url mongodb://localhost:27017 --limit 5"],
-    "prune": ["--config config.yaml --keep-last 20 --older-than 30d --dry-run"],
-    "copy": [
+    "checkpoints stats": ["--config config.yaml", "--url mongodb://localhost:27017 --limit 5"],
+    "checkpoints prune": ["--config config.yaml --keep-last 20 --older-than 30d --dry-run"],
+    "checkpoints copy": [
         "--from sqlite:///checkpoints.db --config config.yaml",
         "--from '$CHECKPOINTS_URL' --url mongodb://localhost:27017 --dry-run",
     ],
 }
-"""The arguments of each command's examples."""
+"""The arguments of each command's examples, by the command's name as it is typed."""
 
 
 def _group(**options: Any) -> typer.Typer:
@@ -58,11 +65,20 @@ app.add_typer(checkpoints_app, name="checkpoints")
 class _CommandWithExamples(TyperCommand):
     def get_help(self, ctx: Any) -> str:
         """The help text and the command's examples, which name the program as it was started."""
-        examples = [f"  {ctx.command_path} {arguments}".rstrip() for arguments in EXAMPLES[str(self.name)]]
+        name = ctx.command_path.removeprefix(f"{ctx.find_root().command_path} ")
+        examples = [f"  {ctx.command_path} {arguments}".rstrip() for arguments in EXAMPLES[name]]
         return "\n".join([super().get_help(ctx), "", "Examples:", *examples])
 
 
-for _command in (demo, check, events, purge):
+_COMMANDS = (
+    demo,
+    check,
+    events,
+    threads,
+    runs,
+    purge,
+)
+for _command in _COMMANDS:
     app.command(cls=_CommandWithExamples)(_command)
 for _command in (checkpoints.stats, checkpoints.prune, checkpoints.copy):
     checkpoints_app.command(cls=_CommandWithExamples)(_command)

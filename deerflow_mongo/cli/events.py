@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
@@ -17,22 +18,24 @@ import typer
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from ..contract.arguments import identifier
 from ..contract.capabilities import Following, require_capabilities
-from ..contract.errors import StorageUnavailableError
+from ..contract.errors import StorageConfigError, StorageUnavailableError
 from ..contract.factory import create_storage
 from ..contract.protocols import Storage
 from ..contract.rows import RunEventRow
-from ..demo.screen import DEMO_DATABASE
 from ..demo.text import MAX_TEXT_SHOWN, cell, first_words, plain
+from ..mongodb.reports.lists import seq_before_last
 from ..mongodb.storage import MongoStorage
+from .ids import whole_id
 from .options import (
     DEFAULT_SECTION,
     ConfigOption,
     DataDirOption,
     DriverOption,
+    ReadDatabaseOption,
     SectionOption,
     UrlOption,
+    identifier_text,
     options_given,
     options_of_file,
     require_existing_data,
@@ -50,15 +53,11 @@ RECANCEL_S = 0.5
 RUN_WIDTH, CATEGORY_WIDTH, TYPE_WIDTH = 8, 7, 13
 
 
-def _identifier(text: str) -> str:
-    try:
-        return identifier("the id", text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
 def events(
-    thread: Annotated[str, typer.Argument(parser=_identifier, metavar="THREAD", help="The thread's id.")],
+    thread: Annotated[
+        str,
+        typer.Argument(parser=identifier_text, metavar="THREAD", help="The thread's id, or its beginning."),
+    ],
     follow: Annotated[
         bool, typer.Option("--follow", help="Continue with every new event, until Ctrl-C.")
     ] = False,
@@ -66,10 +65,14 @@ def events(
         str | None,
         typer.Option(
             "--run",
-            parser=_identifier,
+            parser=identifier_text,
             metavar="RUN",
-            help="Only the events of this run; the complete id, as in --json.",
+            help="Only the events of this run; an id or its beginning, as each line has it.",
         ),
+    ] = None,
+    tail: Annotated[
+        int | None,
+        typer.Option("--tail", metavar="N", min=1, help="Start with the last N events."),
     ] = None,
     after: Annotated[
         int, typer.Option("--after", metavar="SEQ", min=0, help="Start after the event of this number.")
@@ -83,13 +86,7 @@ def events(
     section: SectionOption = DEFAULT_SECTION,
     url: UrlOption = None,
     data_dir: DataDirOption = None,
-    database: Annotated[
-        str | None,
-        typer.Option(
-            "--database",
-            help=f"The database; the default is the URI's, else that of the demo, {DEMO_DATABASE}.",
-        ),
-    ] = None,
+    database: ReadDatabaseOption = None,
     driver: DriverOption = None,
 ) -> None:
     """Print a thread's run events, oldest first.
@@ -99,13 +96,14 @@ def events(
     event.
     """
     with explained():
+        if tail is not None and after:
+            raise StorageConfigError("--tail and --after both name the first event: omit one")
         given = options_given(url, data_dir, database, driver)
         options = with_demo_database(given) if config is None else options_of_file(config, section, given)
         storage = create_storage(options)
         require_capabilities(storage, "deerflow-mongo events", Following)
         require_existing_data(storage, "events")
-        run_events = cast("Following", storage.run_events)
-        reading = _Reading(run_events, thread, run, after, limit, _printer(as_json=as_json))
+        reading = _Reading(storage, thread, run, after, tail, limit, _printer(as_json=as_json))
         found = asyncio.run(stoppable(_read(storage, reading, follow=follow)))
     if not found:
         raise failure(f"{reading} has no events in {_place_of(storage)}", PROBLEM_EXIT)
@@ -124,12 +122,18 @@ def _place_of(storage: Storage) -> str:
 class _Reading:
     """How far the events of a thread, or of one of its runs, have been printed."""
 
-    events: Following
+    storage: Storage
     thread_id: str
     run_id: str | None
     last_seq: int
+    tail: int | None
     remaining: int | None
     show: Callable[[RunEventRow], None]
+    is_started: bool = False
+
+    @property
+    def events(self) -> Following:
+        return cast("Following", self.storage.run_events)
 
     def __str__(self) -> str:
         thread = f"thread {plain(self.thread_id)}"
@@ -145,7 +149,33 @@ class _Reading:
         if self.remaining is not None:
             self.remaining -= 1
 
+    async def _start(self) -> None:
+        """Complete the ids, and go to the last events where only those are wanted; once."""
+        if self.is_started:
+            return
+        self.thread_id = await whole_id(self.storage, "thread", self.thread_id)
+        if self.run_id is not None:
+            self.run_id = await whole_id(self.storage, "run", self.run_id)
+        if self.tail is not None:
+            self.last_seq = await self._seq_before_last(self.tail)
+        self.is_started = True
+
+    async def _seq_before_last(self, tail: int) -> int:
+        """The number behind which the last `tail` events are."""
+        if isinstance(self.storage, MongoStorage):
+            driver, prefix = self.storage.driver, self.storage.config.collection_prefix
+            return await seq_before_last(driver, prefix, self.thread_id, self.run_id, tail)
+        last, seqs, is_end = 0, deque[int](maxlen=tail), False
+        while not is_end:
+            rows = await self.events.list_thread_events(
+                self.thread_id, run_id=self.run_id, after_seq=last, limit=PAGE
+            )
+            seqs.extend(row["seq"] for row in rows)
+            last, is_end = seqs[-1] if seqs else 0, len(rows) < PAGE
+        return seqs[0] - 1 if seqs else 0
+
     async def print_stored(self) -> None:
+        await self._start()
         rows: list[RunEventRow] | None = None
         while not self.is_done and (rows is None or len(rows) == PAGE):
             size = PAGE if self.remaining is None else min(PAGE, self.remaining)

@@ -5,25 +5,68 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
 
 import typer
 
+from ..contract.arguments import identifier
 from ..contract.errors import StorageConfigError
 from ..contract.factory import create_storage, load_config, with_environment
 from ..contract.protocols import Storage
+from ..contract.times import parse_time
 from ..demo.screen import DEMO_DATABASE
 from ..mongodb.config import EMBEDDED, names_database
 from ..mongodb.embedded.folder import DATABASE
 from ..mongodb.storage import MongoStorage
+
+# -- parsers of values ------------------------------------------------------------------------------
+
+_UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+
+
+def age(text: str) -> timedelta:
+    """An option's value such as 30d; the parser of `--older-than`."""
+    match = re.fullmatch(r"(\d{1,6})([mhdw])", text.strip())
+    if match is None:
+        raise typer.BadParameter("expected a number and a unit, such as 30d, 12h, 90m or 4w")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def since(text: str) -> datetime:
+    """An option's value such as 7d or 2026-11-01, as a time in UTC; the parser of `--since`."""
+    try:
+        return datetime.now(UTC) - age(text)
+    except typer.BadParameter:
+        pass
+    except OverflowError:
+        raise typer.BadParameter("it is before the year 1") from None
+    try:
+        return parse_time("the time", text)
+    except ValueError:
+        raise typer.BadParameter(
+            "expected an age such as 7d or 12h, or a time in UTC such as 2026-11-01 or 2026-11-01T08:00"
+        ) from None
+
+
+def identifier_text(text: str) -> str:
+    """An argument's value as an identifier, or the beginning of one; the parser of ids."""
+    try:
+        return identifier("the id", text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+# -- options ----------------------------------------------------------------------------------------
 
 ConfigOption: TypeAlias = Annotated[
     Path | None, typer.Option("--config", help="A YAML file with the storage's configuration.")
 ]
 SectionOption: TypeAlias = Annotated[str, typer.Option("--section", help="The section of that file.")]
 DEFAULT_SECTION = "storage"
+
+MAX_LISTED = 10_000
 
 UrlOption: TypeAlias = Annotated[
     str | None,
@@ -49,7 +92,39 @@ DriverOption: TypeAlias = Annotated[
 ]
 
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+JsonLinesOption: TypeAlias = Annotated[
+    bool, typer.Option("--json", help="Print each row as one line of JSON instead of a table.")
+]
 
+ReadDatabaseOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--database", help=f"The database; the default is the URI's, else that of the demo, {DEMO_DATABASE}."
+    ),
+]
+UserOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--user",
+        parser=identifier_text,
+        metavar="USER",
+        help="Only those of this user; an id or its beginning.",
+    ),
+]
+SinceOption: TypeAlias = Annotated[
+    datetime | None,
+    typer.Option(
+        "--since",
+        parser=since,
+        metavar="TIME",
+        help="Only those created since then: an age such as 7d or 12h, or a time in UTC such as 2026-11-01.",
+    ),
+]
+LimitOption: TypeAlias = Annotated[
+    int, typer.Option("--limit", metavar="N", min=1, max=MAX_LISTED, help="At most so many, newest first.")
+]
+
+# -- the configuration that they describe ------------------------------------------------------------
 
 NOTHING_GIVEN: Final[Mapping[str, Any]] = {"backend": "mongodb", "url": EMBEDDED}
 """The configuration without any of these options."""
@@ -98,15 +173,16 @@ def storage_on_server(
     return storage
 
 
-_UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+def storage_to_read(file: Path | None, section: str, given: Mapping[str, Any], contents: str) -> MongoStorage:
+    """As `storage_on_server`, with the demo's database where nothing names one.
 
-
-def age(text: str) -> timedelta:
-    """An option's value such as 30d; the parser of `--older-than`."""
-    match = re.fullmatch(r"(\d{1,6})([mhdw])", text.strip())
-    if match is None:
-        raise typer.BadParameter("expected a number and a unit, such as 30d, 12h, 90m or 4w")
-    return int(match[1]) * _UNITS[match[2]]
+    Raises `StorageConfigError` as well for a data folder that does not exist yet.
+    """
+    if file is None and given is not NOTHING_GIVEN:
+        given = with_demo_database(given)
+    storage = storage_on_server(file, section, given, contents)
+    require_existing_data(storage, contents)
+    return storage
 
 
 def require_existing_data(storage: Storage, contents: str) -> None:

@@ -394,6 +394,39 @@ def users_of_role(system_role: object) -> Query:
     return {} if system_role is None else {"system_role": identifier("system_role", system_role)}
 
 
+# -- lists and reports over all threads -------------------------------------------------------------
+
+_HIGHEST_CHARACTER = "\U0010ffff"
+
+
+def beginning_with(name: str, prefix: str, *, after: str | None = None) -> Query:
+    """Documents in which the text of this name begins with `prefix`, behind `after`: a range of an index."""
+    start: Query = {"$gte": prefix} if after is None else {"$gt": after}
+    return {name: {**start, "$lt": prefix + _HIGHEST_CHARACTER}}
+
+
+def threads_listed(*, user_id: object, statuses: object, since_us: int | None) -> Query:
+    """Threads that match everything given; None matches any. They were created at the stamp or later."""
+    return _listed({}, user_id, statuses, {} if since_us is None else {ORDER: {"$gte": since_us}})
+
+
+def runs_listed(
+    *, thread_id: object, user_id: object, statuses: object, since: datetime | None = None
+) -> Query:
+    """Runs, and no reservations, that match everything given; None matches any."""
+    query = dict(_NO_RESERVATION) if thread_id is None else runs_of_thread(thread_id)
+    return _listed(query, user_id, statuses, {} if since is None else {"created_at": {"$gte": since}})
+
+
+def _listed(query: Query, user_id: object, statuses: object, bounds: Query) -> Query:
+    if user_id is not None:
+        query["user_id"] = identifier("user_id", user_id)
+    wanted = names("statuses", statuses)
+    if wanted:
+        query["status"] = wanted[0] if len(wanted) == 1 else {"$in": wanted}
+    return {**query, **bounds}
+
+
 # -- the database's schema version -----------------------------------------------------------------
 
 
