@@ -24,6 +24,7 @@ from ..contract.errors import StorageAccessError, StorageError
 from ..contract.factory import create_storage
 from ..contract.protocols import Storage
 from ..demo.text import counted, plain
+from ..hosts.options import GATEWAY_OPTIONS
 from ..mongodb import queries
 from ..mongodb.config import MongoConfig, redacted
 from ..mongodb.schema import RUNS
@@ -123,7 +124,8 @@ def _configuration(
 
 def _environment_finding() -> list[Finding]:
     """A note about variables that the gateway reads and this check does not."""
-    known = {ENVIRONMENT_PREFIX + option.upper() for option in ("backend", *MongoConfig.model_fields)}
+    options = ("backend", *GATEWAY_OPTIONS, *MongoConfig.model_fields)
+    known = {ENVIRONMENT_PREFIX + option.upper() for option in options}
     found = sorted(known & set(os.environ))
     if not found:
         return []

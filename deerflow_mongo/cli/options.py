@@ -17,6 +17,7 @@ from ..contract.factory import create_storage, load_config, with_environment
 from ..contract.protocols import Storage
 from ..contract.times import parse_time
 from ..demo.screen import DEMO_DATABASE
+from ..hosts.options import split_options
 from ..mongodb.config import EMBEDDED, names_database
 from ..mongodb.embedded.folder import DATABASE
 from ..mongodb.storage import MongoStorage
@@ -148,10 +149,10 @@ def with_demo_database(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def options_of_file(file: Path, section: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration in the file. Raises `StorageConfigError` if another option was `given` as well."""
+    """The storage's options in the file. Raises `StorageConfigError` if another one was `given` as well."""
     if given is not NOTHING_GIVEN:
         raise StorageConfigError("--config has the whole configuration: omit --url and the like")
-    return load_config(file, section)
+    return split_options(load_config(file, section))[1]
 
 
 def storage_on_server(

@@ -119,6 +119,7 @@ def purge(
 async def _purge(storage: MongoStorage, selection: _Selection, *, dry_run: bool) -> Erased:
     total = Erased()
     async with contextlib.aclosing(storage):
+        await storage.check_set_up()
         with counting_progress(console_for(stderr=True), "erasing", "threads") as report:
             done = 0
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from ..contract.factory import backend_options
+from .options import GATEWAY_OPTIONS
 
 ENVIRONMENT_PREFIX: Final = "DEER_FLOW_STORAGE_"
 
@@ -40,16 +41,17 @@ def variables_of_options(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def known_options(found: Mapping[str, str], backend: str) -> dict[str, str]:
-    """Those of `found` that are options of the backend; one warning names the variables of the others.
+    """Those of `found` that are options of the backend or the gateway; one warning names the others.
 
     For a backend that does not state its options: all but what looks like a service's address.
     """
-    stated = backend_options(backend)
+    stated, own = backend_options(backend), {BACKEND, *GATEWAY_OPTIONS}
     if stated is None:
         options = {name: value for name, value in found.items() if not _is_service_link(name, value)}
     else:
-        options = {name: value for name, value in found.items() if name in stated or name == BACKEND}
-    ignored = [_described(name, stated or frozenset(options)) for name in found if name not in options]
+        options = {name: value for name, value in found.items() if name in stated or name in own}
+    known = own.union(options if stated is None else stated)
+    ignored = [_described(name, known) for name in found if name not in options]
     if ignored:
         logger.warning(
             "environment variables are ignored, since the storage backend %r has no such options: %s",
@@ -67,6 +69,6 @@ def _is_service_link(name: str, value: str) -> bool:
 
 def _described(name: str, known: Iterable[str]) -> str:
     """The variable's name, and the option's that was probably meant."""
-    nearest = difflib.get_close_matches(name, [*known, BACKEND], n=1, cutoff=_MIN_SIMILARITY)
+    nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=_MIN_SIMILARITY)
     hint = f" (did you mean {ENVIRONMENT_PREFIX}{nearest[0].upper()}?)" if nearest else ""
     return f"{ENVIRONMENT_PREFIX}{name.upper()}{hint}"

@@ -30,6 +30,7 @@ from .deerflow import import_deerflow
 from .environment import BACKEND, ENVIRONMENT_PREFIX, known_options, variables_of_options
 from .exchange import exchanged
 from .json_requests import EncodableRequests
+from .options import split_options
 from .releases import Release
 from .runtime import StoredRuntime, check_release, check_workers
 from .startup_errors import StartupErrors, exit_with
@@ -69,9 +70,10 @@ class GatewayStorage(Storage, Accounts, Checkpointing, Protocol):
 def create_app(config: Mapping[str, Any] | None = None) -> Any:
     """DeerFlow's gateway as a FastAPI application, on our storage.
 
-    `config` is what `create_storage` takes; without it, it is read at start-up from the section `storage:` of
-    DeerFlow's `config.yaml` and from `DEER_FLOW_STORAGE_...` variables. Raises `UnsupportedReleaseError` if
-    the installed DeerFlow does not fit; the attribute `app` of this module ends the process instead.
+    `config` is what `create_storage` takes, with the options of `options.py`; without it, it is read at
+    start-up from the section `storage:` of DeerFlow's `config.yaml` and from `DEER_FLOW_STORAGE_...`
+    variables. Raises `UnsupportedReleaseError` if the installed DeerFlow does not fit; the attribute `app` of
+    this module ends the process instead.
     """
     release = check_release()
     app: Any = import_deerflow("app.gateway.app").create_app()
@@ -168,7 +170,8 @@ def open_storage(config: Mapping[str, Any] | None = None) -> GatewayStorage:
 
     Raises `StorageConfigError` for a storage without accounts, checkpoints or run ownership.
     """
-    storage = create_storage(storage_options() if config is None else config)
+    _, options = split_options(storage_options() if config is None else config)
+    storage = create_storage(options)
     require_capabilities(storage, "DeerFlow's gateway", Accounts, Checkpointing, RunOwnership)
     return cast("GatewayStorage", storage)
 
@@ -185,13 +188,13 @@ def _on_storage(
     async def lifespan(app: Any) -> AsyncGenerator[Any]:
         _config_file()  # its error names what to do; DeerFlow's does not
         settings: Any = import_deerflow("deerflow.config.app_config").get_app_config()
-        options = storage_options() if config is None else config
+        own_options, options = split_options(storage_options() if config is None else config)
         check_workers(options)
         async with AsyncExitStack() as stack:
             storage = await stack.enter_async_context(_opened(open_storage(options)))
             health.watch(storage)
             stack.push_async_callback(health.aclose)
-            runtime = await StoredRuntime.over(storage, settings, health, release)
+            runtime = await StoredRuntime.over(storage, settings, health, release, own_options)
             stack.enter_context(runtime.accounts())
             with exchanged(runtime.application_names()):
                 state = await stack.enter_async_context(inner(app))

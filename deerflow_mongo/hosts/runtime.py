@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ..contract.capabilities import database_identity
+from ..contract.erasure import Erasure
 from ..contract.errors import StorageConfigError, StorageError
 from .availability import HealthReportingStore, StorageHealth
 from .deerflow import (
@@ -32,6 +33,7 @@ from .deerflow import (
 )
 from .encodable import EncodableBridge
 from .exchange import exchanged, original
+from .options import PURGE, THREAD_DELETION
 from .releases import APP_RUNTIME, DEPS, ENGINE, Name, Release
 from .run_leases import RunLeases
 
@@ -159,9 +161,14 @@ class StoredRuntime:
 
     @classmethod
     async def over(
-        cls, storage: Any, settings: Any, health: StorageHealth, release: Release
+        cls,
+        storage: Any,
+        settings: Any,
+        health: StorageHealth,
+        release: Release,
+        options: Mapping[str, str],
     ) -> StoredRuntime:
-        """Adapters over an open storage, for DeerFlow with these settings."""
+        """Adapters over an open storage, for DeerFlow with these settings and the gateway's own options."""
         from .adapters.counts_by_model import CountsByModel
         from .adapters.feedback import FeedbackRepositoryAdapter
         from .adapters.run_events import RunEventStoreAdapter
@@ -182,7 +189,8 @@ class StoredRuntime:
             HealthReportingStore.over(store, health)
             for store in (storage.runs, storage.threads, storage.feedback, storage.run_events, storage.users)
         )
-        thread_store = ThreadMetaStoreAdapter(threads, runs)
+        erasing = HealthReportingStore.over(storage, health) if _purges_threads(storage, options) else None
+        thread_store = ThreadMetaStoreAdapter(threads, runs, erasing)
         return cls(
             storage=storage,
             release=release,
@@ -307,6 +315,18 @@ class StoredRuntime:
             yield
         finally:
             _accounts.leave(self.users)
+
+
+def _purges_threads(storage: Any, options: Mapping[str, str]) -> bool:
+    if options[THREAD_DELETION] != PURGE:
+        return False
+    if not isinstance(storage, Erasure):
+        logger.warning(
+            "%s cannot erase threads: runs, run events and feedback of a deleted thread stay",
+            type(storage).__name__,
+        )
+        return False
+    return True
 
 
 async def _cancel_runs(manager: Any) -> None:

@@ -154,6 +154,18 @@ def _duplicates(collection: str, index: str) -> StorageConfigError:
     )
 
 
+async def check_set_up(driver: Driver, prefix: str, database: str) -> None:
+    """Raise `StorageConfigError` for a database that is not set up, or that this release cannot use."""
+    state = await read_database(driver, prefix)
+    check_readable(state.version, database)
+    if state.version is None and state.version_error is None:
+        raise StorageConfigError(
+            f"database {database!r} has no data of deerflow-mongo (no schema version in its collection "
+            f"{prefix + VERSIONS!r}): name the database, and the `collection_prefix`, that the host uses"
+        )
+    await check_ours(driver, state)
+
+
 # -- applying --------------------------------------------------------------------------------------
 
 

@@ -350,6 +350,11 @@ class MongoStorage(Storage, Accounts, Checkpointing, Erasure, LimitedPayloads):
         config = self._config
         await migrations.apply(self._driver, config.collection_prefix, config.database, config.retention)
 
+    async def check_set_up(self) -> None:
+        """Raise `StorageConfigError` unless the database is one that `setup()` has set up; changes nothing."""
+        config = self._config
+        await migrations.check_set_up(self._driver, config.collection_prefix, config.database)
+
     async def ping(self) -> None:
         await self._driver.command({"ping": 1})
 

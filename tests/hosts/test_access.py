@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import httpx
+import pymongo
 import pytest
 import pytest_asyncio
 
+from ..database_search import documents_with
+from .conftest import SHARED_DATABASE
 from .gateway_process import SLOW, Gateway, needs_deerflow
 from .http_script import Browser, run_body
 
@@ -57,12 +61,13 @@ async def test_runs_without_thread_in_path_are_refused_in_another_users_thread(
 
 
 async def test_remains_of_a_deleted_thread_are_hidden_from_other_users(
-    users: tuple[Browser, Browser],
+    users: tuple[Browser, Browser], raw_client: pymongo.MongoClient[dict[str, Any]]
 ) -> None:
+    """What stays where `thread_deletion` is "deerflow", and of a deletion that was interrupted."""
     alice, bob = users
     thread_id, run_id = await _new_thread(alice)
     thread, run = f"/api/threads/{thread_id}", f"/api/threads/{thread_id}/runs/{run_id}"
-    await alice.ask("DELETE", thread)
+    raw_client[SHARED_DATABASE].threads.delete_one({"_id": thread_id})
     for path in ("", "/state", "/messages", "/runs", "/token-usage"):
         assert (await bob.send("GET", thread + path)).status == 404, path
     for path in ("", "/messages", "/events", "/feedback", "/feedback/stats", "/join"):
@@ -72,6 +77,21 @@ async def test_remains_of_a_deleted_thread_are_hidden_from_other_users(
     body = run_body("go on", config={"configurable": {"thread_id": thread_id}})
     assert (await bob.send("POST", "/api/runs/wait", json=body)).status == 404
     assert len(await alice.ask("GET", f"{thread}/runs")) == 1
+
+
+async def test_deleted_thread_leaves_nothing_in_the_database(
+    users: tuple[Browser, Browser], raw_client: pymongo.MongoClient[dict[str, Any]]
+) -> None:
+    alice, _ = users
+    thread_id, _ = await _new_thread(alice)
+    before = documents_with(raw_client[SHARED_DATABASE], thread_id)
+    assert before.keys() == {"threads", "runs", "run_events", "feedback", "checkpoint_data"}
+    await alice.ask("DELETE", f"/api/threads/{thread_id}")
+    # Tombstones have the thread's id beside numbers, so that no number is given twice.
+    after = documents_with(raw_client[SHARED_DATABASE], thread_id)
+    assert after.keys() <= {"run_events", "checkpoint_data"}
+    assert SECRET in str(before)
+    assert SECRET not in str(after)
 
 
 async def test_new_thread_with_a_deleted_threads_id_shows_nothing_of_it(

@@ -69,7 +69,8 @@ def on_mongodb(
 ) -> Iterator[Session]:
     """The script at our gateway under uvicorn; its database remains for the tests."""
     folder = tmp_path_factory.mktemp("mongodb")
-    write_config(folder, {"backend": "mongodb", "url": server.url, "database": DATABASE})
+    options = {"backend": "mongodb", "url": server.url, "database": DATABASE}
+    write_config(folder, {**options, "thread_deletion": "deerflow"})  # what SQL leaves is compared
     yield _run_session(folder, ON_MONGODB)
     raw_client.drop_database(DATABASE)
 

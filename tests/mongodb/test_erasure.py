@@ -20,6 +20,7 @@ from deerflow_mongo.mongodb import erasure
 from deerflow_mongo.mongodb.events import store as event_store
 
 from ..child_processes import kill
+from ..database_search import documents_with
 
 Database = AnyDatabase[dict[str, Any]]
 
@@ -59,13 +60,8 @@ async def _checkpoint(storage: MongoStorage, thread_id: str, run_id: str) -> Non
 
 
 def _found(database: Database, *texts: str) -> set[str]:
-    """The collections in which a document has one of these texts, wherever it stands."""
-    return {
-        name
-        for name in database.list_collection_names()
-        for document in database[name].find()
-        if any(text.encode() in repr(document).encode() for text in texts)
-    }
+    """The collections in which a document has one of these texts."""
+    return {name for text in texts for name in documents_with(database, text)}
 
 
 async def test_search_of_every_collection_finds_nothing_of_an_erased_user(

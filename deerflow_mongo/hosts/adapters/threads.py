@@ -9,6 +9,7 @@ from typing import Any
 
 from ...contract.actor import BoundActor, current_actor
 from ...contract.arguments import is_valid_id
+from ...contract.erasure import Erasure
 from ...contract.errors import ArgumentTypeError, ThreadExistsError
 from ...contract.protocols import RunStore, ThreadStore
 from ...contract.rows import ThreadMeta, ThreadMetaCreate
@@ -69,10 +70,16 @@ def _metadata_filter(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
 class ThreadMetaStoreAdapter(_base.ThreadMetaStore):
     """Threads with DeerFlow's names and rows. A write is one atomic operation that checks the owner."""
 
-    def __init__(self, threads: ThreadStore, runs: RunStore | None = None) -> None:
-        """With `runs`, only the owner of its remaining runs has access to a deleted thread."""
+    def __init__(
+        self, threads: ThreadStore, runs: RunStore | None = None, erasing: Erasure | None = None
+    ) -> None:
+        """With `runs`, only the owner of its remaining runs has access to a deleted thread.
+
+        With `erasing`, a thread that is deleted goes with everything that belongs to it.
+        """
         self._threads = threads
         self._runs = runs
+        self._erasing = erasing
 
     async def create(
         self,
@@ -191,5 +198,9 @@ class ThreadMetaStoreAdapter(_base.ThreadMetaStore):
 
     async def delete(self, thread_id: str, *, user_id: Any = AUTO) -> None:
         user = acting_user(user_id, "ThreadMetaStore.delete")
-        if is_valid_id(thread_id):
+        if not is_valid_id(thread_id):
+            return
+        if self._erasing is None:
             await self._threads.delete_thread(thread_id, user_id=user)
+        elif await self._threads.get_thread(thread_id, user_id=user) is not None:
+            await self._erasing.purge_thread(thread_id)
