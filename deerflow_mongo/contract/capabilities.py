@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Any, Protocol, Unpack, runtime_checkable
 
+from .bulk_rows import BulkRows
 from .erasure import Erasure
 from .errors import StorageConfigError
 from .protocols import Storage
@@ -307,6 +308,7 @@ def database_identity(storage: Storage) -> str | None:
 
 CAPABILITIES: dict[type, str] = {
     Accounts: "accounts (`storage.users`)",
+    BulkRows: "export and import of rows (`storage.export_rows`)",
     Checkpointing: "checkpoints (`storage.checkpointer()`)",
     Erasure: "the erasure of threads and users (`storage.purge_thread`)",
     Following: "following run events (`storage.run_events.follow`)",

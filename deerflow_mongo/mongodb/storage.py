@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import importlib
 import threading
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from pymongo.errors import ConfigurationError
 
+from ..contract.bulk_rows import BulkRow, BulkRows, Imported, Key, RowKind
 from ..contract.capabilities import Accounts, Checkpointing, LimitedPayloads
 from ..contract.erasure import Erased, Erasure
 from ..contract.errors import (
@@ -26,6 +28,7 @@ from ..contract.factory import with_environment, with_options
 from ..contract.observer import StorageRunObserver
 from ..contract.protocols import Storage
 from . import inspection, migrations, schema
+from .bulk.store import MongoBulkRows
 from .checkpoints.deletion import Collections
 from .checkpoints.pruning import delete_thread
 from .checkpoints.retention import rules_of
@@ -182,8 +185,8 @@ class _EmbeddedHold:
         return None
 
 
-class MongoStorage(Storage, Accounts, Checkpointing, Erasure, LimitedPayloads):
-    """`Storage` on MongoDB, with accounts, checkpoints and run events that can be followed.
+class MongoStorage(Storage, Accounts, BulkRows, Checkpointing, Erasure, LimitedPayloads):
+    """`Storage` on MongoDB, with accounts, checkpoints, rows in bulk and run events that can be followed.
 
     Building it opens no connection. It belongs to one event loop and process, those of its first call; calls
     from others raise `StorageError`. A `client` that is passed in is used with its own settings and never
@@ -205,6 +208,7 @@ class MongoStorage(Storage, Accounts, Checkpointing, Erasure, LimitedPayloads):
         self._threads = MongoThreadStore(self._collection(schema.THREADS))
         self._run_events = self._event_store()
         self._users = MongoUserStore(self._collection(schema.USERS))
+        self._bulk_rows = MongoBulkRows(self._collection, self._had_retention, self._server_time)
         self._saver: MongoCheckpointSaver | None = None
         self._opening_saver: asyncio.Task[MongoCheckpointSaver] | None = None
 
@@ -267,6 +271,16 @@ class MongoStorage(Storage, Accounts, Checkpointing, Erasure, LimitedPayloads):
 
     def observer(self) -> StorageRunObserver:
         return StorageRunObserver(self._runs, self._threads)
+
+    def export_rows(
+        self, kind: RowKind, *, after: Key | None = None, batch_size: int = 1_000
+    ) -> AsyncGenerator[Sequence[BulkRow]]:
+        return self._bulk_rows.export_rows(kind, after=after, batch_size=batch_size)
+
+    async def import_rows(
+        self, kind: RowKind, rows: Sequence[BulkRow], *, overwrite: bool = False
+    ) -> Imported:
+        return await self._bulk_rows.import_rows(kind, rows, overwrite=overwrite)
 
     async def checkpointer(self) -> MongoCheckpointSaver:
         """LangGraph's saver on the same client and database, the same object at every call.
@@ -384,14 +398,19 @@ class MongoStorage(Storage, Accounts, Checkpointing, Erasure, LimitedPayloads):
     def _collection(self, name: str, **options: Any) -> Collection:
         return self._driver.collection(self._config.collection_prefix + name, options)
 
+    async def _had_retention(self) -> bool:
+        return await migrations.had_retention(self._collection(schema.VERSIONS))
+
+    async def _server_time(self) -> datetime:
+        return (await self._driver.command({"hello": 1}))["localTime"].replace(tzinfo=UTC)
+
     def _event_store(self) -> MongoRunEventStore:
-        versions = self._collection(schema.VERSIONS)
         return MongoRunEventStore(
             self._collection(schema.RUN_EVENTS),
             self._collection(schema.RUN_EVENTS, **READ_COMMITTED),
             self._collection(schema.RUNS, **READ_COMMITTED),
             ThreadOwners(self._collection(schema.THREADS)),
-            lambda: migrations.had_retention(versions),
+            self._had_retention,
             lambda pipeline: changes(self._driver, pipeline),
             self._config.timeout_ms,
         )

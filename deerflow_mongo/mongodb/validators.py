@@ -10,8 +10,9 @@ from ..contract.arguments import RATINGS
 from ..contract.rows import CALLERS, CANCEL_ACTIONS
 from .documents import checkpoints
 from .documents.encoding import JSON_MARK, Document
+from .documents.exported_rows import IMPORTED
 from .documents.feedback import VOTE
-from .documents.run_events import DELETION, EXPIRES_AT, ONCE
+from .documents.run_events import DELETION, EXPIRES_AT, ONCE, RESERVED
 from .documents.run_ownership import (
     CACHE_READ,
     CANCEL_ACTION,
@@ -38,6 +39,7 @@ _ORDERED: dict[str, Document] = {ORDER: {"bsonType": _WHOLE}, ORDER_TIE: {"bsonT
 _COUNT: Document = {"bsonType": _WHOLE, "minimum": 0}
 _OPTIONAL_COUNT: Document = {"bsonType": [*_WHOLE, "null"], "minimum": 0}
 _PAYLOAD: Document = {"bsonType": "object"}
+_BYTES: Document = {"bsonType": "binData"}
 _TEXT: Document = {
     "anyOf": [
         {"bsonType": ["string", "null"]},
@@ -133,8 +135,9 @@ RUN = _object(
         "first_human_message": _TEXT,
         "last_ai_message": _TEXT,
         **_RUN_OWNERSHIP,
+        IMPORTED: _BYTES,
     },
-    optional=(ORDER_TIE, *_RUN_TIMES, *_RUN_OWNERSHIP),
+    optional=(ORDER_TIE, *_RUN_TIMES, *_RUN_OWNERSHIP, IMPORTED),
 )
 
 FEEDBACK = _object(
@@ -150,8 +153,9 @@ FEEDBACK = _object(
         "created_at": _DATE,
         **_ORDERED,
         VOTE: {"enum": [True]},
+        IMPORTED: _BYTES,
     },
-    optional=(ORDER_TIE, VOTE),
+    optional=(ORDER_TIE, VOTE, IMPORTED),
 )
 
 _THREAD_TIMES = _exact("updated_at")
@@ -171,8 +175,9 @@ THREAD = _object(
         "updated_at": _DATE,
         **_THREAD_TIMES,
         IS_PINNED: {"enum": [True]},
+        IMPORTED: _BYTES,
     },
-    optional=(ORDER_TIE, IS_PINNED, *_THREAD_TIMES),
+    optional=(ORDER_TIE, IS_PINNED, *_THREAD_TIMES, IMPORTED),
 )
 
 USER = _object(
@@ -189,8 +194,9 @@ USER = _object(
         "oauth_id": _OPTIONAL_ID,
         "needs_setup": {"bsonType": "bool"},
         "token_version": _COUNT,
+        IMPORTED: _BYTES,
     },
-    optional=(EMAIL_KEY,),
+    optional=(EMAIL_KEY, IMPORTED),
 )
 
 _CONTENT: Document = {"bsonType": ["string", "object", "array", "bool", "double", *_WHOLE]}
@@ -228,14 +234,14 @@ RUN_EVENT: Document = {
                 "event_stored_at": _DATE,
                 EXPIRES_AT: _OPTIONAL_DATE,
                 DELETION: {"bsonType": "objectId"},
+                RESERVED: {"enum": [True]},
             },
-            optional=(DELETION,),
+            optional=(DELETION, RESERVED),
         ),
         _object({**_NUMBERED, "minimum_next_seq": _COUNT, "anchored_at": _DATE}),
     ]
 }
 
-_BYTES: Document = {"bsonType": "binData"}
 _STORED_VALUE = _object({"type": {"bsonType": "string"}})
 
 

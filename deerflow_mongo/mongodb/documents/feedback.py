@@ -31,29 +31,36 @@ def new_feedback(
     rating: int,
     comment: Any,
     stamp_us: int,
+    feedback_id: str | None = None,
+    created_stamp_us: int | None = None,
+    is_vote: bool = False,
 ) -> Document:
-    """Feedback that is not a vote, created at the clock's stamp."""
+    """Feedback with a new id, created at the clock's stamp, where no others are given."""
+    created = created_fields(stamp_us)
+    if created_stamp_us is not None:
+        created = created_fields(created_stamp_us, stamp_us)
     return {
-        "_id": str(uuid.uuid4()),
+        "_id": feedback_id or str(uuid.uuid4()),
         "schema_version": READABLE_FROM,
         "thread_id": thread_id,
         "run_id": run_id,
         "user_id": user_id,
         "message_id": message_id,
-        **_content(rating, comment, stamp_us),
+        **_content(rating, comment, created),
+        **({VOTE: True} if is_vote else {}),
     }
 
 
 def vote_update(rating: int, comment: Any, stamp_us: int) -> Document:
     """The upsert that makes the document it finds, or a new one, the vote; the filter names the rest."""
     return {
-        "$set": {VOTE: True, **_content(rating, comment, stamp_us)},
+        "$set": {VOTE: True, **_content(rating, comment, created_fields(stamp_us))},
         "$setOnInsert": {"_id": str(uuid.uuid4()), "schema_version": READABLE_FROM},
     }
 
 
-def _content(rating: int, comment: Any, stamp_us: int) -> Document:
-    return {"rating": rating, "comment": comment, **created_fields(stamp_us)}
+def _content(rating: int, comment: Any, created: Document) -> Document:
+    return {"rating": rating, "comment": comment, **created}
 
 
 def feedback_row(document: Document) -> FeedbackRow:

@@ -15,8 +15,18 @@ import bson
 from bson import ObjectId
 
 from ...contract.rows import RunEventRow
-from .encoding import WHOLE, Document, UnreadableError, decode_content, decode_mapping, text_of
-from .stored_times import row_time
+from ...contract.run_event_fields import CheckedRunEvent
+from .encoding import (
+    WHOLE,
+    Document,
+    UnreadableError,
+    decode_content,
+    decode_mapping,
+    encode_content,
+    encode_mapping,
+    text_of,
+)
+from .stored_times import row_time, stamp_of, time_fields
 from .version_1 import (
     ANCHOR_FIELDS_OF_VERSION_1,
     NUMBER_FIELDS_OF_VERSION_1,
@@ -43,6 +53,9 @@ EXPIRES_AT = "expires_at"
 
 DELETION = "deletion"
 """The call that left a tombstone, to count what it deleted after a lost answer."""
+
+RESERVED = "reserved"
+"""Present and true on a tombstone of a number that no event of this database has had."""
 
 LAST_NUMBER_FIELDS = [
     "schema_version",
@@ -96,14 +109,32 @@ def new_event(fields: Mapping[str, Any]) -> Document:
     return {"_id": ObjectId(), "schema_version": READABLE_FROM, "seq": 0, **fields, "stored_at": None}
 
 
-def anchor_document(thread_id: str, anchored_at: datetime) -> Document:
+def encoded_event(event: CheckedRunEvent, now: Document) -> Document:
+    """A checked event's document; `now` has the fields of the time of an event without one of its own."""
+    created_at = event.created_at
+    return new_event(
+        {
+            "thread_id": event.thread_id,
+            "run_id": event.run_id,
+            "event_type": event.event_type,
+            "category": event.category,
+            "content": encode_content(event.content),
+            "metadata": encode_mapping(event.metadata),
+            **(now if created_at is None else time_fields("created_at", stamp_of(created_at))),
+            **({} if event.user_id is None else {"user_id": event.user_id}),
+            **({} if event.event_id is None else {"event_id": event.event_id}),
+        }
+    )
+
+
+def anchor_document(thread_id: str, anchored_at: datetime, minimum_next_seq: int = 1) -> Document:
     """What remains of a thread when all its events are gone: where its numbers continue."""
     return {
         "_id": ObjectId(),
         "schema_version": READABLE_FROM,
         "thread_id": thread_id,
         "seq": ANCHOR_SEQ,
-        "minimum_next_seq": 1,
+        "minimum_next_seq": minimum_next_seq,
         "anchored_at": anchored_at,
     }
 
@@ -117,6 +148,19 @@ def new_minimum_update(minimum_next_seq: int, anchored_at: datetime) -> Document
             "anchored_at": anchored_at,
         },
         "$unset": dict.fromkeys(ANCHOR_FIELDS_OF_VERSION_1, ""),
+    }
+
+
+def reserved_number(thread_id: str, seq: int, now: datetime, expires_at: datetime | None) -> Document:
+    """A tombstone without an event: its number is not given, until an import has the event of it."""
+    return {
+        "_id": ObjectId(),
+        "schema_version": READABLE_FROM,
+        "thread_id": thread_id,
+        "seq": seq,
+        "event_stored_at": now,
+        EXPIRES_AT: expires_at,
+        RESERVED: True,
     }
 
 
@@ -135,7 +179,7 @@ def tombstone_update(last_seq: int, expires_at: datetime, deletion: ObjectId) ->
     return [{"$replaceRoot": {"newRoot": tombstone}}]
 
 
-def event_size_bytes(document: Document) -> int:
+def document_size_bytes(document: Document) -> int:
     return len(bson.encode(document))
 
 

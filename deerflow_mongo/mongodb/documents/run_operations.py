@@ -13,8 +13,6 @@ from ...contract.statuses import is_ending
 from ...contract.times import clock
 from .encoding import Document, encode_text
 from .run_ownership import (
-    CANCEL_ACTION,
-    CANCEL_REQUESTED_AT,
     IDEMPOTENCY_KEY,
     KIND,
     LEASE_MS,
@@ -23,6 +21,7 @@ from .run_ownership import (
     STOP_REASON,
     lease_fields,
     lease_stage,
+    ownership_fields,
 )
 from .runs import COUNT_PATHS, counts_by_model, duration_ms_after, error_fields, new_run, transition_update
 from .stored_times import BELOW_MS, ORDER_TIE, REMOVED, date_of, set_update
@@ -92,13 +91,15 @@ def new_operation(operation: Operation) -> Document:
     )
     return {
         **run,
-        KIND: operation.operation_kind,
-        STOP_REASON: encode_text("stop_reason", operation.stop_reason),
-        OWNER: operation.owner_worker_id,
-        **lease_fields(operation.lease_expires_us, operation.clock_us),
-        CANCEL_ACTION: None,
-        CANCEL_REQUESTED_AT: None,
-        IDEMPOTENCY_KEY: operation.idempotency_key,
+        **ownership_fields(
+            operation_kind=operation.operation_kind,
+            stop_reason=operation.stop_reason,
+            owner_worker_id=operation.owner_worker_id,
+            lease=lease_fields(operation.lease_expires_us, operation.clock_us),
+            cancel_action=None,
+            cancel_requested_us=None,
+            idempotency_key=operation.idempotency_key,
+        ),
     }
 
 

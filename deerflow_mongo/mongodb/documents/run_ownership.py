@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 
 from ...contract.rows import CANCEL_ACTIONS, CancelAction, RunRow
 from ...contract.times import clock
-from .encoding import WHOLE, Document, UnreadableError, decode_text
+from .encoding import WHOLE, Document, UnreadableError, decode_text, encode_text
 from .stored_times import BELOW_MS, NOW, REMOVED, row_time, set_update, time_fields, time_stage
 
 KIND: Final = "operation_kind"
@@ -66,6 +66,28 @@ def lease_fields(expires_us: int | None, clock_us: int) -> Document:
     if expires_us is None:
         return dict.fromkeys((LEASE_EXPIRES_AT, LEASE_RENEWED_AT, LEASE_MS))
     return {**time_fields(LEASE_EXPIRES_AT, expires_us), LEASE_MS: lease_ms(expires_us, clock_us)}
+
+
+def ownership_fields(
+    *,
+    operation_kind: str | None,
+    stop_reason: str | None,
+    owner_worker_id: str | None,
+    lease: Document,
+    cancel_action: str | None,
+    cancel_requested_us: int | None,
+    idempotency_key: str | None,
+) -> Document:
+    """What a new document of a run with an owner has besides the fields of all runs."""
+    return {
+        KIND: operation_kind,
+        STOP_REASON: encode_text(STOP_REASON, stop_reason),
+        OWNER: owner_worker_id,
+        **lease,
+        CANCEL_ACTION: cancel_action,
+        **time_fields(CANCEL_REQUESTED_AT, cancel_requested_us),
+        IDEMPOTENCY_KEY: idempotency_key,
+    }
 
 
 _HAS_LEASE: Final[Document] = {
@@ -142,6 +164,17 @@ def _time(date: datetime | None, below_ms: int) -> str | None:
 
 def _counts_by_model(stored: Document) -> dict[str, dict[str, int]]:
     return dict(_counts_of_model(counts) for counts in stored.values())
+
+
+def counts_with_calls(stored: Document) -> dict[str, dict[str, int]]:
+    """The counts of each model, those of its calls too, which no row of a run has. Raises as `run_row`."""
+    found = _counts_by_model(stored)
+    for of_model in stored.values():
+        calls = of_model["llm_calls"]
+        if type(calls) not in WHOLE or calls < 0:
+            raise UnreadableError
+        found[of_model["model"]]["llm_calls"] = +calls
+    return found
 
 
 def _counts_of_model(stored: Document) -> tuple[str, dict[str, int]]:

@@ -35,8 +35,9 @@ def thread_fields(
     stamp_us: int,
     display_name: Any = None,
     status: str = "idle",
+    updated_stamp_us: int | None = None,
 ) -> Document:
-    """A new thread, created at the clock's stamp, without its id."""
+    """A thread without its id, created at the stamp, and updated then where no other time is given."""
     return {
         "schema_version": READABLE_FROM,
         "user_id": user_id,
@@ -45,7 +46,7 @@ def thread_fields(
         "status": status,
         **thread_metadata(metadata),
         **created_fields(stamp_us),
-        **time_fields("updated_at", stamp_us),
+        **time_fields("updated_at", stamp_us if updated_stamp_us is None else updated_stamp_us),
     }
 
 

@@ -31,12 +31,15 @@ def new_email(email: str) -> str:
     return email_key(email)
 
 
-def new_user(user_id: str, fields: AccountFields, created_us: int) -> Document:
-    """A new account; those of equal time of creation are listed by id."""
+def new_user(user_id: str, fields: AccountFields, created_us: int, *, email: str | None = None) -> Document:
+    """A new account; those of equal time of creation are listed by id.
+
+    Its email is stored in lower case, or as `email` where that is given.
+    """
     return {
         "_id": user_id,
         "schema_version": READABLE_FROM,
-        **_changes(fields, new_email(fields["email"])),
+        **_changes(fields, new_email(fields["email"]) if email is None else email),
         **created_fields(created_us),
     }
 

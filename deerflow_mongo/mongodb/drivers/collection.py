@@ -11,9 +11,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from pymongo import DeleteMany, ReturnDocument, UpdateOne
+from pymongo.errors import BulkWriteError, OperationFailure
 
 from ...contract.errors import StorageClosedError, StorageError, StorageUnavailableError
-from .errors import DRIVER_ERRORS, no_answer, translate
+from .errors import DRIVER_ERRORS, no_answer, refusals, translate, with_cause
 from .event_loop import Owner, error_of_other_loop
 from .time_limit import TimeLimit
 
@@ -129,6 +130,15 @@ class Collection:
             ),
         )
 
+    async def find_page(self, query: Document, *, sort: Sort, limit: int) -> list[Document]:
+        """The first documents, at most `limit` and no more than one answer holds; none where there are none.
+
+        An answer holds 16 MiB, and at least one document.
+        """
+        return await self._run(
+            "find", lambda handle: self._driver.rows(handle.find(query, sort=sort, limit=-limit))
+        )
+
     async def stream(
         self,
         query: Document,
@@ -173,6 +183,27 @@ class Collection:
     async def insert_many(self, documents: list[Document]) -> None:
         """In their order, up to the first that is refused."""
         await self._run("insert", lambda handle: handle.insert_many(documents), documents)
+
+    async def insert_each(self, documents: list[Document]) -> dict[int, StorageError]:
+        """Insert all that are not refused; why the others were, by their positions."""
+
+        async def insert(handle: Any) -> dict[int, OperationFailure]:
+            try:
+                await handle.insert_many(documents, ordered=False)
+            except BulkWriteError as error:
+                return refusals(error)
+            return {}
+
+        found: dict[int, OperationFailure] = await self._run("insert", insert, documents)
+        return {
+            position: with_cause(self._translate(error, "insert", documents[position]), error)
+            for position, error in found.items()
+        }
+
+    async def replace_one(self, query: Document, document: Document) -> int:
+        """The number of documents that matched: 0 or 1."""
+        result = await self._run("update", lambda handle: handle.replace_one(query, document), document)
+        return result.matched_count
 
     async def update_one(self, query: Document, update: Update) -> int:
         """The number of documents that matched: 0 or 1."""

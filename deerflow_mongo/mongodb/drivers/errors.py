@@ -221,6 +221,21 @@ def translate(
     return StorageError(f"MongoDB reported an error{place}: {_reason(error)}")
 
 
+def refusals(error: errors.BulkWriteError) -> dict[int, errors.OperationFailure]:
+    """The documents of an unordered write that were refused, by their positions; all others are stored.
+
+    Raises the error itself where it is about the write as a whole.
+    """
+    details = cast("dict[str, Any]", error.details)
+    failures: list[dict[str, Any]] = details.get("writeErrors") or []
+    if not failures or details.get("writeConcernErrors"):
+        raise error
+    return {
+        failure["index"]: errors.OperationFailure(str(failure.get("errmsg")), failure.get("code"), failure)
+        for failure in failures
+    }
+
+
 def no_answer(operation: str, namespace: str, timeout_ms: int) -> StorageUnavailableError:
     """The error of a call that was ended here because the driver did not end it."""
     place = _place(operation, namespace, None)

@@ -56,9 +56,16 @@ class MongomockCollection(Collection):
     async def find(self, query: Document, **options: Any) -> list[Document]:
         return await super().find(_in_known_conditions(query), **options)
 
+    async def find_page(self, query: Document, *, sort: Any, limit: int) -> list[Document]:
+        return await self.find(query, sort=sort, limit=limit)
+
     async def insert_one(self, document: Document) -> None:
         _check_size(document, document)
         await super().insert_one(document)
+
+    async def replace_one(self, query: Document, document: Document) -> int:
+        _check_size(document, document)
+        return await super().replace_one(_in_known_conditions(query), document)
 
     async def update_one(self, query: Document, update: Update) -> int:
         _check_size(update, update)
@@ -137,6 +144,8 @@ class MongomockDriver(Driver):
         await self.opened()
         if "ping" in document:
             return {"ok": 1.0}
+        if "hello" in document:
+            return {"ok": 1.0, "localTime": datetime.now(UTC)}
         raise StorageError(f"mongomock does not support the command `{next(iter(document))}`")
 
     async def list_collections(self, names: Sequence[str]) -> dict[str, Document]:

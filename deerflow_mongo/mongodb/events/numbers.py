@@ -86,7 +86,7 @@ class ThreadNumbers:
             return
         found = last_number(document)
         next_seq = max(found.seq + 1, found.minimum_next_seq)
-        if not found.is_event and not _is_recent(found.stored_at):
+        if not found.is_event and not is_recent(found.stored_at):
             next_seq = max(found.seq + 1, await self._minimum_next_seq(thread_id))
         cached.set(next_seq - 1, found.stored_at)
 
@@ -114,7 +114,7 @@ class ThreadNumbers:
             if document is None:
                 return 1
             anchor = last_number(document)
-            if _is_recent(anchor.stored_at) or not await self._had_retention():
+            if is_recent(anchor.stored_at) or not await self._had_retention():
                 return anchor.minimum_next_seq
             # The first process renews the anchor; the others then read its minimum.
             await self._events.update_one(
@@ -123,5 +123,6 @@ class ThreadNumbers:
             )
 
 
-def _is_recent(stored_at: datetime) -> bool:
+def is_recent(stored_at: datetime) -> bool:
+    """Whether retention cannot have removed anything that was stored later than this."""
     return stored_at > utc_now() - _NOT_EXPIRED_BEFORE

@@ -22,24 +22,24 @@ from ...contract.errors import (
 )
 from ...contract.protocols import RunEventStore
 from ...contract.rows import MAX_COUNT, RunEventFields, RunEventRow
-from ...contract.run_event_fields import CheckedRunEvent, checked_event, checked_events
+from ...contract.run_event_fields import checked_event, checked_events
 from ...contract.statuses import is_ending
 from ...contract.times import clock
 from .. import queries
 from ..documents.changes import change_pipeline
 from ..documents.counting import count_pipeline, counted
-from ..documents.encoding import Document, encode_content, encode_mapping
+from ..documents.encoding import Document
 from ..documents.run_events import (
     ONCE,
     VISIBLE_AI_TYPES,
+    document_size_bytes,
+    encoded_event,
     event_row,
-    event_size_bytes,
     last_visible_seq_pipeline,
     last_visible_seqs,
-    new_event,
     tombstone_update,
 )
-from ..documents.stored_times import stamp_of, time_fields
+from ..documents.stored_times import time_fields
 from ..drivers.changes import NextChange
 from ..drivers.collection import Collection, Sort
 from ..drivers.errors import DRIVER_ERRORS, MAX_DOCUMENT_BYTES, translate
@@ -69,24 +69,6 @@ OpenChanges: TypeAlias = Callable[[list[Document]], AbstractAsyncContextManager[
 _Found = TypeVar("_Found")
 
 
-def _encoded(event: CheckedRunEvent, now: Document) -> Document:
-    """A checked event's document; `now` is the time of an event that has none of its own."""
-    created_at = event.created_at
-    return new_event(
-        {
-            "thread_id": event.thread_id,
-            "run_id": event.run_id,
-            "event_type": event.event_type,
-            "category": event.category,
-            "content": encode_content(event.content),
-            "metadata": encode_mapping(event.metadata),
-            **(now if created_at is None else time_fields("created_at", stamp_of(created_at))),
-            **({} if event.user_id is None else {"user_id": event.user_id}),
-            **({} if event.event_id is None else {"event_id": event.event_id}),
-        }
-    )
-
-
 def _now() -> Document:
     """The fields of an event's time that is now."""
     return time_fields("created_at", clock.stamp_us())
@@ -98,12 +80,12 @@ def _size_bytes(position: int | None, document: Document) -> int:
     `position` is that in its batch, None for the only one of a call.
     """
     try:
-        size_bytes = event_size_bytes(document) + _NUMBERS_BYTES
+        size_bytes = document_size_bytes(document) + _NUMBERS_BYTES
     except DRIVER_ERRORS as error:
         raise translate(error, written=document) from error
     if size_bytes > MAX_DOCUMENT_BYTES:
-        name = max(("content", "metadata"), key=lambda part: event_size_bytes({"": document[part]}))
-        part_bytes = event_size_bytes({"": document[name]})
+        name = max(("content", "metadata"), key=lambda part: document_size_bytes({"": document[part]}))
+        part_bytes = document_size_bytes({"": document[name]})
         place = name if position is None else f"events[{position}].{name}"
         raise PayloadTooLargeError(place, part_bytes, MAX_DOCUMENT_BYTES)
     return size_bytes
@@ -154,14 +136,16 @@ class MongoRunEventStore(RunEventStore, Following):
 
     async def put_batch(self, events: Sequence[RunEventFields]) -> list[RunEventRow]:
         given, now = checked_events(events), _now()
-        return [self._rows.row(item) for item in await self._put([_encoded(event, now) for event in given])]
+        return [
+            self._rows.row(item) for item in await self._put([encoded_event(event, now) for event in given])
+        ]
 
     async def put(self, **event: Unpack[RunEventFields]) -> RunEventRow:
-        [stored] = await self._put([_encoded(checked_event(event), _now())])
+        [stored] = await self._put([encoded_event(checked_event(event), _now())])
         return self._rows.row(stored)
 
     async def put_if_absent(self, **event: Unpack[RunEventFields]) -> tuple[RunEventRow, bool]:
-        document: Document = {**_encoded(checked_event(event), _now()), ONCE: True}
+        document: Document = {**encoded_event(checked_event(event), _now()), ONCE: True}
         self._backlog.check_open()
         try:
             [stored] = await self._put([dict(document)])
