@@ -257,6 +257,33 @@ def events_of_thread(thread_id: object) -> Query:
     return {**of_thread(thread_id), "run_id": {"$exists": True}}
 
 
+def all_rows(kind: str) -> Query:
+    """The documents that are rows of this kind; a thread's anchor and tombstones are no events."""
+    return {"run_id": {"$exists": True}} if kind == "run_events" else {}
+
+
+def count_of(query: Query) -> list[Query]:
+    return [{"$match": query}, {"$count": "rows"}]
+
+
+def summaries_of_events(thread_ids: Sequence[str]) -> list[Query]:
+    """Of each of these threads that has events: how many, how many with a user, the last number and time."""
+    query = {**all_rows("run_events"), "thread_id": {"$in": list(thread_ids)}}
+    with_user = {"$cond": [{"$eq": [{"$type": "$user_id"}, "string"]}, 1, 0]}
+    sums = {"events": {"$sum": 1}, "with_user": {"$sum": with_user}}
+    return [
+        {"$match": query},
+        {
+            "$group": {
+                "_id": "$thread_id",
+                **sums,
+                "last_seq": {"$max": "$seq"},
+                "newest": {"$max": "$created_at"},
+            }
+        },
+    ]
+
+
 def events_of_run(thread_id: object, run_id: object, *event_types: str) -> Query:
     """A run's events of these types, or of all types without any."""
     query = of_run(thread_id, run_id)

@@ -75,7 +75,9 @@ class SqliteSource:
             return self._current(lambda: [SourceThread(*row) for row in self._connection.execute(query)])
 
     def checkpoints(self, thread_id: str) -> Sequence[ListedCheckpoint]:
-        query = "SELECT checkpoint_ns, checkpoint_id, parent_checkpoint_id FROM checkpoints WHERE thread_id = ?"
+        query = (
+            "SELECT checkpoint_ns, checkpoint_id, parent_checkpoint_id FROM checkpoints WHERE thread_id = ?"
+        )
         rows = self._current(lambda: self._connection.execute(query, (thread_id,)).fetchall())
         return [
             ListedCheckpoint(Key(ns, checkpoint_id), parent or None) for ns, checkpoint_id, parent in rows

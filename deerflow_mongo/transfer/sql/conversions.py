@@ -1,16 +1,16 @@
 """Values of SQL columns as values of rows. Both databases give texts for JSON; SQLite gives texts for times.
 
-A value that cannot be converted raises `ValueError`; the row is then listed as one that was not carried.
+A value that cannot be converted raises `ValueError` or an `InvalidArgumentError`; the row is then listed as
+one that was not carried.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
-from ...contract.errors import InvalidArgumentError
+from ...contract.arguments import model_counts
 from ...contract.times import parse_time
 
 
@@ -45,10 +45,7 @@ def moment(value: object) -> str:
             raise ValueError(f"{value[:40]!r} is no time") from None
     if isinstance(value, datetime) and value.tzinfo is None:
         return value.replace(tzinfo=UTC).isoformat()
-    try:
-        return parse_time("it", value).isoformat()
-    except InvalidArgumentError as error:
-        raise ValueError(str(error)) from None
+    return parse_time("it", value).isoformat()
 
 
 def optional_moment(value: object) -> str | None:
@@ -78,25 +75,6 @@ def mapping(value: object) -> Any:
     return {} if decoded is None else decoded
 
 
-_MODEL_COUNTS = ("input_tokens", "output_tokens", "total_tokens")
-_CACHE_READ = "cache_read_tokens"
-
-
 def counts_by_model(value: object) -> Any:
-    """A run's counts by model with every count, as rows have them; what is no such object stays as it is."""
-    decoded = mapping(value)
-    if not isinstance(decoded, dict):
-        return decoded
-    return {
-        model: _counts(cast("Mapping[str, Any]", counts)) if isinstance(counts, dict) else counts
-        for model, counts in cast("dict[str, Any]", decoded).items()
-    }
-
-
-def _counts(given: Mapping[str, Any]) -> dict[str, Any]:
-    counts = {name: given.get(name) or 0 for name in _MODEL_COUNTS}
-    if given.get("total_tokens") is None:
-        counts["total_tokens"] = counts["input_tokens"] + counts["output_tokens"]
-    if given.get(_CACHE_READ) is not None:
-        counts[_CACHE_READ] = given[_CACHE_READ]
-    return counts
+    """A run's counts by model, with every count, as exported rows have them."""
+    return model_counts("token_usage_by_model", mapping(value))

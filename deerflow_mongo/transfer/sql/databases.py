@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
@@ -21,7 +21,9 @@ from .. import sqlite_files
 from ..sources import printable
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine, Select
+    from sqlalchemy import Connection, Engine
+
+    from .queries import Query
 
 EXTRA: Final = "transfer"
 EXPECTED: Final = "sqlite:///file (sqlite:////file for an absolute path) or postgresql://..."
@@ -162,7 +164,7 @@ class PostgresqlDialect:
         return connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar() or 0
 
 
-_DIALECTS: Final[dict[str, type[SqliteDialect] | type[PostgresqlDialect]]] = {
+_DIALECTS: Final[dict[str, type[SqliteDialect | PostgresqlDialect]]] = {
     "sqlite": SqliteDialect,
     "postgresql": PostgresqlDialect,
     "postgres": PostgresqlDialect,
@@ -215,7 +217,7 @@ class SqlDatabase:
         return self._connection
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explained(self) -> Generator[None]:
         from sqlalchemy.exc import SQLAlchemyError
 
         drivers = tuple(
@@ -231,11 +233,11 @@ class SqlDatabase:
             text = " ".join(str(cause).split()) or type(cause).__name__
             raise StorageUnavailableError(f"{self.place} cannot be read: {text}") from error
 
-    async def pages(self, query: Select[Any], *, max_rows: int, max_bytes: int) -> Page:
+    async def pages(self, query: Query, *, max_rows: int, max_bytes: int) -> Page:
         """The first rows of a query, as many as fit; at least one, if there is one."""
         return await self.run(lambda connection: self._page(connection, query, max_rows, max_bytes))
 
-    def _page(self, connection: Connection, query: Select[Any], max_rows: int, max_bytes: int) -> Page:
+    def _page(self, connection: Connection, query: Query, max_rows: int, max_bytes: int) -> Page:
         rows: list[SqlRow] = []
         size_bytes = 0
         streamed = connection.execution_options(stream_results=True, max_row_buffer=FETCH_ROWS)
@@ -248,7 +250,7 @@ class SqlDatabase:
         self._check_schema(connection)
         return Page(rows, len(rows) < max_rows and size_bytes < max_bytes)
 
-    async def all_rows(self, query: Select[Any]) -> list[SqlRow]:
+    async def all_rows(self, query: Query) -> list[SqlRow]:
         """All rows of a query that has few."""
 
         def read(connection: Connection) -> list[SqlRow]:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from ...contract.bulk_rows import RowKind
 from .conversions import (
     as_stored,
     counts_by_model,
     flag,
-    json_value,
     mapping,
     moment,
     optional_moment,
@@ -96,8 +95,10 @@ CONTENT_MARKS: Final = ("content_is_json", "content_is_dict")
 def _event(row: Row) -> Row:
     if row["user_id"] is None:
         del row["user_id"]
-    metadata = row["metadata"]
-    if isinstance(metadata, dict) and any(metadata.get(mark) for mark in CONTENT_MARKS):
+    if not isinstance(row["metadata"], dict):
+        return row  # refused by the storage
+    metadata = cast("dict[str, Any]", row["metadata"])
+    if any(metadata.get(mark) for mark in CONTENT_MARKS):
         try:
             row["content"] = json.loads(row["content"])
         except ValueError:
@@ -330,4 +331,3 @@ CHECKPOINT_TABLES: Final[Mapping[str, frozenset[str]]] = {
     "postgresql": frozenset({"checkpoints", "checkpoint_writes"}),
 }
 """Dialect -> the tables of LangGraph's saver."""
-

@@ -1,0 +1,298 @@
+"""Carries the rows of a source into a storage, table by table, and compares what is stored with them.
+
+Idempotent, so that repeating it continues an interrupted transfer and carries what has changed since. Tables
+with a row per account, thread, run or vote are read whole each time; events are read of those threads whose
+count, last number or newest time differ. No state is stored beside the rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Final, Self, TypeVar, cast
+
+from ...contract.bulk_rows import BulkRow, BulkRows, Key, RefusedRow, RowKind
+from ..digests import Digests, row_digest
+from .databases import SqlDatabase
+from .layouts import Row, Table
+from .outcomes import RowDifference, TableOutcome, refusal
+from .reading import EventNumbers, EventSummary, ReadPage, TableReader
+from .recognition import Recognised
+from .stored import BATCH_ROWS, key_of, stored_rows
+
+AT_ONCE: Final = 2
+"""How many pages are imported at once, while the next one is read."""
+CHUNK_EVENTS: Final = 4_000
+CHUNK_THREADS: Final = 400
+"""Threads whose events are read together."""
+
+_Item = TypeVar("_Item")
+
+Summaries = Callable[[Sequence[str]], Awaitable[Mapping[str, EventSummary]]]
+"""Thread ids -> what the target has of their events."""
+Progress = Callable[[TableOutcome, int], None]
+"""Gets the table and the number of rows that were dealt with since the last call."""
+
+
+@dataclass(frozen=True, slots=True)
+class CarryOptions:
+    compare_all: bool = False
+    """Read and compare the events of every thread, also where their count, last number and time are equal."""
+
+
+class Transfer:
+    """One pass over a source. The target may be in use by a gateway."""
+
+    def __init__(
+        self,
+        database: SqlDatabase,
+        recognised: Recognised,
+        target: BulkRows,
+        options: CarryOptions,
+        *,
+        summaries: Summaries,
+        on_progress: Progress,
+    ) -> None:
+        self._database = database
+        self._recognised = recognised
+        self._target = target
+        self._options = options
+        self._summaries = summaries
+        self._on_progress = on_progress
+
+    async def run(self) -> AsyncGenerator[TableOutcome]:
+        """Carry every table; yields each when it is done."""
+        for table in self._recognised.tables:
+            started = time.perf_counter()
+            with Digests() as source, Digests() as target:
+                carried = _CarriedTable(self._target, table, source, target, self._on_progress)
+                reader = TableReader(self._database, table, self._recognised.columns[table.name])
+                if table.kind == "run_events":
+                    await self._carry_events(reader, carried)
+                elif table.kind == "feedback":
+                    # Those that are no votes first: one of them may still be the stored vote.
+                    await _carry_pages(reader.pages(are_replaced=True), carried, is_vote=False)
+                    await _carry_pages(reader.pages(are_replaced=False), carried, is_vote=True)
+                else:
+                    await _carry_pages(reader.pages(), carried)
+                await carried.finish()
+            carried.outcome.seconds = time.perf_counter() - started
+            yield carried.outcome
+
+    async def _carry_events(self, reader: TableReader, carried: _CarriedTable) -> None:
+        async with _AtOnce(AT_ONCE) as tasks, aclosing(_read_ahead(reader.event_summaries())) as pages:
+            async for page in pages:
+                here = await self._summaries([summary.thread_id for summary in page])
+                different: list[EventSummary] = []
+                for summary in page:
+                    if here.get(summary.thread_id) == summary and not self._options.compare_all:
+                        carried.skip(summary.events)
+                    else:
+                        different.append(summary)
+                is_dense = 2 * len(different) >= len(page)
+                for chunk in _chunks(different):
+                    await tasks.start(_carry_threads(reader, carried, chunk, is_dense=is_dense))
+
+
+def _chunks(summaries: Sequence[EventSummary]) -> Iterator[list[EventSummary]]:
+    chunk: list[EventSummary] = []
+    events = 0
+    for summary in summaries:
+        chunk.append(summary)
+        events += summary.events
+        if events >= CHUNK_EVENTS or len(chunk) >= CHUNK_THREADS:
+            yield chunk
+            chunk, events = [], 0
+    if chunk:
+        yield chunk
+
+
+async def _carry_threads(
+    reader: TableReader, carried: _CarriedTable, chunk: Sequence[EventSummary], *, is_dense: bool
+) -> None:
+    """Carry the events of these threads in the order of their numbers."""
+    numbers = EventNumbers()
+    batch_rows = BATCH_ROWS if is_dense else max(2, max(summary.events for summary in chunk) + 1)
+    thread_ids = [summary.thread_id for summary in chunk]
+    async with aclosing(_read_ahead(reader.pages(of_threads=thread_ids))) as pages:
+        async for page in pages:
+            for row in page.rows:
+                numbers.number(row)
+            await carried.carry(page, batch_rows=min(batch_rows, BATCH_ROWS))
+    carried.outcome.renumbered += numbers.renumbered
+
+
+async def _carry_pages(pages: AsyncGenerator[ReadPage], carried: _CarriedTable, **fields: Any) -> None:
+    async with _AtOnce(AT_ONCE) as tasks, aclosing(_read_ahead(pages)) as ahead:
+        async for page in ahead:
+            if fields:
+                for row in page.rows:
+                    row.update(fields)
+            await tasks.start(carried.carry(page))
+
+
+class _CarriedTable:
+    """Imports pages of one table, and records what became of them."""
+
+    def __init__(
+        self, target: BulkRows, table: Table, source: Digests, stored: Digests, on_progress: Progress
+    ) -> None:
+        self.outcome = TableOutcome(table.name, table.kind)
+        self._target = target
+        self._kind: RowKind = table.kind
+        self._source = source
+        self._stored = stored
+        self._on_progress = on_progress
+        self._conflicts: list[Row] = []
+
+    def skip(self, rows: int) -> None:
+        self.outcome.rows += rows
+        self.outcome.equal_by_summary += rows
+        self._on_progress(self.outcome, rows)
+
+    async def carry(self, page: ReadPage, *, batch_rows: int = BATCH_ROWS) -> None:
+        outcome = self.outcome
+        outcome.rows += page.read
+        outcome.differences += [refusal(self._kind, refused, None) for refused in page.refused]
+        if page.rows:
+            refused = await self._import(page.rows, batch_rows)
+            by_key = {key_of(self._kind, row): row for row in page.rows}
+            for each in refused:
+                row = by_key.get(each.key)
+                if row is not None and each.is_conflict and len(self._conflicts) < MAX_CONFLICTS:
+                    self._conflicts.append(row)
+                else:
+                    self._list_refused(each, row)
+        self._on_progress(outcome, page.read)
+
+    def _list_refused(self, refused: RefusedRow, row: Row | None) -> None:
+        thread_id = None if row is None else row.get("thread_id")
+        self.outcome.differences.append(refusal(self._kind, refused, thread_id))
+
+    async def _import(self, rows: Sequence[Row], batch_rows: int) -> list[RefusedRow]:
+        """Import rows and compare them; those that the target refuses."""
+        kind = self._kind
+        imported = await self._target.import_rows(kind, cast("Sequence[BulkRow]", rows))
+        self.outcome.add(imported)
+        listed = {*imported.changed_here, *(refused.key for refused in imported.refused)}
+        compared = {key: row for row in rows if (key := key_of(kind, row)) not in listed}
+        if imported.stored or imported.replaced:
+            stored = await stored_rows(self._target, kind, compared, batch_rows=batch_rows)
+        else:
+            stored = cast("Mapping[Key, BulkRow]", compared)  # the target has compared them itself
+        for key, row in compared.items():
+            self._compare(key, row, cast("Row | None", stored.get(key)))
+        by_key = {key_of(kind, row): row for row in rows}
+        for key in imported.changed_here:
+            thread_id = by_key[key].get("thread_id") if key in by_key else None
+            self.outcome.differences.append(RowDifference(kind, key, thread_id, "changed_here"))
+        return imported.refused
+
+    def _compare(self, key: Key, row: Row, stored: Row | None) -> None:
+        """Add a row and what is stored of it to the digests, and list it if they differ."""
+        kind, thread_id = self._kind, row.get("thread_id")
+        digest = row_digest(row)
+        self._source.add_digest(kind, thread_id, digest)
+        if stored is None:
+            self.outcome.differences.append(RowDifference(kind, key, thread_id, "missing"))
+            return
+        stored_digest = digest if stored is row else row_digest(stored)
+        self._stored.add_digest(kind, thread_id, stored_digest)
+        if stored_digest != digest:
+            names = [name for name in {**row, **stored} if row.get(name) != stored.get(name)]
+            details = ", ".join(names) or "the types of values"
+            self.outcome.differences.append(RowDifference(kind, key, thread_id, "different", details))
+
+    async def finish(self) -> None:
+        """Import again what was in the way of each other, and compare the totals."""
+        rows, self._conflicts = self._conflicts, []
+        by_key = {key_of(self._kind, row): row for row in rows}
+        refused = await self._import(rows, BATCH_ROWS) if rows else []
+        if self._kind == "feedback" and refused:
+            # The source has deleted the vote that the target has, so that this row is newer but no vote here.
+            feedback = [
+                {**by_key[each.key], "is_vote": False}
+                for each in refused
+                if each.is_conflict and each.key in by_key
+            ]
+            others = [each for each in refused if not each.is_conflict]
+            self.outcome.demoted_votes += len(feedback)
+            refused = [*others, *(await self._import(feedback, BATCH_ROWS) if feedback else [])]
+        for each in refused:
+            self._list_refused(each, by_key.get(each.key))
+        self.outcome.source_digest = self._source.total(self._kind).digest
+        self.outcome.target_digest = self._stored.total(self._kind).digest
+        self.outcome.different_threads = sum(1 for _ in self._source.differences(self._stored))
+
+
+MAX_CONFLICTS: Final = 10_000
+"""How many rows wait for the end of their table, because another row is in their way."""
+
+
+# -- reading and importing at once -----------------------------------------------------------------
+
+
+async def _read_ahead(items: AsyncIterable[_Item]) -> AsyncGenerator[_Item]:
+    """The same items, of which the next one is read while one is used."""
+    iterator = aiter(items)
+    reading = asyncio.ensure_future(_next(iterator))
+    try:
+        while True:
+            found = await reading
+            if not found:
+                return
+            reading = asyncio.ensure_future(_next(iterator))
+            yield found[0]
+    finally:
+        reading.cancel()
+        await asyncio.wait({reading})
+        if not reading.cancelled():
+            reading.exception()  # one that is never retrieved would be logged
+        if isinstance(iterator, AsyncGenerator):
+            await iterator.aclose()
+
+
+async def _next(iterator: Any) -> list[Any]:
+    """The next item alone in a list, or an empty list."""
+    try:
+        return [await anext(iterator)]
+    except StopAsyncIteration:
+        return []
+
+
+class _AtOnce:
+    """Runs a number of coroutines at once; the first error cancels the others and is raised itself."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def start(self, work: Any) -> None:
+        """Run it; waits while as many run as may."""
+        self._tasks.add(asyncio.create_task(work))
+        if len(self._tasks) >= self._limit:
+            await self._wait(asyncio.FIRST_COMPLETED)
+
+    async def _wait(self, until: str) -> None:
+        done, self._tasks = await asyncio.wait(self._tasks, return_when=until)
+        for task in done:
+            await task
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            while kind is None and self._tasks:
+                await self._wait(asyncio.FIRST_COMPLETED)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            for task in self._tasks:
+                if not task.cancelled():
+                    task.exception()

@@ -1,0 +1,200 @@
+"""Every query that a source is asked: pages of rows by key, summaries, counts. None of them writes.
+
+Columns have no types here, so that values come as the database stores them; `conversions.py` reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from .layouts import Table
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement, Select, TableClause
+
+    Query: TypeAlias = Select[*tuple[Any, ...]]
+
+
+def _table(name: str, *columns: str) -> TableClause:
+    from sqlalchemy import ColumnClause, column, table
+
+    given: list[ColumnClause[Any]] = [column(each) for each in columns]
+    return table(name, *given)
+
+
+def revisions(table: str) -> Query:
+    from sqlalchemy import select
+
+    source = _table(table, "version_num")
+    return select(source.c.version_num)
+
+
+def rows_with_value(table: str, column: str) -> Query:
+    """A row whose column has a value, if there is one."""
+    from sqlalchemy import literal, select
+
+    source = _table(table, column)
+    return select(literal(1)).select_from(source).where(source.c[column].is_not(None)).limit(1)
+
+
+def count_of(table: str) -> Query:
+    from sqlalchemy import func, select
+
+    return select(func.count()).select_from(_table(table))
+
+
+# -- rows ------------------------------------------------------------------------------------------
+
+
+def rows_of(
+    table: Table, columns: frozenset[str], *, after: Sequence[Any] | None, **conditions: Any
+) -> Query:
+    """Rows behind a key, in rising order: the key's columns, then those of the table, null for missing ones.
+
+    `conditions` are those of `of_threads` and `are_replaced`.
+    """
+    from sqlalchemy import null, select, tuple_
+
+    source = _table(table.name, *sorted(columns))
+    key = [source.c[name] for name in table.key]
+    fields = [source.c[column.name] if column.name in columns else null() for column in table.columns]
+    query = select(*key, *fields).order_by(*key)
+    if after is not None:
+        query = query.where(key[0] > after[0] if len(key) == 1 else tuple_(*key) > tuple_(*after))
+    for condition, value in conditions.items():
+        query = query.where(_CONDITIONS[condition](source, table, value))
+    return query
+
+
+def _of_threads(source: TableClause, _: Table, thread_ids: Sequence[str]) -> ColumnElement[bool]:
+    return source.c.thread_id.in_(list(thread_ids))
+
+
+def _are_replaced(source: TableClause, table: Table, value: bool) -> ColumnElement[bool]:
+    return _is_replaced(source, table) if value else ~_is_replaced(source, table)
+
+
+_CONDITIONS = {"of_threads": _of_threads, "are_replaced": _are_replaced}
+
+
+# -- votes -----------------------------------------------------------------------------------------
+
+
+def _is_replaced(source: TableClause, table: Table) -> ColumnElement[bool]:
+    """Whether a row is no user's vote: it is on a message, or the user has a newer one on the run."""
+    from sqlalchemy import exists, or_, tuple_
+
+    newer = source.alias("newer")
+    created = next(column.name for column in table.columns if column.field == "created_at")
+    has_newer = exists().where(
+        newer.c.run_id == source.c.run_id,
+        newer.c.thread_id == source.c.thread_id,
+        newer.c.user_id.is_not_distinct_from(source.c.user_id),
+        newer.c.message_id.is_(None),
+        tuple_(newer.c[created], newer.c.feedback_id) > tuple_(source.c[created], source.c.feedback_id),
+    )
+    return or_(source.c.message_id.is_not(None), has_newer)
+
+
+def replaced_votes(table: Table, columns: frozenset[str]) -> Query:
+    """The number of rows without a message that are not their user's newest on the run."""
+    from sqlalchemy import func, select
+
+    source = _table(table.name, *sorted(columns))
+    query = select(func.count()).select_from(source)
+    return query.where(_is_replaced(source, table), source.c.message_id.is_(None))
+
+
+# -- run events ------------------------------------------------------------------------------------
+
+
+def event_summaries(table: Table, after: str | None) -> Query:
+    """Of each thread: its id, events, events with a user, the highest number and the newest time."""
+    from sqlalchemy import func, select
+
+    source = _table(table.name, "thread_id", "seq", "user_id", "created_at")
+    thread_id, newest = source.c.thread_id, func.max(source.c.created_at)
+    query = select(thread_id, func.count(), func.count(source.c.user_id), func.max(source.c.seq), newest)
+    query = query.group_by(thread_id).order_by(thread_id)
+    return query if after is None else query.where(thread_id > after)
+
+
+def repeated_numbers(table: Table) -> Query:
+    """The number of events whose number an event before them has."""
+    from sqlalchemy import func, select
+
+    source = _table(table.name, "thread_id", "seq")
+    key = (source.c.thread_id, source.c.seq)
+    repeated = select((func.count() - 1).label("surplus")).select_from(source)
+    groups = repeated.group_by(*key).having(func.count() > 1).subquery()
+    return select(func.coalesce(func.sum(groups.c.surplus), 0))
+
+
+# -- the survey ------------------------------------------------------------------------------------
+
+
+def runs_in(table: Table, statuses: Sequence[str], limit: int) -> Query:
+    """Runs of these statuses: id, thread and status."""
+    from sqlalchemy import select
+
+    source = _table(table.name, "run_id", "thread_id", "status")
+    query = select(source.c.run_id, source.c.thread_id, source.c.status)
+    return query.where(source.c.status.in_(list(statuses))).order_by(source.c.run_id).limit(limit)
+
+
+def count_of_runs_in(table: Table, statuses: Sequence[str]) -> Query:
+    from sqlalchemy import func, select
+
+    source = _table(table.name, "status")
+    return select(func.count()).select_from(source).where(source.c.status.in_(list(statuses)))
+
+
+def emails_that_differ_in_case(table: Table, limit: int) -> Query:
+    """Emails in lower case that several accounts have, and how many."""
+    from sqlalchemy import func, select
+
+    source = _table(table.name, "email")
+    email = func.lower(source.c.email)
+    query = select(email, func.count()).select_from(source).group_by(email)
+    return query.having(func.count() > 1).order_by(email).limit(limit)
+
+
+def _bytes_of(source: TableClause, columns: Sequence[str], dialect: str) -> ColumnElement[int]:
+    """The bytes of a row's values as texts."""
+    from sqlalchemy import LargeBinary, Text, cast, func
+
+    sizes: list[ColumnElement[int]] = []
+    for name in columns:
+        value = source.c[name]
+        size = (
+            func.length(cast(value, LargeBinary))
+            if dialect == "sqlite"
+            else func.octet_length(cast(value, Text))
+        )
+        sizes.append(func.coalesce(size, 0))
+    total = sizes[0]
+    for size in sizes[1:]:
+        total = total + size
+    return total
+
+
+def sample_size(table: Table, columns: frozenset[str], rows: int, dialect: str) -> Query:
+    """The average size of some rows."""
+    from sqlalchemy import func, select
+
+    source = _table(table.name, *sorted(columns))
+    sample = select(_bytes_of(source, sorted(columns), dialect).label("size")).limit(rows).subquery()
+    return select(func.avg(sample.c.size))
+
+
+def large_rows(
+    table: Table, columns: frozenset[str], more_than_bytes: int, limit: int, dialect: str
+) -> Query:
+    """The keys and sizes of rows whose values have more bytes than this together."""
+    from sqlalchemy import select
+
+    source = _table(table.name, *sorted(columns))
+    size = _bytes_of(source, sorted(columns), dialect)
+    key = [source.c[name] for name in table.key]
+    return select(*key, size).where(size > more_than_bytes).limit(limit)

@@ -1,0 +1,138 @@
+"""Reads a table in pages by its key and converts its rows. How a page is stored is not known here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from ...contract.bulk_rows import KEYS, RefusedRow
+from ...contract.errors import InvalidArgumentError
+from . import queries
+from .conversions import moment
+from .databases import SqlDatabase, SqlRow
+from .layouts import Row, Table
+
+if TYPE_CHECKING:
+    from ...contract.bulk_rows import Key
+
+PAGE_ROWS: Final = 1_000
+PAGE_BYTES: Final = 8 * 1024 * 1024
+"""A page has at most so many rows and, but for its last row, so much text."""
+SUMMARY_ROWS: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPage:
+    """Rows as they are imported, and those that cannot be converted."""
+
+    rows: list[Row]
+    refused: list[RefusedRow]
+
+    @property
+    def read(self) -> int:
+        return len(self.rows) + len(self.refused)
+
+
+@dataclass(frozen=True, slots=True)
+class EventSummary:
+    """What is compared of a thread's events before they are read."""
+
+    thread_id: str
+    events: int
+    with_user: int
+    last_seq: int
+    newest: datetime
+    """The newest time of creation, in UTC, cut to the millisecond."""
+
+
+class TableReader:
+    """Reads the rows of one table."""
+
+    def __init__(self, database: SqlDatabase, table: Table, columns: frozenset[str]) -> None:
+        self.table = table
+        self._database = database
+        self._columns = columns & table.known_columns
+        first = len(table.key)
+        self._converted = [
+            (place, column.field, column.convert) for place, column in enumerate(table.columns, first)
+        ]
+
+    async def pages(self, **conditions: Any) -> AsyncGenerator[ReadPage]:
+        """All rows under these conditions (see `queries.rows_of`), in rising order of their key."""
+        after: Sequence[Any] | None = None
+        while True:
+            query = queries.rows_of(self.table, self._columns, after=after, **conditions)
+            page = await self._database.pages(query, max_rows=PAGE_ROWS, max_bytes=PAGE_BYTES)
+            if page.rows:
+                after = tuple(page.rows[-1][: len(self.table.key)])
+                yield self._read(page.rows)
+            if page.is_last:
+                return
+
+    def _read(self, values: list[SqlRow]) -> ReadPage:
+        page = ReadPage([], [])
+        for each in values:
+            row: Row = {}
+            field = ""
+            try:
+                for place, field, convert in self._converted:
+                    row[field] = convert(each[place])
+                row.update(self.table.constants)
+                page.rows.append(self.table.finish(row))
+            except (ValueError, InvalidArgumentError) as error:
+                page.refused.append(RefusedRow(self._key(each), f"{field}: {error}"))
+        return page
+
+    def _key(self, values: SqlRow) -> Key:
+        """The key of a row that cannot be converted, as our rows have it."""
+        names = [column.field for column in self.table.columns]
+        first = len(self.table.key)
+        return tuple(values[first + names.index(name)] for name in KEYS[self.table.kind])
+
+    async def event_summaries(self) -> AsyncGenerator[list[EventSummary]]:
+        """Of all threads with events, in pages."""
+        after: str | None = None
+        while True:
+            query = queries.event_summaries(self.table, after).limit(SUMMARY_ROWS)
+            rows = await self._database.all_rows(query)
+            if rows:
+                after = rows[-1][0]
+                yield [
+                    EventSummary(thread_id, events, with_user, last or 0, _to_millisecond(moment(newest)))
+                    for thread_id, events, with_user, last, newest in rows
+                ]
+            if len(rows) < SUMMARY_ROWS:
+                return
+
+
+def _to_millisecond(time: str) -> datetime:
+    exact = datetime.fromisoformat(time)
+    return exact.replace(microsecond=exact.microsecond // 1_000 * 1_000)
+
+
+class EventNumbers:
+    """Gives every event of a thread a number of its own, where SQL has some twice.
+
+    Events stay in the order of their number and, among equal ones, of their storing. The second event of a
+    number gets the next one, and later events move up as far as they must.
+    """
+
+    def __init__(self) -> None:
+        self.renumbered = 0
+        self._thread_id: object = None
+        self._last = 0
+
+    def number(self, row: Row) -> Row:
+        """The row with its number; rows come in the order of thread and number."""
+        if row["thread_id"] != self._thread_id:
+            self._thread_id, self._last = row["thread_id"], 0
+        seq = row["seq"]
+        if not isinstance(seq, int):
+            return row
+        self._last = max(seq, self._last + 1)
+        if self._last != seq:
+            row["seq"] = self._last
+            self.renumbered += 1
+        return row

@@ -1,0 +1,64 @@
+"""What the target has: the rows of some keys, read from exports in the order of their keys, and counts."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from contextlib import aclosing
+from typing import Any, Final
+
+from ...contract.bulk_rows import KEYS, BulkRow, BulkRows, Key, RowKind
+from ...mongodb.row_counts import events_of_threads
+from ...mongodb.storage import MongoStorage
+from .reading import EventSummary
+
+BATCH_ROWS: Final = 1_000
+
+
+def key_of(kind: RowKind, row: Any) -> Key:
+    return tuple(row[name] for name in KEYS[kind])
+
+
+def _order(key: Key) -> tuple[bytes | int, ...]:
+    """What sorts keys as exports are sorted."""
+    return tuple(part.encode(errors="surrogatepass") if isinstance(part, str) else part for part in key)
+
+
+def _before(key: Key) -> Key | None:
+    """A key that is lower, and higher than most that are lower."""
+    *first, last = key
+    if isinstance(last, int):
+        return (*first, last - 1)
+    return (*first, last[:-1]) if len(last) > 1 else None
+
+
+async def stored_rows(
+    storage: BulkRows, kind: RowKind, keys: Iterable[Key], *, batch_rows: int = BATCH_ROWS
+) -> dict[Key, BulkRow]:
+    """The rows of these keys. Reads one batch beyond them at most, wherever they are."""
+    wanted = sorted(set(keys), key=_order)
+    places, found, place = {key: at for at, key in enumerate(wanted)}, dict[Key, BulkRow](), 0
+    orders = [_order(key) for key in wanted]
+    while place < len(wanted):
+        opened_at = place
+        exported = storage.export_rows(kind, after=_before(wanted[place]), batch_size=batch_rows)
+        async with aclosing(exported) as batches:
+            async for batch in batches:
+                for row in batch:
+                    key = key_of(kind, row)
+                    if key in places:
+                        found[key] = row
+                reached = bisect_right(orders, _order(key_of(kind, batch[-1])))
+                has_gap = reached == place and place != opened_at
+                place = reached
+                if place == len(wanted) or has_gap:
+                    break
+            else:
+                return found
+    return found
+
+
+async def event_summaries(storage: MongoStorage, thread_ids: Sequence[str]) -> dict[str, EventSummary]:
+    """What is stored of these threads' events."""
+    found = await events_of_threads(storage, thread_ids)
+    return {thread_id: EventSummary(thread_id, *stored) for thread_id, stored in found.items()}
