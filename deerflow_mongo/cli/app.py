@@ -14,10 +14,11 @@ from .demo import demo
 from .events import events
 from .lists import runs, threads
 from .purge import purge
+from .transfer import transfer
 
 ABOUT = (
     "MongoDB storage for DeerFlow: see it work on a real server, check a host's configuration, list threads, "
-    "runs and run events, erase threads and users, copy, measure and prune checkpoints."
+    "runs and run events, erase threads and users, move in from SQL, copy, measure and prune checkpoints."
 )
 EXAMPLES = {
     "demo": ["", "--users 5 --verbose", "--data-dir demo-db"],
@@ -33,6 +34,10 @@ EXAMPLES = {
         "--thread THREAD --config config.yaml",
         "--user USER --url mongodb://localhost:27017 --dry-run",
         "--older-than 90d --status idle --config config.yaml",
+    ],
+    "transfer": [
+        "--from sqlite:////srv/deer-flow/data/deerflow.db --dry-run",
+        "--from '$DEERFLOW_SQL_URL' --config config.yaml",
     ],
     "checkpoints stats": ["--config config.yaml", "--url mongodb://localhost:27017 --limit 5"],
     "checkpoints prune": ["--config config.yaml --keep-last 20 --older-than 30d --dry-run"],
@@ -77,6 +82,7 @@ _COMMANDS = (
     threads,
     runs,
     purge,
+    transfer,
 )
 for _command in _COMMANDS:
     app.command(cls=_CommandWithExamples)(_command)

@@ -72,7 +72,7 @@ OnlyThreadsOption: TypeAlias = Annotated[
 ]
 
 
-def _mib(size_bytes: int) -> str:
+def mib(size_bytes: float) -> str:
     return f"{size_bytes / MIB:,.1f} MiB"
 
 
@@ -138,10 +138,10 @@ def _lines_of_statistics(found: CheckpointStatistics) -> Iterator[str]:
     total = found.total
     yield (
         f"{counted(found.threads, 'thread')} with {counted(total.checkpoints, 'checkpoint')}: "
-        f"{_mib(total.size_bytes)} before compression"
+        f"{mib(total.size_bytes)} before compression"
     )
     if total.deleted:
-        size = _mib(total.deleted_bytes)
+        size = mib(total.deleted_bytes)
         yield f"of it {counted(total.deleted, 'record')} of deletions, {size}, which expire after a day"
     rows = [_COLUMNS, *(_cells(row) for row in (*found.largest, total))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS) - 1)]
@@ -231,7 +231,7 @@ async def _prune(
                 nonlocal threads
                 threads = progress.threads
                 removed = progress.removed
-                details = f"{removed.checkpoints:,} checkpoints  {_mib(removed.size_bytes)}"
+                details = f"{removed.checkpoints:,} checkpoints  {mib(removed.size_bytes)}"
                 report(progress.threads_done, progress.threads, details)
 
             pruned = await prune_checkpoints(collections, thread_ids, rule, dry_run=dry_run, on_progress=show)
@@ -242,7 +242,7 @@ def _line_of_pruned(pruned: Pruned, threads: int, seconds: float, *, dry_run: bo
     removed = pruned.removed
     what = (
         f"{counted(removed.checkpoints, 'checkpoint')}, {counted(removed.writes, 'write')} and "
-        f"{counted(removed.pieces, 'piece')} ({_mib(removed.size_bytes)} before compression)"
+        f"{counted(removed.pieces, 'piece')} ({mib(removed.size_bytes)} before compression)"
     )
     done = (
         f"would be deleted; nothing was changed, {seconds:,.1f} s"
@@ -309,7 +309,7 @@ def copy(
         with logged_errors():
             copied, seconds = asyncio.run(stoppable(_copy(storage, source, thread or [], options)))
         if as_json:
-            typer.echo(json_of(_copy_as_json(copied, seconds, dry_run=dry_run), indent=2))
+            typer.echo(json_of(copied_as_json(copied, seconds, dry_run=dry_run), indent=2))
         else:
             _show_copied(console_for(), copied, seconds, dry_run=dry_run)
         if not all(outcome.is_successful for outcome in copied):
@@ -324,10 +324,10 @@ async def _copy(
     async with contextlib.aclosing(storage), _opened(source_url, storage) as source:
         with status(console, "opening both databases"):
             threads = await _threads_of(source, thread_ids)
-            reader, target = await _savers(storage, dry_run=options.dry_run)
+            reader, target = await savers(storage, dry_run=options.dry_run)
         started = time.perf_counter()
         with counting_progress(console, "copying", "checkpoints") as report:
-            progress = _CopyProgress(threads, report)
+            progress = CopyProgress(threads, report)
             copier = CheckpointCopy(
                 source, target, options, reader=reader, on_checkpoint=progress.on_checkpoint
             )
@@ -359,7 +359,7 @@ async def _threads_of(source: Source, thread_ids: Sequence[str]) -> list[SourceT
     return [SourceThread(thread_id, len(await source.checkpoints(thread_id))) for thread_id in unique]
 
 
-async def _savers(storage: MongoStorage, *, dry_run: bool) -> tuple[Any, Any]:
+async def savers(storage: MongoStorage, *, dry_run: bool) -> tuple[Any, Any]:
     """A saver that has nothing in its memory, to read with, and the one to write with."""
     from ..mongodb.checkpoints.saver import MongoCheckpointSaver
 
@@ -367,7 +367,7 @@ async def _savers(storage: MongoStorage, *, dry_run: bool) -> tuple[Any, Any]:
     return reader, reader if dry_run else await storage.checkpointer()
 
 
-class _CopyProgress:
+class CopyProgress:
     """Counts what was written, and prints threads that failed as they fail."""
 
     def __init__(self, threads: Sequence[SourceThread], report: Callable[[int, int, str], None]) -> None:
@@ -391,7 +391,7 @@ class _CopyProgress:
         return outcome
 
     def _show(self) -> None:
-        details = f"{self._threads:,}/{self._all_threads:,} threads  {_mib(self._size_bytes)}"
+        details = f"{self._threads:,}/{self._all_threads:,} threads  {mib(self._size_bytes)}"
         done = self._checkpoints_of_finished + self._checkpoints
         self._report(done, max(done, self._all_checkpoints), details)
 
@@ -415,19 +415,22 @@ _COPIED: Mapping[Result, str] = {
 
 
 def _show_copied(console: Console, copied: Sequence[CopiedThread], seconds: float, *, dry_run: bool) -> None:
+    line = line_of_copied(copied, seconds, dry_run=dry_run)
+    console.print(Text(line), soft_wrap=True)
+
+
+def line_of_copied(copied: Sequence[CopiedThread], seconds: float, *, dry_run: bool) -> str:
     results = Counter(outcome.result for outcome in copied)
     counts = [f"{results[result]:,} {text}" for result, text in _COPIED.items() if results[result]]
     checkpoints = sum(outcome.checkpoints for outcome in copied)
     size_bytes = sum(outcome.size_bytes for outcome in copied)
     line = f"{counted(len(copied), 'thread')}: {', '.join(counts)}. "
     if dry_run:
-        line += f"{counted(checkpoints, 'checkpoint')} would be copied; nothing was changed."
-    else:
-        line += f"{counted(checkpoints, 'checkpoint')} with states of {_mib(size_bytes)} in {seconds:,.1f} s."
-    console.print(Text(line), soft_wrap=True)
+        return f"{line}{counted(checkpoints, 'checkpoint')} would be copied; nothing was changed."
+    return f"{line}{counted(checkpoints, 'checkpoint')} with states of {mib(size_bytes)} in {seconds:,.1f} s."
 
 
-def _copy_as_json(copied: Sequence[CopiedThread], seconds: float, *, dry_run: bool) -> dict[str, object]:
+def copied_as_json(copied: Sequence[CopiedThread], seconds: float, *, dry_run: bool) -> dict[str, object]:
     return {
         "dry_run": dry_run,
         "seconds": round(seconds, 3),

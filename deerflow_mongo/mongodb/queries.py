@@ -687,6 +687,22 @@ def places_of_writes(key: Query) -> list[Query]:
     ]
 
 
+def summaries_of_checkpoints(threads: Sequence[str]) -> list[Query]:
+    """Of each of these threads: its checkpoints, the highest id of one, and its pending writes."""
+    is_checkpoint = {"$ne": [{"$type": f"${checkpoints.METADATA}"}, "missing"]}
+    return [
+        {"$match": {"$or": [keys_of_writes(thread, None) for thread in threads], **_NO_PARTS}},
+        {
+            "$group": {
+                "_id": "$_id.thread",
+                "checkpoints": {"$sum": {"$cond": [is_checkpoint, 1, 0]}},
+                "last_id": {"$max": {"$cond": [is_checkpoint, "$_id.checkpoint", None]}},
+                "writes": {"$sum": {"$cond": [{"$isArray": "$writes"}, {"$size": "$writes"}, 0]}},
+            }
+        },
+    ]
+
+
 # -- erasures --------------------------------------------------------------------------------------
 
 

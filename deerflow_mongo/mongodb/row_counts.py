@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ..contract.bulk_rows import RowKind
 from . import queries
 from .drivers.time_limit import long_running
-from .schema import FEEDBACK, RUN_EVENTS, RUNS, THREADS, USERS
+from .schema import CHECKPOINTS, FEEDBACK, RUN_EVENTS, RUNS, THREADS, USERS
 from .storage import MongoStorage
 
 _COLLECTIONS: dict[RowKind, str] = {
@@ -29,6 +29,14 @@ class StoredEvents(NamedTuple):
     last_seq: int
     newest: datetime
     """In UTC, cut to the millisecond."""
+
+
+class StoredCheckpoints(NamedTuple):
+    """Of one thread, in all namespaces."""
+
+    checkpoints: int
+    last_id: str
+    writes: int
 
 
 async def count_rows(storage: MongoStorage, kind: RowKind) -> int:
@@ -53,4 +61,20 @@ async def events_of_threads(storage: MongoStorage, thread_ids: Sequence[str]) ->
         )
         for document in found
         if isinstance(document["newest"], datetime) and isinstance(document["last_seq"], int)
+    }
+
+
+async def checkpoints_of_threads(
+    storage: MongoStorage, thread_ids: Sequence[str]
+) -> dict[str, StoredCheckpoints]:
+    """What is stored of these threads' checkpoints; a thread without any is left out."""
+    collection = storage.driver.collection(storage.config.collection_prefix + CHECKPOINTS)
+    with long_running():
+        found = await collection.aggregate(queries.summaries_of_checkpoints(thread_ids), batch_size=1_000)
+    return {
+        document["_id"]: StoredCheckpoints(
+            int(document["checkpoints"]), document["last_id"], int(document["writes"])
+        )
+        for document in found
+        if document["checkpoints"]
     }

@@ -1,8 +1,8 @@
 """Opens a SQLite file of a host for reading, so that nothing beside it is left behind and no host waits.
 
 In WAL mode even a reader creates `-wal` and `-shm`, and one that may not write cannot remove them. Where
-there is no `-wal`, no host has the file open: it is then read as one that nobody writes to, and `read_current`
-reads again where a host began to write meanwhile.
+there is no `-wal`, no host has the file open: it is then read as one that nobody writes to, and
+`read_current` reads again where a host began to write meanwhile.
 """
 
 from __future__ import annotations

@@ -326,8 +326,5 @@ BOOKKEEPING: Final = frozenset(
 )
 """Tables that hold nothing to carry, or checkpoints, which LangGraph's savers read."""
 
-CHECKPOINT_TABLES: Final[Mapping[str, frozenset[str]]] = {
-    "sqlite": frozenset({"checkpoints", "writes"}),
-    "postgresql": frozenset({"checkpoints", "checkpoint_writes"}),
-}
-"""Dialect -> the tables of LangGraph's saver."""
+WRITES_TABLES: Final[Mapping[str, str]] = {"sqlite": "writes", "postgresql": "checkpoint_writes"}
+"""Dialect -> the table that LangGraph's saver has beside `checkpoints`."""

@@ -131,6 +131,26 @@ def repeated_numbers(table: Table) -> Query:
     return select(func.coalesce(func.sum(groups.c.surplus), 0))
 
 
+# -- checkpoints of LangGraph's savers --------------------------------------------------------------
+
+
+def checkpoint_summaries() -> Query:
+    """Of each thread: its id, its checkpoints and the highest id of one."""
+    from sqlalchemy import func, select
+
+    source = _table("checkpoints", "thread_id", "checkpoint_id")
+    query = select(source.c.thread_id, func.count(), func.max(source.c.checkpoint_id))
+    return query.group_by(source.c.thread_id)
+
+
+def write_counts(table: str) -> Query:
+    """Of each thread with pending writes: its id, and how many."""
+    from sqlalchemy import func, select
+
+    source = _table(table, "thread_id")
+    return select(source.c.thread_id, func.count()).group_by(source.c.thread_id)
+
+
 # -- the survey ------------------------------------------------------------------------------------
 
 

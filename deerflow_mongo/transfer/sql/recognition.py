@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ...contract.errors import StorageConfigError
 from .databases import SqlDatabase
 from .layouts import (
     BOOKKEEPING,
-    CHECKPOINT_TABLES,
     LAYOUTS,
     REVISIONS,
+    WRITES_TABLES,
     Layout,
     Table,
 )
@@ -61,7 +61,12 @@ async def recognise(database: SqlDatabase) -> Recognised:
             raise StorageConfigError(
                 f"{database.place} has values in {table}.{column}, which would be lost: {_NEWER}"
             )
-    return Recognised(layout, columns, CHECKPOINT_TABLES[database.dialect] <= columns.keys())
+    return Recognised(layout, columns, has_checkpoints(database, columns))
+
+
+def has_checkpoints(database: SqlDatabase, tables: Iterable[str]) -> bool:
+    """Whether the tables of LangGraph's saver are among these."""
+    return {"checkpoints", WRITES_TABLES[database.dialect]} <= set(tables)
 
 
 async def _check_revision(database: SqlDatabase, columns: Mapping[str, frozenset[str]]) -> None:
