@@ -519,6 +519,44 @@ def numbers_below(thread_id: str, seq: int) -> Query:
 def reserved_number(document: Query) -> Query:
     """The tombstone of a number that no event has had, as long as it is one."""
     return {"_id": document["_id"], RESERVED: True}
+_TEXT_OR_NULL = ("string", "null")
+_REPORTED_TYPES: dict[str, Sequence[str]] = {
+    "created_at": ("date",),
+    "status": ("string",),
+    "thread_id": ("string",),
+    "user_id": _TEXT_OR_NULL,
+    "model_name": _TEXT_OR_NULL,
+}
+
+
+def _of_reported_types() -> Query:
+    """Runs that a report can show. By an expression, since a filter by `$type` invites other indexes."""
+    return {
+        "$expr": {
+            "$and": [{"$in": [{"$type": f"${name}"}, types]} for name, types in _REPORTED_TYPES.items()]
+        }
+    }
+
+
+def runs_of_period(since: datetime, until: datetime) -> Query:
+    """Runs created in a period, and no reservations; without broken ones, and those of a newer release."""
+    query = {"created_at": {"$gte": since, "$lt": until}, **_NO_RESERVATION, **_of_reported_types()}
+    return changeable(query)
+
+
+def active_runs(stamp_us: int) -> Query:
+    """As `active_until`, without broken documents, and those of a newer release."""
+    return changeable({**active_until(stamp_us), **_of_reported_types()})
+
+
+def events_of_threads(thread_ids: Sequence[str]) -> Query:
+    """The events of these threads, counted from an index alone."""
+    return {"thread_id": {"$in": list(thread_ids)}, "run_id": {"$gt": ""}}
+
+
+def runs_of_threads(thread_ids: Sequence[str]) -> Query:
+    """The runs of these threads, and no reservations."""
+    return {"thread_id": {"$in": list(thread_ids)}, **_NO_RESERVATION}
 
 
 # -- the database's schema version -----------------------------------------------------------------

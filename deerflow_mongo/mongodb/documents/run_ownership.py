@@ -104,6 +104,17 @@ def lease_has_expired(grace_seconds: float) -> Document:
     return {"$cond": [_HAS_LEASE, {"$gt": [elapsed_ms, allowed_ms]}, True]}
 
 
+def lease_state() -> Document:
+    """The expression: "valid" or "expired" by the server's clock, or "none"."""
+    return {"$cond": [_HAS_LEASE, {"$cond": [lease_has_expired(0), "expired", "valid"]}, "none"]}
+
+
+def lease_left_ms() -> Document:
+    """The expression: how long the lease is still valid; negative once it has expired, null without one."""
+    elapsed_ms = {"$subtract": [NOW, f"${LEASE_RENEWED_AT}"]}
+    return {"$cond": [_HAS_LEASE, {"$subtract": [f"${LEASE_MS}", elapsed_ms]}, None]}
+
+
 # -- cancellation and start ------------------------------------------------------------------------
 
 

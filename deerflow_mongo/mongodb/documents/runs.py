@@ -417,9 +417,9 @@ def derived_fields() -> Document:
 # -- token usage of a thread -----------------------------------------------------------------------
 
 
-_IS_WHOLE: Document = {"$type": ["int", "long"]}
-_HAS_COUNTS: Document = {
-    **dict.fromkeys(COUNT_PATHS.values(), _IS_WHOLE),
+IS_WHOLE: Document = {"$type": ["int", "long"]}
+HAS_COUNTS: Document = {
+    **dict.fromkeys(COUNT_PATHS.values(), IS_WHOLE),
     "tokens.by_model": {"$type": "object"},
     "model_name": {"$type": ["string", "null"]},
 }
@@ -434,9 +434,9 @@ def token_usage_pipeline(query: Document) -> list[Document]:
     totals |= {caller: {"$sum": f"$tokens.by_caller.{caller}"} for caller in CALLERS}
     by_model: Document = {"_id": "$models.v.model", "runs": {"$sum": 1}}
     by_model |= {name: {"$sum": f"$models.v.{name}"} for name in own_counts}
-    has_counts = {f"models.v.{name}": _IS_WHOLE for name in _COUNTS_BY_MODEL}
+    has_counts = {f"models.v.{name}": IS_WHOLE for name in _COUNTS_BY_MODEL}
     return [
-        {"$match": {**query, **_HAS_COUNTS}},
+        {"$match": {**query, **HAS_COUNTS}},
         {"$project": {"tokens": 1, "model_name": 1, "recorded": {"$objectToArray": "$tokens.by_model"}}},
         {
             "$facet": {

@@ -37,7 +37,7 @@ class CollectionDriver(Protocol):
     async def opened(self) -> Any: ...
     def handle_options(self, options: Document) -> Document: ...
     async def rows(self, cursor: Any) -> list[Document]: ...
-    async def aggregate(self, handle: Any, pipeline: list[Document], batch_size: int) -> Any: ...
+    async def aggregate(self, handle: Any, pipeline: list[Document], options: Document) -> Any: ...
 
 
 class Collection:
@@ -169,9 +169,14 @@ class Collection:
                 if inspect.isawaitable(closing):
                     await closing
 
-    async def aggregate(self, pipeline: list[Document], *, batch_size: int = 100) -> list[Document]:
+    async def aggregate(
+        self, pipeline: list[Document], *, batch_size: int = 100, **options: Any
+    ) -> list[Document]:
+        """`options` are the command's own, such as `allowDiskUse`."""
+        given = {"batchSize": batch_size, **options}
+
         async def read(handle: Any) -> list[Document]:
-            return await self._driver.rows(await self._driver.aggregate(handle, pipeline, batch_size))
+            return await self._driver.rows(await self._driver.aggregate(handle, pipeline, given))
 
         return await self._run("aggregate", read)
 

@@ -134,8 +134,8 @@ class Driver(ABC):
     async def rows(self, cursor: Any) -> list[Document]:
         return await cursor.to_list(None)
 
-    async def aggregate(self, handle: Any, pipeline: list[Document], batch_size: int) -> Any:
-        return handle.aggregate(pipeline, batchSize=batch_size)
+    async def aggregate(self, handle: Any, pipeline: list[Document], options: Document) -> Any:
+        return handle.aggregate(pipeline, **options)
 
     @abstractmethod
     async def watch(self, database: Any, pipeline: list[Document]) -> Any:

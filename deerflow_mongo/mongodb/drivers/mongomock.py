@@ -110,8 +110,10 @@ class MongomockCollection(Collection):
     async def delete_many(self, query: Document) -> int:
         return await super().delete_many(_in_known_conditions(query))
 
-    async def aggregate(self, pipeline: list[Document], *, batch_size: int = 100) -> list[Document]:
-        return await super().aggregate(_in_known_conditions(pipeline), batch_size=batch_size)
+    async def aggregate(
+        self, pipeline: list[Document], *, batch_size: int = 100, **options: Any
+    ) -> list[Document]:
+        return await super().aggregate(_in_known_conditions(pipeline), batch_size=batch_size, **options)
 
     async def find_one_and_upsert(self, query: Document, update: Update, *, sort: Any = None) -> Document:
         _check_size(update, update)

@@ -25,8 +25,8 @@ class PyMongoDriver(Driver):
     async def close_client(self, client: Any) -> None:
         await client.close()
 
-    async def aggregate(self, handle: Any, pipeline: list[Document], batch_size: int) -> Any:
-        return await handle.aggregate(pipeline, batchSize=batch_size)
+    async def aggregate(self, handle: Any, pipeline: list[Document], options: Document) -> Any:
+        return await handle.aggregate(pipeline, **options)
 
     async def watch(self, database: Any, pipeline: list[Document]) -> Any:
         await_ms = max_await_ms(database.client.options, self.time_limit.timeout_ms)
