@@ -83,6 +83,13 @@ class MongoConfig(BaseModel):
         le=20_000,
         description="LangGraph checkpoints but the newest are removed after so many days; default: never",
     )
+    telemetry: Literal["otel"] | None = Field(
+        default=None, description="`otel`: spans and metrics through OpenTelemetry; default: none"
+    )
+    metrics: bool = Field(default=False, description="count for `storage.metrics()` and Prometheus")
+    slow_ms: int | None = Field(
+        default=None, ge=1, description="log operations that took as long or longer; default: none"
+    )
     data_dir: Path | None = Field(
         default=None,
         description="data folder of `url: embedded`; default: a temporary folder, removed with the server",
@@ -112,6 +119,11 @@ class MongoConfig(BaseModel):
         return self.driver != "mongomock"
 
     @property
+    def is_observed(self) -> bool:
+        """Whether anything is recorded of what the storage does."""
+        return self.telemetry is not None or self.metrics or self.slow_ms is not None
+
+    @property
     def retention(self) -> Retention | None:
         """The retention that `setup()` applies; None leaves it as it is, where the option is absent."""
         is_given = "run_events_ttl_days" in self.model_fields_set
@@ -137,7 +149,12 @@ class MongoConfig(BaseModel):
         return {key: value for key, value in given.items() if not _is_unset(key, value)}
 
     @field_validator(
-        "timeout_ms", "run_events_ttl_days", "checkpoints_keep_last", "checkpoints_ttl_days", mode="before"
+        "timeout_ms",
+        "run_events_ttl_days",
+        "checkpoints_keep_last",
+        "checkpoints_ttl_days",
+        "slow_ms",
+        mode="before",
     )
     @classmethod
     def _whole_number(cls, value: Any) -> Any:

@@ -519,6 +519,10 @@ def numbers_below(thread_id: str, seq: int) -> Query:
 def reserved_number(document: Query) -> Query:
     """The tombstone of a number that no event has had, as long as it is one."""
     return {"_id": document["_id"], RESERVED: True}
+
+
+# -- reports ---------------------------------------------------------------------------------------
+
 _TEXT_OR_NULL = ("string", "null")
 _REPORTED_TYPES: dict[str, Sequence[str]] = {
     "created_at": ("date",),

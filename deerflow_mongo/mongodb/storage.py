@@ -25,6 +25,7 @@ from ..contract.errors import (
     StorageUnavailableError,
 )
 from ..contract.factory import with_environment, with_options
+from ..contract.methods import STORES
 from ..contract.observer import StorageRunObserver
 from ..contract.protocols import Storage
 from . import inspection, migrations, schema
@@ -49,6 +50,8 @@ from .stores.users import MongoUserStore
 
 if TYPE_CHECKING:
     from .checkpoints.saver import MongoCheckpointSaver
+    from .telemetry.metrics import Gauges, StorageMetrics
+    from .telemetry.telemetry import Telemetry
 
 BACKEND = "mongodb"
 """The name of this backend in a configuration."""
@@ -83,6 +86,10 @@ def _saver_class() -> type[MongoCheckpointSaver]:
         raise MissingDependencyError(
             "storage.checkpointer()", "langgraph-checkpoint", "checkpointer"
         ) from error
+
+
+def _telemetry_class() -> type[Telemetry]:
+    return importlib.import_module(".telemetry.telemetry", __package__).Telemetry
 
 
 def _has_failed(task: asyncio.Task[Any]) -> bool:
@@ -193,7 +200,15 @@ class MongoStorage(Storage, Accounts, BulkRows, Checkpointing, Erasure, LimitedP
     closed; `timeout_ms` (the client's own `timeoutMS` where it is not set) ends each call all the same.
     """
 
-    def __init__(self, config: MongoConfig, *, client: Any = None) -> None:
+    def __init__(
+        self,
+        config: MongoConfig,
+        *,
+        client: Any = None,
+        tracer_provider: Any = None,
+        meter_provider: Any = None,
+    ) -> None:
+        """The providers are those of `telemetry: otel`; by default the process's own."""
         if not config.url and client is None and config.has_server:
             raise StorageConfigError(
                 "storage configuration: `url` is missing: set it to a MongoDB URI, or to "
@@ -202,6 +217,7 @@ class MongoStorage(Storage, Accounts, BulkRows, Checkpointing, Erasure, LimitedP
         self._config = config = config if client is None else _config_for(config, client)
         self._embedded = _EmbeddedHold(config)
         driver_class = _driver_class(config.driver)
+        self._makes_client = client is None
         self._driver = driver_class(self._driver_options, config.timeout_ms, client)
         self._runs = MongoRunStore(self._collection(schema.RUNS))
         self._feedback = MongoFeedbackStore(self._collection(schema.FEEDBACK))
@@ -211,21 +227,34 @@ class MongoStorage(Storage, Accounts, BulkRows, Checkpointing, Erasure, LimitedP
         self._bulk_rows = MongoBulkRows(self._collection, self._had_retention, self._server_time)
         self._saver: MongoCheckpointSaver | None = None
         self._opening_saver: asyncio.Task[MongoCheckpointSaver] | None = None
+        self._telemetry: Telemetry | None = None
+        if config.telemetry is None and (tracer_provider is not None or meter_provider is not None):
+            raise StorageConfigError("a provider of OpenTelemetry needs the option `telemetry: otel`")
+        if config.is_observed:
+            self._observe(tracer_provider, meter_provider)
 
     @classmethod
-    def open(cls, config: MongoConfig | Mapping[str, Any] | str, *, client: Any = None) -> Self:
+    def open(
+        cls,
+        config: MongoConfig | Mapping[str, Any] | str,
+        *,
+        client: Any = None,
+        tracer_provider: Any = None,
+        meter_provider: Any = None,
+    ) -> Self:
         """The storage for a configuration, for hosts that want MongoDB and its types.
 
         `config` is a `MongoConfig`, a mapping of its fields, or a URL alone; `$NAME` values of the latter two
         are read from the environment. Opens no connection yet; use it with `async with`, or with `setup()`
-        and `aclose()`. Raises `StorageConfigError`.
+        and `aclose()`. The providers are those of `telemetry: otel`; by default the process's own. Raises
+        `StorageConfigError`.
         """
         if not isinstance(config, MongoConfig):
             options = {"url": config} if isinstance(config, str) else dict(config)
             if options.pop("backend", BACKEND) != BACKEND:
                 raise StorageConfigError(f"MongoStorage.open() needs `backend: {BACKEND}`, or no `backend`")
             config = mongo_config(with_environment(options))
-        return cls(config, client=client)
+        return cls(config, client=client, tracer_provider=tracer_provider, meter_provider=meter_provider)
 
     def __repr__(self) -> str:
         url, database = redacted(self._config.url), self._config.database
@@ -317,6 +346,9 @@ class MongoStorage(Storage, Accounts, BulkRows, Checkpointing, Erasure, LimitedP
             self._collection(schema.CHECKPOINTS, **READ_COMMITTED),
             retention=rules_of(self._config.checkpoints_keep_last, self._config.checkpoints_ttl_days),
         )
+        if self._telemetry is not None:
+            self._telemetry.observe(self._saver, "checkpointer")
+            self._saver.observe_background(self._telemetry.background)
         return self._saver
 
     async def purge_thread(self, thread_id: str) -> Erased:
@@ -353,6 +385,49 @@ class MongoStorage(Storage, Accounts, BulkRows, Checkpointing, Erasure, LimitedP
             self._saver.forget_thread(thread_id)
         return removed.checkpoints
 
+    # What is recorded.
+
+    def _observe(self, tracer_provider: Any, meter_provider: Any) -> None:
+        """Attach what the configuration asks for. Nothing of it is imported before."""
+        telemetry: Telemetry = _telemetry_class()(
+            self._config, self._gauges, tracer_provider=tracer_provider, meter_provider=meter_provider
+        )
+        self._telemetry = telemetry
+        self._driver.observer = telemetry.commands
+        for store in STORES:
+            telemetry.observe(getattr(self, store), store)
+        telemetry.observe(self._users, "users")
+        telemetry.observe(self, "storage")
+        self._run_events.observe_background(telemetry.background)
+
+    @property
+    def telemetry(self) -> Telemetry | None:
+        """What records, for exporters; None where the configuration asks for nothing."""
+        return self._telemetry
+
+    def metrics(self) -> StorageMetrics:
+        """The counters of this storage; sends no command, and may be called from any thread.
+
+        Raises `StorageConfigError` unless `metrics: true` or `telemetry: otel` is configured.
+        """
+        if self._telemetry is None:
+            raise StorageConfigError("storage.metrics() needs the option `metrics: true`")
+        return self._telemetry.snapshot()
+
+    def _gauges(self) -> Gauges:
+        counts = self._run_events.counts()
+        return {
+            "backlog_events": counts["backlog_events"],
+            "backlog_size_bytes": counts["backlog_size_bytes"],
+            "backlog_waiting_calls": counts["backlog_waiting_calls"],
+            "followers": counts["followers"],
+            "retries": {
+                "run_events.write": counts["write_retries"],
+                "run_events.delete": counts["deletion_retries"],
+                "checkpointer.put": 0 if self._saver is None else self._saver.put_retries,
+            },
+        }
+
     async def setup(self) -> None:
         """Create collections, validators and indexes, and upgrade the documents of an older version.
 
@@ -388,6 +463,8 @@ class MongoStorage(Storage, Accounts, BulkRows, Checkpointing, Erasure, LimitedP
         try:
             await asyncio.gather(self._run_events.aclose(), self._close_saver())
             await self._driver.close()
+            if self._telemetry is not None:
+                self._telemetry.close()
         finally:
             await self._embedded.release()
 
@@ -420,7 +497,9 @@ class MongoStorage(Storage, Accounts, BulkRows, Checkpointing, Erasure, LimitedP
         url = config.url
         if url == EMBEDDED and self._driver.name != "mongomock":
             url = await self._embedded.url()
-        return DriverOptions(url, config.database, config.timeout_ms)
+        if self._telemetry is None or not (self._makes_client and config.has_server):
+            return DriverOptions(url, config.database, config.timeout_ms)
+        return DriverOptions(url, config.database, config.timeout_ms, self._telemetry.listeners())
 
 
 @with_options(MongoConfig.model_fields)

@@ -15,9 +15,11 @@ from typing import Final
 from ...contract.errors import StorageClosedError, StorageError
 from ..documents.encoding import Document
 from ..drivers.errors import DuplicateKeyError
+from ..observation import BackgroundObserver, current_operation, unobserved
 
 MAX_COMMAND_DOCUMENTS: Final = 1_000
 MAX_COMMAND_BYTES: Final = 8 * 1024 * 1024
+WRITE_GROUP: Final = "checkpointer.write_group"
 
 _STEPS_BEFORE_COMMAND: Final = 4
 """Of the event loop. A graph puts the writes of a step and the next checkpoint in steps that follow each
@@ -25,11 +27,12 @@ other, the latter once it knows that the checkpoint before it is stored: then bo
 
 
 class _Call:
-    __slots__ = ("documents", "done", "size_bytes")
+    __slots__ = ("documents", "done", "operation", "size_bytes")
 
     def __init__(self, documents: Sequence[Document], size_bytes: int) -> None:
         self.documents = documents
         self.size_bytes = size_bytes
+        self.operation = current_operation.get()
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
@@ -41,6 +44,7 @@ class GroupCommit:
         self._waiting: deque[_Call] = deque()
         self._command: asyncio.Task[None] | None = None
         self._closed = False
+        self.observe: BackgroundObserver = unobserved
 
     async def insert(self, documents: Sequence[Document], size_bytes: int) -> None:
         """Insert all of them, or raise.
@@ -80,7 +84,8 @@ class GroupCommit:
             if not calls:
                 return
             try:
-                await self._insert(calls)
+                with self.observe(WRITE_GROUP, calls):
+                    await self._insert(calls)
             except BaseException as error:
                 for call in calls:
                     _fail(call, error)

@@ -8,6 +8,7 @@ in `pruning.py`; a prune that is cut short by the end of the process is taken up
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from datetime import timedelta
 from typing import Final
 
 from ...contract.errors import StorageClosedError, StorageError
+from ..observation import BackgroundObserver, unobserved
 from .deletion import Collections
 from .pruning import Rule, prune_thread
 
@@ -27,6 +29,9 @@ INTERVAL_S: Final = 600.0
 
 MIN_PUTS: Final = 50
 """Puts between two prunes of a thread, at least; a quarter of `keep_last` where that is more."""
+
+RETENTION: Final = "checkpointer.retention"
+"""The name of a prune, for observers of background work."""
 
 _MAX_THREADS: Final = 10_000
 
@@ -51,6 +56,7 @@ class Retention:
         self._due: OrderedDict[str, None] = OrderedDict()
         self._task: asyncio.Task[None] | None = None
         self._is_closed = False
+        self.observe: BackgroundObserver = unobserved
 
     @property
     def is_on(self) -> bool:
@@ -73,7 +79,7 @@ class Retention:
         turn.puts, turn.since = 0, now
         self._due[thread] = None
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._prune_due())
+            self._task = asyncio.create_task(self._prune_due(), context=contextvars.Context())
 
     async def drain(self) -> None:
         """Return once no thread is due."""
@@ -99,14 +105,18 @@ class Retention:
 
     async def _prune(self, thread: str) -> None:
         try:
-            for rule in self._rules:
-                removed = await prune_thread(self._collections, thread, rule, with_orphans=False)
-                if removed.checkpoints:
-                    logger.info("retention removed %d checkpoints of thread %r", removed.checkpoints, thread)
+            with self.observe(RETENTION):
+                await self._apply_rules(thread)
         except StorageClosedError:
             self._is_closed = True
         except StorageError as error:
             logger.warning("retention of thread %r failed, and is repeated later: %s", thread, error)
+
+    async def _apply_rules(self, thread: str) -> None:
+        for rule in self._rules:
+            removed = await prune_thread(self._collections, thread, rule, with_orphans=False)
+            if removed.checkpoints:
+                logger.info("retention removed %d checkpoints of thread %r", removed.checkpoints, thread)
 
 
 def rules_of(keep_last: int | None, ttl_days: int | None) -> list[Rule]:

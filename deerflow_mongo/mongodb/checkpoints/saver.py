@@ -30,6 +30,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from ...contract.errors import ArgumentTypeError, ArgumentValueError
 from ..drivers.collection import Collection
+from ..observation import BackgroundObserver
 from .copying import copy_thread
 from .deletion import Collections
 from .knowledge import Knowledge
@@ -85,6 +86,16 @@ class MongoCheckpointSaver(SyncCalls):
     async def aclose(self) -> None:
         """Return once everything accepted is stored or has failed; the storage's `aclose` does this."""
         await asyncio.gather(self._writer.close(), self.retention.close())
+
+    def observe_background(self, observer: BackgroundObserver) -> None:
+        """Report group commits and retention to the observer."""
+        self._writer.observe_background(observer)
+        self.retention.observe = observer
+
+    @property
+    def put_retries(self) -> int:
+        """Tries to store a checkpoint that were repeated, because something else happened in its thread."""
+        return self._writer.retries
 
     @property
     def _codec(self) -> ValueCodec:

@@ -28,6 +28,7 @@ from ..documents.encoding import Document
 from ..drivers.collection import Collection
 from ..drivers.errors import DuplicateKeyError
 from ..drivers.threads import in_thread
+from ..observation import BackgroundObserver
 from .cached_piece import CachedPiece
 from .cutting import Piece
 from .elements import Encoded
@@ -131,6 +132,11 @@ class CheckpointWriter:
         self._cache = cache
         self._encoded_values = encoded_values
         self._commit = GroupCommit(self._insert_documents)
+        self.retries = 0
+        """Tries to store a checkpoint that were repeated, because something else happened in its thread."""
+
+    def observe_background(self, observer: BackgroundObserver) -> None:
+        self._commit.observe = observer
 
     async def close(self) -> None:
         """Accept nothing more, and return once everything accepted is stored or has failed."""
@@ -174,6 +180,7 @@ class CheckpointWriter:
                 else:
                     await self._insert(row, draft, known)
             except DuplicateKeyError as error:
+                self.retries += 1
                 if error.keys == ("_id",):
                     is_stored_already = True
                     continue

@@ -14,6 +14,7 @@ from pymongo import DeleteMany, ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError, OperationFailure
 
 from ...contract.errors import StorageClosedError, StorageError, StorageUnavailableError
+from ..observation import CommandObserver
 from .errors import DRIVER_ERRORS, no_answer, refusals, translate, with_cause
 from .event_loop import Owner, error_of_other_loop
 from .time_limit import TimeLimit
@@ -31,6 +32,7 @@ class CollectionDriver(Protocol):
     database_name: str
     owner: Owner
     time_limit: TimeLimit
+    observer: CommandObserver | None
 
     @property
     def is_closed(self) -> bool: ...
@@ -83,6 +85,8 @@ class Collection:
         driver = self._driver
         driver.owner.check()
         handle = self._handle if self._handle is not None else await self.handle()
+        if driver.observer is not None:
+            call = driver.observer.observed(self._name, operation, call)
         try:
             with driver.time_limit.call():
                 return await call(handle)

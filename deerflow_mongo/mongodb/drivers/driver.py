@@ -20,6 +20,7 @@ from pymongo.read_concern import ReadConcern
 
 from ... import __version__
 from ...contract.errors import StorageClosedError, StorageConfigError, StorageError, StorageUnavailableError
+from ..observation import CommandObserver, Run
 from .collection import Collection, Document
 from .errors import INDEX_NOT_FOUND_CODE, code_of, no_answer, translating
 from .event_loop import Owner, error_of_other_loop
@@ -91,6 +92,8 @@ class DriverOptions:
     url: str = field(repr=False)
     database: str
     timeout_ms: int
+    event_listeners: Sequence[Any] = ()
+    """Of the driver's commands and its pool of connections."""
 
 
 class Driver(ABC):
@@ -107,6 +110,7 @@ class Driver(ABC):
         self._options = options
         self.owner = Owner()
         self.time_limit = TimeLimit(timeout_ms)
+        self.observer: CommandObserver | None = None
         self._reads_committed = True
         self.database_name = ""
         self._own_client = client is None
@@ -216,9 +220,12 @@ class Driver(ABC):
         namespace = database or self.database_name
         if isinstance(collection, str):
             namespace += f".{collection}"
+        run: Run = _sender(document)
+        if self.observer is not None:
+            run = self.observer.observed(collection if isinstance(collection, str) else "", operation, run)
         try:
             with translating(operation, namespace), self.time_limit.call():
-                return await target.command(document)
+                return await run(target)
         except StorageUnavailableError as error:
             if self._closed:  # the driver reports what its close interrupted as a lost connection
                 raise StorageClosedError from error.__cause__
@@ -309,6 +316,10 @@ class Driver(ABC):
             CLOSE_LIMIT_S,
             extra={"operation": "close"},
         )
+
+
+def _sender(command: Document) -> Run:
+    return lambda database: database.command(command)
 
 
 def _ignore_outcome(closing: asyncio.Future[None]) -> None:

@@ -39,6 +39,8 @@ def client_settings(options: DriverOptions) -> dict[str, Any]:
     settings: dict[str, Any] = {
         name: value if (given := uri.ms(name)) is None else given for name, value in CLIENT_DEFAULTS.items()
     }
+    if options.event_listeners:
+        settings["event_listeners"] = list(options.event_listeners)
     if "serverselectiontimeoutms" not in uri.options:
         return {**settings, "timeoutMS": timeout_ms}
     # PyMongo ignores it where timeoutMS is set, and has no limit for a reply where that is not set.

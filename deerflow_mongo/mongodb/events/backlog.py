@@ -159,6 +159,16 @@ class Backlog:
         self.finished += 1
         self._progress.set()
 
+    @property
+    def size_bytes(self) -> int:
+        """The room that is taken; no call takes more than half of it."""
+        return self._taken_bytes
+
+    @property
+    def waiting_calls(self) -> int:
+        """The number of calls that wait to be accepted."""
+        return len(self._queue)
+
     async def flush(self) -> None:
         """Return when every batch accepted so far is stored or has failed."""
         waited_for = self._open.keys() - set[Batch]()

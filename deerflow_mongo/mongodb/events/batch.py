@@ -15,6 +15,7 @@ from ...contract.errors import StorageError
 from ..documents.encoding import Document
 from ..documents.run_events import ONCE
 from ..drivers.errors import copied, with_cause
+from ..observation import current_operation
 
 MAX_UNIT_EVENTS = 63
 """One less than what a server stores as one unit: a new thread's anchor is stored with its first events."""
@@ -51,6 +52,7 @@ class Batch:
         "has_event_ids",
         "last_cause",
         "may_be_stored",
+        "operation",
         "permit",
         "size_bytes",
         "sizes",
@@ -68,6 +70,7 @@ class Batch:
         self.may_be_stored = False
         self.last_cause: BaseException | None = None
         """The driver's error of the last failed try."""
+        self.operation = current_operation.get()
         self.accepted_at = time.monotonic()
         self.done: asyncio.Future[list[Document]] = asyncio.get_running_loop().create_future()
 

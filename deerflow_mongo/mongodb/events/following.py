@@ -11,6 +11,7 @@ follower that comes back for the next page with older counts than the topic's ha
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -25,10 +26,13 @@ from ...contract.rows import JSONValue, RunEventRow
 from ..documents.changes import change_of
 from ..documents.encoding import Document
 from ..drivers.errors import copied, with_cause
+from ..observation import BackgroundObserver, unobserved
 
 MAX_FOLLOWERS = 10_000
 MAX_READS = 8
 """How many pages are read at once, so that followers leave connections to the other calls."""
+READ_PAGE = "run_events.read_page"
+"""The name of a read for followers, for observers of background work."""
 LINGER_S = 1.0
 """How long the stream stays open after its last follower."""
 _MAX_WOKEN, _MAX_ROWS = 20, 100
@@ -139,6 +143,7 @@ class NewEventFeed:
         self._max_followers = max_followers
         self._stream: _Stream | None = None
         self._closed = False
+        self.observe: BackgroundObserver = unobserved
 
     @property
     def followers(self) -> int:
@@ -154,8 +159,12 @@ class NewEventFeed:
                 f"{self._max_followers:,} are possible: close some, or use another process"
             )
         if self._stream is None or self._stream.has_ended:
-            self._stream = _Stream(self._open_changes, self._read_page)
+            self._stream = _Stream(self._open_changes, self._observed_page)
         return Follower(self._stream, thread_id, run_id, after_seq, until_run_ends)
+
+    async def _observed_page(self, position: Position, *, check_run: bool) -> Page:
+        with self.observe(READ_PAGE):
+            return await self._read_page(position, check_run=check_run)
 
     def close(self) -> None:
         """Accept no follower any more; those there are end at once with `StorageClosedError`."""
@@ -217,7 +226,8 @@ class _Stream:
         self._is_open = False
         self._error: StorageError | None = None
         self.followers: WeakSet[Follower] = WeakSet()
-        self.task = asyncio.create_task(self._run())
+        # A context of its own: the time limit of the first caller is not that of the others.
+        self.task = asyncio.create_task(self._run(), context=contextvars.Context())
         # A callback and no `finally`: a task that is cancelled before its first step runs none of its code.
         self.task.add_done_callback(self._task_ended)
 
@@ -314,7 +324,7 @@ class _Stream:
     def _make_due(self, group: _Group) -> None:
         group.is_due = True
         if group.task is None and self._is_open:
-            group.task = asyncio.create_task(self._read(group))
+            group.task = asyncio.create_task(self._read(group), context=contextvars.Context())
             group.task.add_done_callback(lambda task: self._read_ended(group, task))
 
     def _read_ended(self, group: _Group, task: asyncio.Task[None]) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeAlias, TypeVar, Unpack
+from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack
 
 from bson import ObjectId
 
@@ -44,6 +44,7 @@ from ..drivers.changes import NextChange
 from ..drivers.collection import Collection, Sort
 from ..drivers.errors import DRIVER_ERRORS, MAX_DOCUMENT_BYTES, translate
 from ..drivers.time_limit import shared_limit
+from ..observation import BackgroundObserver
 from ..row_collection import RowCollection
 from ..schema import RUN_EVENTS, SEQ_FALLING, SEQ_RISING
 from .backlog import Backlog
@@ -67,6 +68,17 @@ _FEED_CLOSE_TIMEOUT_S = 0.5
 OpenChanges: TypeAlias = Callable[[list[Document]], AbstractAsyncContextManager[NextChange]]
 
 _Found = TypeVar("_Found")
+
+
+class EventCounts(TypedDict):
+    """What a store counts: backlog and followers as they are now, and tries that were repeated."""
+
+    backlog_events: int
+    backlog_size_bytes: int
+    backlog_waiting_calls: int
+    followers: int
+    write_retries: int
+    deletion_retries: int
 
 
 def _now() -> Document:
@@ -129,6 +141,7 @@ class MongoRunEventStore(RunEventStore, Following):
         pipeline = change_pipeline(events.name, runs.name)
         self._feed = NewEventFeed(lambda: open_changes(pipeline), self._followed_page, MAX_FOLLOWERS)
         self._backlog = Backlog(self._timeout_s)
+        self._deletion_retries = 0
         numbers = ThreadNumbers(events, had_retention)
         self._writer = EventWriter(events, committed, numbers, self._backlog, self._timeout_s)
 
@@ -412,11 +425,27 @@ class MongoRunEventStore(RunEventStore, Following):
             except StorageUnavailableError:
                 if time.monotonic() >= deadline:
                     raise
+                self._deletion_retries += 1
                 await asyncio.sleep(_DELETION_PAUSE_S)
             else:
                 return deleted
 
     # What was accepted and is not stored yet.
+
+    def observe_background(self, observer: BackgroundObserver) -> None:
+        """Report group commits and reads for followers to the observer."""
+        self._writer.observe = self._feed.observe = observer
+
+    def counts(self) -> EventCounts:
+        """Of this moment, or since the storage was opened; sends no command."""
+        return {
+            "backlog_events": self._backlog.events,
+            "backlog_size_bytes": self._backlog.size_bytes,
+            "backlog_waiting_calls": self._backlog.waiting_calls,
+            "followers": self._feed.followers,
+            "write_retries": self._writer.retries,
+            "deletion_retries": self._deletion_retries,
+        }
 
     @property
     def backlog(self) -> int:

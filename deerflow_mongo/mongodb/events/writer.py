@@ -39,6 +39,7 @@ from ..documents.run_events import anchor_document
 from ..drivers.collection import Collection
 from ..drivers.errors import DuplicateKeyError, with_cause
 from ..drivers.time_limit import shared_limit
+from ..observation import BackgroundObserver, unobserved
 from ..schema import BY_EVENT_ID, EVENT_IDS, EVENT_NUMBERS, ONCE_PER_RUN, SEQ_RISING, Index
 from .backlog import Backlog
 from .batch import (
@@ -61,6 +62,7 @@ _STALLED_S = 0.8
 """How long a closing storage waits for one more write to end."""
 _CANCEL_TIMEOUT_S = 0.2
 _MAX_IDLE_THREADS = 10_000
+WRITE_GROUP = "run_events.write_group"
 
 
 def _keys_of(index: Index) -> tuple[str, ...]:
@@ -145,6 +147,9 @@ class EventWriter:
         self._timeout_s = timeout_s
         self._retry_budget_s = timeout_s
         self._threads: dict[str, _ThreadQueue] = {}
+        self.observe: BackgroundObserver = unobserved
+        self.retries = 0
+        """Tries that were repeated, because a number was taken, or the server did not acknowledge."""
 
     def accept(self, thread_id: str, batch: Batch) -> asyncio.Future[list[Document]]:
         """Queue a batch that has entered the backlog; the numbered documents, once they are stored.
@@ -218,7 +223,8 @@ class EventWriter:
             while thread.waiting:
                 group = thread.writing = next_group(thread.waiting)
                 try:
-                    await self._write_group(thread, group)
+                    with self.observe(WRITE_GROUP, group):
+                        await self._write_group(thread, group)
                 except StorageError as error:
                     _fail(group, error)
                 except Exception as error:
@@ -328,6 +334,7 @@ class EventWriter:
                     return
                 if not in_vain:
                     group = [batch for batch in group if not batch.has_failed]
+                    self.retries += bool(group)
                     continue
                 text = "the server has these run events, but a majority has not"
                 reason = with_cause(StorageUnavailableError(text), error.__cause__)
@@ -340,6 +347,7 @@ class EventWriter:
             group = self._without_expired(thread, group, reason)
             if not group:
                 return
+            self.retries += 1
             await asyncio.sleep(write.pause_s)
             write.pause_s = min(2 * write.pause_s, _LONGEST_PAUSE_S)
 
