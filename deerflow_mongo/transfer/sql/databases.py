@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 from ...contract.errors import MissingDependencyError, StorageConfigError, StorageUnavailableError
 from ...contract.factory import with_environment
@@ -30,6 +31,9 @@ EXPECTED: Final = "sqlite:///file (sqlite:////file for an absolute path) or post
 CONNECT_TIMEOUT_S: Final = 15
 FETCH_ROWS: Final = 200
 """How many rows PostgreSQL sends at once."""
+
+_LIBRARIES: Final = ("sqlalchemy", "sqlite3", "psycopg")
+"""Their errors are about the source."""
 
 _Result = TypeVar("_Result")
 SqlRow = Sequence[Any]
@@ -124,12 +128,19 @@ class PostgresqlDialect:
     name = "postgresql"
 
     def __init__(self, url: str, option: str) -> None:
+        self._psycopg = _imported("psycopg", "psycopg[binary]")
         self._url = re.sub(r"^\w+(\+\w+)?://", "postgresql://", url)
-        self._option = option
         self.place = printable(url)
+        try:
+            is_valid = bool(self._psycopg.conninfo.conninfo_to_dict(self._url))
+        except self._psycopg.ProgrammingError:  # its text may quote a password
+            is_valid = False
+        if not is_valid or urlsplit(self._url).netloc.count("@") > 1:
+            raise StorageConfigError(
+                f"{option} is no URL of PostgreSQL: special characters of a login must be percent-encoded"
+            ) from None
 
     def engine(self) -> Engine:
-        self._psycopg = _imported("psycopg", "psycopg[binary]")
         sqlalchemy = _imported("sqlalchemy", "sqlalchemy")
         return sqlalchemy.create_engine(
             "postgresql+psycopg://",
@@ -218,17 +229,11 @@ class SqlDatabase:
 
     @contextmanager
     def _explained(self) -> Generator[None]:
-        from sqlalchemy.exc import SQLAlchemyError
-
-        drivers = tuple(
-            error
-            for name in ("sqlite3", "psycopg")
-            if (error := getattr(importlib.import_module(name), "Error", None))
-            if name == "sqlite3" or self.dialect == "postgresql"
-        )
         try:
             yield
-        except (SQLAlchemyError, *drivers) as error:
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in _LIBRARIES:
+                raise
             cause = getattr(error, "orig", None) or error
             text = " ".join(str(cause).split()) or type(cause).__name__
             raise StorageUnavailableError(f"{self.place} cannot be read: {text}") from error

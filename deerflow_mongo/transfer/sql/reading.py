@@ -100,14 +100,14 @@ class TableReader:
             if rows:
                 after = rows[-1][0]
                 yield [
-                    EventSummary(thread_id, events, with_user, last or 0, _to_millisecond(moment(newest)))
+                    EventSummary(thread_id, events, with_user, last or 0, to_millisecond(moment(newest)))
                     for thread_id, events, with_user, last, newest in rows
                 ]
             if len(rows) < SUMMARY_ROWS:
                 return
 
 
-def _to_millisecond(time: str) -> datetime:
+def to_millisecond(time: str) -> datetime:
     exact = datetime.fromisoformat(time)
     return exact.replace(microsecond=exact.microsecond // 1_000 * 1_000)
 

@@ -16,13 +16,13 @@ from sqlalchemy import create_engine, text
 START = datetime(2026, 4, 22, 3, 26, 38, 123_456, tzinfo=UTC)
 
 _KEYED = {"id": "{serial}"}
-_RUN_COUNTS = {
-    name: "INTEGER NOT NULL"
-    for name in (
+_RUN_COUNTS = dict.fromkeys(
+    (
         *("total_input_tokens", "total_output_tokens", "total_tokens", "llm_call_count"),
         *("lead_agent_tokens", "subagent_tokens", "middleware_tokens", "message_count"),
-    )
-}
+    ),
+    "INTEGER NOT NULL",
+)
 _RUN = {
     "run_id": "VARCHAR(64) NOT NULL UNIQUE",
     "thread_id": "VARCHAR(64) NOT NULL",
@@ -159,10 +159,11 @@ class Source:
 
     def create(self) -> None:
         types = _TYPES["sqlite" if self.is_sqlite else "postgresql"]
+        statements = ["CREATE INDEX events_by_thread ON run_events (thread_id, seq)"]
         for name, columns in self.tables.items():
             declared = ", ".join(f"{column} {kind.format(**types)}" for column, kind in columns.items())
-            self.execute(f"CREATE TABLE {name} ({declared})")
-        self.execute("CREATE INDEX events_by_thread ON run_events (thread_id, seq)")
+            statements.insert(0, f"CREATE TABLE {name} ({declared})")
+        self.execute(*statements)
 
     def table(self, kind: str) -> str:
         return "thread_meta" if kind == "threads" and self.release == "seed" else _TABLES.get(kind, kind)
