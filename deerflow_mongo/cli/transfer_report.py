@@ -127,9 +127,10 @@ def _cells(table: TableOutcome) -> tuple[str, ...]:
 
 
 def _notes_of_table(table: TableOutcome) -> Iterator[str]:
-    if table.source_digest == table.target_digest:
-        yield f"{table.table}: digest {table.source_digest} of what was compared, on both sides"
-    else:
+    compared = table.rows - table.equal_by_summary
+    if table.source_digest == table.target_digest and compared:
+        yield f"{table.table}: {counted(compared, 'row')} compared, digest {table.source_digest} on both sides"
+    elif table.source_digest != table.target_digest:
         digests = f"{table.source_digest} in the source, {table.target_digest} in the target"
         yield f"{table.table}: digests {digests}, {counted(table.different_threads, 'thread')} differ"
     if table.equal_by_summary:
@@ -144,7 +145,8 @@ def _notes_of_table(table: TableOutcome) -> Iterator[str]:
 
 
 def _lines_of_checkpoints(checkpoints: CheckpointsOutcome) -> Iterator[str]:
-    yield f"checkpoints: {line_of_copied(checkpoints.copied, checkpoints.seconds, dry_run=False)}"
+    if checkpoints.copied:
+        yield f"checkpoints: {line_of_copied(checkpoints.copied, checkpoints.seconds, dry_run=False)}"
     if checkpoints.equal_threads:
         threads = counted(checkpoints.equal_threads, "thread")
         yield f"checkpoints: {threads} with the same counts and newest checkpoint on both sides were not read"
