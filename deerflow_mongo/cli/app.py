@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand
@@ -14,39 +15,85 @@ from .demo import demo
 from .events import events
 from .lists import runs, threads
 from .purge import purge
+from .stats import stats
+from .top import top
 from .transfer import transfer
 
 ABOUT = (
-    "MongoDB storage for DeerFlow: see it work on a real server, check a host's configuration, list threads, "
-    "runs and run events, erase threads and users, move in from SQL, copy, measure and prune checkpoints."
+    "MongoDB storage for DeerFlow: see it work on a real server, check a host's configuration, move in from SQL, "
+    "list and watch threads, runs and run events, print statistics, erase threads and users."
 )
-EXAMPLES = {
-    "demo": ["", "--users 5 --verbose", "--data-dir demo-db"],
-    "check": ["--config config.yaml", "--url mongodb://localhost:27017 --setup"],
-    "events": [
-        "THREAD --data-dir demo-db",
-        "THREAD --data-dir demo-db --tail 5",
-        "THREAD --config config.yaml --follow",
-    ],
-    "threads": ["--data-dir demo-db", "--config config.yaml --user USER --since 7d"],
-    "runs": ["--data-dir demo-db --limit 5", "THREAD --config config.yaml --status error --json"],
-    "purge": [
-        "--thread THREAD --config config.yaml",
-        "--user USER --url mongodb://localhost:27017 --dry-run",
-        "--older-than 90d --status idle --config config.yaml",
-    ],
-    "transfer": [
-        "--from sqlite:////srv/deer-flow/data/deerflow.db --dry-run",
-        "--from '$DEERFLOW_SQL_URL' --config config.yaml",
-    ],
-    "checkpoints stats": ["--config config.yaml", "--url mongodb://localhost:27017 --limit 5"],
-    "checkpoints prune": ["--config config.yaml --keep-last 20 --older-than 30d --dry-run"],
-    "checkpoints copy": [
-        "--from sqlite:///checkpoints.db --config config.yaml",
-        "--from '$CHECKPOINTS_URL' --url mongodb://localhost:27017 --dry-run",
-    ],
+
+
+class Command(NamedTuple):
+    function: Callable[..., None]
+    examples: Sequence[str]
+    """The arguments of the examples in its help text."""
+
+
+COMMANDS: Mapping[str, Command] = {
+    "demo": Command(demo, ["", "--users 5 --verbose", "--data-dir demo-db"]),
+    "check": Command(check, ["--config config.yaml", "--url mongodb://localhost:27017 --setup"]),
+    "threads": Command(threads, ["--data-dir demo-db", "--config config.yaml --user USER --since 7d"]),
+    "runs": Command(
+        runs, ["--data-dir demo-db --limit 5", "THREAD --config config.yaml --status error --json"]
+    ),
+    "events": Command(
+        events,
+        [
+            "THREAD --data-dir demo-db",
+            "THREAD --data-dir demo-db --tail 5",
+            "THREAD --config config.yaml --follow",
+        ],
+    ),
+    "top": Command(
+        top, ["--config config.yaml", "--data-dir demo-db --once", "--url mongodb://localhost:27017 --json"]
+    ),
+    "stats": Command(stats, ["--data-dir demo-db", "--config config.yaml --days 7 --html stats.html"]),
+    "purge": Command(
+        purge,
+        [
+            "--thread THREAD --config config.yaml",
+            "--user USER --url mongodb://localhost:27017 --dry-run",
+            "--older-than 90d --status idle --config config.yaml",
+        ],
+    ),
+    "transfer": Command(
+        transfer,
+        [
+            "--from sqlite:////srv/deer-flow/data/deerflow.db --dry-run",
+            "--from '$DEERFLOW_SQL_URL' --config config.yaml",
+        ],
+    ),
+    "checkpoints stats": Command(
+        checkpoints.stats, ["--config config.yaml", "--url mongodb://localhost:27017 --limit 5"]
+    ),
+    "checkpoints prune": Command(
+        checkpoints.prune, ["--config config.yaml --keep-last 20 --older-than 30d --dry-run"]
+    ),
+    "checkpoints copy": Command(
+        checkpoints.copy,
+        [
+            "--from sqlite:///checkpoints.db --config config.yaml",
+            "--from '$CHECKPOINTS_URL' --url mongodb://localhost:27017 --dry-run",
+        ],
+    ),
 }
-"""The arguments of each command's examples, by the command's name as it is typed."""
+"""Each command by its name as it is typed."""
+
+GROUPS: Mapping[str, str] = {
+    "checkpoints": "LangGraph's checkpoints: what they take up, deleting old ones, copying those of another "
+    "saver.",
+}
+"""The help texts of the names with which several commands begin."""
+
+
+class _CommandWithExamples(TyperCommand):
+    def get_help(self, ctx: Any) -> str:
+        """The help text and the command's examples, which name the program as it was started."""
+        command = COMMANDS[ctx.command_path.removeprefix(f"{ctx.find_root().command_path} ")]
+        examples = [f"  {ctx.command_path} {arguments}".rstrip() for arguments in command.examples]
+        return "\n".join([super().get_help(ctx), "", "Examples:", *examples])
 
 
 def _group(**options: Any) -> typer.Typer:
@@ -60,34 +107,17 @@ def _group(**options: Any) -> typer.Typer:
     )
 
 
-app = _group()
-checkpoints_app = _group(
-    help="LangGraph's checkpoints: what they take up, deleting old ones, copying those of another saver."
-)
-app.add_typer(checkpoints_app, name="checkpoints")
+def _build() -> typer.Typer:
+    groups = {"": _group(), **{name: _group(help=text) for name, text in GROUPS.items()}}
+    for path, command in COMMANDS.items():
+        group, _, name = path.rpartition(" ")
+        groups[group].command(name, cls=_CommandWithExamples)(command.function)
+    for name in GROUPS:
+        groups[""].add_typer(groups[name], name=name)
+    return groups[""]
 
 
-class _CommandWithExamples(TyperCommand):
-    def get_help(self, ctx: Any) -> str:
-        """The help text and the command's examples, which name the program as it was started."""
-        name = ctx.command_path.removeprefix(f"{ctx.find_root().command_path} ")
-        examples = [f"  {ctx.command_path} {arguments}".rstrip() for arguments in EXAMPLES[name]]
-        return "\n".join([super().get_help(ctx), "", "Examples:", *examples])
-
-
-_COMMANDS = (
-    demo,
-    check,
-    events,
-    threads,
-    runs,
-    purge,
-    transfer,
-)
-for _command in _COMMANDS:
-    app.command(cls=_CommandWithExamples)(_command)
-for _command in (checkpoints.stats, checkpoints.prune, checkpoints.copy):
-    checkpoints_app.command(cls=_CommandWithExamples)(_command)
+app = _build()
 
 
 def _version(wanted: bool) -> None:

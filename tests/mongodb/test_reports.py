@@ -18,7 +18,8 @@ from deerflow_mongo.mongodb import queries
 from deerflow_mongo.mongodb.config import mongo_config
 from deerflow_mongo.mongodb.documents.versions import SCHEMA_VERSION
 from deerflow_mongo.mongodb.reports import sections
-from deerflow_mongo.mongodb.reports.report import Report, ReportOptions, active_of, read_report
+from deerflow_mongo.mongodb.reports.activity import active_of
+from deerflow_mongo.mongodb.reports.report import Report, ReportOptions, read_report
 from deerflow_mongo.mongodb.reports.sections import SECTIONS, Scope
 
 from .plans import plan_of_read, winning_stages

@@ -7,23 +7,22 @@ takes too long, or that the user may not read, is named in the report and left o
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from ...contract.errors import StorageAccessError, StorageError, StorageUnavailableError
 from ...contract.times import system_clock_us
 from .. import queries
 from ..checkpoints.statistics import CheckpointStatistics, statistics
-from ..corruption import READ_ERRORS
 from ..documents.encoding import Document
 from ..documents.stored_times import date_of, stamp_of
 from ..drivers.driver import Driver
 from ..drivers.time_limit import LONG_RUNNING_TIMEOUT_S, long_running
 from ..schema import CHECKPOINTS, COLLECTIONS, RUN_EVENTS, RUNS
 from . import sections
+from .activity import active_of
 from .rows import (
     ActiveRun,
     BusyThread,
@@ -36,9 +35,9 @@ from .rows import (
     ModelVotes,
     SlowRun,
     UserTokens,
-    active_run,
     collection_size,
     index_use,
+    readable,
 )
 from .sections import SECTIONS, Pipeline, Scope, Section
 
@@ -46,8 +45,6 @@ DEFAULT_DAYS: Final = 30
 DEFAULT_LISTED: Final = 10
 DEFAULT_SECTION_TIMEOUT_S: Final = 30.0
 DEFAULT_LEFT_AFTER: Final = timedelta(hours=1)
-
-_Result = TypeVar("_Result")
 
 
 @dataclass(slots=True)
@@ -222,18 +219,3 @@ class _Reading:
         return await statistics(
             self.driver.collection(self.prefix + CHECKPOINTS), largest=self.options.listed
         )
-
-
-def active_of(found: Sequence[Document]) -> tuple[list[ActiveRun], int]:
-    """The result of `sections.active_runs`: the rows, and how many there are in all."""
-    [facets] = found
-    return readable(facets["rows"], active_run), int(facets["all"][0]["runs"]) if facets["all"] else 0
-
-
-def readable(documents: Iterable[Document], to_row: Callable[[Document], _Result]) -> list[_Result]:
-    """The rows of the documents that can be read, as lists leave out broken ones."""
-    rows: list[_Result] = []
-    for document in documents:
-        with contextlib.suppress(*READ_ERRORS):
-            rows.append(to_row(document))
-    return rows

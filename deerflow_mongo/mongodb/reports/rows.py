@@ -5,11 +5,14 @@ Dates are naive and in UTC, as the driver returns them; sizes are in bytes, dura
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 from ...contract.rows import CALLERS
+from ..corruption import READ_ERRORS
 from ..documents.encoding import Document
 
 LeaseState: TypeAlias = Literal["none", "valid", "expired"]
@@ -156,7 +159,19 @@ class IndexUse:
 
 # -- from documents --------------------------------------------------------------------------------
 
-# Each raises what `corruption.READ_ERRORS` names for a group that has something else than expected.
+_Row = TypeVar("_Row")
+
+
+def readable(documents: Iterable[Document], to_row: Callable[[Document], _Row]) -> list[_Row]:
+    """The rows of the documents that can be read; a list leaves out broken ones."""
+    rows: list[_Row] = []
+    for document in documents:
+        with contextlib.suppress(*READ_ERRORS):
+            rows.append(to_row(document))
+    return rows
+
+
+# Each of these raises one of `READ_ERRORS` for a group that has something else than expected.
 
 
 def _text(value: Any) -> str:
