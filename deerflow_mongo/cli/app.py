@@ -20,8 +20,8 @@ from .top import top
 from .transfer import transfer
 
 ABOUT = (
-    "MongoDB storage for DeerFlow: see it work on a real server, check a host's configuration, move in from SQL, "
-    "list and watch threads, runs and run events, print statistics, erase threads and users."
+    "MongoDB storage for DeerFlow: see it work on a real server, check a host's configuration, move in from "
+    "SQL, list and watch threads, runs and run events, print statistics, erase threads and users."
 )
 
 

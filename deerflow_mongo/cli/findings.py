@@ -17,7 +17,7 @@ from ..mongodb.documents.versions import SCHEMA_VERSION, DatabaseVersion
 from ..mongodb.foreign_collections import WAY_OUT
 from ..mongodb.inspection import SchemaReport
 from ..mongodb.migrations import check_readable
-from ..mongodb.schema import COLLECTIONS
+from ..mongodb.schema import COLLECTIONS, RETENTIONS
 
 Document: TypeAlias = dict[str, Any]
 
@@ -150,18 +150,22 @@ def _missing(report: SchemaReport) -> Iterator[Finding]:
 
 
 def _retention(report: SchemaReport, config: MongoConfig) -> Iterator[Finding]:
-    """After how long the server deletes run events, and whether starting a host would change that."""
-    stored, configured = report.retention_days, config.retention
-    if configured is not None and stored != configured.days:
-        text = (
-            f"run events are {_deleted_after(stored)}; when a host starts: {_deleted_after(configured.days)}"
-        )
-        yield Finding("note", "retention", text)
-    elif configured is not None:
-        yield Finding("ok", "retention", f"run events are {_deleted_after(stored)}")
-    else:
-        text = f"run events are {_deleted_after(stored)}; run_events_ttl_days is not set and changes nothing"
+    """After how long the server deletes documents, and whether starting a host would change that."""
+    unlimited: list[str] = []
+    for retention in RETENTIONS:
+        stored = report.retention_days.get(retention.collection)
+        text = f"{retention.subject} are {_deleted_after(stored)}"
+        if retention.option not in config.retention:
+            if stored is None:
+                unlimited.append(retention.subject)
+                continue
+            text = f"{text}; {retention.option} is not set and changes nothing"
+        elif stored != (days := config.retention[retention.option]):
+            yield Finding("note", "retention", f"{text}; when a host starts: {_deleted_after(days)}")
+            continue
         yield Finding("ok", "retention", text)
+    if unlimited:
+        yield Finding("ok", "retention", f"never deleted by age: {', '.join(unlimited)}")
 
 
 def _deleted_after(days: float | None) -> str:
@@ -216,20 +220,26 @@ def _needed_by_setup(report: SchemaReport, config: MongoConfig) -> Iterator[str]
     """The privileges by which a host's start changes the database; none where everything is there."""
     if _is_newer(report):
         return
-    days, wanted = report.retention_days, config.retention
-    changes_retention = wanted is not None and wanted.days != days
-    starts_retention = changes_retention and days is None
-    if report.missing_collections or report.missing_indexes or starts_retention:
+    changes = _retention_changes(report, config)
+    if report.missing_collections or report.missing_indexes or "start" in changes:
         yield "createIndex"
     if report.missing_collections:
         yield "createCollection"
-    if report.outdated_validators or (
-        changes_retention and wanted is not None and None not in (days, wanted.days)
-    ):
+    if report.outdated_validators or "change" in changes:
         yield "collMod"
     is_upgraded = report.version is not None and report.version < SCHEMA_VERSION
-    if is_upgraded or (changes_retention and wanted is not None and wanted.days is None):
+    if is_upgraded or "end" in changes:
         yield "dropIndex"
+
+
+def _retention_changes(report: SchemaReport, config: MongoConfig) -> set[str]:
+    """What a host's start would do to retention: "start", "change" or "end" it, for some collection."""
+    stored = {retention.option: report.retention_days.get(retention.collection) for retention in RETENTIONS}
+    return {
+        "start" if stored[option] is None else "end" if days is None else "change"
+        for option, days in config.retention.items()
+        if stored[option] != days
+    }
 
 
 def _allows(privileges: Sequence[Document], action: str, database: str, collection: str) -> bool:

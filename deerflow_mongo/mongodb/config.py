@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..contract.errors import StorageConfigError
 from ..contract.factory import unread_reference
+from .schema import RETENTIONS
 from .uri_options import MongoUri, nearest, read_uri
 from .uri_options import redacted as redacted
 
@@ -31,7 +32,7 @@ _NAME_CHARACTERS = re.compile(r'[/\\. "$*<>:|?\s\0-\x1f\x7f]')
 _PREFIX = re.compile(r"[A-Za-z0-9_-]{0,60}")
 _MAX_DATABASE_BYTES = 63
 _BYTE_ORDER_MARK = "\ufeff"
-_MEANINGFUL_NULLS: Final = frozenset({"run_events_ttl_days"})
+_MEANINGFUL_NULLS: Final = frozenset(retention.option for retention in RETENTIONS)
 """Options in which null is a value of its own and not "not set"."""
 
 
@@ -40,18 +41,12 @@ def names_database(url: str) -> bool:
     return bool(url.partition("://")[2].partition("?")[0].rpartition("@")[2].partition("/")[2])
 
 
-class Retention(NamedTuple):
-    """What a given `run_events_ttl_days` asks for: run events are removed after so many days, or never."""
-
-    days: int | None
-
-
 class MongoConfig(BaseModel):
     """The options of the MongoDB backend. Every field has its documented default once the object exists.
 
     Blanks and line breaks at the ends of a text are removed, and an option that is then empty, or None, is
-    not set; only `run_events_ttl_days=None` has a meaning of its own. Building one connects to nothing.
-    Raises `StorageConfigError`, which names every wrong option.
+    not set; only in the options of retention, such as `run_events_ttl_days`, None has a meaning of its own.
+    Building one connects to nothing. Raises `StorageConfigError`, which names every wrong option.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -71,6 +66,21 @@ class MongoConfig(BaseModel):
         ge=1,
         le=20_000,
         description="run events are removed after so many whole days; null ends that; default: as it is",
+    )
+    runs_ttl_days: int | None = Field(
+        default=None,
+        ge=1,
+        le=20_000,
+        description="the same of runs, so many days after their last change; active ones stay",
+    )
+    feedback_ttl_days: int | None = Field(
+        default=None, ge=1, le=20_000, description="the same of feedback, from its creation on"
+    )
+    threads_ttl_days: int | None = Field(
+        default=None,
+        ge=1,
+        le=20_000,
+        description="the same of threads, so many days after their last change; pinned ones stay",
     )
     checkpoints_keep_last: int | None = Field(
         default=None,
@@ -124,10 +134,10 @@ class MongoConfig(BaseModel):
         return self.telemetry is not None or self.metrics or self.slow_ms is not None
 
     @property
-    def retention(self) -> Retention | None:
-        """The retention that `setup()` applies; None leaves it as it is, where the option is absent."""
-        is_given = "run_events_ttl_days" in self.model_fields_set
-        return Retention(self.run_events_ttl_days) if is_given else None
+    def retention(self) -> Mapping[str, int | None]:
+        """The days of each option of retention that is given, None for never; `setup()` changes no other."""
+        given = self.model_fields_set
+        return {rule.option: getattr(self, rule.option) for rule in RETENTIONS if rule.option in given}
 
     @property
     def database_identity(self) -> str | None:
@@ -150,10 +160,10 @@ class MongoConfig(BaseModel):
 
     @field_validator(
         "timeout_ms",
-        "run_events_ttl_days",
         "checkpoints_keep_last",
         "checkpoints_ttl_days",
         "slow_ms",
+        *_MEANINGFUL_NULLS,
         mode="before",
     )
     @classmethod

@@ -17,7 +17,7 @@ from .documents.encoding import Document
 from .documents.versions import DatabaseVersion, database_version
 from .drivers.driver import Driver
 from .drivers.errors import code_of
-from .schema import COLLECTIONS, RETENTION, RETENTION_KEYS, USERS, VERSIONS, Index, has_our_title
+from .schema import COLLECTIONS, DAY_S, USERS, VERSIONS, Expiry, Index, Retention, has_our_title
 
 LIBRARY_COLLECTIONS: Final = ("checkpoints", "checkpoint_writes")
 """How langgraph-checkpoint-mongodb names its collections by default; they are neither used nor changed."""
@@ -168,14 +168,25 @@ def _identity(index: Document) -> Document:
     }
 
 
-def retention_of(indexes: Sequence[Document]) -> Document | None:
-    """The index that `run_events_ttl_days` has created."""
-    return next(
-        (index for index in indexes if index["name"] == RETENTION and removes_stored_events(index)), None
+def retention_indexes(retention: Retention, existing: Sequence[Document]) -> dict[str, Document]:
+    """The indexes by name that the retention's option has created."""
+    by_name = {expiry.index_name: expiry for expiry in retention.expiries}
+    return {
+        index["name"]: index
+        for index in existing
+        if index["name"] in by_name and _expires_by(by_name[index["name"]], index)
+    }
+
+
+def retention_days(retention: Retention, existing: Sequence[Document]) -> float | None:
+    """After how many days the server removes such documents by an index of ours or of an operator's."""
+    main = retention.expiries[0]
+    return min((index[EXPIRY] / DAY_S for index in existing if _expires_by(main, index)), default=None)
+
+
+def _expires_by(expiry: Expiry, index: Document) -> bool:
+    """Whether by this index the server removes at least the documents of the expiry, at whatever age."""
+    partial = index.get("partialFilterExpression")
+    return (
+        EXPIRY in index and tuple(dict(index["key"])) == (expiry.date,) and partial in (None, expiry.partial)
     )
-
-
-def removes_stored_events(index: Document) -> bool:
-    """Whether by this index, ours or an operator's, the server removes every run event at some age."""
-    keys = tuple(dict(index["key"]))
-    return EXPIRY in index and keys == RETENTION_KEYS and "partialFilterExpression" not in index

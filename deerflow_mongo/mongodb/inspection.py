@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..contract.errors import StorageAccessError
 from . import queries
-from .config import Retention
 from .database_state import (
-    EXPIRY,
     LIBRARY_COLLECTIONS,
     DatabaseState,
     blocking,
     concurrently,
     read_database,
-    removes_stored_events,
-    retention_of,
+    retention_days,
+    retention_indexes,
     state_of,
 )
 from .documents.encoding import Document
 from .documents.versions import SCHEMA_VERSION
 from .drivers.driver import Driver
 from .foreign_collections import find_foreign, kind_of_restriction
-from .schema import COLLECTIONS, DAY_S, RETENTION, RUN_EVENTS, CollectionSchema, Index, retention_index
+from .schema import COLLECTIONS, CollectionSchema, Index, retention_of
 
 
 def _names() -> list[str]:
@@ -31,6 +29,10 @@ def _names() -> list[str]:
 
 
 def _texts() -> dict[str, str]:
+    return {}
+
+
+def _days() -> dict[str, float]:
     return {}
 
 
@@ -63,8 +65,8 @@ class SchemaReport:
     """Indexes of the schema that an operator has hidden: the server maintains them and uses none."""
     outdated_validators: list[str] = field(default_factory=_names)
     """Collections whose validator is not this release's; `setup()` sets it. The mock stores none."""
-    retention_days: float | None = None
-    """After how many days the server removes run events; None for never."""
+    retention_days: dict[str, float] = field(default_factory=_days)
+    """After how many days the server removes documents, by their collection's name without its prefix."""
     foreign: list[str] = field(default_factory=_names)
     """Collections of our names that are not ours, with the reason: `setup()` stops there."""
     library_collections: list[str] = field(default_factory=_names)
@@ -84,8 +86,10 @@ class SchemaReport:
         )
 
 
-async def inspect(driver: Driver, prefix: str, retention: Retention | None = None) -> SchemaReport:
-    """Compare the database with the schema, and with the retention that is asked for."""
+async def inspect(
+    driver: Driver, prefix: str, retention: Mapping[str, int | None] | None = None
+) -> SchemaReport:
+    """Compare the database with the schema, and with the retention that is asked for, by its options."""
     state = await read_database(driver, prefix)
     report = SchemaReport()
     if state.version is not None:
@@ -96,7 +100,7 @@ async def inspect(driver: Driver, prefix: str, retention: Retention | None = Non
             found = await find_duplicates(driver, state)
             report.duplicates = [f"{collection}.{index.name}" for collection, index in found]
     for schema in COLLECTIONS:
-        _inspect_collection(report, state, schema, retention)
+        _inspect_collection(report, state, schema, retention or {})
     report.library_collections = await _library_collections(driver, state)
     return report
 
@@ -138,17 +142,22 @@ def missing_indexes(indexes: Sequence[Index], existing: Sequence[Document]) -> l
 
 
 def wanted_indexes(
-    schema: CollectionSchema, existing: Sequence[Document], retention: Retention | None
+    schema: CollectionSchema, existing: Sequence[Document], retention: Mapping[str, int | None]
 ) -> list[Index]:
-    """The schema's indexes, and that of the retention, whose age is changed where it exists."""
-    wanted = list(schema.indexes)
-    if schema.name == RUN_EVENTS and retention is not None and retention.days is not None:
-        wanted += [] if retention_of(existing) else [retention_index(retention.days)]
-    return wanted
+    """The schema's indexes, and those of its retention that do not exist; the age of others is changed."""
+    of_collection = retention_of(schema.name)
+    ttl_days = None if of_collection is None else retention.get(of_collection.option)
+    if of_collection is None or ttl_days is None:
+        return list(schema.indexes)
+    found = retention_indexes(of_collection, existing)
+    return [*schema.indexes, *(x for x in of_collection.indexes(ttl_days) if x.name not in found)]
 
 
 def _inspect_collection(
-    report: SchemaReport, state: DatabaseState, schema: CollectionSchema, retention: Retention | None
+    report: SchemaReport,
+    state: DatabaseState,
+    schema: CollectionSchema,
+    retention: Mapping[str, int | None],
 ) -> None:
     name = state.prefix + schema.name
     if name not in state.collections:
@@ -172,22 +181,21 @@ def _inspect_indexes(
     lists = {"present": report.indexes, "missing": report.missing_indexes}
     for index in schema.indexes:
         lists.get(state_of(index, existing), []).append(f"{name}.{index.name}")
+    of_collection = retention_of(schema.name)
+    if of_collection is not None and (days := retention_days(of_collection, existing)) is not None:
+        report.retention_days[schema.name] = days
     for index in existing:
         _inspect_index(report, name, schema, index)
 
 
 def _inspect_index(report: SchemaReport, name: str, schema: CollectionSchema, index: Document) -> None:
     label = f"{name}.{index['name']}"
-    is_of_events = schema.name == RUN_EVENTS
-    if is_of_events and removes_stored_events(index):
-        days = index[EXPIRY] / DAY_S
-        report.retention_days = days if report.retention_days is None else min(days, report.retention_days)
+    retention = retention_of(schema.name)
+    of_retention = [] if retention is None else [expiry.index_name for expiry in retention.expiries]
     if any(state_of(ours, [index]) == "present" for ours in schema.indexes):
         if index.get("hidden"):
             report.hidden_indexes.append(label)
-    elif index["name"] not in {"_id_", *(ours.name for ours in schema.indexes)} and not (
-        is_of_events and index["name"] == RETENTION
-    ):
+    elif index["name"] not in {"_id_", *of_retention, *(ours.name for ours in schema.indexes)}:
         report.operator_indexes.append(label)
         kind = kind_of_restriction(index)
         if kind is not None:

@@ -26,14 +26,13 @@ from typing import Any, ParamSpec, TypeVar
 
 from ..contract.errors import StorageConfigError, StorageError, StorageUnavailableError
 from . import queries
-from .config import Retention
 from .database_state import (
     EXPIRY,
     DatabaseState,
     blocking,
     concurrently,
     read_database,
-    retention_of,
+    retention_indexes,
     state_of,
 )
 from .documents import version_1
@@ -56,13 +55,12 @@ from .foreign_collections import check_ours
 from .inspection import find_duplicates, missing_indexes, wanted_indexes
 from .schema import (
     COLLECTIONS,
-    RETENTION,
-    RUN_EVENTS,
+    RETENTIONS,
     USERS,
     VERSIONS,
     CollectionSchema,
     Index,
-    retention_index,
+    Retention,
     schema_of,
 )
 
@@ -123,7 +121,7 @@ def _oldest_of(version: DatabaseVersion) -> int:
     return version.version if migrating_from is None else min(version.version, migrating_from)
 
 
-def _check_indexes(state: DatabaseState, retention: Retention | None) -> None:
+def _check_indexes(state: DatabaseState, retention: Mapping[str, int | None]) -> None:
     """Refuse existing indexes that make the server refuse one of ours."""
     for schema in COLLECTIONS:
         name = state.prefix + schema.name
@@ -169,11 +167,12 @@ async def check_set_up(driver: Driver, prefix: str, database: str) -> None:
 # -- applying --------------------------------------------------------------------------------------
 
 
-async def apply(driver: Driver, prefix: str, database: str, retention: Retention | None) -> None:
+async def apply(driver: Driver, prefix: str, database: str, retention: Mapping[str, int | None]) -> None:
     """Create collections, validators and indexes, upgrade documents, and store the version.
 
-    One round of concurrent reads comes first, and the only one where everything is there. `retention` may
-    change while the collection is in use; None leaves it as it is. Raises `StorageConfigError`, and changes
+    One round of concurrent reads comes first, and the only one where everything is there. `retention` has
+    the days of its options, None for never; what it does not name stays as it is, and all of it may change
+    while the collections are in use. Raises `StorageConfigError`, and changes
     nothing, for a database of a newer version that this release cannot read, with collections that are not
     ours, or with indexes or documents that make the server refuse an index of ours.
     """
@@ -199,8 +198,9 @@ async def apply(driver: Driver, prefix: str, database: str, retention: Retention
     if state.lacks_email_keys:
         users = driver.collection(state.prefix + USERS)
         await _repeated(fill_email_keys, users, schema_of(USERS).stored_validator)
-    if retention is not None:
-        await _apply_retention(driver, state, retention.days)
+    for of_collection in RETENTIONS:
+        if of_collection.option in retention:
+            await _apply_retention(driver, state, of_collection, retention[of_collection.option])
 
 
 async def _apply_collection(
@@ -369,7 +369,7 @@ async def _repeated(
         await asyncio.sleep(_PAUSE_S)
 
 
-# -- retention of run events -----------------------------------------------------------------------
+# -- retention -------------------------------------------------------------------------------------
 
 
 async def had_retention(versions: Collection) -> bool:
@@ -377,26 +377,32 @@ async def had_retention(versions: Collection) -> bool:
     return has_retention_mark(await versions.find_one(queries.database_version()))
 
 
-async def _apply_retention(driver: Driver, state: DatabaseState, ttl_days: int | None) -> None:
-    name = state.prefix + RUN_EVENTS
+async def _apply_retention(
+    driver: Driver, state: DatabaseState, retention: Retention, ttl_days: int | None
+) -> None:
+    name = state.prefix + retention.collection
     existing = state.indexes.get(name, [])
-    found = retention_of(existing)
+    found = retention_indexes(retention, existing)
     if ttl_days is None:
-        if found is not None:
+        if found:
             logger.warning(
-                "run_events_ttl_days is null: run events are no longer removed by age",
+                "%s is null: %s are no longer removed by age",
+                retention.option,
+                retention.subject,
                 extra={"collection": name},
             )
-            await driver.drop_index(name, RETENTION)
+        for index_name in found:
+            await driver.drop_index(name, index_name)
         return
     # The mark comes before the index: after the first removal, the events that are left do not show which
     # numbers a thread has used.
-    if not has_retention_mark(state.version_document):
+    if retention.removes_numbers and not has_retention_mark(state.version_document):
         await driver.collection(state.prefix + VERSIONS).update_one(
             queries.database_version_without_retention(), retention_mark_update()
         )
-    wanted = retention_index(ttl_days)
-    if found is None:
-        await _create_indexes(driver, name, missing_indexes([wanted], existing))
-    elif found[EXPIRY] != wanted.expire_after_s:
-        await driver.set_expiry(name, wanted.specification())
+    wanted = retention.indexes(ttl_days)
+    new = [index for index in wanted if index.name not in found]
+    await _create_indexes(driver, name, missing_indexes(new, existing))
+    for index in wanted:
+        if index.name in found and found[index.name][EXPIRY] != index.expire_after_s:
+            await driver.set_expiry(name, index.specification())

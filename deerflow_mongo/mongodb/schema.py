@@ -6,7 +6,7 @@ The operations that need an index are listed beside it. What a document must loo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from ..contract.rows import MESSAGE
 from . import validators
@@ -28,9 +28,6 @@ USERS = "users"
 CHECKPOINTS = "checkpoint_data"
 """Another name than those of langgraph-checkpoint-mongodb's collections, which are never touched."""
 VERSIONS = "schema_versions"
-
-RETENTION = "retention"
-"""The name of the index that `run_events_ttl_days` asks for."""
 
 DAY_S = 86_400
 
@@ -385,20 +382,82 @@ def schema_of(name: str) -> CollectionSchema:
     return next(schema for schema in COLLECTIONS if schema.name == name)
 
 
-RETENTION_KEYS: Final = ("stored_at",)
-
-
 def has_our_title(validator: Document | None) -> bool:
     """Whether some release of this package, from version 2 on, has set this validator."""
     title: Any = validator.get("$jsonSchema", {}).get("title") if validator else None
     return isinstance(title, str) and title.startswith(_TITLE_START)
 
 
-def retention_index(ttl_days: int) -> Index:
-    """The index by which the server removes run events that were stored more than `ttl_days` ago."""
-    return Index(
-        RETENTION,
-        tuple((key, 1) for key in RETENTION_KEYS),
-        "the server removes run events after run_events_ttl_days",
-        expire_after_s=ttl_days * DAY_S,
-    )
+# -- retention -------------------------------------------------------------------------------------
+
+
+class Expiry(NamedTuple):
+    """An index by which the server removes documents at some age."""
+
+    index_name: str
+    date: str
+    """The field that the age counts from; a document without a date there stays."""
+    partial: Document | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """The documents of a collection that the server removes once this option is given."""
+
+    option: str
+    collection: str
+    subject: str
+    expiries: tuple[Expiry, ...]
+    """The first one says after how many days; others are for documents that it does not cover."""
+    removes_numbers: bool = False
+    """Whether what is removed occupied numbers of its thread, which are then no longer known."""
+
+    def indexes(self, ttl_days: int) -> list[Index]:
+        """The indexes by which the server removes what is older than this."""
+        return [
+            Index(
+                expiry.index_name,
+                ((expiry.date, 1),),
+                f"the server removes {self.subject} after {self.option}",
+                partial=expiry.partial,
+                expire_after_s=ttl_days * DAY_S,
+            )
+            for expiry in self.expiries
+        ]
+
+
+_HAS_ENDED: Document = {"duration_ms": {"$gte": 0}}
+"""An ended run has a duration, an active one none. A partial index takes no `$nin`."""
+
+RETENTIONS: Final = (
+    Retention(
+        "run_events_ttl_days",
+        RUN_EVENTS,
+        "run events",
+        (Expiry("retention", "stored_at"),),
+        removes_numbers=True,
+    ),
+    Retention(
+        "runs_ttl_days",
+        RUNS,
+        "ended runs",
+        # Not by `ended_at`, which a host need not set. The last change of a run is its end, or soon after.
+        (
+            Expiry("retention", "updated_at", _HAS_ENDED),
+            Expiry("retention_of_unchanged_runs", "created_at", {**_HAS_ENDED, "updated_at": None}),
+        ),
+    ),
+    Retention("feedback_ttl_days", FEEDBACK, "feedback", (Expiry("retention", "created_at"),)),
+    Retention(
+        "threads_ttl_days",
+        THREADS,
+        "threads that are not pinned",
+        (Expiry("retention", "updated_at", {IS_PINNED: None}),),
+    ),
+)
+"""One per option."""
+
+
+def retention_of(collection: str) -> Retention | None:
+    """The retention of the collection with this name, without its prefix."""
+    return next((retention for retention in RETENTIONS if retention.collection == collection), None)

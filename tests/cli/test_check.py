@@ -47,7 +47,9 @@ def test_check_changes_nothing_and_setup_creates_what_is_missing(
     assert database_name not in raw_client.list_database_names()
     count = sum(len(schema.indexes) for schema in COLLECTIONS)
     output = output_of(*place, "--setup")
-    assert f"version 2, 7 collections, {count} indexes ok retention run events are never deleted" in output
+    everything = "run events, ended runs, feedback, threads that are not pinned"
+    indexes = f"version 2, 7 collections, {count} indexes"
+    assert f"{indexes} ok retention never deleted by age: {everything}" in output
     assert output.endswith("A host would work.")
 
 
@@ -90,20 +92,27 @@ def test_check_reads_the_configuration_file_of_a_host(
     assert "no section `storage:`" in output_of("check", "--config", str(file), exit_code=2)
 
 
-def test_check_reports_the_retention_of_run_events(
-    mongodb_url: str, database_name: str, tmp_path: Path
-) -> None:
+def test_check_reports_retention(mongodb_url: str, database_name: str, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     options = f"storage:\n  backend: mongodb\n  url: {mongodb_url}\n  database: {database_name}\n"
     place = ("check", "--config", str(file))
     file.write_text(options + "  run_events_ttl_days: 30\n")
     assert "run events are never deleted; when a host starts: deleted after 30 days" in output_of(*place)
-    assert "run events are deleted after 30 days A host would work." in output_of(*place, "--setup")
+    others = "never deleted by age: ended runs, feedback, threads that are not pinned"
+    output = output_of(*place, "--setup")
+    assert f"run events are deleted after 30 days ok retention {others} A host would work." in output
     file.write_text(options)
     unchanged = "run events are deleted after 30 days; run_events_ttl_days is not set and changes nothing"
     assert unchanged in output_of(*place, "--setup")
     file.write_text(options + "  run_events_ttl_days: null\n")
     assert "run events are deleted after 30 days; when a host starts: never deleted" in output_of(*place)
+    file.write_text(options + "  runs_ttl_days: 7\n  threads_ttl_days: 400\n")
+    output = output_of(*place)
+    assert "ended runs are never deleted; when a host starts: deleted after 7 days" in output
+    assert (
+        "threads that are not pinned are never deleted; when a host starts: deleted after 400 days" in output
+    )
+    assert "never deleted by age: feedback A host" in output
 
 
 def test_check_names_conflicting_indexes(mongodb_url: str, database_name: str, raw_client: Client) -> None:

@@ -335,9 +335,9 @@ async def test_operator_changes_retention_and_the_run_time_user_opens_the_databa
 ) -> None:
     for days in (30, 7, None):
         async with _storage(secured, roles.SETUP_ROLE, run_events_ttl_days=days) as storage:
-            assert (await storage.inspect()).retention_days == days
+            assert (await storage.inspect()).retention_days.get("run_events") == days
         async with _storage(secured, roles.RUN_TIME_ROLE) as storage:
-            assert (await storage.inspect()).retention_days == days
+            assert (await storage.inspect()).retention_days.get("run_events") == days
 
 
 @pytest.mark.usefixtures("set_up")

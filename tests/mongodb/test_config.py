@@ -18,6 +18,7 @@ from deerflow_mongo import (
     load_config,
 )
 from deerflow_mongo.mongodb.config import mongo_config, redacted
+from deerflow_mongo.mongodb.schema import RETENTIONS
 
 URL = "mongodb://127.0.0.1:27017"
 SECRET = "s3cr%40t-pass"  # noqa: S105 - made up
@@ -275,7 +276,7 @@ def test_blanks_and_line_breaks_at_the_ends_of_a_text_are_removed(ends: str) -> 
 def test_empty_option_is_not_set(name: str, empty: object) -> None:
     config = mongo_config({"url": URL + "/own", name: empty})
     assert config == mongo_config({"url": URL + "/own"})
-    means_something = name == "run_events_ttl_days" and empty is None
+    means_something = empty is None and name in {retention.option for retention in RETENTIONS}
     assert (name in config.model_fields_set) is means_something
 
 
@@ -338,7 +339,7 @@ def test_unknown_key_names_the_nearest_known_one(key: str, nearest: str) -> None
     "options",
     [
         {"timeout_ms": True},
-        {"run_events_ttl_days": False},
+        *({retention.option: False} for retention in RETENTIONS),
         {"timeout_ms": 2**31},
         {"timeout_ms": 1.5},
         {"database": {"name": "x"}},

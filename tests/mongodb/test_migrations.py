@@ -12,7 +12,7 @@ from pymongo.database import Database
 
 from deerflow_mongo import MongoStorage, StorageAccessError, StorageConfigError, StorageUnavailableError
 from deerflow_mongo.mongodb.config import mongo_config
-from deerflow_mongo.mongodb.schema import COLLECTIONS, Index
+from deerflow_mongo.mongodb.schema import COLLECTIONS, RETENTIONS, Index
 
 Raw = MongoClient[dict[str, Any]]
 
@@ -44,7 +44,11 @@ async def test_setup_creates_every_collection_index_and_validator(
 # The finds are of the version document, and of an account without a key of its email.
 _READS = ["listCollections", "find", "find", *["listIndexes"] * len(COLLECTIONS)]
 
-RETENTION_OPTIONS: list[dict[str, Any]] = [{}, {"run_events_ttl_days": 30}, {"run_events_ttl_days": None}]
+RETENTION_OPTIONS: list[dict[str, Any]] = [
+    {},
+    {retention.option: 30 for retention in RETENTIONS},
+    {retention.option: None for retention in RETENTIONS},
+]
 
 
 @pytest.mark.parametrize("options", RETENTION_OPTIONS)

@@ -21,7 +21,6 @@ from deerflow_mongo import (
     MongoStorage,
     RunEventRow,
     StorageClosedError,
-    StorageConfigError,
     StorageError,
     StorageUnavailableError,
     ThreadAccessError,
@@ -446,57 +445,6 @@ async def test_stored_at_never_decreases_within_a_thread(
 # -- retention -------------------------------------------------------------------------------------
 
 
-def _retention(raw: Raw, database: str) -> int | None:
-    index = raw[database]["run_events"].index_information().get("retention")
-    return None if index is None else index["expireAfterSeconds"]
-
-
-@pytest.mark.usefixtures("new_database")
-async def test_retention_is_off_by_default_and_can_change_on_a_live_collection(
-    new_storage: Opener, storage: MongoStorage, raw_client: Raw, database_name: str
-) -> None:
-    await storage.run_events.put_batch([event()] * 10)
-    assert _retention(raw_client, database_name) is None
-    for days in (30, 7, None, 90, 90, None):
-        async with new_storage(run_events_ttl_days=days) as other:
-            assert _retention(raw_client, database_name) == (None if days is None else days * 86_400)
-            assert (await other.inspect()).retention_days == days
-            await storage.run_events.put(**event())
-    assert len(await contents(storage)) == 16
-
-
-@pytest.mark.usefixtures("new_database")
-async def test_absent_retention_leaves_what_is_in_force(
-    new_storage: Opener, raw_client: Raw, database_name: str
-) -> None:
-    """A process without the option does not end the retention that another one has set."""
-    async with new_storage(run_events_ttl_days=30), new_storage() as other:
-        assert _retention(raw_client, database_name) == 30 * 86_400
-        assert (await other.inspect()).retention_days == 30
-        assert other.config.retention is None
-        await other.setup()
-        assert _retention(raw_client, database_name) == 30 * 86_400
-    async with new_storage(run_events_ttl_days=None):
-        assert _retention(raw_client, database_name) is None
-
-
-@pytest.mark.usefixtures("new_database")
-async def test_operators_own_retention_is_reported_and_left(
-    new_storage: Opener, raw_client: Raw, database_name: str
-) -> None:
-    """An index of the same keys under another name; setup cannot create a different one beside it."""
-    async with new_storage() as storage:
-        events = raw_client[database_name]["run_events"]
-        events.create_index("stored_at", name="own", expireAfterSeconds=7 * 86_400)
-        assert (await storage.inspect()).retention_days == 7
-    async with new_storage(run_events_ttl_days=7) as same:
-        assert "retention" not in events.index_information()
-        assert (await same.inspect()).retention_days == 7
-    with pytest.raises(StorageConfigError, match="'retention' of collection 'run_events' cannot be created"):
-        async with new_storage(run_events_ttl_days=9):
-            pass
-
-
 @pytest.mark.timeout(240)
 @pytest.mark.usefixtures("new_database")
 async def test_server_removes_old_events_and_expired_tombstones(
@@ -518,12 +466,6 @@ def _tombstones(raw: Raw, database: str) -> list[int]:
         tombstone["seq"]
         for tombstone in raw[database]["run_events"].find({"event_stored_at": {"$exists": True}})
     ]
-
-
-def test_retention_of_less_than_a_day_is_refused(new_storage: Opener) -> None:
-    for days in (0, -1, 0.5, "soon"):
-        with pytest.raises(StorageConfigError, match="run_events_ttl_days"):
-            new_storage(run_events_ttl_days=days)
 
 
 # -- the backlog and closing -----------------------------------------------------------------------
