@@ -234,7 +234,7 @@ def _make_example_of_a_host(pytester: pytest.Pytester) -> None:
     """The files of the section "For hosts" of the suite's README."""
     readme = Path(testing.__file__).with_name("README.md").read_text(encoding="utf-8")
     files = dict(_EXAMPLE.findall(readme))
-    assert set(files) == {"conftest", "test_host", "test_storage"}
+    assert set(files) == {"conftest", "test_host", "test_my_backend", "test_storage"}
     pytester.makepyfile(**files)
 
 
