@@ -440,7 +440,7 @@ class MongoStorage(Storage, Accounts, BulkRows, Checkpointing, Erasure, LimitedP
         await migrations.apply(self._driver, config.collection_prefix, config.database, config.retention)
 
     async def check_set_up(self) -> None:
-        """Raise `StorageConfigError` unless the database is one that `setup()` has set up; changes nothing."""
+        """Raise `StorageConfigError` unless `setup()` has set up the database; changes nothing."""
         config = self._config
         await migrations.check_set_up(self._driver, config.collection_prefix, config.database)
 
