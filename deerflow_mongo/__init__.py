@@ -20,6 +20,7 @@ from .contract.actor import (
     reset_actor_context,
     resolve_user_id,
 )
+from .contract.bulk_rows import BulkRows, Imported, RefusedRow
 from .contract.capabilities import (
     Accounts,
     Checkpointing,
@@ -28,6 +29,7 @@ from .contract.capabilities import (
     RunOwnership,
     UserStore,
 )
+from .contract.erasure import Erased, Erasure
 from .contract.errors import (
     ActiveRunError,
     ActorMissingError,
@@ -110,14 +112,18 @@ __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
     "BackendNotFoundError",
+    "BulkRows",
     "Checkpointing",
     "CorruptDocumentError",
     "EmbeddedServer",
+    "Erased",
+    "Erasure",
     "FeedbackRow",
     "FeedbackStore",
     "FeedbackTotals",
     "Following",
     "IdempotencyKeyError",
+    "Imported",
     "InvalidArgumentError",
     "InvalidPayloadError",
     "LeaseRenewal",
@@ -130,6 +136,7 @@ __all__ = [
     "MongoConfig",
     "MongoStorage",
     "PayloadTooLargeError",
+    "RefusedRow",
     "RunCompletionFields",
     "RunCreateFields",
     "RunDeleteRepository",
