@@ -88,9 +88,30 @@ def key_of(kind: RowKind, row: BulkRow) -> Key:
     return tuple(fields[name] for name in KEYS[kind])
 
 
+def checked_key(kind: RowKind, after: object) -> Key:
+    """The key behind which an export continues. Raises a subclass of `InvalidArgumentError`."""
+    fields = KEYS[cast("RowKind", arguments.one_of("kind", kind, KEYS))]
+    if not isinstance(after, tuple) or len(cast("Key", after)) != len(fields):
+        raise ArgumentValueError(f"after must be the key of a row: ({', '.join(fields)})")
+    return tuple(
+        _NUMBER_OR_ID.get(name, arguments.identifier)(name, value)
+        for name, value in zip(fields, cast("Key", after), strict=True)
+    )
+
+
 def _given_key(kind: RowKind, row: _Given) -> Key:
     values: list[Any] = [row.get(name) for name in KEYS[kind]]
     return tuple(value if type(value) in (str, int) else repr(value)[:100] for value in values)
+
+
+def _seq(name: str, value: object) -> int:
+    seq = arguments.sequence_number(name, value)
+    if seq is None:
+        raise ArgumentTypeError(f"{name} must be a whole number, got NoneType")
+    return seq
+
+
+_NUMBER_OR_ID: Final[Mapping[str, Callable[[str, object], str | int]]] = {"seq": _seq}
 
 
 # -- the kinds -------------------------------------------------------------------------------------
@@ -100,6 +121,7 @@ def _user(row: _Given) -> UserRow:
     _check_keys(row, UserRow)
     fields = {name: row[name] for name in UserRow.__annotations__ if name not in ("user_id", "created_at")}
     checked = cast("dict[str, Any]", arguments.account_fields(**fields))
+    _count(row, "token_version")  # in a row, None is no number
     return cast(
         "UserRow",
         {

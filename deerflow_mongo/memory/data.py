@@ -17,6 +17,7 @@ from typing import TypeVar
 from weakref import WeakSet
 
 from ..contract import arguments, rows, times
+from ..contract.bulk_rows import Key
 from ..contract.errors import StorageClosedError
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,10 @@ class EventLog:
     last_seq: int = 0
     by_event_id: dict[str, rows.RunEventRow] = field(default_factory=dict[str, rows.RunEventRow])
     """Of those that have an `event_id`."""
+    once: set[int] = field(default_factory=set[int])
+    """The numbers of those that `put_if_absent` stored."""
+    deleted: set[int] = field(default_factory=set[int])
+    """The numbers of those that were deleted."""
 
 
 class Follower:
@@ -57,6 +62,8 @@ class Data:
         self.threads: dict[str, rows.ThreadMeta] = {}
         self.events: dict[str, EventLog] = {}
         self.users: dict[str, rows.UserRow] = {}
+        self.imported: dict[str, dict[Key, int]] = {}
+        """By kind and key: the digests of the rows that were imported."""
         self._followers_of_threads: dict[str, WeakSet[Follower]] = {}
         self._followers_of_runs: dict[str, WeakSet[Follower]] = {}
 

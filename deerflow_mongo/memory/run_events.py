@@ -41,7 +41,10 @@ class MemoryRunEventStore(MemoryStore, RunEventStore, Following):
             if row["run_id"] == new["run_id"] and row["event_type"] == new["event_type"]:
                 return deepcopy(row), False
         [row] = self._append([new])
-        return row, row["seq"] == new["seq"]
+        is_new = row["seq"] == new["seq"]
+        if is_new:
+            self._log(new["thread_id"]).once.add(row["seq"])
+        return row, is_new
 
     def _append(self, rows: list[RunEventRow]) -> list[RunEventRow]:
         """Number the rows and store them; copies in the same order of what is stored for each of them."""
@@ -221,6 +224,8 @@ class MemoryRunEventStore(MemoryStore, RunEventStore, Following):
         deleted = {row["seq"] for row in rows}
         log = self._log(thread_id)
         log.events = [row for row in log.events if row["seq"] not in deleted]
+        log.once -= deleted
+        log.deleted |= deleted
         log.by_event_id = {row["event_id"]: row for row in log.events if "event_id" in row}
         return len(deleted)
 

@@ -96,7 +96,8 @@ class MemoryRunOwnership(RunRows, RunOwnership):
 
     def _store(self, row: RunRow) -> None:
         self._data.runs[row["run_id"]] = row
-        self._set_lease(row, row.get("lease_expires_at"))
+        if "lease_expires_at" in row:
+            self._set_lease(row, row["lease_expires_at"])
         self._data.wake_followers_of_run(row["run_id"])
 
     async def start_run(self, run_id: str) -> bool:

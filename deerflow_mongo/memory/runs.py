@@ -7,6 +7,7 @@ from typing import Any, Unpack, cast
 
 from ..contract import arguments, rows, statuses
 from ..contract.actor import AUTO, UserId
+from ..contract.bulk_rows import ExportedRunRow
 from ..contract.errors import RunExistsError
 from ..contract.payloads import to_json_mapping
 from ..contract.protocols import RunStore
@@ -100,6 +101,14 @@ class MemoryRunStore(MemoryRunOwnership, RunStore):
             raise RunExistsError(run["run_id"])
         self._data.runs[run["run_id"]] = cast("RunRow", run)
         self._data.wake_followers_of_run(run["run_id"])
+
+    def store_as_is(self, row: ExportedRunRow) -> None:
+        """Store an imported run. Raises `ActiveRunError` or `IdempotencyKeyError`."""
+        run = cast("RunRow", {name: value for name, value in row.items() if name != "token_usage_by_model"})
+        self._check_key(run)
+        self._check_free(run, run["status"])
+        self._store(run)
+        self._data.model_counts[run["run_id"]] = row.get("token_usage_by_model", {})
 
     async def update_status(
         self, run_id: str, status: str, **fields: Unpack[rows.RunStatusUpdateFields]

@@ -7,9 +7,10 @@ is stored beyond the process, other processes see nothing of it, and every list 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
+from ..contract.bulk_rows import BulkRow, BulkRows, Imported, Key, RowKind
 from ..contract.capabilities import Accounts, Checkpointing
 from ..contract.erasure import Erased, Erasure
 from ..contract.errors import MissingDependencyError, StorageConfigError
@@ -17,6 +18,7 @@ from ..contract.factory import with_options
 from ..contract.observer import StorageRunObserver
 from ..contract.protocols import Storage
 from . import erasure
+from .bulk_rows import MemoryBulkRows
 from .data import Memory
 from .feedback import MemoryFeedbackStore
 from .run_events import MemoryRunEventStore
@@ -25,8 +27,8 @@ from .threads import MemoryThreadStore
 from .users import MemoryUserStore
 
 
-class MemoryStorage(Storage, Accounts, Checkpointing, Erasure):
-    """`Storage` in memory, with accounts, checkpoints and run events that can be followed."""
+class MemoryStorage(Storage, Accounts, BulkRows, Checkpointing, Erasure):
+    """`Storage` in memory, with accounts, checkpoints, rows in bulk and run events that can be followed."""
 
     def __init__(self) -> None:
         self._memory = Memory()
@@ -35,6 +37,7 @@ class MemoryStorage(Storage, Accounts, Checkpointing, Erasure):
         self._threads = MemoryThreadStore(self._memory)
         self._run_events = MemoryRunEventStore(self._memory)
         self._users = MemoryUserStore(self._memory)
+        self._bulk_rows = MemoryBulkRows(self._memory, self._runs, self._users)
         self._saver: Any = None
 
     def __repr__(self) -> str:
@@ -62,6 +65,16 @@ class MemoryStorage(Storage, Accounts, Checkpointing, Erasure):
 
     def observer(self) -> StorageRunObserver:
         return StorageRunObserver(self._runs, self._threads)
+
+    def export_rows(
+        self, kind: RowKind, *, after: Key | None = None, batch_size: int = 1_000
+    ) -> AsyncGenerator[Sequence[BulkRow]]:
+        return self._bulk_rows.export_rows(kind, after=after, batch_size=batch_size)
+
+    async def import_rows(
+        self, kind: RowKind, rows: Sequence[BulkRow], *, overwrite: bool = False
+    ) -> Imported:
+        return await self._bulk_rows.import_rows(kind, rows, overwrite=overwrite)
 
     async def checkpointer(self) -> Any:
         """LangGraph's `InMemorySaver`, the same object at every call; the storage forgets it when closed.

@@ -81,6 +81,10 @@ class MemoryUserStore(MemoryStore, UserStore):
         found = [row for _, row in sorted(self._data.users.items()) if row["system_role"] == role]
         return deepcopy(oldest_first(found)[:count])
 
+    def store_as_is(self, row: UserRow) -> None:
+        """Store an imported account. Raises `UserExistsError`."""
+        self._store(row)
+
     def _store(self, row: UserRow) -> UserRow:
         """Store a new or changed account, unless another one has its email or OAuth identity."""
         for other in self._data.users.values():

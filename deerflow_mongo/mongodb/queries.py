@@ -495,7 +495,8 @@ def anchors_of_threads(thread_ids: Sequence[str]) -> Query:
 def last_numbers(thread_ids: Sequence[str], fields: Sequence[str]) -> list[Query]:
     """The pipeline that reads these fields of the last document of each of these threads."""
     of_threads: Query = {"thread_id": {"$in": list(thread_ids)}, "seq": {"$gte": 0, "$lte": MAX_COUNT}}
-    last: Query = {name: {"$first": f"${name}"} for name in fields}
+    # Absent fields as null: mongomock would take them from the next document that has them.
+    last: Query = {name: {"$first": {"$ifNull": [f"${name}", None]}} for name in fields}
     return [
         {"$match": of_threads},
         {"$sort": {"thread_id": -1, "seq": -1}},

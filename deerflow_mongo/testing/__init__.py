@@ -18,6 +18,7 @@ from . import _requirements as _requirements  # first: what follows needs pytest
 from .accounts import AccountContract
 from .actors import ActorContract
 from .admission import AdmissionContract
+from .bulk_rows import BulkRowsContract
 from .cases import case
 from .contention import ContentionContract
 from .contract import KINDS, Contract, needs, needs_new_database
@@ -56,6 +57,7 @@ __all__ = [
     "AccountContract",
     "ActorContract",
     "AdmissionContract",
+    "BulkRowsContract",
     "ContentionContract",
     "Contract",
     "CopyContract",
@@ -126,6 +128,7 @@ class StorageConformance(
     ErrorContract,
     AccountContract,
     ErasureContract,
+    BulkRowsContract,
     FollowingContract,
     ContentionContract,
 ):

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, cast
+from typing import Final, cast
 
-from ...contract import arguments
-from ...contract.bulk_rows import KEYS, BulkRow, EventNumbersRow, ExportedRunEventRow, Key, RowKind
-from ...contract.errors import ArgumentValueError
+from ...contract.bulk_rows import BulkRow, EventNumbersRow, ExportedRunEventRow, Key
 from .. import queries
 from ..documents.exported_rows import exported_event
 from ..documents.stored_times import stamp_of
@@ -23,19 +21,6 @@ from .kinds import IdentifiedKind
 from .thread_numbers import BulkNumbers, LastOfThread
 
 _BY_ID: Final = (("_id", 1),)
-
-
-def checked_key(kind: RowKind, after: Key | None) -> Key | None:
-    """The key to continue behind. Raises `ArgumentValueError`."""
-    if after is None:
-        return None
-    names = KEYS[kind]
-    if len(after) != len(names):
-        raise ArgumentValueError(f"after must be the key of one of the {kind}: {', '.join(names)}")
-    checks: dict[str, Any] = {"seq": arguments.sequence_number}
-    return tuple(
-        checks.get(name, arguments.identifier)(name, value) for name, value in zip(names, after, strict=True)
-    )
 
 
 async def identified_rows(

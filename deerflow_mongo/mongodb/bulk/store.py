@@ -17,7 +17,7 @@ from ...contract.bulk_rows import (
     Key,
     RowKind,
 )
-from ...contract.checked_rows import checked_rows
+from ...contract.checked_rows import checked_key, checked_rows
 from ...contract.errors import ArgumentValueError
 from ...contract.times import system_clock_us
 from ..documents.exported_rows import ClockReading
@@ -57,11 +57,11 @@ class MongoBulkRows(BulkRows):
     async def export_rows(
         self, kind: RowKind, *, after: Key | None = None, batch_size: int = 1_000
     ) -> AsyncGenerator[Sequence[BulkRow]]:
+        key = None if after is None else checked_key(kind, after)
         arguments.one_of("kind", kind, KEYS)
         limit = arguments.row_limit("batch_size", batch_size)
         if limit == 0:
             raise ArgumentValueError("batch_size must not be 0")
-        key = exporting.checked_key(kind, after)
         async with aclosing(self._pages(kind, key, min(limit, _MAX_EXPORT_BATCH))) as pages:
             async for page in pages:
                 yield page

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple, cast
 
-from bson import Binary
-
 from ...contract.bulk_rows import (
     BulkRow,
     ExportedFeedbackRow,
@@ -92,8 +90,8 @@ def is_as_imported(document: Document, row: BulkRow) -> bool:
     return document.get(IMPORTED) == _stored_digest(row)
 
 
-def _stored_digest(row: BulkRow) -> Binary:
-    return Binary(row_digest(cast("Mapping[str, Any]", row)).to_bytes(DIGEST_BYTES, "big"))
+def _stored_digest(row: BulkRow) -> bytes:
+    return row_digest(cast("Mapping[str, Any]", row)).to_bytes(DIGEST_BYTES, "big")
 
 
 def user_document(row: UserRow) -> Document:
