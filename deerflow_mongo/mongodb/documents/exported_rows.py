@@ -87,7 +87,7 @@ def imported(document: Document, row: BulkRow) -> Document:
 
 def is_as_imported(document: Document, row: BulkRow) -> bool:
     """Whether a stored document, of which `row` is the row, has not changed since it was imported."""
-    return document.get(IMPORTED) == _stored_digest(row)
+    return document.get(IMPORTED) == bytes(_stored_digest(row))  # the driver returns no `Binary`
 
 
 def _stored_digest(row: BulkRow) -> bytes:
