@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -171,28 +169,57 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-async def test_killed_erasure_is_completed_by_the_next_one(
+class _Load:
+    """Another user who writes all the time; `run_ids` are those that were acknowledged."""
+
+    def __init__(self, storage: MongoStorage) -> None:
+        self._storage = storage
+        self.run_ids: list[str] = []
+
+    async def write(self) -> None:
+        for number in range(100_000):
+            await self._storage.runs.create(run_id := f"run-of-bob-{number}", "of-bob", user_id="bob")
+            message: Any = {"event_type": "human", "category": "message", "user_id": "bob"}
+            await self._storage.run_events.put(**message, thread_id="of-bob", run_id=run_id)
+            self.run_ids.append(run_id)
+
+    async def check(self) -> None:
+        runs = await self._storage.runs.list_by_thread("of-bob", limit=100_000, user_id="bob")
+        events = await self._storage.run_events.list_messages("of-bob", limit=100_000)
+        assert {row["run_id"] for row in runs} >= set(self.run_ids)
+        assert {row["run_id"] for row in events} >= set(self.run_ids)
+
+
+async def test_erasure_that_was_killed_under_load_is_completed_by_the_next_one(
     storage: MongoStorage, database: Database, mongodb_url: str
 ) -> None:
     await storage.users.create(USER, email=EMAIL)
     for number in range(20):
         await _converse(storage, f"thread-{number}", USER, events=20)
-    there = await storage.count_user(USER)
-    child = subprocess.Popen(  # noqa: ASYNC220, S603 - our own code
-        [sys.executable, "-c", _ERASE, mongodb_url, database.name], stdout=subprocess.PIPE
-    )
-    try:
-        assert child.stdout is not None
-        await asyncio.to_thread(child.stdout.readline)
-        while await storage.count_user(USER) == there:
-            assert child.poll() is None
-        os.kill(child.pid, signal.SIGKILL)
-    finally:
-        kill(child)
-        if child.stdout is not None:
-            child.stdout.close()
+    there, load = await storage.count_user(USER), _Load(storage)
+    writing = asyncio.create_task(load.write())
+    await _erase_until_killed(mongodb_url, database.name, lambda: storage.count_user(USER))
     left = await storage.count_user(USER)
     assert Erased() != left != there
     assert left.accounts == 1
     await storage.erase_user(USER)
+    writing.cancel()
+    await asyncio.wait({writing})
     assert _found(database, USER, EMAIL, WORDS) == set()
+    assert len(load.run_ids) > 10
+    await load.check()
+
+
+async def _erase_until_killed(url: str, database: str, count: Callable[[], Awaitable[Erased]]) -> None:
+    """Start an erasure in another process, and kill it once it has erased something."""
+    there = await count()
+    with subprocess.Popen(  # noqa: ASYNC220, S603 - our own code
+        [sys.executable, "-c", _ERASE, url, database], stdout=subprocess.PIPE
+    ) as child:
+        try:
+            assert child.stdout is not None
+            await asyncio.to_thread(child.stdout.readline)
+            while await count() == there:
+                assert child.poll() is None
+        finally:
+            kill(child)
