@@ -56,6 +56,7 @@ OWNED_RUNS = "owned runs"
 
 READABLE_ALL_THE_SAME = (
     "order_tie",
+    "imported",
     "vote",
     "once",
     "pinned",
