@@ -100,9 +100,10 @@ def _event(row: Row) -> Row:
     metadata = cast("dict[str, Any]", row["metadata"])
     if any(metadata.get(mark) for mark in CONTENT_MARKS):
         try:
-            row["content"] = json.loads(row["content"])
+            content = json.loads(row["content"])
         except ValueError:
             return row  # as DeerFlow: the text, with its marks
+        row["content"] = "" if content is None else content  # what an event without content has here
         row["metadata"] = {name: value for name, value in metadata.items() if name not in CONTENT_MARKS}
     return row
 

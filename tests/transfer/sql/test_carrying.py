@@ -45,6 +45,7 @@ async def test_rows_have_the_values_of_the_source(new_source: NewSource) -> None
     source.insert("threads", [thread(1)])
     source.insert("runs", [run(1, 1, status="running", operation_kind="run", idempotency_key="k", **lease)])
     source.insert("run_events", [event(1, 1), event(2, 1, content="text", metadata={})])
+    source.insert("run_events", [event(3, 1, content="null"), event(4, 1, content="{broken")])
     await one_pass(source, target)
     assert target.rows["users"]["user-1",]["needs_setup"] is True
     stored = target.rows["threads"]["thread-1",]
@@ -58,10 +59,12 @@ async def test_rows_have_the_values_of_the_source(new_source: NewSource) -> None
         "k",
     }
     assert stored["token_usage_by_model"]["gpt-4.1"]["total_tokens"] == 3
-    first, second = target.rows["run_events"].values()
+    first, second, without_content, broken = target.rows["run_events"].values()
     assert (first["content"], first["metadata"]) == ({"text": "event 1"}, {"caller": "lead_agent"})
     assert (second["content"], second["metadata"]) == ("text", {})
     assert (first["user_id"], "user_id" in second) == ("user-1", False)
+    assert (without_content["content"], broken["content"]) == ("", "{broken")
+    assert broken["metadata"]["content_is_json"]
 
 
 @pytest.mark.parametrize("release", ["0.1.7", "2.0.0"])
