@@ -14,7 +14,6 @@ from typing import Annotated
 
 import typer
 
-from ..contract.bulk_rows import BulkRows
 from ..contract.errors import StorageConfigError
 from ..mongodb.row_counts import count_rows
 from ..mongodb.storage import MongoStorage
@@ -171,8 +170,6 @@ async def _tables(
     found: Survey,
     options: TransferOptions,
 ) -> list[TableOutcome]:
-    if not isinstance(storage, BulkRows):
-        raise StorageConfigError("this storage has no import of rows")
     outcomes: list[TableOutcome] = []
     with counting_progress(console_for(stderr=True), "transferring", "rows") as report:
         progress = _RowProgress(found.rows, report)

@@ -129,7 +129,8 @@ def _cells(table: TableOutcome) -> tuple[str, ...]:
 def _notes_of_table(table: TableOutcome) -> Iterator[str]:
     compared = table.rows - table.equal_by_summary
     if table.source_digest == table.target_digest and compared:
-        yield f"{table.table}: {counted(compared, 'row')} compared, digest {table.source_digest} on both sides"
+        rows = counted(compared, "row")
+        yield f"{table.table}: {rows} compared, digest {table.source_digest} on both sides"
     elif table.source_digest != table.target_digest:
         digests = f"{table.source_digest} in the source, {table.target_digest} in the target"
         yield f"{table.table}: digests {digests}, {counted(table.different_threads, 'thread')} differ"

@@ -87,7 +87,6 @@ def test_second_pass_carries_what_the_host_wrote_meanwhile(source: Source, targe
     report = report_of(source, *target)
     assert report["complete"]
     assert outcomes(report, "stored") == {**dict.fromkeys(rows_of(), 0), "run_events": 2, "threads": 1}
-    print(report["tables"][1])
     assert outcomes(report, "replaced") == {**dict.fromkeys(rows_of(), 0), "threads": 1}
     assert outcomes(report, "equal_by_summary")["run_events"] == 25
 

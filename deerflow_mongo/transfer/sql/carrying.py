@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Final, Self, TypeVar, cast
+from typing import Any, Final, NamedTuple, Self, TypeVar, cast
 
 from ...contract.bulk_rows import BulkRow, BulkRows, Key, RefusedRow, RowKind
 from ..digests import Digests, row_digest
@@ -134,6 +134,13 @@ async def _carry_pages(pages: AsyncGenerator[ReadPage], carried: _CarriedTable, 
             await tasks.start(carried.carry(page))
 
 
+class _Compared(NamedTuple):
+    """A row of the source, and its digest."""
+
+    row: Row
+    digest: int
+
+
 class _CarriedTable:
     """Imports pages of one table, and records what became of them."""
 
@@ -173,35 +180,45 @@ class _CarriedTable:
         self.outcome.differences.append(refusal(self._kind, refused, thread_id))
 
     async def _import(self, rows: Sequence[Row], batch_rows: int) -> list[RefusedRow]:
-        """Import rows and compare them; those that the target refuses."""
+        """Import the rows that the target does not have, and compare them; those that it refuses."""
         kind = self._kind
-        imported = await self._target.import_rows(kind, cast("Sequence[BulkRow]", rows))
+        given = {key_of(kind, row): _Compared(row, row_digest(row)) for row in rows}
+        # Reading first costs less than an insert that is refused.
+        stored = await stored_rows(self._target, kind, given, batch_rows=batch_rows)
+        for key, row in stored.items():
+            if row_digest(cast("Row", row)) == given[key].digest:
+                self._add(given.pop(key), stored=True)
+                self.outcome.unchanged += 1
+        if not given:
+            return []
+        new = [cast("BulkRow", one.row) for one in given.values()]
+        imported = await self._target.import_rows(kind, new)
         self.outcome.add(imported)
-        listed = {*imported.changed_here, *(refused.key for refused in imported.refused)}
-        compared = {key: row for row in rows if (key := key_of(kind, row)) not in listed}
-        if imported.stored or imported.replaced:
-            stored = await stored_rows(self._target, kind, compared, batch_rows=batch_rows)
-        else:
-            stored = cast("Mapping[Key, BulkRow]", compared)  # the target has compared them itself
-        for key, row in compared.items():
-            self._compare(key, row, cast("Row | None", stored.get(key)))
-        by_key = {key_of(kind, row): row for row in rows}
         for key in imported.changed_here:
-            thread_id = by_key[key].get("thread_id") if key in by_key else None
+            thread_id = given.pop(key).row.get("thread_id")
             self.outcome.differences.append(RowDifference(kind, key, thread_id, "changed_here"))
+        for refused in imported.refused:
+            given.pop(refused.key, None)
+        stored = await stored_rows(self._target, kind, given, batch_rows=batch_rows)
+        for key, one in given.items():
+            self._compare(key, one, cast("Row | None", stored.get(key)))
         return imported.refused
 
-    def _compare(self, key: Key, row: Row, stored: Row | None) -> None:
-        """Add a row and what is stored of it to the digests, and list it if they differ."""
-        kind, thread_id = self._kind, row.get("thread_id")
-        digest = row_digest(row)
-        self._source.add_digest(kind, thread_id, digest)
-        if stored is None:
+    def _add(self, one: _Compared, *, stored: bool) -> None:
+        """Add a row to the digest of the source, and to that of the target if it is there."""
+        thread_id = one.row.get("thread_id")
+        for digests in (self._source, self._stored) if stored else (self._source,):
+            digests.add_digest(self._kind, thread_id, one.digest)
+
+    def _compare(self, key: Key, one: _Compared, stored: Row | None) -> None:
+        """Add what was imported and what is stored of it to the digests, and list it if they differ."""
+        kind, row, thread_id = self._kind, one.row, one.row.get("thread_id")
+        stored_digest = None if stored is None else row_digest(stored)
+        self._add(one, stored=stored_digest == one.digest)
+        if stored is None or stored_digest is None:
             self.outcome.differences.append(RowDifference(kind, key, thread_id, "missing"))
-            return
-        stored_digest = digest if stored is row else row_digest(stored)
-        self._stored.add_digest(kind, thread_id, stored_digest)
-        if stored_digest != digest:
+        elif stored_digest != one.digest:
+            self._stored.add_digest(kind, thread_id, stored_digest)
             names = [name for name in {**row, **stored} if row.get(name) != stored.get(name)]
             details = ", ".join(names) or "the types of values"
             self.outcome.differences.append(RowDifference(kind, key, thread_id, "different", details))
