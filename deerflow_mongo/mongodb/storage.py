@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Self, cast
-
-from pymongo.errors import ConfigurationError
+from typing import TYPE_CHECKING, Any, Self
 
 from ..contract.bulk_rows import BulkRow, BulkRows, Imported, Key, RowKind
 from ..contract.capabilities import Accounts, Checkpointing, LimitedPayloads
 from ..contract.erasure import Erased, Erasure
 from ..contract.errors import (
     MissingDependencyError,
-    StorageClosedError,
     StorageConfigError,
     StorageError,
     StorageUnavailableError,
@@ -33,13 +29,14 @@ from .bulk.store import MongoBulkRows
 from .checkpoints.deletion import Collections
 from .checkpoints.pruning import delete_thread
 from .checkpoints.retention import rules_of
+from .client import config_for_client
 from .config import EMBEDDED, MongoConfig, mongo_config, redacted
 from .drivers.changes import changes
 from .drivers.collection import Collection
 from .drivers.driver import READ_COMMITTED, Driver, DriverOptions
 from .drivers.errors import MAX_DOCUMENT_BYTES, copied
 from .drivers.threads import in_thread
-from .embedded import EmbeddedServer, start_embedded
+from .embedded.hold import EmbeddedHold
 from .erasure import Counting, Deleting, ErasableData, MongoErasure
 from .events.store import MongoRunEventStore
 from .events.thread_access import ThreadOwners
@@ -61,13 +58,6 @@ _DRIVERS: dict[str, tuple[str, str, str, str]] = {
     "pymongo": ("pymongo_async", "PyMongoDriver", "pymongo", "pymongo"),
     "motor": ("motor", "MotorDriver", "motor", "motor"),
     "mongomock": ("mongomock", "MongomockDriver", "mongomock-motor", "mongomock"),
-}
-
-# Module and class of a caller's client -> its driver. The mock's client claims to be Motor's, so it is first.
-_CLIENT_CLASSES = {
-    ("mongomock_motor", "AsyncMongoMockClient"): "mongomock",
-    ("pymongo.asynchronous.mongo_client", "AsyncMongoClient"): "pymongo",
-    ("motor.motor_asyncio", "AsyncIOMotorClient"): "motor",
 }
 
 
@@ -96,102 +86,6 @@ def _has_failed(task: asyncio.Task[Any]) -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)
 
 
-def _driver_of(client: Any) -> str:
-    bases = [(base.__module__, base.__name__) for base in type(client).__mro__]
-    for known, driver in _CLIENT_CLASSES.items():
-        if known in bases:
-            return driver
-    kind = cast("type[object]", type(client))
-    hint = " (pass its client, and name the database with `database`)" if _is_part_of_client(client) else ""
-    raise StorageConfigError(
-        f"client is a {kind.__module__}.{kind.__qualname__}; expected an AsyncMongoClient of PyMongo, an "
-        f"AsyncIOMotorClient or an AsyncMongoMockClient{hint}"
-    )
-
-
-def _is_part_of_client(value: Any) -> bool:
-    """Whether it is a driver's database or collection."""
-    return any(base.__name__.endswith(("Database", "Collection")) for base in type(value).__mro__)
-
-
-def _config_for(config: MongoConfig, client: Any) -> MongoConfig:
-    """The configuration of a storage on a caller's client, which decides what the configuration leaves open.
-
-    Raises `StorageConfigError` for a client that cannot serve a storage.
-    """
-    driver, given = _driver_of(client), config.model_fields_set
-    if "driver" in given and config.driver != driver:
-        raise StorageConfigError(
-            f"`driver` is {config.driver} and client is one of {driver}: leave `driver` out, or pass the "
-            "other client"
-        )
-    changes: dict[str, Any] = {"driver": driver}
-    if driver != "mongomock":
-        if not client.write_concern.acknowledged:
-            raise StorageConfigError(
-                "client has w=0, which acknowledges no write, so that no error would be reported: remove it"
-            )
-        state = cast("dict[str, Any]", vars(client if driver == "pymongo" else client.delegate))
-        if state.get("_closed"):
-            raise StorageConfigError("client is closed: pass one that is open")
-        if "timeout_ms" not in given and client.options.timeout:
-            changes["timeout_ms"] = max(1, round(client.options.timeout * 1000))
-    if "database" not in given:
-        name = _default_database_of(client)
-        if name is not None:
-            changes["database"] = name
-    return config.model_copy(update=changes)
-
-
-def _default_database_of(client: Any) -> str | None:
-    try:
-        return client.get_default_database().name
-    except ConfigurationError:
-        return None
-
-
-class _EmbeddedHold:
-    """The storage's one reference to its embedded server, acquired when the first of its clients opens."""
-
-    def __init__(self, config: MongoConfig) -> None:
-        self._config = config
-        self._starting = threading.Lock()  # acquired in threads only, for the duration of a start
-        self._lock = threading.Lock()
-        self._server: EmbeddedServer | None = None
-        self._closed = False
-
-    async def url(self) -> str:
-        """The URL of the server, which is started, or shared with others, at the first use."""
-        return await in_thread(self._started)
-
-    async def release(self) -> None:
-        with self._lock:
-            self._closed = True
-            server, self._server = self._server, None
-        if server is not None:
-            await in_thread(server.release)
-
-    def _started(self) -> str:
-        """Runs in a thread, which continues when the waiting task is cancelled."""
-        with self._starting:
-            server = self._server
-            if server is None and not self._closed:
-                server = self._start()
-        if server is None:
-            raise StorageClosedError
-        return server.url
-
-    def _start(self) -> EmbeddedServer | None:
-        """The server, or None if the storage was closed meanwhile."""
-        server = start_embedded(self._config.data_dir, mongod_path=self._config.mongod_path)
-        with self._lock:
-            if not self._closed:
-                self._server = server
-                return server
-        server.release()
-        return None
-
-
 class MongoStorage(Storage, Accounts, BulkRows, Checkpointing, Erasure, LimitedPayloads):
     """`Storage` on MongoDB, with accounts, checkpoints, rows in bulk and run events that can be followed.
 
@@ -214,8 +108,8 @@ class MongoStorage(Storage, Accounts, BulkRows, Checkpointing, Erasure, LimitedP
                 "storage configuration: `url` is missing: set it to a MongoDB URI, or to "
                 f"`{EMBEDDED}` for a private server"
             )
-        self._config = config = config if client is None else _config_for(config, client)
-        self._embedded = _EmbeddedHold(config)
+        self._config = config = config if client is None else config_for_client(config, client)
+        self._embedded = EmbeddedHold(config)
         driver_class = _driver_class(config.driver)
         self._makes_client = client is None
         self._driver = driver_class(self._driver_options, config.timeout_ms, client)

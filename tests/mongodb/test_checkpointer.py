@@ -30,8 +30,7 @@ from deerflow_mongo import (
     StorageUnavailableError,
     create_storage,
 )
-from deerflow_mongo.mongodb import storage as storage_module
-from deerflow_mongo.mongodb.embedded import EmbeddedServer
+from deerflow_mongo.mongodb.embedded import EmbeddedServer, hold
 from deerflow_mongo.mongodb.schema import COLLECTIONS
 
 from ..child_processes import CHILD_TIMEOUT_S, communicate
@@ -158,13 +157,13 @@ def silent_port() -> Iterator[int]:
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[EmbeddedServer]:
     """The holds that storages have taken on embedded servers."""
-    start, holds = storage_module.start_embedded, list[EmbeddedServer]()
+    start, holds = hold.start_embedded, list[EmbeddedServer]()
 
     def counted(*args: Any, **options: Any) -> EmbeddedServer:
         holds.append(start(*args, **options))
         return holds[-1]
 
-    monkeypatch.setattr(storage_module, "start_embedded", counted)
+    monkeypatch.setattr(hold, "start_embedded", counted)
     return holds
 
 
