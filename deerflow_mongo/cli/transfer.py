@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
@@ -51,37 +51,40 @@ from .terminal import (
 )
 from .transfer_report import CheckpointsOutcome, Report, as_json, duration, show_report, show_survey
 
+SourceOption: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--from",
+        metavar="URL",
+        help="DeerFlow's database: sqlite:///file (sqlite:////file for an absolute path) or "
+        "postgresql://...; '$NAME' for the value of an environment variable.",
+    ),
+]
+CheckpointsOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoints", metavar="URL", help="The database of the checkpoints, where they are in another one."
+    ),
+]
+CompareAllOption: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--compare-all",
+        help="Compare the content of everything, also of threads whose counts, numbers and times are equal "
+        "on both sides.",
+    ),
+]
+DryRunOption: TypeAlias = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Change nothing; print counts, sizes, time and what is not carried."),
+]
+
 
 def transfer(
-    source: Annotated[
-        str,
-        typer.Option(
-            "--from",
-            metavar="URL",
-            help="DeerFlow's database: sqlite:///file (sqlite:////file for an absolute path) or "
-            "postgresql://...; '$NAME' for the value of an environment variable.",
-        ),
-    ],
-    checkpoints: Annotated[
-        str | None,
-        typer.Option(
-            "--checkpoints",
-            metavar="URL",
-            help="The database of the checkpoints, where they are in another one.",
-        ),
-    ] = None,
-    compare_all: Annotated[
-        bool,
-        typer.Option(
-            "--compare-all",
-            help="Compare the content of everything, also of threads whose counts, numbers and times are "
-            "equal on both sides.",
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Change nothing; print counts, sizes, time and what is not carried."),
-    ] = False,
+    source: SourceOption,
+    checkpoints: CheckpointsOption = None,
+    compare_all: CompareAllOption = False,
+    dry_run: DryRunOption = False,
     with_json: JsonOption = False,
     config: ConfigOption = None,
     section: SectionOption = DEFAULT_SECTION,
