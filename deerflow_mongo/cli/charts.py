@@ -15,7 +15,7 @@ from rich.cells import cell_len, set_cell_size
 
 from .markup import Markup, element, joined
 
-WIDTHS: Final = {"wide": 620, "narrow": 330}
+WIDTHS: Final = {"wide": 520, "narrow": 330}
 
 _HEIGHT, _TOP, _BOTTOM, _RIGHT = 220, 22, 26, 18
 _BAR_ROW, _BAR_HEIGHT = 40, 14

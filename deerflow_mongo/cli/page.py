@@ -21,7 +21,6 @@ from .report_tables import (
     days_of,
     facts_of,
     period_text,
-    statuses_of,
     tables_of,
     tokens_by_caller,
     user_name,
@@ -33,7 +32,10 @@ MAX_COLUMNS = 62
 
 MAX_BARS = 10
 MAX_ROWS_OPEN = 12
-"""A longer table under a chart is folded."""
+"""A longer table is folded."""
+
+MAX_COLUMNS_IN_ROW = 4
+"""A table with more columns is a list of its rows on a narrow screen."""
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
@@ -42,9 +44,10 @@ _STATUS_COLOURS: Final[Mapping[str, str]] = {
     "error": "c2",
     "timeout": "c3",
     "interrupted": "c4",
-    **dict.fromkeys(ACTIVE_STATUSES, "c5"),
+    "active": "c5",
+    "other": "c6",
 }
-_OTHER_STATUS = "c6"
+"""What a chart of statuses shows, from below: the endings, all active runs, and all other statuses."""
 
 _HALF_WIDTH: Final = frozenset({"tokens_by_caller", "votes_by_model", "largest_threads", "busiest_threads"})
 """Sections that stand in pairs where there is room."""
@@ -109,34 +112,44 @@ def _card(report: Report, table: ReportTable) -> Markup:
 def _with_table(charts: list[Markup], table: ReportTable) -> list[Markup]:
     """One chart stands beside its table where there is room, two beside each other."""
     figures = [element("div", chart, class_="figure") for chart in charts]
-    drawn = _table(table, is_folded=bool(charts) and len(table.rows) > MAX_ROWS_OPEN)
+    drawn = _table(table)
     if len(figures) == 1 and table.name not in _HALF_WIDTH:
         return [element("div", *figures, element("div", drawn), class_="beside table")]
     return [element("div", *figures, class_="beside") if len(figures) > 1 else joined(*figures), drawn]
 
 
-def _table(table: ReportTable, *, is_folded: bool) -> Markup:
-    def kind(number: int) -> str | None:
-        return "number" if table.columns[number].is_number else None
-
+def _table(table: ReportTable) -> Markup:
+    """The roles are those that the elements have anyway, and lose where a style makes a list of the rows."""
+    kinds = ["number" if column.is_number else None for column in table.columns]
     head = [
-        element("th", column.title, scope="col", class_=kind(number))
-        for number, column in enumerate(table.columns)
+        element("th", column.title, scope="col", class_=kind, role="columnheader")
+        for column, kind in zip(table.columns, kinds, strict=True)
     ]
     body: list[Markup] = []
-    for first, *rest in table.rows:
-        cells = [element("td", text, class_=kind(number)) for number, text in enumerate(rest, 1)]
-        body.append(element("tr", element("th", first, scope="row"), *cells))
+    for row in table.rows:
+        first, *cells = (
+            element(
+                "td" if number else "th",
+                element("span", text),
+                class_=kinds[number],
+                role="cell" if number else "rowheader",
+                data_label=table.columns[number].title if number else None,
+            )
+            for number, text in enumerate(row)
+        )
+        body.append(element("tr", first, *cells, role="row"))
     drawn = element(
         "table",
         element("caption", table.title),
-        element("thead", element("tr", *head)),
-        element("tbody", *body),
+        element("thead", element("tr", *head, role="row"), role="rowgroup"),
+        element("tbody", *body, role="rowgroup"),
+        role="table",
+        class_="listed" if len(table.columns) > MAX_COLUMNS_IN_ROW else None,
     )
     scrolled = element(
         "div", drawn, class_="scroll", tabindex="0", role="region", aria_label=f"{table.title}, table"
     )
-    if not is_folded:
+    if len(table.rows) <= MAX_ROWS_OPEN:
         return scrolled
     return element("details", element("summary", f"Table of {len(table.rows):,} rows"), scrolled)
 
@@ -150,21 +163,27 @@ def _day_charts(report: Report) -> Iterator[Markup]:
     starts = list(range(0, len(days), size))
     labels = [f"{days[start].day} {days[start]:%b}" for start in starts]
     place = {day.isoformat(): number // size for number, day in enumerate(days)}
-    runs = {status: [0.0] * len(starts) for status in statuses_of(report.runs_by_day)}
+    runs = {status: [0.0] * len(starts) for status in _STATUS_COLOURS}
     tokens = {"input": [0.0] * len(starts), "output": [0.0] * len(starts)}
     for row in report.runs_by_day:
         column = place.get(row.day)
         if column is not None:
-            runs[row.status][column] += row.runs
+            runs[_charted(row.status)][column] += row.runs
             tokens["input"][column] += row.input_tokens
             tokens["output"][column] += row.output_tokens
     per = "per day" if size == 1 else f"per {size} days"
     by_status = [
-        Series(status, _STATUS_COLOURS.get(status, _OTHER_STATUS), values) for status, values in runs.items()
+        Series(status, _STATUS_COLOURS[status], values) for status, values in runs.items() if any(values)
     ]
     by_kind = [Series("input", "c1", tokens["input"]), Series("output", "c5", tokens["output"])]
     yield _day_chart(f"Runs {per} by status", "runs", labels, by_status)
     yield _day_chart(f"Tokens {per}", "tokens", labels, by_kind)
+
+
+def _charted(status: str) -> str:
+    if status in ACTIVE_STATUSES:
+        return "active"
+    return status if status in _STATUS_COLOURS else "other"
 
 
 def _day_chart(title: str, unit: str, labels: Sequence[str], series: Sequence[Series]) -> Markup:
@@ -262,7 +281,7 @@ body {
 }
 h1 { margin: 0; font-size: 26px; line-height: 1.25; overflow-wrap: anywhere; }
 h2 { margin: 0; font-size: 18px; }
-h3 { margin: 20px 0 4px; font-size: 14px; color: var(--soft); font-weight: 600; }
+h3 { margin: 12px 0 4px; font-size: 14px; color: var(--soft); font-weight: 600; }
 header p, .note, footer { margin: 4px 0 0; color: var(--soft); }
 .note { font-size: 13px; margin-bottom: 12px; }
 footer { margin-top: 24px; font-size: 13px; }
@@ -282,7 +301,7 @@ main { display: grid; grid-template-columns: minmax(0, 1fr); gap: 16px; margin-t
   font-size: 13px;
 }
 .swatch { display: inline-block; width: 11px; height: 11px; margin-right: 6px; border-radius: 2px; }
-.chart { display: block; width: 100%; height: auto; max-width: 760px; margin-bottom: 8px; }
+.chart { display: block; width: 100%; height: auto; max-width: 620px; margin-bottom: 8px; }
 .chart text { font-family: inherit; font-size: 12px; fill: var(--soft); }
 .chart .label, .chart .value { fill: var(--ink); }
 .chart .grid { stroke: var(--grid); stroke-width: 1; }
@@ -300,7 +319,7 @@ th, td {
 }
 th:last-child, td:last-child { padding-right: 0; }
 thead th { color: var(--soft); font-weight: 500; white-space: nowrap; vertical-align: bottom; }
-tbody th { font-weight: 500; overflow-wrap: anywhere; min-width: 92px; }
+tbody th { font-weight: 500; overflow-wrap: break-word; min-width: 92px; max-width: 240px; }
 td { white-space: nowrap; }
 td:last-child:not(.number) { white-space: normal; overflow-wrap: anywhere; min-width: 180px; }
 .number { text-align: right; }
@@ -320,6 +339,17 @@ summary { padding: 6px 0; cursor: pointer; color: var(--soft); font-size: 13px; 
   .scroll { margin: 0 -14px; padding: 0 14px; }
   .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .tile .fact { font-size: 18px; }
+  .listed thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+  .listed, .listed tbody { display: block; }
+  .listed tbody tr { display: block; padding: 8px 0; border-bottom: 1px solid var(--line); }
+  .listed tbody tr:last-child { border-bottom: 0; }
+  .listed tbody tr > * {
+    display: flex; justify-content: space-between; gap: 16px; padding: 1px 0; max-width: none; border: 0;
+    white-space: normal; text-align: right; overflow-wrap: anywhere;
+  }
+  .listed tbody th { font-weight: 600; }
+  .listed td::before { content: attr(data-label); color: var(--soft); flex: none; }
+  .tile:last-child:nth-child(odd) { grid-column: 1 / -1; }
 }
 @media print { body { background: none; } .tile, .card { break-inside: avoid; } }
 """

@@ -305,9 +305,9 @@ _SECTIONS: Final[Mapping[str, _Section]] = {
     ),
     "votes_by_model": _Section(
         "Votes by model",
-        "All votes on the runs of this period, by the run's own model.",
+        "All votes on the runs of this period, by the run's own model, and the share of positive ones.",
         "No votes on runs of this period.",
-        _fixed(*_texts("model"), *_numbers("positive", "negative", "positive share")),
+        _fixed(*_texts("model"), *_numbers("positive", "negative", "share")),
         _vote_rows,
     ),
     "failed_runs": _Section(
@@ -334,7 +334,7 @@ _SECTIONS: Final[Mapping[str, _Section]] = {
     ),
     "left_running": _Section(
         "Runs left running",
-        "Active for more than {left_after}, or with an expired lease, now: the oldest {listed} of {left:,}.",
+        "Active for more than {left_after}, or with an expired lease, now: {left:,} in all, oldest first.",
         "No run was left running.",
         _fixed(*_texts("run", "thread", "user", "status"), *_numbers("age"), *_texts("lease", "owner")),
         _left_rows,
