@@ -24,6 +24,9 @@ def main(program: str = "deerflow-mongo") -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    from .app import app
-
+    try:
+        from .app import app
+    except KeyboardInterrupt:  # importing takes a second
+        sys.stderr.write("error: stopped\n")
+        raise SystemExit(130) from None
     app(prog_name=program)

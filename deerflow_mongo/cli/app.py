@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from .. import __version__
 from . import checkpoints
@@ -16,6 +16,7 @@ from .events import events
 from .lists import runs, threads
 from .purge import purge
 from .stats import stats
+from .terminal import quiet_end
 from .top import top
 from .transfer import transfer
 
@@ -96,9 +97,20 @@ class _CommandWithExamples(TyperCommand):
         return "\n".join([super().get_help(ctx), "", "Examples:", *examples])
 
 
+class _Program(TyperGroup):
+    """The program itself: help, version and every command end quietly."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with quiet_end():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with quiet_end():
+            return super().invoke(ctx)
+
+
 def _group(**options: Any) -> typer.Typer:
     return typer.Typer(
-        add_completion=False,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         pretty_exceptions_show_locals=False,
@@ -108,7 +120,8 @@ def _group(**options: Any) -> typer.Typer:
 
 
 def _build() -> typer.Typer:
-    groups = {"": _group(), **{name: _group(help=text) for name, text in GROUPS.items()}}
+    groups = {name: _group(help=text, add_completion=False) for name, text in GROUPS.items()}
+    groups[""] = _group(cls=_Program)
     for path, command in COMMANDS.items():
         group, _, name = path.rpartition(" ")
         groups[group].command(name, cls=_CommandWithExamples)(command.function)

@@ -7,6 +7,7 @@ import codecs
 import contextlib
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Coroutine, Generator
@@ -25,14 +26,22 @@ T = TypeVar("T")
 USAGE_EXIT = 2
 PROBLEM_EXIT = 1
 INTERRUPTED_EXIT = 130
+CLOSED_PIPE_EXIT = 141
+"""As a shell reports a program that wrote into a closed pipe: 128 and the number of SIGPIPE."""
 
 MAX_SENTENCE_SHOWN = 1_000
 STOP_TIMEOUT_S = 15.0
 """How long Ctrl-C waits for the work to end; the embedded server stops within that time."""
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Report it as any other writer does; the library would exit with 1."""
+        raise BrokenPipeError
+
+
 def console_for(*, stderr: bool = False) -> Console:
-    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    return _Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
 def failure(message: str, exit_code: int) -> typer.Exit:
@@ -133,6 +142,27 @@ def explained() -> Generator[None]:
         raise failure(str(error), PROBLEM_EXIT) from None
     except (KeyboardInterrupt, asyncio.CancelledError):
         raise failure("stopped; the storage is closed", INTERRUPTED_EXIT) from None
+
+
+@contextlib.contextmanager
+def quiet_end() -> Generator[None]:
+    """End without a traceback when the reader of the output has gone, or Ctrl-C comes between two steps."""
+    try:
+        yield
+    except BrokenPipeError:
+        _discard_output()
+        raise typer.Exit(CLOSED_PIPE_EXIT) from None
+    except KeyboardInterrupt:
+        raise failure("stopped", INTERRUPTED_EXIT) from None
+
+
+def _discard_output() -> None:
+    """What is still buffered cannot be written: the interpreter would report that at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # a stream without a file, or none
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 _NOT_PRINTABLE = re.compile(
