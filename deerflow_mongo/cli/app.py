@@ -13,6 +13,7 @@ from . import checkpoints
 from .check import check
 from .demo import demo
 from .events import events
+from .export import export, import_
 from .lists import runs, threads
 from .purge import purge
 from .stats import stats
@@ -65,6 +66,13 @@ COMMANDS: Mapping[str, Command] = {
             "--from sqlite:////srv/deer-flow/data/deerflow.db --dry-run",
             "--from '$DEERFLOW_SQL_URL' --config config.yaml",
         ],
+    ),
+    "export": Command(
+        export,
+        ["backup.jsonl.gz --config config.yaml", "- --data-dir demo-db --no-checkpoints > backup.jsonl.gz"],
+    ),
+    "import": Command(
+        import_, ["backup.jsonl.gz --config config.yaml", "backup.jsonl.gz --url mongodb://localhost:27017"]
     ),
     "checkpoints stats": Command(
         checkpoints.stats, ["--config config.yaml", "--url mongodb://localhost:27017 --limit 5"]

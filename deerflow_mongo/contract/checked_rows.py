@@ -66,7 +66,7 @@ def checked_rows(kind: RowKind, rows: object) -> CheckedRows:
         try:
             checked = checked_row(kind, row)
         except (InvalidArgumentError, InvalidPayloadError) as error:
-            found.refused.append(RefusedRow(_given_key(kind, row), str(error)))
+            found.refused.append(RefusedRow(given_key(kind, row), str(error)))
             continue
         key = key_of(kind, checked)
         first = found.rows.setdefault(key, checked)
@@ -99,7 +99,8 @@ def checked_key(kind: RowKind, after: object) -> Key:
     )
 
 
-def _given_key(kind: RowKind, row: _Given) -> Key:
+def given_key(kind: RowKind, row: Mapping[str, Any]) -> Key:
+    """The key of a row that is not checked; what is no text or number of it is given as text."""
     values: list[Any] = [row.get(name) for name in KEYS[kind]]
     return tuple(value if type(value) in (str, int) else repr(value)[:100] for value in values)
 

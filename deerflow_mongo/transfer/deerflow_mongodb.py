@@ -33,7 +33,9 @@ async def open_url(url: str) -> Source:
     )
 
 
-class DeerflowMongodbSource(Source):
+class MongoCheckpoints(Source):
+    """The checkpoints of a storage, which may have none."""
+
     def __init__(self, storage: MongoStorage) -> None:
         self._storage = storage
         config = storage.config
@@ -47,12 +49,6 @@ class DeerflowMongodbSource(Source):
     async def threads(self) -> Sequence[SourceThread]:
         with long_running():
             rows = await self._data.aggregate(queries.checkpoints_by_thread(), batch_size=_BATCH)
-        if not rows:
-            place = printable(self._storage.config.url)
-            raise StorageConfigError(
-                f"--from {place}: database {self._storage.config.database} has no checkpoints in "
-                f"{self._data.name}; for those of langgraph-checkpoint-mongodb use mongodb-langgraph://"
-            )
         return [SourceThread(row["_id"], row["checkpoints"]) for row in rows]
 
     async def checkpoints(self, thread_id: str) -> Sequence[ListedCheckpoint]:
@@ -78,6 +74,20 @@ class DeerflowMongodbSource(Source):
 
     async def aclose(self) -> None:
         await self._storage.aclose()
+
+
+class DeerflowMongodbSource(MongoCheckpoints):
+    """The database that a URL names."""
+
+    async def threads(self) -> Sequence[SourceThread]:
+        threads = await super().threads()
+        if not threads:
+            place = printable(self._storage.config.url)
+            raise StorageConfigError(
+                f"--from {place}: database {self._storage.config.database} has no checkpoints in "
+                f"{self._data.name}; for those of langgraph-checkpoint-mongodb use mongodb-langgraph://"
+            )
+        return threads
 
 
 def _writes(documents: Sequence[dict[str, Any]], values: Sequence[tuple[str, str, Any]]) -> list[Write]:

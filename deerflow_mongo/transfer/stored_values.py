@@ -153,14 +153,14 @@ def record_of(found: CheckpointTuple, key: Key, writes: Iterable[Write]) -> Reco
     places = {(write.task_id, write.index): write for write in writes}  # a repeated special write replaces
     return Record(
         key,
-        _parent_id(found),
+        parent_id(found),
         cast("Mapping[str, Any]", checkpoint),
         get_checkpoint_metadata({}, found.metadata),
         sorted(places.values(), key=lambda write: (write.task_path, write.task_id, write.index)),
     )
 
 
-def _parent_id(found: CheckpointTuple) -> str | None:
+def parent_id(found: CheckpointTuple) -> str | None:
     parent = found.parent_config
     return parent.get("configurable", {}).get("checkpoint_id") or None if parent else None
 
@@ -195,7 +195,7 @@ def fingerprint_of_tuple(found: CheckpointTuple) -> Fingerprint:
     """Of a checkpoint as a saver with a `StoredFormSerializer` lists it."""
     checkpoint = cast("Mapping[str, Any]", found.checkpoint)
     metadata = get_checkpoint_metadata({}, found.metadata)
-    return _fingerprint(checkpoint, metadata, _parent_id(found), found.pending_writes or [])
+    return _fingerprint(checkpoint, metadata, parent_id(found), found.pending_writes or [])
 
 
 def key_of(found: CheckpointTuple) -> Key:
