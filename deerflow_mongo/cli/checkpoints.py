@@ -38,6 +38,7 @@ from ..mongodb.schema import CHECKPOINTS
 from ..mongodb.storage import MongoStorage
 from ..transfer.checkpoints import CheckpointCopy, CopiedThread, CopyOptions, Result
 from ..transfer.sources import Source, SourceThread, open_source
+from .ids import whole_id
 from .options import (
     DEFAULT_SECTION,
     ConfigOption,
@@ -123,7 +124,7 @@ async def _statistics(storage: MongoStorage, limit: int, thread_ids: Sequence[st
         with status(console_for(stderr=True), "measuring"):
             if not thread_ids:
                 return await statistics(_data(storage), largest=limit)
-            unique = dict.fromkeys(thread_ids)
+            unique = dict.fromkeys([await whole_id(storage, "thread", text) for text in thread_ids])
             rows = [await statistics_of_thread(_data(storage), thread_id) for thread_id in unique]
     counts = [count.name for count in fields(ThreadStatistics) if count.name != "thread"]
     total: dict[str, Any] = {name: sum(getattr(row, name) for row in rows) for name in counts}
@@ -234,6 +235,8 @@ async def _prune(
                 details = f"{removed.checkpoints:,} checkpoints  {mib(removed.size_bytes)}"
                 report(progress.threads_done, progress.threads, details)
 
+            if thread_ids is not None:
+                thread_ids = [await whole_id(storage, "thread", text) for text in thread_ids]
             pruned = await prune_checkpoints(collections, thread_ids, rule, dry_run=dry_run, on_progress=show)
     return pruned, threads
 

@@ -427,9 +427,13 @@ _HIGHEST_CHARACTER = "\U0010ffff"
 
 
 def beginning_with(name: str, prefix: str, *, after: str | None = None) -> Query:
-    """Documents in which the text of this name begins with `prefix`, behind `after`: a range of an index."""
+    """Documents in which the text of this name begins with `prefix`, behind `after`: a range of an index.
+
+    Of the documents of checkpoints, only those that are checkpoints.
+    """
     start: Query = {"$gte": prefix} if after is None else {"$gt": after}
-    return {name: {**start, "$lt": prefix + _HIGHEST_CHARACTER}}
+    only = IS_CHECKPOINT if name == "_id.thread" else {}
+    return {name: {**start, "$lt": prefix + _HIGHEST_CHARACTER}, **only}
 
 
 def threads_listed(*, user_id: object, statuses: object, since_us: int | None) -> Query:

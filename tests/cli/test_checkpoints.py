@@ -155,6 +155,14 @@ def test_stats_list_the_largest_threads_and_the_total(source: list[str], target:
     assert [line.split()[1] for line in lines[2:]] == ["12", "15"]
 
 
+def test_beginning_of_a_thread_that_has_only_checkpoints_is_looked_up(source: list[str], target: list[str]) -> None:
+    run("checkpoints", "copy", *source, *target)
+    output = output_of("checkpoints", "stats", *target, "--thread", "thread", exit_code=2)
+    assert output == "error: several threads begin with thread: thread-1, thread-2; give more of the id"
+    [row] = json_from("stats", *target, "--thread", "thread-2")["largest"]
+    assert row["thread"] == "thread-2"
+
+
 def test_stats_of_named_threads_have_them_only(source: list[str], target: list[str]) -> None:
     run("checkpoints", "copy", *source, *target)
     found = json_from("stats", *target, "--thread", "thread-2", "--thread", "absent")

@@ -297,7 +297,8 @@ async def test_largest_threads_are_found_from_indexes_alone(
 async def test_ids_by_their_beginning_read_one_entry_for_each(
     storage: MongoStorage, raw_client: Raw, database_name: str
 ) -> None:
-    for collection, field in (("runs", "_id"), ("runs", "thread_id"), ("run_events", "thread_id")):
+    places = (("runs", "_id"), ("run_events", "thread_id"), ("checkpoint_data", "_id.thread"))
+    for collection, field in places:
         query = queries.beginning_with(field, "t", after="thread-0")
         command: Document = {"find": collection, "filter": query, "sort": {field: 1}, "limit": 1}
         found = raw_client[database_name].command({"explain": command, "verbosity": "executionStats"})

@@ -6,14 +6,14 @@ Hosts pass whole ids to the stores, which never guess.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from ...contract.arguments import identifier
 from ...contract.errors import ArgumentValueError
 from .. import queries
 from ..drivers.collection import Collection
 from ..drivers.driver import Driver
-from ..schema import RUN_EVENTS, RUNS, THREADS, USERS
+from ..schema import CHECKPOINTS, RUN_EVENTS, RUNS, THREADS, USERS
 
 Kind: TypeAlias = Literal["thread", "run", "user"]
 
@@ -23,13 +23,19 @@ MIN_PREFIX_LENGTH: Final = 4
 MAX_CANDIDATES: Final = 5
 
 _PLACES: Final[Mapping[Kind, tuple[tuple[str, str], ...]]] = {
-    "thread": ((THREADS, "_id"), (RUN_EVENTS, "thread_id"), (RUNS, "thread_id")),
+    "thread": (
+        (THREADS, "_id"),
+        (RUN_EVENTS, "thread_id"),
+        (RUNS, "thread_id"),
+        (CHECKPOINTS, "_id.thread"),
+    ),
     "run": ((RUNS, "_id"),),
     "user": ((USERS, "_id"), (THREADS, "user_id"), (RUNS, "user_id")),
 }
 """Where an id of each kind is found: a collection and its field, which begins an index.
 
-A thread that the host never described has events and runs only, a user without an account threads and runs.
+A thread that the host never described has events, runs or checkpoints only, a user without an account threads
+and runs.
 """
 
 
@@ -59,7 +65,10 @@ async def _ids(collection: Collection, field: str, text: str) -> list[str]:
         documents = await collection.find(query, sort=((field, 1),), limit=1, projection=(field,))
         if not documents:
             break
-        found.append(documents[0][field])
+        value: Any = documents[0]
+        for step in field.split("."):
+            value = value[step]
+        found.append(value)
     return found
 
 
