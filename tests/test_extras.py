@@ -26,7 +26,10 @@ class WithoutExtras:
 sys.meta_path[:] = [WithoutExtras(finder) for finder in sys.meta_path]
 """
 
-EXTRAS = "{'motor', 'mongomock', 'mongomock_motor', 'fiftyone', 'typer', 'rich', 'yaml', 'pytest'}"
+EXTRAS = (
+    "{'motor', 'mongomock', 'mongomock_motor', 'fiftyone', 'typer', 'rich', 'yaml', 'pytest', "
+    "'opentelemetry', 'prometheus_client'}"
+)
 
 
 def _run(blocked: str, code: str) -> subprocess.CompletedProcess[str]:
@@ -59,6 +62,8 @@ def test_importing_the_package_loads_no_driver_and_no_extra() -> None:
         ("mongomock", "create_storage({'backend': 'mongodb', 'driver': 'mongomock'})"),
         ("yaml", "load_config('config.yaml')"),
         ("testing", "import deerflow_mongo.testing"),
+        ("otel", "create_storage({'backend': 'mongodb', 'url': 'mongodb://h', 'telemetry': 'otel'})"),
+        ("prometheus", "import deerflow_mongo.mongodb.telemetry.prometheus"),
         (
             "embedded",
             "import asyncio; asyncio.run(create_storage({'backend': 'mongodb', 'url': 'embedded'}).setup())",

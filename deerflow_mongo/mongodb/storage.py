@@ -21,7 +21,6 @@ from ..contract.errors import (
     StorageUnavailableError,
 )
 from ..contract.factory import with_environment, with_options
-from ..contract.methods import STORES
 from ..contract.observer import StorageRunObserver
 from ..contract.protocols import Storage
 from . import inspection, migrations, schema
@@ -47,7 +46,7 @@ from .stores.users import MongoUserStore
 
 if TYPE_CHECKING:
     from .checkpoints.saver import MongoCheckpointSaver
-    from .telemetry.metrics import Gauges, StorageMetrics
+    from .telemetry.metrics import StorageMetrics
     from .telemetry.telemetry import Telemetry
 
 BACKEND = "mongodb"
@@ -125,7 +124,7 @@ class MongoStorage(Storage, Accounts, BulkRows, Checkpointing, Erasure, LimitedP
         if config.telemetry is None and (tracer_provider is not None or meter_provider is not None):
             raise StorageConfigError("a provider of OpenTelemetry needs the option `telemetry: otel`")
         if config.is_observed:
-            self._observe(tracer_provider, meter_provider)
+            self._telemetry = _telemetry_class()(self, tracer_provider, meter_provider)
 
     @classmethod
     def open(
@@ -241,8 +240,7 @@ class MongoStorage(Storage, Accounts, BulkRows, Checkpointing, Erasure, LimitedP
             retention=rules_of(self._config.checkpoints_keep_last, self._config.checkpoints_ttl_days),
         )
         if self._telemetry is not None:
-            self._telemetry.observe(self._saver, "checkpointer")
-            self._saver.observe_background(self._telemetry.background)
+            self._telemetry.observe_saver(self._saver)
         return self._saver
 
     async def purge_thread(self, thread_id: str) -> Erased:
@@ -281,19 +279,6 @@ class MongoStorage(Storage, Accounts, BulkRows, Checkpointing, Erasure, LimitedP
 
     # What is recorded.
 
-    def _observe(self, tracer_provider: Any, meter_provider: Any) -> None:
-        """Attach what the configuration asks for. Nothing of it is imported before."""
-        telemetry: Telemetry = _telemetry_class()(
-            self._config, self._gauges, tracer_provider=tracer_provider, meter_provider=meter_provider
-        )
-        self._telemetry = telemetry
-        self._driver.observer = telemetry.commands
-        for store in STORES:
-            telemetry.observe(getattr(self, store), store)
-        telemetry.observe(self._users, "users")
-        telemetry.observe(self, "storage")
-        self._run_events.observe_background(telemetry.background)
-
     @property
     def telemetry(self) -> Telemetry | None:
         """What records, for exporters; None where the configuration asks for nothing."""
@@ -307,20 +292,6 @@ class MongoStorage(Storage, Accounts, BulkRows, Checkpointing, Erasure, LimitedP
         if self._telemetry is None:
             raise StorageConfigError("storage.metrics() needs the option `metrics: true`")
         return self._telemetry.snapshot()
-
-    def _gauges(self) -> Gauges:
-        counts = self._run_events.counts()
-        return {
-            "backlog_events": counts["backlog_events"],
-            "backlog_size_bytes": counts["backlog_size_bytes"],
-            "backlog_waiting_calls": counts["backlog_waiting_calls"],
-            "followers": counts["followers"],
-            "retries": {
-                "run_events.write": counts["write_retries"],
-                "run_events.delete": counts["deletion_retries"],
-                "checkpointer.put": 0 if self._saver is None else self._saver.put_retries,
-            },
-        }
 
     async def setup(self) -> None:
         """Create collections, validators and indexes, and upgrade the documents of an older version.
@@ -357,9 +328,9 @@ class MongoStorage(Storage, Accounts, BulkRows, Checkpointing, Erasure, LimitedP
         try:
             await asyncio.gather(self._run_events.aclose(), self._close_saver())
             await self._driver.close()
+        finally:
             if self._telemetry is not None:
                 self._telemetry.close()
-        finally:
             await self._embedded.release()
 
     async def _close_saver(self) -> None:

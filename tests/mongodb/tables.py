@@ -1,4 +1,4 @@
-"""The tables that the README prints from the code: options of a URI, and errors by the server's codes.
+"""The tables that the README prints from the code: options of a URI, errors by the server's codes, metrics.
 
 `python -m tests.mongodb.tables` writes them into `deerflow_mongo/mongodb/README.md`.
 """
@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import Final
 
 from deerflow_mongo.mongodb.drivers.errors import SERVER_ERRORS, UNAVAILABLE_LABELS
+from deerflow_mongo.mongodb.telemetry.metrics import METRICS
 from deerflow_mongo.mongodb.uri_options import PASSED, URI_OPTIONS
 from tests.mongodb.documents.pinned import README, readme_with
 
 URI_MARKS: Final = ("<!-- URI options: begin -->", "<!-- URI options: end -->")
+METRICS_MARKS: Final = ("<!-- metrics: begin -->", "<!-- metrics: end -->")
 ERROR_MARKS: Final = ("<!-- server errors: begin -->", "<!-- server errors: end -->")
 
 
@@ -45,9 +47,24 @@ def server_errors() -> str:
     )
 
 
+def metrics() -> str:
+    """A row for each metric, with its names in all three places."""
+    head = [
+        "| `storage.metrics()` | Prometheus | OpenTelemetry | unit | labels | what it is |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    rows = [
+        f"| `{metric.name}` | {metric.kind} `{metric.prometheus_name}` | `{metric.otel_name}` "
+        f"| `{metric.unit}` | {', '.join(f'`{label}`' for label in metric.labels)} | {metric.description} |"
+        for metric in METRICS
+    ]
+    return "\n".join([*head, *rows])
+
+
 def readme_with_tables() -> str:
-    """The README with both tables."""
+    """The README with all tables."""
     README.write_text(readme_with(uri_options(), *URI_MARKS), encoding="utf-8")
+    README.write_text(readme_with(metrics(), *METRICS_MARKS), encoding="utf-8")
     return readme_with(server_errors(), *ERROR_MARKS)
 
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from ...contract.errors import MissingDependencyError, StorageConfigError
-from ..config import MongoConfig
+from ...contract.methods import STORES
 from ..observation import Waiting, current_operation
 from .commands import CommandEvents, Commands
 from .metrics import Forward, Gauges, Metrics, StorageMetrics
 from .operation import Operation, ReadIds, outcome_of
 from .pool import PoolEvents
 from .slow import log_slow
-from .wrapping import observe
+from .wrapping import CHECKPOINTER, observe
 
 if TYPE_CHECKING:
+    from ..checkpoints.saver import MongoCheckpointSaver
+    from ..storage import MongoStorage
     from .spans import Tracing
 
 FOLLOW: Final = "run_events.follow"
@@ -47,20 +49,17 @@ STORAGES_WITH_METRICS: Final = StorageSet()
 
 
 class Telemetry:
-    """Of one storage. `read_gauges` returns what its stores count themselves."""
+    """Of one storage, whose stores and driver it observes from the beginning."""
 
     def __init__(
-        self,
-        config: MongoConfig,
-        read_gauges: Callable[[], Gauges],
-        *,
-        tracer_provider: Any = None,
-        meter_provider: Any = None,
+        self, storage: MongoStorage, tracer_provider: Any = None, meter_provider: Any = None
     ) -> None:
         """Raises `MissingDependencyError` where the packages of the extra `otel` are missing."""
+        config = storage.config
         self.database = config.database
         self.is_open = True
-        self._read_gauges = read_gauges
+        self._events = storage.run_events
+        self._saver: MongoCheckpointSaver | None = None
         self._slow_s = None if config.slow_ms is None else config.slow_ms / 1000
         has_metrics = config.metrics or config.telemetry is not None
         self._metrics = Metrics() if has_metrics else None
@@ -72,6 +71,20 @@ class Telemetry:
             meters.export_metrics(self, meter_provider)
         if self._metrics is not None:
             STORAGES_WITH_METRICS.add(self)
+        self._observe(storage)
+
+    def _observe(self, storage: MongoStorage) -> None:
+        storage.driver.observer = self.commands
+        for store in (*STORES, "users"):
+            observe(getattr(storage, store), store, self)
+        observe(storage, "storage", self)
+        self._events.observe_background(self.background)
+
+    def observe_saver(self, saver: MongoCheckpointSaver) -> None:
+        """Observe the storage's checkpoint saver, which is made at its first use."""
+        self._saver = saver
+        observe(saver, CHECKPOINTER, self)
+        saver.observe_background(self.background)
 
     @property
     def has_metrics(self) -> bool:
@@ -84,15 +97,25 @@ class Telemetry:
         tracing = [] if self._tracing is None else self._tracing.listeners()
         return [CommandEvents(self.commands), *pool, *tracing]
 
-    def observe(self, target: object, prefix: str) -> None:
-        """Make each call of the object's public asynchronous methods an operation `prefix.method`."""
-        observe(target, prefix, self)
-
     def snapshot(self) -> StorageMetrics:
         """Raises `StorageConfigError` where metrics are not configured."""
         if self._metrics is None:
             raise StorageConfigError("storage.metrics() needs the option `metrics: true`")
-        return self._metrics.snapshot(self._read_gauges())
+        return self._metrics.snapshot(self._gauges())
+
+    def _gauges(self) -> Gauges:
+        counts = self._events.counts()
+        return {
+            "backlog_events": counts["backlog_events"],
+            "backlog_size_bytes": counts["backlog_size_bytes"],
+            "backlog_waiting_calls": counts["backlog_waiting_calls"],
+            "followers": counts["followers"],
+            "retries": {
+                "run_events.write": counts["write_retries"],
+                "run_events.delete": counts["deletion_retries"],
+                "checkpointer.put": 0 if self._saver is None else self._saver.put_retries,
+            },
+        }
 
     def forward_histograms(self, forward: Forward) -> None:
         if self._metrics is not None:
