@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from .. import __version__
-from . import checkpoints
+from . import checkpoints, schema
 from .check import check
 from .demo import demo
 from .events import events
@@ -74,6 +74,12 @@ COMMANDS: Mapping[str, Command] = {
     "import": Command(
         import_, ["backup.jsonl.gz --config config.yaml", "backup.jsonl.gz --url mongodb://localhost:27017"]
     ),
+    "schema status": Command(
+        schema.schema_status, ["--config config.yaml", "--url mongodb://localhost:27017 --json"]
+    ),
+    "schema upgrade": Command(
+        schema.schema_upgrade, ["--config config.yaml --dry-run", "--config config.yaml"]
+    ),
     "checkpoints stats": Command(
         checkpoints.stats, ["--config config.yaml", "--url mongodb://localhost:27017 --limit 5"]
     ),
@@ -91,6 +97,7 @@ COMMANDS: Mapping[str, Command] = {
 """Each command by its name as it is typed."""
 
 GROUPS: Mapping[str, str] = {
+    "schema": "The schema of a database: how it differs from this release's, and upgrading it.",
     "checkpoints": "LangGraph's checkpoints: what they take up, deleting old ones, copying those of another "
     "saver.",
 }

@@ -95,6 +95,8 @@ def schema_findings(report: SchemaReport, config: MongoConfig) -> Iterator[Findi
     yield version_of_schema(report, config.database)
     if _is_newer(report):
         return  # its indexes and validators are the newer release's, and a start changes nothing
+    if not config.upgrade_at_start and (text := _needed_upgrade(report)):
+        yield Finding("PROBLEM", "schema", text)
     yield from _missing(report)
     yield from _retention(report, config)
     yield from _index_findings(report)
@@ -135,13 +137,27 @@ def version_of_schema(report: SchemaReport, database: str) -> Finding:
     )
 
 
+def _needed_upgrade(report: SchemaReport) -> str | None:
+    """What a host refuses to start with where `upgrade_at_start` is false."""
+    is_old = report.migrating_from is not None or (report.version or SCHEMA_VERSION) < SCHEMA_VERSION
+    if report.version is None or not (is_old or _missing_of_existing(report)):
+        return None
+    return (
+        "`upgrade_at_start` is false, and there is something to upgrade: run `deerflow-mongo schema upgrade`"
+    )
+
+
+def _missing_of_existing(report: SchemaReport) -> list[str]:
+    """Missing indexes of collections that exist."""
+    missing = report.missing_collections
+    return [name for name in report.missing_indexes if name.rpartition(".")[0] not in missing]
+
+
 def _missing(report: SchemaReport) -> Iterator[Finding]:
     created = "created when a host starts"
     if report.missing_collections:
         yield Finding("note", "collections", f"missing: {', '.join(report.missing_collections)}; {created}")
-    existing = [
-        name for name in report.missing_indexes if name.rpartition(".")[0] not in report.missing_collections
-    ]
+    existing = _missing_of_existing(report)
     if existing:
         yield Finding("note", "indexes", f"missing: {', '.join(existing)}; {created}")
     if report.outdated_validators:

@@ -100,6 +100,11 @@ class MongoConfig(BaseModel):
     slow_ms: int | None = Field(
         default=None, ge=1, description="log operations that took as long or longer; default: none"
     )
+    upgrade_at_start: bool = Field(
+        default=True,
+        description="whether a start converts documents of an older version and builds missing indexes of "
+        "existing collections; false: an error that names the command `schema upgrade`",
+    )
     data_dir: Path | None = Field(
         default=None,
         description="data folder of `url: embedded`; default: a temporary folder, removed with the server",

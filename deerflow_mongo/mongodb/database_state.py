@@ -14,10 +14,20 @@ from typing import Final, Literal, TypeAlias, TypeVar, cast
 from ..contract.errors import StorageError, StorageUnavailableError
 from . import queries
 from .documents.encoding import Document
-from .documents.versions import DatabaseVersion, database_version
+from .documents.versions import SCHEMA_VERSION, DatabaseVersion, database_version
 from .drivers.driver import Driver
 from .drivers.errors import code_of
-from .schema import COLLECTIONS, DAY_S, USERS, VERSIONS, Expiry, Index, Retention, has_our_title
+from .schema import (
+    COLLECTIONS,
+    DAY_S,
+    USERS,
+    VERSIONS,
+    Expiry,
+    Index,
+    Retention,
+    accepted_older_version,
+    has_our_title,
+)
 
 LIBRARY_COLLECTIONS: Final = ("checkpoints", "checkpoint_writes")
 """How langgraph-checkpoint-mongodb names its collections by default; they are neither used nor changed."""
@@ -55,6 +65,19 @@ class DatabaseState:
     def is_titled(self, name: str) -> bool:
         """Whether the collection has a validator that some release of this package has set."""
         return has_our_title(self.options(name).get("validator"))
+
+    @property
+    def is_of_newer_release(self) -> bool:
+        return self.version is not None and self.version.version > SCHEMA_VERSION
+
+    @property
+    def oldest_version(self) -> int | None:
+        """The oldest version that documents of the database may have; None before the first setup."""
+        if self.version is None:
+            return None
+        accepted = (accepted_older_version(self.options(name).get("validator")) for name in self.collections)
+        versions = (self.version.version, self.version.migrating_from, *accepted)
+        return min(version for version in versions if version is not None)
 
     @property
     def is_set_up(self) -> bool:

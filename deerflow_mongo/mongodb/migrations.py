@@ -6,25 +6,22 @@ in `schema.py`; how documents of an older version look is in `documents/`. An up
 that it can be interrupted anywhere and continued by the next `apply`:
 
 1. The version document gets the new version: releases of the old one refuse the database from then on.
-2. Collections get the new validators, which still allow updates of old documents, and the new indexes.
-3. Documents are converted in batches, each document atomically and once. Meanwhile the stores of this release
-   read and write documents of both versions.
-4. Indexes that are not used any more are dropped, validators apply to every document, and the version
-   document no longer has `migrating_from`.
+2. Collections get validators that accept documents of both versions, and the new indexes.
+3. Documents are converted in batches, each document atomically and once (`upgrades.py`). Meanwhile the stores
+   of this release read and write documents of both versions, and processes of the old release go on storing
+   documents of theirs.
+4. Indexes that are not used any more are dropped, validators refuse documents of the old version, those that
+   came late are converted, and the version document no longer has `migrating_from`.
 
 A process never changes a database that a newer release has set up.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Mapping, Sequence
 
-from ..contract.errors import StorageConfigError, StorageError, StorageUnavailableError
+from ..contract.errors import StorageConfigError, StorageError
 from . import queries
 from .database_state import (
     EXPIRY,
@@ -35,9 +32,7 @@ from .database_state import (
     retention_indexes,
     state_of,
 )
-from .documents import version_1
 from .documents.encoding import Document
-from .documents.runs import derived_fields
 from .documents.versions import (
     SCHEMA_VERSION,
     DatabaseVersion,
@@ -48,7 +43,7 @@ from .documents.versions import (
     retention_mark_update,
 )
 from .drivers.collection import Collection
-from .drivers.driver import LONG_RUNNING_TIMEOUT_S, Driver, long_running
+from .drivers.driver import Driver
 from .drivers.errors import code_of
 from .email_keys import fill_email_keys
 from .foreign_collections import check_ours
@@ -63,35 +58,23 @@ from .schema import (
     Retention,
     schema_of,
 )
+from .upgrades import (
+    STEPS,
+    STRICT,
+    Progress,
+    Report,
+    Step,
+    convert_database,
+    repeated,
+    steps_of,
+    unreported,
+)
 
 logger = logging.getLogger(__name__)
 
 _INDEX_CONFLICT_CODES = (85, 86)  # IndexOptionsConflict, IndexKeySpecsConflict
 _COLLECTION_EXISTS_CODE = 48
 _DUPLICATE_KEY_CODE = 11000
-_INDEX_BUILD_IN_PROGRESS_CODE = 12587  # BackgroundOperationInProgressForNamespace
-
-BATCH_DOCUMENTS = 1_000
-_MAX_LOST_CONNECTIONS, _PAUSE_S = 20, 0.5
-_PROGRESS_INTERVAL_S = 5.0
-
-STRICT, MODERATE = "strict", "moderate"
-"""Levels of a validator; with "moderate" it does not apply to updates of documents that it would refuse."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """How a database of one version becomes one of the next."""
-
-    from_version: int
-    conversions: Mapping[str, list[Document]]
-    """For each collection the update of its documents of that version."""
-    obsolete_indexes: Mapping[str, Sequence[str]]
-
-
-STEPS: tuple[Step, ...] = (
-    Step(version_1.VERSION, version_1.conversions(derived_fields()), version_1.OBSOLETE_INDEXES),
-)
 
 
 # -- whether the database may be set up ------------------------------------------------------------
@@ -107,18 +90,13 @@ def check_readable(version: DatabaseVersion | None, database: str) -> None:
             f"{version.readable_from} on can read, and this release of deerflow-mongo knows up to "
             f"{SCHEMA_VERSION}: upgrade deerflow-mongo"
         )
-    oldest = _oldest_of(version)
+    from_version = version.version if version.migrating_from is None else version.migrating_from
+    oldest = min(version.version, from_version)
     if oldest < STEPS[0].from_version:
         raise StorageConfigError(
             f"database {database!r} has schema version {oldest}, which this release of deerflow-mongo "
             f"cannot upgrade: it knows the versions from {STEPS[0].from_version} on"
         )
-
-
-def _oldest_of(version: DatabaseVersion) -> int:
-    """The oldest version that documents of the database may have."""
-    migrating_from = version.migrating_from
-    return version.version if migrating_from is None else min(version.version, migrating_from)
 
 
 def _check_indexes(state: DatabaseState, retention: Mapping[str, int | None]) -> None:
@@ -136,6 +114,30 @@ def _conflict(collection: str, index: Index, existing: Sequence[Document]) -> St
         f"index {index.name!r} of collection {collection!r} cannot be created: the index "
         f"{blocking(index, existing)!r} has its name or its keys, and other options. Drop that index, then "
         "run setup again"
+    )
+
+
+async def check_applicable(driver: Driver, state: DatabaseState, retention: Mapping[str, int | None]) -> None:
+    """Raise `StorageConfigError` where the schema cannot be applied to what the database has."""
+    await check_ours(driver, state)
+    _check_indexes(state, retention)
+    await _check_duplicates(driver, state)
+
+
+def _refuse_upgrade(state: DatabaseState, database: str, steps: Sequence[Step]) -> None:
+    """Refuse what may take long: to convert documents, and to build indexes of existing collections."""
+    missing = [
+        f"{name}.{index.name}"
+        for schema in COLLECTIONS
+        if (name := state.prefix + schema.name) in state.collections
+        for index in missing_indexes(schema.indexes, state.indexes[name])
+    ]
+    if state.version is None or not (steps or missing):
+        return
+    what = f"has schema version {state.oldest_version}" if steps else f"lacks indexes ({', '.join(missing)})"
+    raise StorageConfigError(
+        f"database {database!r} {what}, and `upgrade_at_start` is false: run `deerflow-mongo schema "
+        "upgrade`, also while the database is used"
     )
 
 
@@ -167,18 +169,30 @@ async def check_set_up(driver: Driver, prefix: str, database: str) -> None:
 # -- applying --------------------------------------------------------------------------------------
 
 
-async def apply(driver: Driver, prefix: str, database: str, retention: Mapping[str, int | None]) -> None:
+async def apply(
+    driver: Driver,
+    prefix: str,
+    database: str,
+    retention: Mapping[str, int | None],
+    *,
+    upgrade: bool = True,
+    report: Report = unreported,
+) -> None:
     """Create collections, validators and indexes, upgrade documents, and store the version.
 
     One round of concurrent reads comes first, and the only one where everything is there. `retention` has
     the days of its options, None for never; what it does not name stays as it is, and all of it may change
-    while the collections are in use. Raises `StorageConfigError`, and changes
-    nothing, for a database of a newer version that this release cannot read, with collections that are not
-    ours, or with indexes or documents that make the server refuse an index of ours.
+    while the collections are in use. `report` is called as each step begins, and while documents are
+    converted.
+
+    Raises `StorageConfigError`, and changes nothing, for a database of a newer version that this release
+    cannot read, with collections that are not ours, or with indexes or documents that make the server refuse
+    an index of ours; without `upgrade` also where documents would be converted, or indexes of collections
+    built that exist already.
     """
     state = await read_database(driver, prefix)
     check_readable(state.version, database)
-    if state.version is not None and state.version.version > SCHEMA_VERSION:
+    if state.version is not None and state.is_of_newer_release:
         logger.info(
             "database %r was set up by a newer release (schema version %d); it is used as it is",
             database,
@@ -186,33 +200,41 @@ async def apply(driver: Driver, prefix: str, database: str, retention: Mapping[s
             extra={"operation": "setup"},
         )
         return
-    await check_ours(driver, state)
-    _check_indexes(state, retention)
-    await _check_duplicates(driver, state)
-    steps = _steps_of(state.version)
+    await check_applicable(driver, state, retention)
+    steps = steps_of(state)
+    if not upgrade:
+        _refuse_upgrade(state, database, steps)
     if steps:
-        await _upgrade(driver, state, database, steps)
+        await _upgrade(driver, state, database, steps, report)
     else:
-        await concurrently(_apply_collection(driver, state, schema, STRICT) for schema in COLLECTIONS)
+        await concurrently(
+            _apply_collection(driver, state, schema, schema.stored_validator, report)
+            for schema in COLLECTIONS
+        )
     await _store_version(driver, state)
     if state.lacks_email_keys:
         users = driver.collection(state.prefix + USERS)
-        await _repeated(fill_email_keys, users, schema_of(USERS).stored_validator)
+        await repeated(fill_email_keys, users, schema_of(USERS).stored_validator)
     for of_collection in RETENTIONS:
         if of_collection.option in retention:
             await _apply_retention(driver, state, of_collection, retention[of_collection.option])
 
 
 async def _apply_collection(
-    driver: Driver, state: DatabaseState, schema: CollectionSchema, level: str
+    driver: Driver, state: DatabaseState, schema: CollectionSchema, validator: Document, report: Report
 ) -> None:
-    name, validator = state.prefix + schema.name, schema.stored_validator
+    name = state.prefix + schema.name
     options = state.options(name)
     if name not in state.collections:
+        report(Progress("create", name))
         options = await _create_collection(driver, state.prefix, name, validator)
-    if options.get("validator") != validator or options.get("validationLevel", STRICT) != level:
-        await _repeated(driver.set_validator, name, validator, level)
-    await _create_indexes(driver, name, missing_indexes(schema.indexes, state.indexes.get(name, [])))
+    if options.get("validator") != validator or options.get("validationLevel", STRICT) != STRICT:
+        report(Progress("validate", name))
+        await repeated(driver.set_validator, name, validator, STRICT)
+    missing = missing_indexes(schema.indexes, state.indexes.get(name, []))
+    if missing:
+        report(Progress("index", name))
+        await _create_indexes(driver, name, missing)
 
 
 async def _create_collection(driver: Driver, prefix: str, name: str, validator: Document) -> Document:
@@ -260,19 +282,21 @@ async def _store_version(driver: Driver, state: DatabaseState) -> None:
 # -- upgrading -------------------------------------------------------------------------------------
 
 
-def _steps_of(version: DatabaseVersion | None) -> list[Step]:
-    """The steps that the database still needs; the first may have begun."""
-    if version is None:
-        return []
-    return [step for step in STEPS if step.from_version >= _oldest_of(version)]
-
-
-async def _upgrade(driver: Driver, state: DatabaseState, database: str, steps: Sequence[Step]) -> None:
+async def _upgrade(
+    driver: Driver, state: DatabaseState, database: str, steps: Sequence[Step], report: Report
+) -> None:
+    from_version = steps[0].from_version
     versions, *others = sorted(COLLECTIONS, key=lambda schema: schema.name != VERSIONS)
-    await _apply_collection(driver, state, versions, MODERATE)
-    await _start_migration(driver.collection(state.prefix + VERSIONS), steps[0].from_version)
-    await concurrently(_apply_collection(driver, state, schema, MODERATE) for schema in others)
-    await _migrate(driver, state.prefix, database, steps)
+    await _apply_collection(driver, state, versions, versions.stored_validator, report)
+    version_document = driver.collection(state.prefix + VERSIONS)
+    await _start_migration(version_document, from_version)
+    await concurrently(
+        _apply_collection(driver, state, schema, schema.transitional_validator(from_version), report)
+        for schema in others
+    )
+    # Again, because another process may have completed its upgrade before these validators were set.
+    await _start_migration(version_document, from_version)
+    await convert_database(driver, state.prefix, database, steps, report)
 
 
 async def _start_migration(versions: Collection, from_version: int) -> None:
@@ -280,93 +304,6 @@ async def _start_migration(versions: Collection, from_version: int) -> None:
     await versions.find_one_and_upsert(
         queries.database_version(), migration_start_update(from_version, document)
     )
-
-
-async def _migrate(driver: Driver, prefix: str, database: str, steps: Sequence[Step]) -> None:
-    began, converted = time.monotonic(), 0
-    from_version = steps[0].from_version
-    logger.warning(
-        "database %r is being upgraded from schema version %d to %d; it can be used meanwhile, but not by "
-        "older releases. If the upgrade is interrupted, the next setup continues it",
-        database,
-        from_version,
-        SCHEMA_VERSION,
-        extra={"operation": "setup"},
-    )
-    for step in steps:
-        for name, update in step.conversions.items():
-            converted += await _convert(driver.collection(prefix + name), prefix + name, step, update)
-        for name, indexes in step.obsolete_indexes.items():
-            for index in indexes:
-                await _repeated(driver.drop_index, prefix + name, index)
-    await concurrently(
-        _repeated(driver.set_validator, prefix + schema.name, schema.stored_validator, STRICT)
-        for schema in COLLECTIONS
-    )
-    logger.warning(
-        "database %r was upgraded to schema version %d: %d documents were converted in %.1f s",
-        database,
-        SCHEMA_VERSION,
-        converted,
-        time.monotonic() - began,
-        extra={"operation": "setup"},
-    )
-
-
-async def _convert(collection: Collection, name: str, step: Step, update: list[Document]) -> int:
-    """Convert the collection's documents of the step's version; the number that this process converted."""
-    converted, checked, reported = 0, 0, time.monotonic()
-    last: Any = None
-    while True:
-        batch = await _repeated(_next_batch, collection, last)
-        if not batch:
-            return converted
-        first, last = batch[0]["_id"], batch[-1]["_id"]
-        checked += len(batch)
-        if any(document["schema_version"] == step.from_version for document in batch):
-            query = queries.of_version_between(step.from_version, first, last)
-            converted += await _repeated(collection.update_many, query, update)
-        if time.monotonic() - reported > _PROGRESS_INTERVAL_S:
-            reported = time.monotonic()
-            logger.info(
-                "%s: %d documents checked, %d converted",
-                name,
-                checked,
-                converted,
-                extra={"operation": "setup", "collection": name},
-            )
-
-
-async def _next_batch(collection: Collection, last: Any) -> list[Document]:
-    return await collection.find(
-        queries.after_id(last), sort=(("_id", 1),), limit=BATCH_DOCUMENTS, projection=["schema_version"]
-    )
-
-
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
-
-
-async def _repeated(
-    call: Callable[_Arguments, Awaitable[_Result]], *args: _Arguments.args, **kwargs: _Arguments.kwargs
-) -> _Result:
-    """The result of a call that changes nothing when it is repeated.
-
-    Repeated after a lost connection, and while another process builds an index of the collection.
-    """
-    deadline, attempts = time.monotonic() + LONG_RUNNING_TIMEOUT_S, 0
-    while True:
-        try:
-            with long_running():
-                return await call(*args, **kwargs)
-        except StorageUnavailableError:
-            attempts += 1
-            if attempts == _MAX_LOST_CONNECTIONS:
-                raise
-        except StorageError as error:
-            if code_of(error) != _INDEX_BUILD_IN_PROGRESS_CODE or time.monotonic() > deadline:
-                raise
-        await asyncio.sleep(_PAUSE_S)
 
 
 # -- retention -------------------------------------------------------------------------------------

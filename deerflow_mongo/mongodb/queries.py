@@ -612,6 +612,31 @@ def after_id(last: Any) -> Query:
     return {} if last is None else {"_id": {"$gt": last}}
 
 
+def of_versions(schema_versions: Sequence[int]) -> Query:
+    return {"schema_version": {"$in": list(schema_versions)}}
+
+
+def sampled(documents: int, schema_versions: Sequence[int]) -> list[Query]:
+    """The pipeline that counts and measures documents drawn at random, and counts those of these versions."""
+    is_of_version: Query = {"$in": ["$schema_version", list(schema_versions)]}
+    return [
+        {"$sample": {"size": documents}},
+        {
+            "$group": {
+                "_id": None,
+                "sampled": {"$sum": 1},
+                "bytes": {"$avg": {"$bsonSize": "$$ROOT"}},
+                "old": {"$sum": {"$cond": [is_of_version, 1, 0]}},
+            }
+        },
+    ]
+
+
+def of_version_after(schema_version: int, last: Any) -> Query:
+    """The documents of this version behind this id in the order of ids; all with None."""
+    return {**after_id(last), "schema_version": schema_version}
+
+
 def of_version_between(schema_version: int, first: Any, last: Any) -> Query:
     return {"_id": {"$gte": first, "$lte": last}, "schema_version": schema_version}
 

@@ -34,6 +34,7 @@ DAY_S = 86_400
 _TITLE_START = "deerflow-mongo, schema version"
 VALIDATOR_TITLE = f"{_TITLE_START} {SCHEMA_VERSION}"
 """Of every validator: it marks the collection as one that this package has set up."""
+_ACCEPTS = "; while it is upgraded, also accepts version "
 
 Keys: TypeAlias = tuple[tuple[str, int], ...]
 NEWEST_FIRST: Keys = ((ORDER, -1), (ORDER_TIE, -1))
@@ -82,6 +83,15 @@ class CollectionSchema:
     def stored_validator(self) -> Document:
         """The validator as the server takes it and lists it among a collection's options."""
         return {"$jsonSchema": {"title": VALIDATOR_TITLE, **self.validator}}
+
+    def transitional_validator(self, older_version: int) -> Document:
+        """The same for the time of an upgrade: it accepts every document of the older version as well."""
+        older: Document = {
+            "required": ["schema_version"],
+            "properties": {"schema_version": {"enum": [older_version]}},
+        }
+        title = f"{VALIDATOR_TITLE}{_ACCEPTS}{older_version}"
+        return {"$jsonSchema": {"title": title, "anyOf": [self.validator, older]}}
 
 
 # -- collections -----------------------------------------------------------------------------------
@@ -384,8 +394,18 @@ def schema_of(name: str) -> CollectionSchema:
 
 def has_our_title(validator: Document | None) -> bool:
     """Whether some release of this package, from version 2 on, has set this validator."""
+    return _title_of(validator).startswith(_TITLE_START)
+
+
+def accepted_older_version(validator: Document | None) -> int | None:
+    """The older version that a `transitional_validator` accepts; None for any other validator."""
+    title, _, version = _title_of(validator).partition(_ACCEPTS)
+    return int(version) if title.startswith(_TITLE_START) and version.isdecimal() else None
+
+
+def _title_of(validator: Document | None) -> str:
     title: Any = validator.get("$jsonSchema", {}).get("title") if validator else None
-    return isinstance(title, str) and title.startswith(_TITLE_START)
+    return title if isinstance(title, str) else ""
 
 
 # -- retention -------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from ..contract.errors import (
 from ..contract.factory import with_environment, with_options
 from ..contract.observer import StorageRunObserver
 from ..contract.protocols import Storage
-from . import inspection, migrations, schema
+from . import inspection, migrations, schema, upgrade_plan
 from .bulk.store import MongoBulkRows
 from .checkpoints.deletion import Collections
 from .checkpoints.pruning import delete_thread
@@ -43,6 +43,8 @@ from .stores.feedback import MongoFeedbackStore
 from .stores.runs import MongoRunStore
 from .stores.threads import MongoThreadStore
 from .stores.users import MongoUserStore
+from .upgrade_plan import UpgradePlan
+from .upgrades import Report, unreported
 
 if TYPE_CHECKING:
     from .checkpoints.saver import MongoCheckpointSaver
@@ -299,10 +301,35 @@ class MongoStorage(Storage, Accounts, BulkRows, Checkpointing, Erasure, LimitedP
         Idempotent; many processes may call it at once, and an upgrade that was interrupted continues with the
         next call. Where everything is there, it only reads. Raises `StorageConfigError`, and changes nothing,
         for a database of a newer version that this release cannot read, where a collection of our names is
-        not ours, and where an index or duplicates make the server refuse an index of ours.
+        not ours, where an index or duplicates make the server refuse an index of ours, and where there
+        is something to upgrade while `upgrade_at_start` is false.
         """
+        await self._apply(upgrade=self._config.upgrade_at_start)
+
+    async def upgrade(self, report: Report = unreported) -> None:
+        """As `setup()`, whatever `upgrade_at_start` is; `report` is called as the work goes on.
+
+        It may be interrupted at any point, also by a kill, and continued by the next call.
+        """
+        await self._apply(upgrade=True, report=report)
+
+    async def _apply(self, *, upgrade: bool, report: Report = unreported) -> None:
         config = self._config
-        await migrations.apply(self._driver, config.collection_prefix, config.database, config.retention)
+        await migrations.apply(
+            self._driver,
+            config.collection_prefix,
+            config.database,
+            config.retention,
+            upgrade=upgrade,
+            report=report,
+        )
+
+    async def plan_upgrade(self) -> UpgradePlan:
+        """What `upgrade()` would do, and about how long it may take; changes nothing."""
+        config = self._config
+        return await upgrade_plan.plan_upgrade(
+            self._driver, config.collection_prefix, config.database, config.retention
+        )
 
     async def check_set_up(self) -> None:
         """Raise `StorageConfigError` unless `setup()` has set up the database; changes nothing."""

@@ -15,7 +15,7 @@ from pymongo.database import Database
 from pymongo.errors import WriteError
 
 from deerflow_mongo import MongoStorage, StorageError
-from deerflow_mongo.mongodb import migrations
+from deerflow_mongo.mongodb import upgrades
 from deerflow_mongo.mongodb.config import mongo_config
 from deerflow_mongo.mongodb.schema import COLLECTIONS
 
@@ -47,7 +47,7 @@ async def storage(mongodb_url: str, database_name: str) -> AsyncIterator[MongoSt
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migrations, "BATCH_DOCUMENTS", 25)
+    monkeypatch.setattr(upgrades, "BATCH_DOCUMENTS", 25)
 
 
 def _assert_upgraded(database: Database[Document]) -> None:
@@ -205,13 +205,13 @@ async def test_writes_of_this_release_during_the_upgrade_are_not_lost(
     run_ids = [run["_id"] for run in database["runs"].find()]
     thread_ids = [thread["_id"] for thread in database["threads"].find()]
     converting = asyncio.Event()
-    convert = migrations._convert  # pyright: ignore[reportPrivateUsage]
+    convert = upgrades._convert  # pyright: ignore[reportPrivateUsage]
 
     async def announced(*args: Any) -> int:
         converting.set()
         return await convert(*args)
 
-    monkeypatch.setattr(migrations, "_convert", announced)
+    monkeypatch.setattr(upgrades, "_convert", announced)
     async with _unset(mongodb_url, database_name) as writer:
         setup = asyncio.create_task(_setup(mongodb_url, database_name))
         await converting.wait()
@@ -267,10 +267,10 @@ async def test_six_storages_can_upgrade_at_once(
     assert await version_1.rows(storage) == version_1.ROWS
 
 
-async def test_older_release_cannot_insert_documents_once_the_upgrade_has_begun(
+async def test_older_release_cannot_insert_documents_after_the_upgrade(
     storage: MongoStorage, database: Database[Document]
 ) -> None:
-    """Its process may still run; what it inserts would be missed by the conversion."""
+    """Its process may still run; what it inserts would never be converted."""
     version_1.load(database)
     old = database["runs"].find_one({"_id": "run-ended"}) or {}
     await storage.setup()
@@ -291,4 +291,4 @@ async def test_upgrade_is_logged(
 
 
 def test_every_older_version_has_a_step() -> None:
-    assert [step.from_version for step in migrations.STEPS] == [1]
+    assert [step.from_version for step in upgrades.STEPS] == [1]

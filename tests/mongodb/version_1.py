@@ -36,6 +36,11 @@ def load(database: Database[Document], *, copies: int = 0) -> None:
             _insert_copies(collection, documents, copies)
 
 
+def first_document(collection: str) -> Document:
+    """A document of the collection, as the old release stored it."""
+    return json_util.loads(json.dumps(_CONTENT["database"][collection]["documents"][0]))
+
+
 def _renew(document: Document) -> None:
     """Let the deletion of an event be a moment ago: the server removes a tombstone a day later."""
     if "was_stored_at" in document:

@@ -261,6 +261,10 @@ class Driver(ABC):
         with long_running():
             await self.command({"createIndexes": name, "indexes": list(indexes)})
 
+    async def count_documents(self, name: str, query: Document | None = None) -> int:
+        """How many documents match; without a query from the collection's metadata, about how many it has."""
+        return (await self.command({"count": name, "query": query or {}}))["n"]
+
     async def has_results(self, name: str, pipeline: Sequence[Document]) -> bool:
         """Whether an aggregation over the whole collection, of any size, returns a document."""
         command: Document = {
