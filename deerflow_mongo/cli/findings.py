@@ -17,6 +17,7 @@ from ..mongodb.documents.versions import SCHEMA_VERSION, DatabaseVersion
 from ..mongodb.foreign_collections import WAY_OUT
 from ..mongodb.inspection import SchemaReport
 from ..mongodb.migrations import check_readable
+from ..mongodb.roles import DATABASE, RUN_TIME, SETUP
 from ..mongodb.schema import COLLECTIONS, RETENTIONS
 
 Document: TypeAlias = dict[str, Any]
@@ -216,13 +217,15 @@ def login_finding(login: Mapping[str, Any], config: MongoConfig, report: SchemaR
     users = [f"{user['user']}@{user['db']}" for user in login.get("authenticatedUsers", ())]
     if not users:
         return Finding("ok", "login", "not needed: the server has no access control")
-    needed = ["find", "insert", "update", "remove", *_needed_by_setup(report, config)]
-    collections = [config.collection_prefix + schema.name for schema in COLLECTIONS]
+    needed = [*_RUN_TIME_ACTIONS, *_needed_by_setup(report, config)]
     privileges: Sequence[Document] = login.get("authenticatedUserPrivileges", ())
     denied = [
         action
         for action in needed
-        if not all(_allows(privileges, action, config.database, name) for name in collections)
+        if not all(
+            _allows(privileges, action, config.database, config.collection_prefix + name)
+            for name in _collections_with(action)
+        )
     ]
     who = f"as {', '.join(users)}"
     if denied:
@@ -230,6 +233,17 @@ def login_finding(login: Mapping[str, Any], config: MongoConfig, report: SchemaR
         text = f"{who}, without the privileges {', '.join(denied)} in database {config.database}"
         return Finding("PROBLEM", "login", f"{text}: grant the role {role} on it")
     return Finding("ok", "login", f"{who}, with all privileges that a host needs")
+
+
+_RUN_TIME_ACTIONS = ("find", "insert", "update", "remove")
+
+
+def _collections_with(action: str) -> Iterator[str]:
+    """The collections on which a host uses the privilege, by the roles that suffice for it."""
+    role = RUN_TIME if action in _RUN_TIME_ACTIONS else SETUP
+    for schema in COLLECTIONS:
+        if action in (*role[DATABASE], *role[schema.name]):
+            yield schema.name
 
 
 def _needed_by_setup(report: SchemaReport, config: MongoConfig) -> Iterator[str]:
