@@ -17,7 +17,7 @@ import pytest
 from .child_processes import run_child
 from .readmes import demo_data
 from .readmes.blocks import PYTHON, ROOT, Block, blocks_of, markdown_files
-from .readmes.running import Reader
+from .readmes.running import Reader, report
 
 FILES = markdown_files()
 WITH_BLOCKS = [path for path in FILES if blocks_of(path)]
@@ -55,7 +55,7 @@ def test_every_block_runs_or_is_checked(
         problems = Reader(tmp_path / "reader", config).follow(blocks_of(file))
     finally:
         raw_client.drop_database(database)
-    assert not problems, "\n\n".join(map(str, problems))
+    assert not problems, report(problems)
 
 
 def test_no_block_is_skipped(capsys: pytest.CaptureFixture[str]) -> None:

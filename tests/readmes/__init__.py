@@ -11,12 +11,13 @@ stands for that server. THREAD, RUN and USER in a command stand for ids of that 
 - `javascript`: evaluated with a stand-in for mongosh, whose commands the server executes (`mongosh.py`).
 - `yaml`, `toml`, `json`, `dockerfile`: parsed, and checked by what it is (`checking.py`); with `# name.yaml`
   as its first line it becomes that file.
-- `text`: each line occurs in the output of the block before it, in this order; `...` is any text.
+- `text`: each line occurs in the output of the block before it, in this order; `...` is any text. It shares
+  the comments of that block.
 
 Comments on the lines before a block, which no reader sees:
 
 - `<!-- checked: why -->`: it is not executed; its syntax, programs, options, extras and URIs are checked.
-  `why` may name the test that executes it.
+- `<!-- executed by: tests/hosts/test_tutorial.py -->`: a test of its own executes it; here it is checked.
 - `<!-- stopped: after 3 s -->`: it runs until Ctrl-C, which it gets after so many seconds.
 - `<!-- server: http://127.0.0.1:8001/health -->`: it runs until the last block; the next one waits until that
   address answers. Port 8001 is replaced by a free one everywhere in the file.

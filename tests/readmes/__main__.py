@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 
-from .blocks import CHECKED, blocks_of, markdown_files
+from .blocks import CHECKED, EXECUTED_BY, blocks_of, markdown_files
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
     for file in markdown_files():
         for block in blocks_of(file):
             counted[block.way] += 1
-            reason = block.notes.get(CHECKED, "")
+            reason = block.notes.get(CHECKED) or block.notes.get(EXECUTED_BY, "")
             sys.stdout.write(f"{block.place:45} {block.language:10} {block.way:8} {reason}".rstrip() + "\n")
     sys.stdout.write(", ".join(f"{number} blocks {way}" for way, number in sorted(counted.items())) + "\n")
 

@@ -16,8 +16,8 @@ DATA = frozenset({"yaml", "toml", "json", "dockerfile"})
 OUTPUT = frozenset({"text"})
 LANGUAGES = PYTHON | SHELL | MONGOSH | DATA | OUTPUT
 
-CHECKED, STOPPED, SERVER = "checked", "stopped", "server"
-NOTES = frozenset({CHECKED, STOPPED, SERVER})
+CHECKED, EXECUTED_BY, STOPPED, SERVER = "checked", "executed by", "stopped", "server"
+NOTES = frozenset({CHECKED, EXECUTED_BY, STOPPED, SERVER})
 
 _FENCE = re.compile(r"(\s*)(`{3,}|~{3,})(.*)")
 _COMMENT = re.compile(r"<!--\s*(.*?)\s*-->\s*")
@@ -89,7 +89,10 @@ def blocks_of(file: Path) -> list[Block]:
         _check_fence(place, match[1], language, closed=end is not None)
         assert end is not None
         text = "".join(f"{line}\n" for line in lines[number + 1 : end])
-        found.append(Block(file, number + 2, language, text, _notes_before(lines, number, place)))
+        notes = _notes_before(lines, number, place)
+        if language in OUTPUT and found:
+            notes = {**found[-1].notes, **notes}
+        found.append(Block(file, number + 2, language, text, notes))
         number = end + 1
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import itertools
 import json
@@ -16,22 +17,20 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, cast
 from unittest.mock import patch
 
-import typer
 import yaml
 from pymongo.errors import PyMongoError
 
 from deerflow_mongo import StorageError, create_storage
-from deerflow_mongo.cli.app import app
 
 from ..child_processes import run_child
 from . import mongosh, stand_ins
-from .blocks import CHECKED, DATA, MONGOSH, PYTHON, ROOT, SHELL, Block, ReadmeError
+from .blocks import CHECKED, DATA, EXECUTED_BY, MONGOSH, PYTHON, ROOT, SHELL, Block, ReadmeError
 from .manifests import problem_of_manifest
 
 _LOCAL_URL = "mongodb://localhost/deerflow"
 EXTERNAL: Final = frozenset(
     """
-    awk bash bsondump cat chmod chown cp curl df diff docker du git helm kill kubectl ln ls lvcreate
+    awk bash bsondump cat chmod chown cp curl date df diff docker du git helm kill kubectl ln ls lvcreate
     lvremove make mkdir mongod mongodump mongorestore mongosh mount mv openssl pg_dump rm rsync sed sh
     sqlite3 systemctl tar umask umount
     """.split()  # noqa: SIM905
@@ -62,11 +61,12 @@ def check(block: Block) -> None:
 
 
 def _check_reason(block: Block) -> None:
-    if needs_a_reason(block) and CHECKED not in block.notes:
+    if needs_a_reason(block) and not {CHECKED, EXECUTED_BY} & set(block.notes):
         raise ReadmeError("it cannot run here: give the reason, `<!-- checked: needs Docker -->`")
-    for path in re.findall(r"tests/[\w/]+\.py", block.notes.get(CHECKED, "")):
-        if not (ROOT / path).exists():
-            raise ReadmeError(f"`checked:` names {path}, which does not exist")
+    for note in (CHECKED, EXECUTED_BY):
+        for path in re.findall(r"tests/[\w/]+\.py", block.notes.get(note, "")):
+            if not (ROOT / path).exists():
+                raise ReadmeError(f"`{note}:` names {path}, which does not exist")
 
 
 def needs_a_reason(block: Block) -> bool:
@@ -109,6 +109,7 @@ def commands_of(text: str) -> Iterator[list[str]]:
     """The words of each command of a script, without variables before it and redirections behind it."""
     text = re.sub(r"<<-?\s*'?(\w+)'?(.*)\n(?:.*\n)*?\s*\1\n", r"\2\n", text)
     text = re.sub(r"(?m)(?:^|(?<=\s))#.*$", "", text.replace("\\\n", " "))
+    text = re.sub(r"\$\([^()\"']*\)", "OUTPUT", text)
     lexer = shlex.shlex(text, posix=True, punctuation_chars=";&|()<>\n")
     lexer.whitespace = " \t\r"
     lexer.whitespace_split = True
@@ -152,7 +153,9 @@ def check_command(words: list[str]) -> None:
 
 
 def _check_own_command(arguments: list[str]) -> None:
-    command: Any = typer.main.get_command(app)
+    typer = importlib.import_module("typer.main")
+    app = importlib.import_module("deerflow_mongo.cli.app").app
+    command: Any = typer.get_command(app)
     rest = arguments
     while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
         found = command.commands.get(rest[0])
@@ -206,7 +209,7 @@ def _check_yaml(text: str) -> None:
         if not isinstance(document, dict):
             raise ReadmeError("a YAML file is a mapping")
         mapping = cast("dict[str, Any]", document)
-        if "storage" in mapping:
+        if "storage" in mapping and "dbPath" not in (mapping["storage"] or ()):  # which is MongoDB's own
             _check_storage_section(mapping["storage"])
         problem = problem_of_manifest(mapping, check_shell)
         if problem:

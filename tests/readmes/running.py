@@ -24,7 +24,20 @@ from pymongo.errors import PyMongoError
 
 from ..child_processes import kill
 from . import checking, demo_data, mongosh, stand_ins
-from .blocks import DATA, MONGOSH, OUTPUT, PYTHON, ROOT, SERVER, SHELL, STOPPED, Block, ReadmeError
+from .blocks import (
+    CHECKED,
+    DATA,
+    EXECUTED_BY,
+    MONGOSH,
+    OUTPUT,
+    PYTHON,
+    ROOT,
+    SERVER,
+    SHELL,
+    STOPPED,
+    Block,
+    ReadmeError,
+)
 
 BLOCK_TIMEOUT_S = 120.0
 SERVER_START_S = 180.0
@@ -37,7 +50,7 @@ _PRELUDE = (
     'trap \'{ export -p; printf "cd %q\\n" "$PWD"; } > "$README_STATE"\' EXIT; . "$README_STATE"'
 )
 
-ADVICE: Final = (
+_ADVICE: Final = (
     "The blocks of a file run in order in a temporary folder (tests/readmes/__init__.py has the rules). One "
     "that no test machine can run has the line `<!-- checked: why -->` before it."
 )
@@ -46,10 +59,13 @@ ADVICE: Final = (
 class Reader:
     """Somebody who follows one Markdown file, block by block."""
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], *, runs_everything: bool = False) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any], *, test: str = "") -> None:
+        """`test` is the name of the test that executes what is only checked otherwise."""
         self._folder = folder
+        self._work = folder / "work"
+        self._state = folder / "state"
         self._config = dict(config)
-        self._runs_everything = runs_everything
+        self._test = test
         self._output = ""
         self._port = _free_port()
         self._servers: list[subprocess.Popen[str]] = []
@@ -70,7 +86,8 @@ class Reader:
         return problems
 
     def _take(self, block: Block) -> None:
-        if block.way == "checked" and not self._runs_everything:
+        executed_by = block.notes.get(EXECUTED_BY, self._test)
+        if CHECKED in block.notes or executed_by != self._test:
             checking.check(block)
             self._output = ""
         elif block.language in PYTHON:
@@ -98,24 +115,27 @@ class Reader:
         for name, command in commands.items():
             (programs / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
             (programs / name).chmod(0o755)
-        self._work = self._folder / "work"
         self._work.mkdir()
+        self._state.write_text(f"cd {shlex.quote(str(self._work))}\n")
         self._write("config.yaml", json.dumps({"storage": self._config}, indent=2))
-        state = self._folder / "state"
-        state.write_text(f"cd {shlex.quote(str(self._work))}\n")
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("DEER_FLOW_")}
         return {
             **inherited,
+            "HOME": str(self._folder),
             "PATH": os.pathsep.join([str(programs), inherited.get("PATH", "")]),
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [inherited.get("PYTHONPATH")])]),
             "MONGODB_URL": self._url,
-            "README_STATE": str(state),
+            "README_STATE": str(self._state),
             "COLUMNS": "200",
             "LANGSMITH_TRACING": "false",
         }
 
+    def _current_folder(self) -> Path:
+        """Where the last block of commands has ended."""
+        return Path(shlex.split(self._state.read_text().splitlines()[-1])[1])
+
     def _write(self, name: str, text: str) -> Path:
-        path = self._work / name
+        path = self._current_folder() / name
         path.write_text(self._replaced(text, in_command=False), encoding="utf-8")
         return path
 
@@ -211,7 +231,7 @@ class Reader:
     def _start(self, program: list[str], output: Any = subprocess.PIPE) -> subprocess.Popen[str]:
         return subprocess.Popen(  # noqa: S603 - what the README has
             program,
-            cwd=self._work,
+            cwd=self._current_folder(),
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -239,7 +259,12 @@ class Reader:
                 raise self._failure(block, f"not in the output: {wanted}\n{self._output[-3000:]}")
 
     def _failure(self, block: Block, what: str) -> ReadmeError:
-        return ReadmeError(f"{block.place}: this {block.language} block {what}\n{ADVICE}")
+        return ReadmeError(f"{block.place}: this {block.language} block {what}")
+
+
+def report(problems: Sequence[ReadmeError]) -> str:
+    """The text for whoever wrote the blocks."""
+    return "\n\n".join([*map(str, problems), _ADVICE])
 
 
 def _occurs(wanted: str, lines: Iterator[str]) -> bool:

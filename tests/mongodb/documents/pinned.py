@@ -288,7 +288,12 @@ def _key(key: str) -> str:
 
 def readme_with(content: str, begin: str, end: str) -> str:
     """The README with this content between two marks."""
-    before, _, rest = README.read_text(encoding="utf-8").partition(begin)
+    return text_with(README.read_text(encoding="utf-8"), content, begin, end)
+
+
+def text_with(text: str, content: str, begin: str, end: str) -> str:
+    """The text with this content between two marks."""
+    before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
     return f"{before}{begin}\n{content}\n{end}{after}"
 
