@@ -8,9 +8,9 @@ from typing import Any, Final, cast
 
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
-from ..observation import Run, current_operation
+from ..observation import Run
 from .metrics import Metrics
-from .operation import FAILED, OK, Operation, reset
+from .operation import FAILED, OK, Operation, open_operation, reset
 
 DRIVER: Final = "driver"
 """The source of retries by the driver itself."""
@@ -48,9 +48,7 @@ class Commands:
 
     def observed(self, collection: str, command: str, run: Run) -> Run:
         async def observed_run(target: Any) -> Any:
-            operation = current_operation.get()
-            open_one = operation if isinstance(operation, Operation) and operation.is_open else None
-            call = _Call(open_one, collection)
+            call = _Call(open_operation(self), collection)
             token = _current_call.set(call)
             began, outcome = time.perf_counter(), FAILED
             try:

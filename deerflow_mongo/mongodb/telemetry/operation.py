@@ -53,13 +53,16 @@ class Operation:
         "groups",
         "is_open",
         "name",
+        "owner",
         "read_ids",
         "seconds",
         "span",
     )
 
-    def __init__(self, name: str, attachment: Attachment | None) -> None:
+    def __init__(self, name: str, owner: object, attachment: Attachment | None) -> None:
+        """`owner` is the same object for all operations of a storage, and no other's."""
         self.name = name
+        self.owner = owner
         self.is_open = True
         self.commands = 0
         self.command_s = 0.0
@@ -100,6 +103,14 @@ class Operation:
         self.command_s += seconds
         if collection:
             self.collections[collection] = None
+
+
+def open_operation(owner: object) -> Operation | None:
+    """What the current task runs for the owner's storage; a task may have outlived its operation."""
+    operation = current_operation.get()
+    if isinstance(operation, Operation) and operation.is_open and operation.owner is owner:
+        return operation
+    return None
 
 
 def reset(variable: ContextVar[Any], token: Token[Any]) -> None:

@@ -11,10 +11,10 @@ from weakref import WeakSet
 
 from ...contract.errors import MissingDependencyError, StorageConfigError
 from ...contract.methods import STORES
-from ..observation import Waiting, current_operation
+from ..observation import Waiting
 from .commands import CommandEvents, Commands
 from .metrics import Forward, Gauges, Metrics, StorageMetrics
-from .operation import Operation, ReadIds, outcome_of
+from .operation import Operation, ReadIds, open_operation, outcome_of
 from .pool import PoolEvents
 from .slow import log_slow
 from .wrapping import CHECKPOINTER, observe
@@ -91,7 +91,7 @@ class Telemetry:
         return self._metrics is not None
 
     def listeners(self) -> list[Any]:
-        """For a client that this package makes."""
+        """For a client that this package makes; from then on, its events count the commands."""
         self.commands.has_events = True
         pool = [] if self._metrics is None else [PoolEvents(self._metrics)]
         tracing = [] if self._tracing is None else self._tracing.listeners()
@@ -129,13 +129,12 @@ class Telemetry:
 
     def is_inside(self) -> bool:
         """Whether the current task runs an operation already, to which everything that it calls belongs."""
-        operation = current_operation.get()
-        return isinstance(operation, Operation) and operation.is_open
+        return open_operation(self.commands) is not None
 
     def begin(
         self, name: str, read_ids: ReadIds, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Operation:
-        operation = Operation(name, self._tracing)
+        operation = Operation(name, self.commands, self._tracing)
         operation.read_ids, operation.arguments = read_ids, (args, kwargs)
         if self._tracing is not None:
             self._tracing.start(operation)
@@ -158,7 +157,7 @@ class Telemetry:
     @contextmanager
     def background(self, name: str, group: Sequence[Waiting] = ()) -> Generator[None]:
         """Work for several calls, or for none; its commands count for the operation of each that waits."""
-        operation = Operation(name, self._tracing)
+        operation = Operation(name, self.commands, self._tracing)
         documents = sum(len(call.documents) for call in group)
         origins = [call.operation for call in group if isinstance(call.operation, Operation)]
         for origin in origins:

@@ -53,14 +53,20 @@ def asynchronous_methods(base: type[object]) -> dict[str, _Method]:
     for name in dir(base):
         function = inspect.getattr_static(base, name)
         is_public = not name.startswith("_") and name not in NOT_OBSERVED
-        if is_public and (inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)):
+        if is_public and (inspect.iscoroutinefunction(function) or _is_generator(function)):
             found[name] = function
     return found
 
 
+def _is_generator(function: Any) -> bool:
+    """Also a plain method that returns another one's asynchronous generator."""
+    returned = getattr(function, "__annotations__", {}).get("return")
+    return inspect.isasyncgenfunction(function) or str(returned).startswith("AsyncGenerator[")
+
+
 def _observed(method: _Method, name: str, telemetry: Telemetry) -> _Method:
     read_ids = id_reader(method)
-    if inspect.isasyncgenfunction(method):
+    if _is_generator(method):
         return _observed_generator(method, name, read_ids, telemetry)
 
     @functools.wraps(method)

@@ -163,3 +163,31 @@ async def test_client_of_an_instrumented_process_has_one_span_per_command(
             await storage.runs.get("run-1", user_id="alice")
             assert [span.name for span in reports.spans] == [_command(storage, "find"), "runs.get"]
             assert reports.children_of(reports.spans[-1]) == [_command(storage, "find")]
+
+
+async def test_erasure_is_one_operation_whatever_it_calls(observed: MongoStorage, reports: Reports) -> None:
+    await observed.runs.create("run-1", "thread-1", user_id="alice")
+    reports.clear()
+    await observed.purge_thread("thread-1")
+    ours = [span for span in reports.spans if not span.name.startswith(observed.config.database)]
+    assert [span.name for span in ours if span.parent is None] == ["storage.purge_thread"]
+    assert {span.name for span in ours} <= {"storage.purge_thread", "run_events.write_group"}
+
+
+async def test_rows_that_are_read_between_calls_of_another_storage_are_its_own_operation(
+    open_observed: OpenObserved, reports: Reports
+) -> None:
+    async with open_observed() as source, open_observed(collection_prefix="copy_") as target:
+        await source.runs.create("run-1", "thread-1", user_id="alice")
+        reports.clear()
+        async with aclosing(source.export_rows("runs")) as batches:
+            async for rows in batches:
+                await target.import_rows("runs", rows)
+        [read], [written] = reports.named("storage.export_rows"), reports.named("storage.import_rows")
+        assert read.parent is None
+        assert written.parent is None
+        assert reports.children_of(read) == [_command(source, "find")]
+        assert len(source.metrics()["operation_duration_seconds"]["storage.export_rows", "ok"].buckets) > 1
+        assert "storage.export_rows" not in {
+            name for name, _ in target.metrics()["operation_duration_seconds"]
+        }
