@@ -48,6 +48,12 @@ class Reports:
         """The names of the spans below a span."""
         return [span.name for span in self.spans if span.parent and span.parent == parent.get_span_context()]
 
+    def collections_below(self, parent: ReadableSpan) -> set[str]:
+        """The collections of the commands below a span."""
+        context = parent.get_span_context()
+        below = [span.attributes or {} for span in self.spans if span.parent and span.parent == context]
+        return {str(attributes["db.mongodb.collection"]) for attributes in below}
+
     def points(self, name: str) -> list[Any]:
         """The data points of a metric."""
         data: Any = self._reader.get_metrics_data()
