@@ -83,12 +83,14 @@ def blocks_of(file: Path) -> list[Block]:
         if match is None:
             number += 1
             continue
-        end = next((at for at in range(number + 1, len(lines)) if lines[at].strip() == match[2]), None)
+        indentation, fence = match[1], match[2]
+        end = next((at for at in range(number + 1, len(lines)) if lines[at].strip() == fence), None)
         place = f"{file.relative_to(ROOT)}:{number + 1}"
         language = match[3].strip()
-        _check_fence(place, match[1], language, closed=end is not None)
-        assert end is not None
-        text = "".join(f"{line}\n" for line in lines[number + 1 : end])
+        if end is None:
+            raise ReadmeError(f"{place}: this block has no end")
+        _check_language(place, language)
+        text = "".join(f"{line.removeprefix(indentation)}\n" for line in lines[number + 1 : end])
         notes = _notes_before(lines, number, place)
         if language in OUTPUT and found:
             notes = {**found[-1].notes, **notes}
@@ -97,11 +99,7 @@ def blocks_of(file: Path) -> list[Block]:
     return found
 
 
-def _check_fence(place: str, indentation: str, language: str, *, closed: bool) -> None:
-    if not closed:
-        raise ReadmeError(f"{place}: this block has no end")
-    if indentation:
-        raise ReadmeError(f"{place}: an indented block would not be executed: begin it in the first column")
+def _check_language(place: str, language: str) -> None:
     if language not in LANGUAGES:
         known = ", ".join(sorted(LANGUAGES))
         raise ReadmeError(f"{place}: a block in {language or 'no language'!r}; expected one of {known}")
@@ -110,7 +108,7 @@ def _check_fence(place: str, indentation: str, language: str, *, closed: bool) -
 def _notes_before(lines: list[str], fence: int, place: str) -> dict[str, str]:
     notes: dict[str, str] = {}
     for line in reversed(lines[:fence]):
-        comment = _COMMENT.fullmatch(line)
+        comment = _COMMENT.fullmatch(line.strip())
         if comment is None:
             break
         kind, colon, text = comment[1].partition(":")
