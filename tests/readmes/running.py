@@ -159,7 +159,7 @@ class Reader:
         program = [sys.executable, str(path)]
         if block.file_name:
             program = [sys.executable, "-c", f"import runpy; runpy.run_path({str(path)!r})"]
-        self._run(block, program)
+        self._run(block, ["bash", "-c", '. "$README_STATE"; exec "$@"', "bash", *program])
 
     def _run_shell(self, block: Block) -> None:
         script = self._folder / f"{block.module_name}.sh"
