@@ -6,6 +6,7 @@ to read; the page's style shows one of them. What the numbers mean is not known 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ _BAR_ROW, _BAR_HEIGHT = 40, 14
 _CHARACTER = 6.7
 """The width of a character of 12 pixels, on average; labels are cut by it."""
 
-_MAX_TICKS = 5
+_MAX_STEPS = 5
 _GAP = 0.25
 """Between two columns, of a column's room."""
 
@@ -97,17 +98,11 @@ def _in_both_widths(
 # -- columns ---------------------------------------------------------------------------------------
 
 
-def ticks_of(highest: float) -> list[float]:
-    """Round values from 0 up to the first that is not below the highest, whole numbers only."""
-    step = max(1.0, 10.0 ** math.floor(math.log10(highest))) if highest > 0 else 1.0
-    if step > 1 and highest / step < 2:
-        step /= 5
-    elif step > 1 and highest / step < 4:
-        step /= 2
-    while highest / step > _MAX_TICKS:
-        step *= 2
-    step = math.ceil(step)
-    return [step * number for number in range(math.ceil(highest / step) + 1)] if highest > 0 else [0, 1]
+def ticks_of(highest: float) -> list[int]:
+    """From 0 up to the first that is not below the highest, by a step of 1, 2 or 5 times a power of ten."""
+    steps = (digit * 10**power for power in itertools.count() for digit in (1, 2, 5))
+    step = next(step for step in steps if highest <= step * _MAX_STEPS)
+    return [step * number for number in range(max(1, math.ceil(highest / step)) + 1)]
 
 
 _SCALES = ((1e9, "billions"), (1e6, "millions"), (1e4, "thousands"))

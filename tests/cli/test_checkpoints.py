@@ -155,7 +155,9 @@ def test_stats_list_the_largest_threads_and_the_total(source: list[str], target:
     assert [line.split()[1] for line in lines[2:]] == ["12", "15"]
 
 
-def test_beginning_of_a_thread_that_has_only_checkpoints_is_looked_up(source: list[str], target: list[str]) -> None:
+def test_beginning_of_a_thread_that_has_only_checkpoints_is_looked_up(
+    source: list[str], target: list[str]
+) -> None:
     run("checkpoints", "copy", *source, *target)
     output = output_of("checkpoints", "stats", *target, "--thread", "thread", exit_code=2)
     assert output == "error: several threads begin with thread: thread-1, thread-2; give more of the id"
