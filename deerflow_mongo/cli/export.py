@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from ..contract.bulk_rows import ROW_KINDS, Imported
+from ..contract.bulk_rows import ROW_KINDS, Imported, RowKind
 from ..contract.errors import StorageUnavailableError
 from ..demo.text import counted, plain
 from ..mongodb.row_counts import count_rows
@@ -55,6 +55,9 @@ from .transfer_report import duration
 
 MAX_LISTED = 20
 """How many rows of each list are printed; `--json` has all of them."""
+
+_COUNTED_KINDS: list[RowKind] = [kind for kind in ROW_KINDS if kind != "event_numbers"]
+"""Those of which there is a count without reading them; the others are few."""
 
 CheckpointsOption: TypeAlias = Annotated[
     bool, typer.Option("--checkpoints/--no-checkpoints", help="With LangGraph's checkpoints, or without.")
@@ -110,8 +113,9 @@ async def _export(storage: MongoStorage, file: str, *, with_checkpoints: bool, o
     async with contextlib.aclosing(storage):
         with writing(file, overwrite=overwrite) as writer:
             with status(console, "looking at the database"):
+                await storage.ping()  # reads without a time limit follow
                 found = await checkpoints_of(storage) if with_checkpoints else None
-                total = sum([await count_rows(storage, kind) for kind in ROW_KINDS])
+                total = sum([await count_rows(storage, kind) for kind in _COUNTED_KINDS])
             if found is not None:
                 total += sum(thread.checkpoints for thread in found.threads)
             with counting_progress(console, "exporting", "rows") as report:
