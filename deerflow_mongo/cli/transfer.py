@@ -94,7 +94,7 @@ def transfer(
 ) -> None:
     """Bring accounts, threads, runs, run events, feedback and checkpoints from DeerFlow's SQL database.
 
-    The databases of DeerFlow 0.1.7, 2.0.0, main, and of the storage package before them are told apart by
+    Databases of DeerFlow 0.1.7, 2.0.0 and main, and of the storage package before them, are recognised by
     their tables. The source is only read, and may be in use: run a first pass while the old host runs, stop
     the host, run a second one, which carries what has changed since, and start DeerFlow on MongoDB.
 

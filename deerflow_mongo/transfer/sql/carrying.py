@@ -28,6 +28,8 @@ AT_ONCE: Final = 2
 CHUNK_EVENTS: Final = 4_000
 CHUNK_THREADS: Final = 400
 """Threads whose events are read together."""
+MAX_CONFLICTS: Final = 10_000
+"""How many rows wait for the end of their table, because another row is in their way."""
 
 _Item = TypeVar("_Item")
 
@@ -243,10 +245,6 @@ class _CarriedTable:
         self.outcome.source_digest = self._source.total(self._kind).digest
         self.outcome.target_digest = self._stored.total(self._kind).digest
         self.outcome.different_threads = sum(1 for _ in self._source.differences(self._stored))
-
-
-MAX_CONFLICTS: Final = 10_000
-"""How many rows wait for the end of their table, because another row is in their way."""
 
 
 # -- reading and importing at once -----------------------------------------------------------------

@@ -46,11 +46,6 @@ class Page(NamedTuple):
     is_last: bool
 
 
-class ColumnInfo(NamedTuple):
-    name: str
-    is_nullable: bool
-
-
 def _imported(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
@@ -238,7 +233,7 @@ class SqlDatabase:
             text = " ".join(str(cause).split()) or type(cause).__name__
             raise StorageUnavailableError(f"{self.place} cannot be read: {text}") from error
 
-    async def pages(self, query: Query, *, max_rows: int, max_bytes: int) -> Page:
+    async def page(self, query: Query, *, max_rows: int, max_bytes: int) -> Page:
         """The first rows of a query, as many as fit; at least one, if there is one."""
         return await self.run(lambda connection: self._page(connection, query, max_rows, max_bytes))
 
@@ -265,16 +260,16 @@ class SqlDatabase:
 
         return await self.run(read)
 
-    async def tables(self) -> dict[str, list[ColumnInfo]]:
+    async def tables(self) -> dict[str, frozenset[str]]:
         """The tables and their columns. From now on, a change of the schema is an error of every read."""
 
-        def read(connection: Connection) -> dict[str, list[ColumnInfo]]:
+        def read(connection: Connection) -> dict[str, frozenset[str]]:
             import sqlalchemy
 
             inspector = sqlalchemy.inspect(connection)
             self._schema = self._dialect.schema_state(connection)
             return {
-                name: [ColumnInfo(c["name"], bool(c["nullable"])) for c in inspector.get_columns(name)]
+                name: frozenset(column["name"] for column in inspector.get_columns(name))
                 for name in inspector.get_table_names()
             }
 

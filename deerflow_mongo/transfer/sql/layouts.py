@@ -1,6 +1,6 @@
 """DeerFlow's tables as data: which columns become which fields of our rows, release by release.
 
-A release that changes a table is one more entry here; a table that the storage begins to keep moves from
+A release that changes a table is one more entry here; a table that the storage begins to have moves from
 `NOT_CARRIED` to the layouts. What a row becomes in the database is not known here.
 """
 
@@ -317,7 +317,7 @@ NOT_CARRIED: Final[Mapping[str, str]] = {
     "store": "LangGraph's store",
     "store_vectors": "vectors of LangGraph's store",
 }
-"""Tables of DeerFlow and LangGraph that the storage does not keep yet: table -> what is in it."""
+"""Tables of DeerFlow and LangGraph that the storage does not have yet: table -> what is in it."""
 
 BOOKKEEPING: Final = frozenset(
     {

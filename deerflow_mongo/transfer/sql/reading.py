@@ -64,7 +64,7 @@ class TableReader:
         after: Sequence[Any] | None = None
         while True:
             query = queries.rows_of(self.table, self._columns, after=after, **conditions)
-            page = await self._database.pages(query, max_rows=PAGE_ROWS, max_bytes=PAGE_BYTES)
+            page = await self._database.page(query, max_rows=PAGE_ROWS, max_bytes=PAGE_BYTES)
             if page.rows:
                 after = tuple(page.rows[-1][: len(self.table.key)])
                 yield self._read(page.rows)

@@ -44,8 +44,7 @@ class Recognised:
 
 async def recognise(database: SqlDatabase) -> Recognised:
     """The layout of a database. Raises `StorageConfigError` for none, and for a newer one than is known."""
-    found = await database.tables()
-    columns = {name: frozenset(column.name for column in infos) for name, infos in found.items()}
+    columns = await database.tables()
     await _check_revision(database, columns)
     candidates = [layout for layout in LAYOUTS if _has_tables_of(layout, columns)]
     if not candidates:

@@ -96,7 +96,7 @@ async def survey(database: SqlDatabase, recognised: Recognised) -> Survey:
         [(rows,)] = await database.all_rows(queries.count_of(name))
         if rows:
             contents = NOT_CARRIED.get(name)
-            what = f"{contents}, which this storage does not keep yet" if contents else "an unknown table"
+            what = f"{contents}, which this storage does not have yet" if contents else "an unknown table"
             findings.append(Finding(name, rows, what, prevents=True))
     return Survey(
         database.place,

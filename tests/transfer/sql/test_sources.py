@@ -39,7 +39,7 @@ def file_of(source: Source) -> Path:
     return Path(source.url.removeprefix("sqlite:///"))
 
 
-async def test_release_is_told_by_tables_and_columns(new_source: NewSource, release: str) -> None:
+async def test_release_is_recognised_by_its_tables_and_columns(new_source: NewSource, release: str) -> None:
     source = new_source(release)
     index = ["seed", "0.1.7", "2.0.0", "main"].index(release)
     assert (await recognised(source)).layout is LAYOUTS[index]
