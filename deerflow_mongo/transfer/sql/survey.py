@@ -24,11 +24,11 @@ MAX_ROW_BYTES: Final = 16 * 1024 * 1024
 ROWS_PER_S: Final[Mapping[RowKind, int]] = {
     "users": 3_000,
     "threads": 4_000,
-    "runs": 3_000,
+    "runs": 2_500,
     "feedback": 5_000,
-    "run_events": 6_000,
+    "run_events": 4_500,
 }
-"""Measured on two cores with the server on the same machine; the network and larger rows make it slower."""
+"""Of two free cores with the server on the same machine; the network and larger rows make it slower."""
 
 CHECKPOINT_BYTES_PER_S: Final = 10 * 1024 * 1024
 
