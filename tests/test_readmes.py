@@ -59,14 +59,14 @@ def test_every_block_runs_or_is_checked(
 
 
 def test_no_block_is_skipped(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each fence belongs to a block, and most blocks are more than checked."""
+    """Each fence belongs to a block, and more blocks are executed than only checked."""
     blocks = all_blocks()
     ways = Counter(block.way for block in blocks)
     fences = sum(len(re.findall(r"(?m)^\s*```", path.read_text(encoding="utf-8"))) for path in FILES)
     with capsys.disabled():
         sys.stdout.write(f" {dict(ways)} ")
     assert fences == 2 * len(blocks)
-    assert ways["executed"] + ways["parsed"] > ways["checked"]
+    assert ways["executed"] > ways["checked"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pyright") is None, reason="pyright is not installed")

@@ -74,5 +74,4 @@ def run_commands(cluster: ReplicaSet, folder: Path, commands: Block) -> subproce
     text = commands.text.replace(_HOSTS, cluster.members[0].address).replace(FOLDER, str(folder))
     text = re.sub(r"\bPASSWORD\b", quote(PASSWORD, safe=""), text).replace("=rs0", f"={cluster.name}")
     text = text.replace("deerflow-mongo ", f"{sys.executable} -m deerflow_mongo ")
-    text = text.replace("python -c", f"{sys.executable} -c")
     return run_child(["bash", "-euc", text], env={**os.environ, "PYTHONPATH": str(ROOT)})
