@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -49,49 +49,52 @@ from .terminal import PROBLEM_EXIT, console_for, counting_progress, explained, f
 MAX_DAYS = 3_660
 MAX_ROWS = 1_000
 
+DaysOption: TypeAlias = Annotated[
+    int,
+    typer.Option("--days", metavar="N", min=1, max=MAX_DAYS, help="The period: the last N days in UTC."),
+]
+HtmlOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write a page with charts into this file instead of text."),
+]
+ListedOption: TypeAlias = Annotated[
+    int,
+    typer.Option(
+        "--limit",
+        metavar="N",
+        min=1,
+        max=MAX_ROWS,
+        help="The length of the lists of users, runs, threads.",
+    ),
+]
+LeftAfterOption: TypeAlias = Annotated[
+    timedelta,
+    typer.Option(
+        "--left-after",
+        parser=age,
+        metavar="AGE",
+        help="A run that is active for longer was left running, such as 90m; units are m, h, d and w.",
+    ),
+]
+CheckpointsOption: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--checkpoints", help="Measure the threads' checkpoints as well; the server reads all of them."
+    ),
+]
+TimeoutOption: TypeAlias = Annotated[
+    float,
+    typer.Option("--timeout", metavar="SECONDS", min=0.1, help="How long the server may work on a section."),
+]
+
 
 def stats(
-    days: Annotated[
-        int,
-        typer.Option("--days", metavar="N", min=1, max=MAX_DAYS, help="The period: the last N days in UTC."),
-    ] = DEFAULT_DAYS,
-    html: Annotated[
-        Path | None,
-        typer.Option(
-            "--html", metavar="FILE", help="Write a page with charts into this file instead of text."
-        ),
-    ] = None,
-    limit: Annotated[
-        int,
-        typer.Option(
-            "--limit",
-            metavar="N",
-            min=1,
-            max=MAX_ROWS,
-            help="The length of the lists of users, runs, threads.",
-        ),
-    ] = DEFAULT_LISTED,
-    left_after: Annotated[
-        timedelta,
-        typer.Option(
-            "--left-after",
-            parser=age,
-            metavar="AGE",
-            help="A run that is active for longer was left running, such as 90m; units are m, h, d and w.",
-        ),
-    ] = "1h",  # pyright: ignore[reportArgumentType] - typer parses it
-    checkpoints: Annotated[
-        bool,
-        typer.Option(
-            "--checkpoints", help="Measure the threads' checkpoints as well; the server reads all of them."
-        ),
-    ] = False,
-    timeout: Annotated[
-        float,
-        typer.Option(
-            "--timeout", metavar="SECONDS", min=0.1, help="How long the server may work on a section."
-        ),
-    ] = DEFAULT_SECTION_TIMEOUT_S,
+    days: DaysOption = DEFAULT_DAYS,
+    html: HtmlOption = None,
+    limit: ListedOption = DEFAULT_LISTED,
+    left_after: LeftAfterOption = "1h",  # pyright: ignore[reportArgumentType] - typer parses it
+    checkpoints: CheckpointsOption = False,
+    timeout: TimeoutOption = DEFAULT_SECTION_TIMEOUT_S,
     as_json: JsonOption = False,
     config: ConfigOption = None,
     section: SectionOption = DEFAULT_SECTION,

@@ -262,7 +262,7 @@ async def test_section_of_a_period_reads_only_its_runs(
     assert plan["executionStats"]["totalDocsExamined"] == 7
 
 
-async def test_votes_of_a_run_are_found_by_an_index(
+async def test_votes_on_runs_are_found_by_an_index(
     storage: MongoStorage, raw_client: Raw, database_name: str
 ) -> None:
     now = datetime.now(UTC).replace(tzinfo=None)
@@ -270,8 +270,8 @@ async def test_votes_of_a_run_are_found_by_an_index(
     command: Document = {"aggregate": "runs", "pipeline": pipeline, "cursor": {}}
     stages = raw_client[database_name].command({"explain": command, "verbosity": "executionStats"})["stages"]
     [lookup] = [stage for stage in stages if "$lookup" in stage]
-    assert lookup["indexesUsed"] == ["by_run"]
     assert lookup["collectionScans"] == 0
+    assert lookup["totalDocsExamined"] == 6
 
 
 async def test_active_runs_are_read_by_their_index(

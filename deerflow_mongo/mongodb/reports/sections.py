@@ -107,27 +107,27 @@ def tokens_by_user(scope: Scope) -> Pipeline:
 
 
 def votes_by_model(scope: Scope) -> Pipeline:
-    """Begins with the runs, because votes have no index over all threads; each run's are one index range."""
-    of_run: Document = {
-        "$and": [{"$eq": ["$thread_id", "$$thread"]}, {"$eq": ["$run_id", "$$run"]}],
-    }
+    """Begins with the runs, because votes have no index over all threads; looks them up once per thread."""
+    run = {"id": "$_id", "model": {"$ifNull": ["$model_name", UNKNOWN_MODEL]}}
     votes = {
         "from": scope.prefix + FEEDBACK,
-        "let": {"thread": "$thread_id", "run": "$_id"},
-        "pipeline": [{"$match": {"$expr": of_run}}, {"$project": {"_id": 0, "rating": 1}}],
-        "as": "votes",
+        "localField": "_id",
+        "foreignField": "thread_id",
+        "as": "vote",
     }
-    model = {"$ifNull": ["$model_name", UNKNOWN_MODEL]}
+    of_vote = {"$filter": {"input": "$runs", "as": "run", "cond": {"$eq": ["$$run.id", "$vote.run_id"]}}}
     group = {
-        "_id": model,
-        "positive": {"$sum": {"$cond": [{"$eq": ["$votes.rating", 1]}, 1, 0]}},
-        "negative": {"$sum": {"$cond": [{"$eq": ["$votes.rating", -1]}, 1, 0]}},
+        "_id": "$run.model",
+        "positive": {"$sum": {"$cond": [{"$eq": ["$rating", 1]}, 1, 0]}},
+        "negative": {"$sum": {"$cond": [{"$eq": ["$rating", -1]}, 1, 0]}},
     }
     return [
         {"$match": scope.runs},
-        {"$project": {"thread_id": 1, "model_name": 1}},
+        {"$group": {"_id": "$thread_id", "runs": {"$push": run}}},
         {"$lookup": votes},
-        {"$unwind": "$votes"},
+        {"$unwind": "$vote"},
+        {"$project": {"_id": 0, "rating": "$vote.rating", "run": {"$first": of_vote}}},
+        {"$match": {"run": {"$exists": True}}},  # else it is on a run of another time
         {"$group": group},
         {"$sort": {"positive": -1, "negative": -1, "_id": 1}},
         {"$limit": MAX_MODELS},
