@@ -17,6 +17,7 @@ from .export import export, import_
 from .lists import runs, threads
 from .purge import purge
 from .stats import stats
+from .storage_options import with_storage_options
 from .terminal import quiet_end
 from .top import top
 from .transfer import transfer
@@ -139,7 +140,8 @@ def _build() -> typer.Typer:
     groups[""] = _group(cls=_Program)
     for path, command in COMMANDS.items():
         group, _, name = path.rpartition(" ")
-        groups[group].command(name, cls=_CommandWithExamples)(command.function)
+        function = with_storage_options(command.function)
+        groups[group].command(name, cls=_CommandWithExamples)(function)
     for name in GROUPS:
         groups[""].add_typer(groups[name], name=name)
     return groups[""]

@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
@@ -41,31 +41,15 @@ from .findings import (
     write_concern_finding,
 )
 from .host import check_host
-from .options import (
-    DEFAULT_SECTION,
-    NOTHING_GIVEN,
-    ConfigOption,
-    DatabaseOption,
-    DataDirOption,
-    DriverOption,
-    JsonOption,
-    SectionOption,
-    UrlOption,
-    options_given,
-    options_of_file,
-)
+from .options import JsonOption
+from .storage_options import StorageOptions
 from .terminal import PROBLEM_EXIT, console_for, explained, json_of, stoppable
 
 CHECK_TIMEOUT_MS = 5_000
 
 
 def check(
-    config: ConfigOption = None,
-    section: SectionOption = DEFAULT_SECTION,
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    database: DatabaseOption = None,
-    driver: DriverOption = None,
+    where: StorageOptions,
     timeout_ms: Annotated[
         int, typer.Option("--timeout-ms", min=1, help="How long to wait for the server.")
     ] = CHECK_TIMEOUT_MS,
@@ -89,7 +73,7 @@ def check(
     if host:
         raise typer.Exit(check_host(as_json=as_json))
     with explained():
-        source, options = _configuration(config, section, options_given(url, data_dir, database, driver))
+        source, options = _configuration(where)
         storage = create_storage(options)
         findings = asyncio.run(stoppable(_examine(storage, source, timeout_ms, setup=setup)))
     if as_json:
@@ -109,17 +93,17 @@ ENVIRONMENT_PREFIX = "DEER_FLOW_STORAGE_"
 """Of the variables that DeerFlow's gateway reads in place of the file's options."""
 
 
-def _configuration(
-    file: Path | None, section: str, given: Mapping[str, Any]
-) -> tuple[str, Mapping[str, Any]]:
+def _configuration(where: StorageOptions) -> tuple[str, Mapping[str, Any]]:
     """The configuration to check, and where it is from."""
-    if file is None and given is NOTHING_GIVEN and HOSTS_FILE.exists():
-        file = HOSTS_FILE
-    if file is not None:
-        return f"read from {plain(file)}, section {plain(section)}", options_of_file(file, section, given)
-    if given is not NOTHING_GIVEN:
-        return "of the options given" + (f"; {HOSTS_FILE} was not read" if HOSTS_FILE.exists() else ""), given
-    return f"the default, because this folder has no {HOSTS_FILE}", given
+    if not where.names_a_storage and HOSTS_FILE.exists():
+        where = replace(where, config=HOSTS_FILE)
+    configuration = where.configuration()
+    if where.config is not None:
+        return f"read from {plain(where.config)}, section {plain(where.section)}", configuration
+    if where.names_a_storage:
+        unread = f"; {HOSTS_FILE} was not read" if HOSTS_FILE.exists() else ""
+        return f"of the options given{unread}", configuration
+    return f"the default, because this folder has no {HOSTS_FILE}", configuration
 
 
 def _environment_finding() -> list[Finding]:

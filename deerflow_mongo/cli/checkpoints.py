@@ -39,20 +39,8 @@ from ..mongodb.storage import MongoStorage
 from ..transfer.checkpoints import CheckpointCopy, CopiedThread, CopyOptions, Result
 from ..transfer.sources import Source, SourceThread, open_source
 from .ids import whole_id
-from .options import (
-    DEFAULT_SECTION,
-    ConfigOption,
-    DatabaseOption,
-    DataDirOption,
-    DriverOption,
-    JsonOption,
-    SectionOption,
-    UrlOption,
-    age,
-    options_given,
-    require_existing_data,
-    storage_on_server,
-)
+from .options import JsonOption, age
+from .storage_options import StorageOptions, require_existing_data
 from .terminal import (
     MAX_SENTENCE_SHOWN,
     PROBLEM_EXIT,
@@ -85,6 +73,7 @@ def _data(storage: MongoStorage, **options: Any) -> Collection:
 
 
 def stats(
+    where: StorageOptions,
     limit: Annotated[
         int, typer.Option("--limit", metavar="N", min=1, help="How many of the largest threads to list.")
     ] = DEFAULT_LARGEST,
@@ -93,12 +82,6 @@ def stats(
         typer.Option("--thread", metavar="THREAD", help="This thread instead; may be given several times."),
     ] = None,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    section: SectionOption = DEFAULT_SECTION,
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    database: DatabaseOption = None,
-    driver: DriverOption = None,
 ) -> None:
     """Print what checkpoints take up: in all, and the largest threads.
 
@@ -107,10 +90,7 @@ def stats(
     which may take minutes; nothing is changed.
     """
     with explained():
-        storage = storage_on_server(
-            config, section, options_given(url, data_dir, database, driver), "checkpoints"
-        )
-        require_existing_data(storage, "checkpoints")
+        storage = where.existing_storage("checkpoints")
         found = asyncio.run(stoppable(_statistics(storage, limit, thread or [])))
         if as_json:
             typer.echo(json_of(asdict(found), indent=2))
@@ -164,6 +144,7 @@ def _cells(row: ThreadStatistics) -> tuple[str, ...]:
 
 
 def prune(
+    where: StorageOptions,
     keep_last: Annotated[
         int | None,
         typer.Option(
@@ -184,12 +165,6 @@ def prune(
         bool, typer.Option("--dry-run", help="Delete nothing; print what would be deleted.")
     ] = False,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    section: SectionOption = DEFAULT_SECTION,
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    database: DatabaseOption = None,
-    driver: DriverOption = None,
 ) -> None:
     """Delete old checkpoints and what only they need, also while hosts use the database.
 
@@ -204,10 +179,7 @@ def prune(
     with explained():
         if keep_last is None and older_than is None:
             raise StorageConfigError("name what may be deleted with --keep-last, --older-than or both")
-        storage = storage_on_server(
-            config, section, options_given(url, data_dir, database, driver), "checkpoints"
-        )
-        require_existing_data(storage, "checkpoints")
+        storage = where.existing_storage("checkpoints")
         rule = Rule(keep_last, older_than)
         started = time.perf_counter()
         pruned, threads = asyncio.run(stoppable(_prune(storage, thread or None, rule, dry_run=dry_run)))
@@ -259,6 +231,7 @@ def _line_of_pruned(pruned: Pruned, threads: int, seconds: float, *, dry_run: bo
 
 
 def copy(
+    where: StorageOptions,
     source: Annotated[
         str,
         typer.Option(
@@ -281,12 +254,6 @@ def copy(
         bool, typer.Option("--dry-run", help="Change nothing; print what would be copied.")
     ] = False,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    section: SectionOption = DEFAULT_SECTION,
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    database: DatabaseOption = None,
-    driver: DriverOption = None,
 ) -> None:
     """Copy the checkpoints of another LangGraph saver into the storage, thread by thread.
 
@@ -303,9 +270,7 @@ def copy(
     wrong.
     """
     with explained():
-        storage = storage_on_server(
-            config, section, options_given(url, data_dir, database, driver), "checkpoints"
-        )
+        storage = where.storage_on_server("checkpoints")
         if dry_run:
             require_existing_data(storage, "checkpoints")
         options = CopyOptions(overwrite=overwrite, verify=verify, dry_run=dry_run)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +23,8 @@ from ..demo.screen import DEMO_DATABASE, next_commands, show_screen
 from ..demo.summary import USER_NAMES, DatabaseReader, ReplayResult, Summary
 from ..demo.text import counted
 from ..mongodb.storage import MongoStorage
-from .options import DataDirOption, DriverOption, JsonOption, UrlOption, options_given
+from .options import JsonOption
+from .storage_options import ServerOptions
 from .terminal import (
     PROBLEM_EXIT,
     console_for,
@@ -41,20 +42,25 @@ STEPS_WITHOUT_SERVER = 2
 """Steps of the consistency check on mongomock, which scans its data at every write."""
 
 
+@dataclass(frozen=True, slots=True)
+class DemoOptions(ServerOptions):
+    """The database of the demo is the default."""
+
+    database: Annotated[
+        str | None,
+        typer.Option("--database", help="The database to write to; nothing that was in it is deleted."),
+    ] = DEMO_DATABASE
+
+
 def demo(
     context: typer.Context,
+    where: DemoOptions,
     files: Annotated[
         list[Path] | None,
         typer.Argument(
             help="Recorded threads as JSON files; by default a sample is replayed for every user."
         ),
     ] = None,
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    database: Annotated[
-        str, typer.Option("--database", help="The database to write to; nothing that was in it is deleted.")
-    ] = DEMO_DATABASE,
-    driver: DriverOption = None,
     users: Annotated[
         int, typer.Option("--users", min=1, max=MAX_USERS, help="The number of users who replay threads.")
     ] = 3,
@@ -75,7 +81,7 @@ def demo(
     with explained():
         names = _user_names(users)
         threads = _recordings(files or [], names)
-        storage = MongoStorage.open(options_given(url, data_dir, database, driver))
+        storage = MongoStorage.open(where.given)
         with logged_errors() as errors:
             summary, report = asyncio.run(stoppable(_run(storage, threads, names)))
         if as_json:
@@ -85,7 +91,7 @@ def demo(
             if verbose:
                 show_details(console, summary)
             program = context.find_root().info_name or "deerflow-mongo"
-            commands = next_commands(program, storage.config, url, summary.story["thread_id"])
+            commands = next_commands(program, storage.config, where.url, summary.story["thread_id"])
             show_screen(console, summary, report, commands)
         if errors.count:
             raise failure(f"{counted(errors.count, 'write')} could not be stored; see above", PROBLEM_EXIT)

@@ -27,20 +27,8 @@ from ..demo.text import MAX_TEXT_SHOWN, cell, first_words, plain
 from ..mongodb.reports.lists import seq_before_last
 from ..mongodb.storage import MongoStorage
 from .ids import whole_id
-from .options import (
-    DEFAULT_SECTION,
-    ConfigOption,
-    DataDirOption,
-    DriverOption,
-    ReadDatabaseOption,
-    SectionOption,
-    UrlOption,
-    identifier_text,
-    options_given,
-    options_of_file,
-    require_existing_data,
-    with_demo_database,
-)
+from .options import identifier_text
+from .storage_options import ReadStorageOptions, require_existing_data
 from .terminal import MAX_SENTENCE_SHOWN, PROBLEM_EXIT, console_for, explained, failure, json_of, stoppable
 
 PAGE = 100
@@ -54,6 +42,7 @@ RUN_WIDTH, CATEGORY_WIDTH, TYPE_WIDTH = 8, 7, 13
 
 
 def events(
+    where: ReadStorageOptions,
     thread: Annotated[
         str,
         typer.Argument(parser=identifier_text, metavar="THREAD", help="The thread's id, or its beginning."),
@@ -82,12 +71,6 @@ def events(
         typer.Option("--limit", metavar="N", min=1, help="Stop after so many events; the default is all."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as one line of JSON.")] = False,
-    config: ConfigOption = None,
-    section: SectionOption = DEFAULT_SECTION,
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    database: ReadDatabaseOption = None,
-    driver: DriverOption = None,
 ) -> None:
     """Print a thread's run events, oldest first.
 
@@ -98,9 +81,7 @@ def events(
     with explained():
         if tail is not None and after:
             raise StorageConfigError("--tail and --after both name the first event: omit one")
-        given = options_given(url, data_dir, database, driver)
-        options = with_demo_database(given) if config is None else options_of_file(config, section, given)
-        storage = create_storage(options)
+        storage = create_storage(where.configuration())
         require_capabilities(storage, "deerflow-mongo events", Following)
         require_existing_data(storage, "events")
         reading = _Reading(storage, thread, run, after, tail, limit, _printer(as_json=as_json))

@@ -27,19 +27,8 @@ from ..transfer.exporting import CHECKPOINTS, Export, Exported, Progress
 from ..transfer.importing import FileImport, ImportedFile
 from ..transfer.storage_checkpoints import checkpoints_of, savers_of
 from .checkpoints import copied_as_json
-from .options import (
-    DEFAULT_SECTION,
-    ConfigOption,
-    DatabaseOption,
-    DataDirOption,
-    DriverOption,
-    JsonOption,
-    SectionOption,
-    UrlOption,
-    options_given,
-    require_existing_data,
-    storage_on_server,
-)
+from .options import JsonOption
+from .storage_options import StorageOptions
 from .terminal import (
     MAX_SENTENCE_SHOWN,
     PROBLEM_EXIT,
@@ -68,6 +57,7 @@ CheckpointsOption: TypeAlias = Annotated[
 
 
 def export(
+    where: StorageOptions,
     file: Annotated[
         str,
         typer.Argument(
@@ -77,12 +67,6 @@ def export(
     checkpoints: CheckpointsOption = True,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that exists.")] = False,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    section: SectionOption = DEFAULT_SECTION,
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    database: DatabaseOption = None,
-    driver: DriverOption = None,
 ) -> None:
     """Write accounts, threads, runs, feedback, run events and checkpoints into one file.
 
@@ -93,8 +77,7 @@ def export(
     The file has everything, also password hashes: only its owner can read it. Keep it that way.
     """
     with explained():
-        storage = storage_on_server(config, section, options_given(url, data_dir, database, driver), "data")
-        require_existing_data(storage, "data")
+        storage = where.existing_storage("data")
         started = time.perf_counter()
         with logged_errors():
             work = _export(storage, file, with_checkpoints=checkpoints, overwrite=force)
@@ -161,6 +144,7 @@ class _ImportOptions:
 
 
 def import_(
+    where: StorageOptions,
     file: Annotated[
         str,
         typer.Argument(metavar="FILE", help="A file of `deerflow-mongo export`; - for standard input."),
@@ -174,12 +158,6 @@ def import_(
         ),
     ] = False,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    section: SectionOption = DEFAULT_SECTION,
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    database: DatabaseOption = None,
-    driver: DriverOption = None,
 ) -> None:
     """Store everything of an export file, exactly as it was: ids, times, counts and numbers.
 
@@ -192,9 +170,7 @@ def import_(
     file is wrong.
     """
     with explained():
-        storage = storage_on_server(
-            config, section, options_given(url, data_dir, database, driver), "data that stays"
-        )
+        storage = where.storage_on_server("data that stays")
         options = _ImportOptions(with_checkpoints=checkpoints, overwrite=overwrite)
         started = time.perf_counter()
         with logged_errors():

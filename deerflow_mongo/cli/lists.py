@@ -17,22 +17,8 @@ from ..demo.text import first_words
 from ..mongodb.reports.lists import list_runs, list_threads
 from ..mongodb.storage import MongoStorage
 from .ids import whole_id
-from .options import (
-    DEFAULT_SECTION,
-    ConfigOption,
-    DataDirOption,
-    DriverOption,
-    JsonLinesOption,
-    LimitOption,
-    ReadDatabaseOption,
-    SectionOption,
-    SinceOption,
-    UrlOption,
-    UserOption,
-    identifier_text,
-    options_given,
-    storage_to_read,
-)
+from .options import JsonLinesOption, LimitOption, SinceOption, UserOption, identifier_text
+from .storage_options import ReadStorageOptions
 from .tables import Column, seconds_text, shortened, table_lines, time_text, width_of
 from .terminal import (
     PROBLEM_EXIT,
@@ -56,17 +42,12 @@ StatusOption: TypeAlias = Annotated[
 
 
 def threads(
+    where: ReadStorageOptions,
     user: UserOption = None,
     status: StatusOption = None,
     since: SinceOption = None,
     limit: LimitOption = DEFAULT_LISTED,
     as_json: JsonLinesOption = False,
-    config: ConfigOption = None,
-    section: SectionOption = DEFAULT_SECTION,
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    database: ReadDatabaseOption = None,
-    driver: DriverOption = None,
 ) -> None:
     """List threads, newest first.
 
@@ -74,7 +55,7 @@ def threads(
     The exit code is 1 if there is no such thread.
     """
     with explained():
-        storage = storage_to_read(config, section, options_given(url, data_dir, database, driver), "threads")
+        storage = where.existing_storage("threads")
         with logged_errors():
             found = asyncio.run(stoppable(_read_threads(storage, user, status, since, limit)))
         if not found:
@@ -123,6 +104,7 @@ def _lines_of_threads(found: Sequence[ThreadMeta], width: int | None) -> Iterato
 
 
 def runs(
+    where: ReadStorageOptions,
     thread: Annotated[
         str | None,
         typer.Argument(
@@ -136,12 +118,6 @@ def runs(
     since: SinceOption = None,
     limit: LimitOption = DEFAULT_LISTED,
     as_json: JsonLinesOption = False,
-    config: ConfigOption = None,
-    section: SectionOption = DEFAULT_SECTION,
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    database: ReadDatabaseOption = None,
-    driver: DriverOption = None,
 ) -> None:
     """List runs of a thread or of all threads, newest first, with their duration, tokens and error.
 
@@ -149,7 +125,7 @@ def runs(
     The exit code is 1 if there is no such run.
     """
     with explained():
-        storage = storage_to_read(config, section, options_given(url, data_dir, database, driver), "runs")
+        storage = where.existing_storage("runs")
         with logged_errors():
             found = asyncio.run(stoppable(_read_runs(storage, thread, user, status, since, limit)))
         if not found:

@@ -21,20 +21,8 @@ from ..contract.errors import StorageConfigError
 from ..demo.text import counted
 from ..mongodb.erasure import Counting, Deleting, MongoErasure
 from ..mongodb.storage import MongoStorage
-from .options import (
-    DEFAULT_SECTION,
-    ConfigOption,
-    DatabaseOption,
-    DataDirOption,
-    DriverOption,
-    JsonOption,
-    SectionOption,
-    UrlOption,
-    age,
-    options_given,
-    require_existing_data,
-    storage_on_server,
-)
+from .options import JsonOption, age
+from .storage_options import StorageOptions
 from .terminal import console_for, counting_progress, explained, json_of, stoppable
 
 
@@ -57,6 +45,7 @@ class _Selection:
 
 
 def purge(
+    where: StorageOptions,
     thread: Annotated[
         list[str] | None,
         typer.Option("--thread", metavar="THREAD", help="This thread; may be given several times."),
@@ -85,12 +74,6 @@ def purge(
         bool, typer.Option("--dry-run", help="Erase nothing; print what would be erased.")
     ] = False,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    section: SectionOption = DEFAULT_SECTION,
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    database: DatabaseOption = None,
-    driver: DriverOption = None,
 ) -> None:
     """Erase threads, or a user, for good, also while hosts use the database.
 
@@ -103,9 +86,7 @@ def purge(
     with explained():
         selection = _Selection(thread or (), user, older_than, status or ())
         selection.check()
-        given = options_given(url, data_dir, database, driver)
-        storage = storage_on_server(config, section, given, "threads")
-        require_existing_data(storage, "threads")
+        storage = where.existing_storage("threads")
         started = time.perf_counter()
         erased = asyncio.run(stoppable(_purge(storage, selection, dry_run=dry_run)))
         seconds = time.perf_counter() - started

@@ -23,19 +23,8 @@ from ..mongodb.inspection import SchemaReport
 from ..mongodb.storage import MongoStorage
 from ..mongodb.upgrade_plan import PlannedStep, UpgradePlan
 from ..mongodb.upgrades import Action, Progress
-from .options import (
-    DEFAULT_SECTION,
-    ConfigOption,
-    DatabaseOption,
-    DataDirOption,
-    DriverOption,
-    JsonOption,
-    SectionOption,
-    UrlOption,
-    options_given,
-    require_existing_data,
-    storage_on_server,
-)
+from .options import JsonOption
+from .storage_options import StorageOptions
 from .terminal import PROBLEM_EXIT, console_for, explained, json_of, status, stoppable
 
 _TITLES: dict[Action, str] = {
@@ -49,13 +38,8 @@ _TITLES: dict[Action, str] = {
 
 
 def schema_status(
+    where: StorageOptions,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    section: SectionOption = DEFAULT_SECTION,
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    database: DatabaseOption = None,
-    driver: DriverOption = None,
 ) -> None:
     """Print how a database differs from this release's schema, and what an upgrade would do; changes nothing.
 
@@ -66,8 +50,7 @@ def schema_status(
     The exit code is 0 if a host can use the database, or upgrades it when it starts; 1 if it would refuse it.
     """
     with explained():
-        storage = storage_on_server(config, section, options_given(url, data_dir, database, driver), "schema")
-        require_existing_data(storage, "schema")
+        storage = where.existing_storage("schema")
         name = storage.config.database
         report, plan = asyncio.run(stoppable(_status(storage)))
         if as_json:
@@ -168,16 +151,11 @@ def _duration(seconds: float) -> str:
 
 
 def schema_upgrade(
+    where: StorageOptions,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Change nothing; print what would be done.")
     ] = False,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    section: SectionOption = DEFAULT_SECTION,
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    database: DatabaseOption = None,
-    driver: DriverOption = None,
 ) -> None:
     """Upgrade a database to this release's schema, while hosts use it: collections, indexes, documents.
 
@@ -188,8 +166,7 @@ def schema_upgrade(
     It may be interrupted at any point, and repeated: what is done is not done again.
     """
     with explained():
-        storage = storage_on_server(config, section, options_given(url, data_dir, database, driver), "schema")
-        require_existing_data(storage, "schema")
+        storage = where.existing_storage("schema")
         if dry_run:
             report, plan = asyncio.run(stoppable(_status(storage)))
             done: dict[str, Any] = {"dry_run": True, "version": report.version}

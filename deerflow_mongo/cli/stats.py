@@ -28,21 +28,10 @@ from ..mongodb.reports.report import (
     section_names,
 )
 from ..mongodb.storage import MongoStorage
-from .options import (
-    DEFAULT_SECTION,
-    ConfigOption,
-    DataDirOption,
-    DriverOption,
-    JsonOption,
-    ReadDatabaseOption,
-    SectionOption,
-    UrlOption,
-    age,
-    options_given,
-    storage_to_read,
-)
+from .options import JsonOption, age
 from .page import page_of
 from .report_tables import facts_of, period_text, tables_of
+from .storage_options import ReadStorageOptions
 from .tables import table_lines, width_of
 from .terminal import PROBLEM_EXIT, console_for, counting_progress, explained, failure, json_of, stoppable
 
@@ -89,6 +78,7 @@ TimeoutOption: TypeAlias = Annotated[
 
 
 def stats(
+    where: ReadStorageOptions,
     days: DaysOption = DEFAULT_DAYS,
     html: HtmlOption = None,
     limit: ListedOption = DEFAULT_LISTED,
@@ -96,12 +86,6 @@ def stats(
     checkpoints: CheckpointsOption = False,
     timeout: TimeoutOption = DEFAULT_SECTION_TIMEOUT_S,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    section: SectionOption = DEFAULT_SECTION,
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    database: ReadDatabaseOption = None,
-    driver: DriverOption = None,
 ) -> None:
     """Print statistics of a database: runs, tokens, votes, failures, threads, collections, indexes.
 
@@ -114,7 +98,7 @@ def stats(
     with explained():
         if html is not None:
             _check_writable(html)
-        storage = storage_to_read(config, section, options_given(url, data_dir, database, driver), "runs")
+        storage = where.existing_storage("runs")
         options = ReportOptions(days, limit, left_after, timeout, checkpoints)
         report = asyncio.run(stoppable(_read(storage, options)))
         if html is not None:

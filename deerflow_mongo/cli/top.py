@@ -19,19 +19,8 @@ from ..mongodb.reports.activity import Activity, read_activity
 from ..mongodb.reports.rows import ActiveRun
 from ..mongodb.schema import RUNS
 from ..mongodb.storage import MongoStorage
-from .options import (
-    DEFAULT_SECTION,
-    MAX_LISTED,
-    ConfigOption,
-    DataDirOption,
-    DriverOption,
-    JsonOption,
-    ReadDatabaseOption,
-    SectionOption,
-    UrlOption,
-    options_given,
-    storage_to_read,
-)
+from .options import MAX_LISTED, JsonOption
+from .storage_options import ReadStorageOptions
 from .tables import Column, seconds_text, shortened, table_lines, time_text, width_of
 from .terminal import MAX_SENTENCE_SHOWN, console_for, explained, json_of, stoppable
 
@@ -43,6 +32,7 @@ _LINES_AROUND = 3
 
 
 def top(
+    where: ReadStorageOptions,
     interval: Annotated[
         float,
         typer.Option(
@@ -57,12 +47,6 @@ def top(
         ),
     ] = DEFAULT_SHOWN,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    section: SectionOption = DEFAULT_SECTION,
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    database: ReadDatabaseOption = None,
-    driver: DriverOption = None,
 ) -> None:
     """Show what runs now, over all threads, oldest first; Ctrl-C ends it.
 
@@ -71,7 +55,7 @@ def top(
     clock. With --once, with --json, and where the output is no terminal, one snapshot is printed.
     """
     with explained():
-        storage = storage_to_read(config, section, options_given(url, data_dir, database, driver), "runs")
+        storage = where.existing_storage("runs")
         console = console_for()
         if as_json or once or not console.is_terminal:
             activity = asyncio.run(stoppable(_snapshot(storage, limit)))

@@ -27,18 +27,8 @@ from ..transfer.sql.recognition import Recognised, has_checkpoints, recognise
 from ..transfer.sql.stored import event_summaries
 from ..transfer.sql.survey import Survey, survey
 from .checkpoints import CopyProgress, savers
-from .options import (
-    DEFAULT_SECTION,
-    NOTHING_GIVEN,
-    ConfigOption,
-    DatabaseOption,
-    DataDirOption,
-    JsonOption,
-    SectionOption,
-    UrlOption,
-    options_given,
-    storage_on_server,
-)
+from .options import JsonOption
+from .storage_options import StorageOptions
 from .terminal import (
     PROBLEM_EXIT,
     console_for,
@@ -81,16 +71,12 @@ DryRunOption: TypeAlias = Annotated[
 
 
 def transfer(
+    where: StorageOptions,
     source: SourceOption,
     checkpoints: CheckpointsOption = None,
     compare_all: CompareAllOption = False,
     dry_run: DryRunOption = False,
     with_json: JsonOption = False,
-    config: ConfigOption = None,
-    section: SectionOption = DEFAULT_SECTION,
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    database: DatabaseOption = None,
 ) -> None:
     """Bring accounts, threads, runs, run events, feedback and checkpoints from DeerFlow's SQL database.
 
@@ -105,10 +91,9 @@ def transfer(
     row was refused or differs, and 2 if an option or the source is wrong; nothing is written then.
     """
     with explained():
-        given = options_given(url, data_dir, database, None)
         storage = None
-        if not dry_run or config is not None or given is not NOTHING_GIVEN:
-            storage = storage_on_server(config, section, given, "data that stays")
+        if not dry_run or where.names_a_storage:
+            storage = where.storage_on_server("data that stays")
         options = TransferOptions(source, checkpoints, compare_all=compare_all)
         with logged_errors():
             work = _transfer(None if dry_run else storage, options, is_quiet=with_json)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deerflow_mongo import StorageConfigError
-from deerflow_mongo.cli.options import NOTHING_GIVEN, options_of_file
+from deerflow_mongo.cli.storage_options import StorageOptions
 from deerflow_mongo.hosts.environment import known_options
 from deerflow_mongo.hosts.options import split_options
 
@@ -41,4 +41,4 @@ def test_unknown_value_is_refused(wrong: object) -> None:
 def test_commands_read_a_section_with_the_gateways_options(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("storage:\n  backend: mongodb\n  url: mongodb://h\n  thread_deletion: deerflow\n")
-    assert options_of_file(file, "storage", NOTHING_GIVEN) == STORAGE
+    assert StorageOptions(config=file).configuration() == STORAGE
