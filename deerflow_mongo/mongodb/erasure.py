@@ -17,6 +17,7 @@ from ..contract.arguments import identifier
 from ..contract.erasure import Erased
 from ..contract.errors import CorruptDocumentError
 from . import queries
+from .checkpoints.queries import live_checkpoints
 from .documents.counting import count_pipeline, counted
 from .documents.encoding import Document
 from .drivers.collection import Collection
@@ -103,7 +104,7 @@ class Counting(Removal):
         return await self.rows(self._data.run_events, query)
 
     async def checkpoints(self, thread_id: str) -> int:
-        return await self.rows(self._data.checkpoints, queries.live_checkpoints(thread_id))
+        return await self.rows(self._data.checkpoints, live_checkpoints(thread_id))
 
     async def end(self, places: Sequence[tuple[Collection, Query]]) -> None:
         pass

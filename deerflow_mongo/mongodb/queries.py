@@ -1,6 +1,6 @@
-"""The only place that builds filters. A caller's values are checked first.
+"""The filters of the stores; only modules of this name build any. A caller's values are checked first.
 
-An identifier in a filter is plain text, or `contract/arguments.py` refused it, so no operator document can
+Those for checkpoints, bulk rows and reports are beside the code that needs them. An identifier in a filter is plain text, or `contract/arguments.py` refused it, so no operator document can
 reach a query. What an update writes is in `documents/`.
 """
 
@@ -10,19 +10,15 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from bson import MaxKey
-
 from ..contract.arguments import acting_user, filter_text, identifier, identifiers, names, optional_text
 from ..contract.regeneration import EDIT
 from ..contract.rows import ACTIVE_STATUSES, ENDED_STATUSES, MAX_COUNT, MESSAGE, PENDING
-from .documents import checkpoints
-from .documents.run_events import ANCHOR_SEQ, DELETION, RESERVED
+from .documents.run_events import ANCHOR_SEQ, DELETION
 from .documents.run_ownership import CANCEL_ACTION, IDEMPOTENCY_KEY, KIND, LEASE_MS, OWNER, lease_has_expired
 from .documents.runs import REGENERATED_RUN_PATH, REPLAY_KIND_PATH
 from .documents.stored_times import ORDER
 from .documents.users import EMAIL_KEY, email_key
 from .documents.versions import DATABASE_VERSION_ID, RETENTION_MARK, SCHEMA_VERSION
-from .schema import IS_CHECKPOINT, IS_NUMBERED
 
 Query: TypeAlias = dict[str, Any]
 
@@ -62,7 +58,7 @@ def newer(query: Query) -> Query:
 
 # -- runs ------------------------------------------------------------------------------------------
 
-_NO_RESERVATION: Query = {KIND: {"$in": [None, "run"]}}
+NO_RESERVATION: Query = {KIND: {"$in": [None, "run"]}}
 """Runs, with or without an owner."""
 
 _ACTIVE: Query = {"status": {"$in": list(ACTIVE_STATUSES)}}
@@ -90,7 +86,7 @@ def run_not_ended(run_id: object, from_statuses: Sequence[str] | None) -> Query:
 
 def runs_of_thread(thread_id: object) -> Query:
     """A thread's runs, and no reservations of the thread."""
-    return {**of_thread(thread_id), **_NO_RESERVATION}
+    return {**of_thread(thread_id), **NO_RESERVATION}
 
 
 def runs_of_thread_by_id(thread_id: object, run_ids: object) -> Query:
@@ -110,7 +106,7 @@ def edit_regenerations(thread_id: object) -> Query:
 
 def pending_until(stamp_us: int) -> Query:
     """Pending runs created at or before this stamp."""
-    return {"status": PENDING, ORDER: {"$lte": stamp_us}, **_NO_RESERVATION}
+    return {"status": PENDING, ORDER: {"$lte": stamp_us}, **NO_RESERVATION}
 
 
 # -- runs and reservations with an owner -----------------------------------------------------------
@@ -421,153 +417,6 @@ def users_of_role(system_role: object) -> Query:
     return {} if system_role is None else {"system_role": identifier("system_role", system_role)}
 
 
-# -- lists and reports over all threads -------------------------------------------------------------
-
-_HIGHEST_CHARACTER = "\U0010ffff"
-
-
-def beginning_with(name: str, prefix: str, *, after: str | None = None) -> Query:
-    """Documents in which the text of this name begins with `prefix`, behind `after`: a range of an index.
-
-    Of the documents of checkpoints, only those that are checkpoints.
-    """
-    start: Query = {"$gte": prefix} if after is None else {"$gt": after}
-    only = IS_CHECKPOINT if name == "_id.thread" else {}
-    return {name: {**start, "$lt": prefix + _HIGHEST_CHARACTER}, **only}
-
-
-def threads_listed(*, user_id: object, statuses: object, since_us: int | None) -> Query:
-    """Threads that match everything given; None matches any. They were created at the stamp or later."""
-    return _listed({}, user_id, statuses, {} if since_us is None else {ORDER: {"$gte": since_us}})
-
-
-def runs_listed(
-    *, thread_id: object, user_id: object, statuses: object, since: datetime | None = None
-) -> Query:
-    """Runs, and no reservations, that match everything given; None matches any."""
-    query = dict(_NO_RESERVATION) if thread_id is None else runs_of_thread(thread_id)
-    return _listed(query, user_id, statuses, {} if since is None else {"created_at": {"$gte": since}})
-
-
-def _listed(query: Query, user_id: object, statuses: object, bounds: Query) -> Query:
-    if user_id is not None:
-        query["user_id"] = identifier("user_id", user_id)
-    wanted = names("statuses", statuses)
-    if wanted:
-        query["status"] = wanted[0] if len(wanted) == 1 else {"$in": wanted}
-    return {**query, **bounds}
-
-
-# -- rows in bulk ----------------------------------------------------------------------------------
-
-
-def with_other_ids() -> Query:
-    """Broken documents whose id is no text, which `after_id` of a text leaves out."""
-    return {"_id": {"$not": {"$type": "string"}}}
-
-
-def as_read(document: Query, fields: Sequence[str]) -> Query:
-    """The document, if these fields are as they were when it was read."""
-    values: Query = {name: {"$eq": document[name]} for name in fields if name in document}
-    absent: Query = {name: {"$exists": False} for name in fields if name not in document}
-    return {"_id": document["_id"], **values, **absent}
-
-
-def users_by_email_keys(keys: Sequence[str]) -> Query:
-    return {EMAIL_KEY: {"$in": list(keys)}}
-
-
-def events_behind(key: tuple[str, int] | None) -> Query:
-    """The events of all threads behind this thread and number; all with None."""
-    is_event: Query = {"run_id": {"$exists": True}}
-    if key is None:
-        return is_event
-    thread_id, seq = key
-    rest: list[Query] = [{"thread_id": thread_id, "seq": {"$gt": seq}}, {"thread_id": {"$gt": thread_id}}]
-    return {"$or": rest, **is_event}
-
-
-def anchors_behind(thread_id: str | None) -> Query:
-    """The anchors of all threads behind this one; of all threads with None."""
-    return {"thread_id": {"$gte": ""} if thread_id is None else {"$gt": thread_id}, "seq": ANCHOR_SEQ}
-
-
-def anchors_of_threads(thread_ids: Sequence[str]) -> Query:
-    return {"thread_id": {"$in": list(thread_ids)}, "seq": ANCHOR_SEQ}
-
-
-def last_numbers(thread_ids: Sequence[str], fields: Sequence[str]) -> list[Query]:
-    """The pipeline that reads these fields of the last document of each of these threads."""
-    of_threads: Query = {"thread_id": {"$in": list(thread_ids)}, "seq": {"$gte": 0, "$lte": MAX_COUNT}}
-    # Absent fields as null: mongomock would take them from the next document that has them.
-    last: Query = {name: {"$first": {"$ifNull": [f"${name}", None]}} for name in fields}
-    return [
-        {"$match": of_threads},
-        {"$sort": {"thread_id": -1, "seq": -1}},
-        {"$group": {"_id": "$thread_id", **last}},
-    ]
-
-
-def at_numbers(thread_ids: Sequence[str], seqs: Sequence[int]) -> Query:
-    """What occupies any of these numbers in any of these threads."""
-    return {"thread_id": {"$in": list(thread_ids)}, "seq": {"$in": list(seqs)}}
-
-
-def numbers_above(thread_id: str, seq: int) -> Query:
-    return {"thread_id": thread_id, "seq": {"$gt": seq, "$lte": MAX_COUNT}}
-
-
-def numbers_below(thread_id: str, seq: int) -> Query:
-    return {"thread_id": thread_id, "seq": {"$gte": 0, "$lt": seq}}
-
-
-def reserved_number(document: Query) -> Query:
-    """The tombstone of a number that no event has had, as long as it is one."""
-    return {"_id": document["_id"], RESERVED: True}
-
-
-# -- reports ---------------------------------------------------------------------------------------
-
-_TEXT_OR_NULL = ("string", "null")
-_REPORTED_TYPES: dict[str, Sequence[str]] = {
-    "created_at": ("date",),
-    "status": ("string",),
-    "thread_id": ("string",),
-    "user_id": _TEXT_OR_NULL,
-    "model_name": _TEXT_OR_NULL,
-}
-
-
-def _of_reported_types() -> Query:
-    """Runs that a report can show. By an expression, since a filter by `$type` invites other indexes."""
-    return {
-        "$expr": {
-            "$and": [{"$in": [{"$type": f"${name}"}, types]} for name, types in _REPORTED_TYPES.items()]
-        }
-    }
-
-
-def runs_of_period(since: datetime, until: datetime) -> Query:
-    """Runs created in a period, and no reservations; without broken ones, and those of a newer release."""
-    query = {"created_at": {"$gte": since, "$lt": until}, **_NO_RESERVATION, **_of_reported_types()}
-    return changeable(query)
-
-
-def active_runs(stamp_us: int) -> Query:
-    """As `active_until`, without broken documents, and those of a newer release."""
-    return changeable({**active_until(stamp_us), **_of_reported_types()})
-
-
-def events_of_threads(thread_ids: Sequence[str]) -> Query:
-    """The events of these threads, counted from an index alone."""
-    return {"thread_id": {"$in": list(thread_ids)}, "run_id": {"$gt": ""}}
-
-
-def runs_of_threads(thread_ids: Sequence[str]) -> Query:
-    """The runs of these threads, and no reservations."""
-    return {"thread_id": {"$in": list(thread_ids)}, **_NO_RESERVATION}
-
-
 # -- the database's schema version -----------------------------------------------------------------
 
 
@@ -645,136 +494,6 @@ def database_version_without_retention() -> Query:
     return {**database_version(), RETENTION_MARK: None}
 
 
-# -- checkpoints -----------------------------------------------------------------------------------
-
-_NO_PARTS: Query = {"_id.part": {"$exists": False}, checkpoints.EXPIRES_AT: {"$exists": False}}
-_HIGHEST = MaxKey()
-
-
-def checkpoints_with_writes(
-    thread: str, ns: str, *, before: str | None = None, checkpoint: str | None = None
-) -> Query:
-    """Checkpoints of a namespace and their writes, by `_id`: one of them, or those below `before`.
-
-    Sorted by `_id` downwards, a checkpoint follows its writes.
-    """
-    if checkpoint is not None:
-        key = checkpoints.checkpoint_key(thread, ns, checkpoint)
-        bounds: Query = {"$gte": key, "$lte": {**key, "task": _HIGHEST}}
-    else:
-        end = _HIGHEST if before is None else before
-        bounds = {
-            "$gte": {"thread": thread, "ns": ns, "checkpoint": ""},
-            "$lt": {"thread": thread, "ns": ns, "checkpoint": end},
-        }
-    return {"_id": bounds, **_NO_PARTS}
-
-
-def checkpoints_and_writes_below(thread: str, ns: str, key: Query) -> Query:
-    """Those of a namespace whose `_id` sorts below `key`, to read on from there."""
-    return {"_id": {"$gte": {"thread": thread, "ns": ns, "checkpoint": ""}, "$lt": key}, **_NO_PARTS}
-
-
-def checkpoints_over_namespaces(
-    thread: str | None,
-    *,
-    ns: str | None = None,
-    checkpoint: str | None = None,
-    before: str | None = None,
-    up_to: str | None = None,
-    without: Sequence[Query] = (),
-) -> Query:
-    """Checkpoints of a thread, or of all, without their writes, for a list by their own id.
-
-    `up_to` and `without` read on: at most this id, and none of the documents with these keys.
-    """
-    query: Query = dict(IS_CHECKPOINT)
-    if thread is not None:
-        query["_id.thread"] = thread
-    if ns is not None:
-        query["_id.ns"] = ns
-    bounds: Query = {}
-    if checkpoint is not None:
-        bounds["$eq"] = checkpoint
-    if before is not None:
-        bounds["$lt"] = before
-    if up_to is not None:
-        bounds["$lte"] = up_to
-    if bounds:
-        query["_id.checkpoint"] = bounds
-    if without:
-        query["_id"] = {"$nin": list(without)}
-    return query
-
-
-def writes_of_checkpoints(keys: Sequence[Query]) -> Query:
-    """The writes of these checkpoints."""
-    return {"$or": [{"_id": {"$gt": key, "$lte": {**key, "task": _HIGHEST}}} for key in keys], **_NO_PARTS}
-
-
-def by_keys(keys: Sequence[Query]) -> Query:
-    return {"_id": {"$in": list(keys)}}
-
-
-def by_key(key: Query) -> Query:
-    return {"_id": key}
-
-
-def of_generation(query: Query, generation: int) -> Query:
-    """Those of these pieces that the deletion of this number, and earlier ones, leave alone."""
-    return {**query, checkpoints.GENERATION: {"$gte": generation}}
-
-
-def numbered_after(thread: str, seq: int) -> Query:
-    """Checkpoints and deletion records of a thread with a higher number."""
-    return {"_id.thread": thread, checkpoints.SEQ: {"$exists": True, "$gt": seq}}
-
-
-def numbered(thread: str) -> Query:
-    return {"_id.thread": thread, **IS_NUMBERED}
-
-
-# -- copies of checkpoints -------------------------------------------------------------------------
-
-
-def checkpoints_by_thread() -> list[Query]:
-    """The pipeline that counts the checkpoints of each thread; reads no piece."""
-    return [
-        {"$match": {**IS_CHECKPOINT, "_id.checkpoint": {"$gte": ""}}},
-        {"$group": {"_id": "$_id.thread", "checkpoints": {"$sum": 1}}},
-        {"$sort": {"_id": 1}},
-    ]
-
-
-def keys_of_checkpoints(thread: str) -> list[Query]:
-    """The pipeline that lists a thread's checkpoints with their parents and nothing else."""
-    return [{"$match": checkpoints_over_namespaces(thread)}, {"$project": {"parent": 1}}]
-
-
-def places_of_writes(key: Query) -> list[Query]:
-    """The pipeline that lists the writes of a checkpoint, without their values."""
-    return [
-        {"$match": writes_of_checkpoints([key])},
-        {"$project": {"path": 1, "writes.idx": 1, "writes.channel": 1}},
-    ]
-
-
-def summaries_of_checkpoints(threads: Sequence[str]) -> list[Query]:
-    """Of each of these threads: its checkpoints, the highest id of one, and its pending writes."""
-    is_checkpoint = {"$ne": [{"$type": f"${checkpoints.METADATA}"}, "missing"]}
-    return [
-        {"$match": {"$or": [keys_of_writes(thread, None) for thread in threads], **_NO_PARTS}},
-        {
-            "$group": {
-                "_id": "$_id.thread",
-                "checkpoints": {"$sum": {"$cond": [is_checkpoint, 1, 0]}},
-                "last_id": {"$max": {"$cond": [is_checkpoint, "$_id.checkpoint", None]}},
-                "writes": {"$sum": {"$cond": [{"$isArray": "$writes"}, {"$size": "$writes"}, 0]}},
-            }
-        },
-    ]
-
-
 # -- erasures --------------------------------------------------------------------------------------
 
 
@@ -800,135 +519,3 @@ def behind(query: Query, last: Any) -> Query:
 
 def by_ids(ids: Sequence[Any]) -> Query:
     return {"_id": {"$in": list(ids)}}
-
-
-# -- deletions of checkpoints ----------------------------------------------------------------------
-
-
-def live_checkpoints(thread: str, before_number: int | None = None) -> Query:
-    """The checkpoints of a thread, or those that were stored before this deletion record."""
-    query: Query = {"_id.thread": thread, **IS_CHECKPOINT}
-    if before_number is not None:
-        query[checkpoints.SEQ] = {"$not": {"$gte": before_number}}
-    return query
-
-
-def live(query: Query) -> Query:
-    """Those of these documents that are checkpoints."""
-    return {**query, **IS_CHECKPOINT}
-
-
-def checkpoints_of_runs(run_ids: Sequence[str], thread: str | None = None) -> Query:
-    """The checkpoints of these runs, in a thread or in all."""
-    query: Query = {**IS_CHECKPOINT, checkpoints.RUN_ID: {"$in": list(run_ids), "$gte": ""}}
-    return query if thread is None else {"_id.thread": thread, **query}
-
-
-def removable_checkpoints(keys: Sequence[Query], number: int) -> Query:
-    """Those of these checkpoints that were not stored again after the deletion record of this number."""
-    # `$not` excludes a document with any such number.
-    return changeable({**by_keys(keys), **IS_CHECKPOINT, checkpoints.SEQ: {"$not": {"$gte": number}}})
-
-
-def tombstones(query: Query) -> Query:
-    """Those of these documents that are tombstones of checkpoints."""
-    return {**query, checkpoints.EXPIRES_AT: {"$exists": True}, "_id.ns": {"$exists": True}}
-
-
-def writes_of(key: Query) -> Query:
-    """The writes of the checkpoint with this `_id`, and their parts."""
-    return {"_id": {"$gt": key, "$lte": {**key, "task": _HIGHEST}}}
-
-
-def parts(query: Query) -> Query:
-    """Those of these documents that are parts of writes."""
-    return {**query, "_id.part": {"$exists": True}}
-
-
-def without_parts(query: Query) -> Query:
-    return {**query, "_id.part": {"$exists": False}}
-
-
-def any_of(some: Sequence[Query]) -> Query:
-    return {"$or": list(some)}
-
-
-def stored_until(query: Query, at: datetime) -> Query:
-    """Those of these writes, parts or pieces that were not stored later, by their clients' clocks."""
-    names = ("created_at", checkpoints.STORED_AT)
-    return {**query, "$nor": [{name: {"$gt": at}} for name in names]}
-
-
-def keys_of_writes(thread: str, after: Query | None) -> Query:
-    """Checkpoints, tombstones, writes and parts of a thread behind this `_id`."""
-    start = {"thread": thread, "ns": ""} if after is None else after
-    return {"_id": {"$gt": start, "$lt": {"thread": thread, "piece": b""}}}
-
-
-def pieces_of(thread: str, after: bytes = b"") -> Query:
-    """Pieces of a thread with a higher key."""
-    return {"_id": {"$gt": {"thread": thread, "piece": after}, "$lt": {"thread": thread, "piece": _HIGHEST}}}
-
-
-def removable_pieces(query: Query, number: int) -> Query:
-    """Those of these pieces that no writer has claimed who knew of the deletion of this number."""
-    return changeable({**query, checkpoints.GENERATION: {"$lt": number}})
-
-
-def documents_of(thread: str) -> Query:
-    """Everything that a thread has, records and tombstones included."""
-    return {"_id": {"$gt": {"thread": thread}, "$lt": {"thread": thread, "": _HIGHEST}}}
-
-
-def total_size(query: Query) -> list[Query]:
-    """The pipeline that counts and measures these documents."""
-    size: Query = {"$sum": {"$bsonSize": "$$ROOT"}}
-    return [{"$match": query}, {"$group": {"_id": None, "count": {"$sum": 1}, "size_bytes": size}}]
-
-
-def statistics(query: Query, largest: int) -> list[Query]:
-    """The pipeline that counts and measures the documents by thread: the `largest` ones, and all together."""
-    kind: Query = {
-        "$switch": {
-            "branches": [
-                {"case": {"$ne": [{"$type": "$_id.piece"}, "missing"]}, "then": "pieces"},
-                {"case": {"$ne": [{"$type": "$_id.part"}, "missing"]}, "then": "parts"},
-                {"case": {"$ne": [{"$type": "$_id.task"}, "missing"]}, "then": "writes"},
-                {"case": {"$ne": [{"$type": f"${checkpoints.METADATA}"}, "missing"]}, "then": "checkpoints"},
-            ],
-            "default": "deleted",
-        }
-    }
-    kinds = ("checkpoints", "writes", "parts", "pieces", "deleted")
-    sums: Query = {"size_bytes": {"$sum": "$size"}}
-    for name in kinds:
-        of_kind: Query = {"$eq": ["$kind", name]}
-        sums[name] = {"$sum": {"$cond": [of_kind, 1, 0]}}
-        sums[f"{name}_bytes"] = {"$sum": {"$cond": [of_kind, "$size", 0]}}
-    totals: Query = {name: {"$sum": f"${name}"} for name in sums}
-    return [
-        {"$match": query},
-        {"$project": {"_id": 0, "thread": "$_id.thread", "kind": kind, "size": {"$bsonSize": "$$ROOT"}}},
-        {"$group": {"_id": "$thread", **sums}},
-        {
-            "$facet": {
-                "largest": [{"$sort": {"size_bytes": -1, "_id": 1}}, {"$limit": largest}],
-                "totals": [{"$group": {"_id": None, "threads": {"$sum": 1}, **totals}}],
-            }
-        },
-    ]
-
-
-def without_deletions(query: Query) -> Query:
-    """Those of these documents that are neither deletion records nor tombstones."""
-    return {**query, checkpoints.EXPIRES_AT: {"$exists": False}}
-
-
-def documents_behind(thread: str | None) -> Query:
-    """What follows the documents of a thread in the order of `_id`; everything with None."""
-    return {} if thread is None else {"_id": {"$gt": {"thread": thread, "": _HIGHEST}}}
-
-
-def new_record(key: Query) -> Query:
-    """No document: an upsert with it inserts one of this id, or is refused."""
-    return {"_id": key, "schema_version": {"$in": []}}

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ..contract.bulk_rows import RowKind
 from . import queries
+from .checkpoints.queries import summaries_of_checkpoints
 from .drivers.time_limit import long_running
 from .schema import CHECKPOINTS, FEEDBACK, RUN_EVENTS, RUNS, THREADS, USERS
 from .storage import MongoStorage
@@ -70,7 +71,7 @@ async def checkpoints_of_threads(
     """What is stored of these threads' checkpoints; a thread without any is left out."""
     collection = storage.driver.collection(storage.config.collection_prefix + CHECKPOINTS)
     with long_running():
-        found = await collection.aggregate(queries.summaries_of_checkpoints(thread_ids), batch_size=1_000)
+        found = await collection.aggregate(summaries_of_checkpoints(thread_ids), batch_size=1_000)
     return {
         document["_id"]: StoredCheckpoints(
             int(document["checkpoints"]), document["last_id"], int(document["writes"])

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from ..contract.errors import StorageConfigError
-from ..mongodb import queries
+from ..mongodb.checkpoints import queries
 from ..mongodb.checkpoints.saver import MongoCheckpointSaver
 from ..mongodb.documents.checkpoints import checkpoint_key
 from ..mongodb.drivers.driver import long_running

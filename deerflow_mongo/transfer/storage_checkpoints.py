@@ -12,9 +12,8 @@ from typing import Any, NamedTuple, cast
 from ..contract.capabilities import Checkpointing
 from ..contract.errors import MissingDependencyError, StorageConfigError
 from ..contract.protocols import Storage
-from ..mongodb import queries
 from ..mongodb.drivers.driver import long_running
-from ..mongodb.schema import CHECKPOINTS
+from ..mongodb.schema import CHECKPOINTS, IS_CHECKPOINT
 from ..mongodb.storage import MongoStorage
 from .sources import Source, SourceThread
 
@@ -56,7 +55,7 @@ async def _source_of(storage: Storage) -> Source | None:
 async def _has_any(storage: MongoStorage) -> bool:
     name = storage.config.collection_prefix + CHECKPOINTS
     with long_running():
-        found = await storage.driver.collection(name).find_one(dict(queries.IS_CHECKPOINT))
+        found = await storage.driver.collection(name).find_one(dict(IS_CHECKPOINT))
     return found is not None
 
 

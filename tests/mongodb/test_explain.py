@@ -14,6 +14,7 @@ from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStart
 
 from deerflow_mongo import MongoStorage, ThreadMetaCreate, create_storage
 from deerflow_mongo.mongodb import queries
+from deerflow_mongo.mongodb.checkpoints import queries as checkpoint_queries
 from deerflow_mongo.mongodb.schema import CHECKPOINT_NUMBERS, CHECKPOINTS, COLLECTIONS, Index, schema_of
 
 from .plans import plan_of_read, winning_stages
@@ -484,12 +485,12 @@ async def test_every_index_of_checkpoints_is_used_by_a_read_or_is_unique_or_expi
     used = {
         explainer.explain_filter(CHECKPOINTS, query, sort)[0]
         for query, sort in (
-            (queries.checkpoints_over_namespaces("t", before="c"), by_id),
-            (queries.checkpoints_over_namespaces(None, before="c"), by_id),
-            (queries.checkpoints_of_runs(["r"]), None),
+            (checkpoint_queries.checkpoints_over_namespaces("t", before="c"), by_id),
+            (checkpoint_queries.checkpoints_over_namespaces(None, before="c"), by_id),
+            (checkpoint_queries.checkpoints_of_runs(["r"]), None),
         )
     }
     indexes = schema_of(CHECKPOINTS).indexes
     assert used == {index.name for index in indexes if _is_for_reads(index)}
-    numbered = explainer.explain_filter(CHECKPOINTS, queries.numbered("t"), {"seq": -1})
+    numbered = explainer.explain_filter(CHECKPOINTS, checkpoint_queries.numbered("t"), {"seq": -1})
     assert numbered[0] == CHECKPOINT_NUMBERS.name

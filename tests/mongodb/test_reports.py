@@ -14,10 +14,9 @@ from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStart
 
 from deerflow_mongo import MongoStorage, StorageError, StorageUnavailableError
 from deerflow_mongo.contract.times import system_clock_us
-from deerflow_mongo.mongodb import queries
 from deerflow_mongo.mongodb.config import mongo_config
 from deerflow_mongo.mongodb.documents.versions import SCHEMA_VERSION
-from deerflow_mongo.mongodb.reports import sections
+from deerflow_mongo.mongodb.reports import queries, sections
 from deerflow_mongo.mongodb.reports.activity import active_of
 from deerflow_mongo.mongodb.reports.report import Report, ReportOptions, read_report
 from deerflow_mongo.mongodb.reports.sections import SECTIONS, Scope

@@ -15,7 +15,6 @@ from ...contract.bulk_rows import EventNumbersRow, ExportedRunEventRow, Imported
 from ...contract.errors import StorageError
 from ...contract.row_digests import row_digest
 from ...contract.rows import MAX_COUNT
-from .. import queries
 from ..corruption import READ_ERRORS, corruption_of
 from ..documents.encoding import Document
 from ..documents.exported_rows import event_document, exported_event
@@ -30,6 +29,7 @@ from ..drivers.collection import Collection
 from ..drivers.errors import DuplicateKeyError
 from ..events.numbers import utc_now
 from ..schema import EVENT_IDS, EVENT_NUMBERS, ONCE_PER_RUN, RUN_EVENTS, SEQ_RISING, Index, schema_of
+from . import queries
 from .sizes import parts, size_or_refusal
 from .thread_numbers import BulkNumbers, LastOfThread
 

@@ -10,13 +10,14 @@ from datetime import UTC, datetime
 from typing import Final, cast
 
 from ...contract.bulk_rows import BulkRow, EventNumbersRow, ExportedRunEventRow, Key
-from .. import queries
 from ..documents.exported_rows import exported_event
 from ..documents.stored_times import stamp_of
 from ..drivers.collection import Collection
 from ..events.numbers import HadRetention, is_recent
+from ..queries import after_id
 from ..row_collection import RowCollection
 from ..schema import EVENT_NUMBERS, RUN_EVENTS
+from . import queries
 from .kinds import IdentifiedKind
 from .thread_numbers import BulkNumbers, LastOfThread
 
@@ -31,7 +32,7 @@ async def identified_rows(
     if last is None:
         for document in await collection.find(queries.with_other_ids(), sort=_BY_ID, limit=1):
             rows.row(document)  # raises
-    while page := await collection.find_page(queries.after_id(last), sort=_BY_ID, limit=limit):
+    while page := await collection.find_page(after_id(last), sort=_BY_ID, limit=limit):
         yield [rows.row(document) for document in page]
         last = page[-1]["_id"]
 

@@ -12,14 +12,15 @@ from typing import Any, Final, NamedTuple, cast
 from ...contract.bulk_rows import BulkRow, Imported, Key, RefusedRow
 from ...contract.errors import StorageError
 from ...contract.row_digests import row_digest
-from .. import queries
 from ..corruption import READ_ERRORS, corruption_of
 from ..documents.encoding import Document
 from ..documents.exported_rows import ClockReading, imported, is_as_imported
 from ..documents.users import EMAIL_KEY
 from ..drivers.collection import Collection
 from ..drivers.errors import DuplicateKeyError
+from ..queries import by_ids, changeable
 from ..schema import USERS, schema_of
+from . import queries
 from .kinds import EMAIL_TAKEN, IdentifiedKind
 from .sizes import parts, size_or_refusal
 
@@ -110,7 +111,7 @@ class IdentifiedRowImport:
         ids = [one.document["_id"] for one in given]
         if not ids:
             return {}
-        found = await self._collection.find(queries.by_ids(ids), sort=_BY_ID, limit=len(ids))
+        found = await self._collection.find(by_ids(ids), sort=_BY_ID, limit=len(ids))
         return {document["_id"]: document for document in found}
 
     # What is here already.
@@ -140,13 +141,13 @@ class IdentifiedRowImport:
                     return None
             except DuplicateKeyError as error:
                 return given.conflict(self._kind.reason_of(error.keys))
-            stored = await self._collection.find_one(queries.by_ids([given.document["_id"]]))
+            stored = await self._collection.find_one(by_ids([given.document["_id"]]))
         return given.conflict("it was deleted here meanwhile")
 
     async def _replace(self, stored: Document, document: Document) -> bool:
         """Replace what was read, unless it has changed since; fields of other programs stay."""
         other_fields = {name: value for name, value in stored.items() if name not in self._fields}
-        query = queries.changeable(queries.as_read(stored, self._kind.compared))
+        query = changeable(queries.as_read(stored, self._kind.compared))
         return bool(await self._collection.replace_one(query, {**other_fields, **document}))
 
     # Emails that differ in case only, which no index compares.

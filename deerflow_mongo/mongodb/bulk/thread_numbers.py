@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from ...contract.errors import StorageUnavailableError
-from .. import queries
 from ..documents.encoding import Document
 from ..documents.run_events import LAST_NUMBER_FIELDS, LastNumber, last_number, reserved_number
 from ..drivers.collection import Collection
 from ..drivers.errors import DuplicateKeyError
 from ..events.numbers import TOMBSTONE_LIFETIME, utc_now
 from ..schema import SEQ_FALLING
+from . import queries
 
 _ATTEMPTS: Final = 100
 _ANCHORS: Final = (("thread_id", 1), ("seq", 1))

@@ -14,11 +14,11 @@ from typing import Final
 
 from ...contract.arguments import identifier
 from ...contract.errors import CorruptDocumentError, StorageUnavailableError
-from .. import queries
 from ..documents import checkpoints as documents
 from ..documents.encoding import Document
 from ..drivers.collection import Collection
 from ..drivers.errors import DuplicateKeyError
+from . import queries
 from .deletion import UNREADABLE, batches_of, children_of, references_of
 
 _BATCH: Final = 50

@@ -28,13 +28,13 @@ from typing import Final, NamedTuple, TypeVar
 
 from ...contract.errors import CorruptDocumentError, StorageUnavailableError
 from ...contract.rows import MAX_COUNT
-from .. import queries
 from ..documents import checkpoint_deletions as documents
 from ..documents.checkpoints import DELTA, EXPIRES_AT, GENERATION, SEQ, stored_values
 from ..documents.encoding import Document, UnreadableError
 from ..documents.versions import is_newer
 from ..drivers.collection import Collection
 from ..drivers.errors import DuplicateKeyError
+from . import queries
 from .cutting import referenced_keys, split_keys
 
 logger = logging.getLogger(__name__)

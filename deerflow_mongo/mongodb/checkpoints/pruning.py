@@ -16,10 +16,10 @@ from typing import Any, Final
 
 from ...contract.arguments import identifier, identifiers
 from ...contract.errors import ArgumentTypeError, ArgumentValueError
-from .. import queries
 from ..documents.checkpoints import DELTA
 from ..documents.encoding import Document
 from ..drivers.collection import Collection
+from . import queries
 from .deletion import SKELETON, Collections, Deletion, DryDeletion, Removed, batches_of
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from ...contract.errors import CorruptDocumentError
-from .. import queries
 from ..corruption import READ_ERRORS, corruption_of
 from ..documents import checkpoints as documents
 from ..documents.checkpoints import CheckpointRow, StoredWrite, TaskWrites, Typed
@@ -24,6 +23,7 @@ from ..documents.versions import is_newer
 from ..drivers.collection import Collection
 from ..drivers.threads import in_thread
 from ..schema import CHECKPOINTS, schema_of
+from . import queries
 from .cached_piece import CachedPiece
 from .knowledge import Knowledge, KnownCheckpoint
 from .thread_cache import PieceCache

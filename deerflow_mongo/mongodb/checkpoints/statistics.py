@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from ...contract.arguments import identifier
-from .. import queries
 from ..documents.encoding import Document
 from ..drivers.collection import Collection
 from ..drivers.time_limit import long_running
+from . import queries
 
 DEFAULT_LARGEST: Final = 20
 

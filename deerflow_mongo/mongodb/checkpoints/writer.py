@@ -21,7 +21,6 @@ from typing import Any, Final
 
 from bson import Binary
 
-from .. import queries
 from ..documents import checkpoints as documents
 from ..documents.checkpoints import CheckpointRow, StoredWrite, TaskWrites, Typed
 from ..documents.encoding import Document
@@ -29,6 +28,7 @@ from ..drivers.collection import Collection
 from ..drivers.errors import DuplicateKeyError
 from ..drivers.threads import in_thread
 from ..observation import BackgroundObserver
+from . import queries
 from .cached_piece import CachedPiece
 from .cutting import Piece
 from .elements import Encoded

@@ -10,10 +10,10 @@ from typing import Any, Final, Literal, TypeAlias
 
 from ...contract.arguments import identifier
 from ...contract.errors import ArgumentValueError
-from .. import queries
 from ..drivers.collection import Collection
 from ..drivers.driver import Driver
 from ..schema import CHECKPOINTS, RUN_EVENTS, RUNS, THREADS, USERS
+from . import queries
 
 Kind: TypeAlias = Literal["thread", "run", "user"]
 

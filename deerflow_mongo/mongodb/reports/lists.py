@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from ...contract.rows import RunRow, ThreadMeta
-from .. import queries
 from ..documents.runs import run_row
 from ..documents.stored_times import stamp_of
 from ..documents.threads import thread_row
 from ..drivers.collection import Sort
 from ..drivers.driver import Driver
+from ..queries import events_after
 from ..row_collection import RowCollection
 from ..schema import NEWEST_FIRST, RUN_EVENTS, RUNS, SEQ_FALLING, THREADS
+from . import queries
 
 _NEWEST_RUN_FIRST: Sort = (("created_at", -1),)
 """By the indexes over all threads, `by_time` and `by_user`."""
@@ -67,6 +68,6 @@ async def list_runs(
 async def seq_before_last(driver: Driver, prefix: str, thread_id: str, run_id: str | None, last: int) -> int:
     """The number behind which the last `last` (from 1 up) events of a thread, or of a run, are; else 0."""
     events = driver.collection(prefix + RUN_EVENTS)
-    query = queries.events_after(thread_id, run_id, 0)
+    query = events_after(thread_id, run_id, 0)
     found = await events.find(query, sort=SEQ_FALLING, limit=1, skip=last - 1, projection=("seq",))
     return found[0]["seq"] - 1 if found else 0

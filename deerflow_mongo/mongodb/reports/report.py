@@ -14,14 +14,13 @@ from typing import Any, Final
 
 from ...contract.errors import StorageAccessError, StorageError, StorageUnavailableError
 from ...contract.times import system_clock_us
-from .. import queries
 from ..checkpoints.statistics import CheckpointStatistics, statistics
 from ..documents.encoding import Document
 from ..documents.stored_times import date_of, stamp_of
 from ..drivers.driver import Driver
 from ..drivers.time_limit import LONG_RUNNING_TIMEOUT_S, long_running
 from ..schema import CHECKPOINTS, COLLECTIONS, RUN_EVENTS, RUNS
-from . import sections
+from . import queries, sections
 from .activity import active_of
 from .rows import (
     ActiveRun,

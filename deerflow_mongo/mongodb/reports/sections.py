@@ -13,14 +13,13 @@ from datetime import datetime
 from typing import Any, Final
 
 from ...contract.rows import CALLERS, UNKNOWN_MODEL
-from .. import queries
 from ..documents.encoding import Document
 from ..documents.run_ownership import CACHE_READ, KIND, OWNER, lease_left_ms, lease_state
 from ..documents.runs import HAS_COUNTS, IS_WHOLE
 from ..documents.stored_times import NOW, ORDER
 from ..queries import Query
 from ..schema import FEEDBACK, OLDEST_FIRST, RUNS
-from . import rows
+from . import queries, rows
 
 Pipeline = list[Document]
 

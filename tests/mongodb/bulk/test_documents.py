@@ -13,7 +13,7 @@ from bson import ObjectId
 
 from deerflow_mongo import CorruptDocumentError, MongoStorage
 from deerflow_mongo.contract.bulk_rows import Imported, RowKind
-from deerflow_mongo.mongodb import queries
+from deerflow_mongo.mongodb.bulk import queries
 from deerflow_mongo.mongodb.documents.run_events import LAST_NUMBER_FIELDS
 from deerflow_mongo.mongodb.schema import EVENT_NUMBERS
 from deerflow_mongo.testing.exported_rows import event_row, run_row, thread_row
