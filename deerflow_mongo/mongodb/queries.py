@@ -1,7 +1,8 @@
 """The filters of the stores; only modules of this name build any. A caller's values are checked first.
 
-Those for checkpoints, bulk rows and reports are beside the code that needs them. An identifier in a filter is plain text, or `contract/arguments.py` refused it, so no operator document can
-reach a query. What an update writes is in `documents/`.
+Those for checkpoints, bulk rows and reports are beside the code that needs them. An identifier in a filter is
+plain text, or `contract/arguments.py` refused it, so no operator document can reach a query. What an update
+writes is in `documents/`.
 """
 
 from __future__ import annotations
