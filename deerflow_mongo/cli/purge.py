@@ -21,7 +21,7 @@ from ..contract.errors import StorageConfigError
 from ..demo.text import counted
 from ..mongodb.erasure import Counting, Deleting, MongoErasure
 from ..mongodb.storage import MongoStorage
-from .options import JsonOption, age
+from .options import JsonOption, age, identifier_text
 from .storage_options import StorageOptions
 from .terminal import console_for, counting_progress, explained, json_of, stoppable
 
@@ -48,10 +48,21 @@ def purge(
     where: StorageOptions,
     thread: Annotated[
         list[str] | None,
-        typer.Option("--thread", metavar="THREAD", help="This thread; may be given several times."),
+        typer.Option(
+            "--thread",
+            parser=identifier_text,
+            metavar="THREAD",
+            help="This thread, by its whole id; may be given several times.",
+        ),
     ] = None,
     user: Annotated[
-        str | None, typer.Option("--user", metavar="USER", help="This user, with all of the user's threads.")
+        str | None,
+        typer.Option(
+            "--user",
+            parser=identifier_text,
+            metavar="USER",
+            help="This user, by the whole id, with all of the user's threads.",
+        ),
     ] = None,
     older_than: Annotated[
         timedelta | None,
