@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -44,46 +44,53 @@ class _Selection:
             raise StorageConfigError("--status belongs to --older-than")
 
 
+ThreadsOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--thread",
+        parser=identifier_text,
+        metavar="THREAD",
+        help="This thread, by its whole id; may be given several times.",
+    ),
+]
+UserOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--user",
+        parser=identifier_text,
+        metavar="USER",
+        help="This user, by the whole id, with all of the user's threads.",
+    ),
+]
+OlderThanOption: TypeAlias = Annotated[
+    timedelta | None,
+    typer.Option(
+        "--older-than",
+        parser=age,
+        metavar="AGE",
+        help="Threads that were last updated longer ago, such as 90d; units are m, h, d and w.",
+    ),
+]
+StatusOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--status",
+        metavar="STATUS",
+        help="With --older-than, only threads of this status, such as idle; may be given several times.",
+    ),
+]
+DryRunOption: TypeAlias = Annotated[
+    bool, typer.Option("--dry-run", help="Erase nothing; print what would be erased.")
+]
+
+
 def purge(
     where: StorageOptions,
-    thread: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--thread",
-            parser=identifier_text,
-            metavar="THREAD",
-            help="This thread, by its whole id; may be given several times.",
-        ),
-    ] = None,
-    user: Annotated[
-        str | None,
-        typer.Option(
-            "--user",
-            parser=identifier_text,
-            metavar="USER",
-            help="This user, by the whole id, with all of the user's threads.",
-        ),
-    ] = None,
-    older_than: Annotated[
-        timedelta | None,
-        typer.Option(
-            "--older-than",
-            parser=age,
-            metavar="AGE",
-            help="Threads that were last updated longer ago, such as 90d; units are m, h, d and w.",
-        ),
-    ] = None,
-    status: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--status",
-            metavar="STATUS",
-            help="With --older-than, only threads of this status, such as idle; may be given several times.",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Erase nothing; print what would be erased.")
-    ] = False,
+    thread: ThreadsOption = None,
+    user: UserOption = None,
+    older_than: OlderThanOption = None,
+    status: StatusOption = None,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Erase threads, or a user, for good, also while hosts use the database.

@@ -28,6 +28,9 @@ ARGUMENTS = {
     "events": [THREAD],
     "top": [],
     "stats": ["--json"],
+    "purge": ["--user", "nobody", "--dry-run"],
+    "export": ["-", "--no-checkpoints"],
+    "schema status": [],
     "checkpoints stats": [],
     "checkpoints prune": ["--keep-last", "1"],
 }
