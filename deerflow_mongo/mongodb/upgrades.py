@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 BATCH_DOCUMENTS = 1_000
 _INDEX_BUILD_IN_PROGRESS_CODE = 12587  # BackgroundOperationInProgressForNamespace
+_REFUSED_BY_VALIDATOR_CODE = 121  # DocumentValidationFailure
 _MAX_LOST_CONNECTIONS, _PAUSE_S = 20, 0.5
 _LOG_INTERVAL_S = 5.0
 
@@ -138,11 +139,10 @@ async def _convert(driver: Driver, name: str, step: Step, update: list[Document]
         batch = await repeated(_next_batch, collection, last)
         if not batch:
             return converted
-        first, last = batch[0]["_id"], batch[-1]["_id"]
+        last = batch[-1]["_id"]
         checked += len(batch)
         if any(document["schema_version"] == step.from_version for document in batch):
-            query = queries.of_version_between(step.from_version, first, last)
-            converted += await repeated(collection.update_many, query, update)
+            converted += await _convert_batch(collection, step, batch, update)
         if time.monotonic() - logged > _LOG_INTERVAL_S:
             logged = time.monotonic()
             logger.info(
@@ -152,6 +152,36 @@ async def _convert(driver: Driver, name: str, step: Step, update: list[Document]
                 converted,
                 extra={"operation": "setup", "collection": name},
             )
+
+
+async def _convert_batch(
+    collection: Collection, step: Step, batch: Sequence[Document], update: list[Document]
+) -> int:
+    """Convert those of the batch, which is in the order of ids, that are of the step's version.
+
+    A document that cannot become a valid one, because it is broken, stays as it is and is logged: no read
+    returns it, before or after, and it must not stop the upgrade of all others.
+    """
+    try:
+        query = queries.of_version_between(step.from_version, batch[0]["_id"], batch[-1]["_id"])
+        return await repeated(collection.update_many, query, update)
+    except StorageError as error:
+        if code_of(error) != _REFUSED_BY_VALIDATOR_CODE:
+            raise
+    converted = 0
+    for document_id in (document["_id"] for document in batch):
+        query = queries.of_version_between(step.from_version, document_id, document_id)
+        try:
+            converted += await repeated(collection.update_many, query, update)
+        except StorageError as error:
+            if code_of(error) != _REFUSED_BY_VALIDATOR_CODE:
+                raise
+            logger.error(
+                "a document of %s is broken and was not converted",
+                collection.name,
+                extra={"operation": "setup", "collection": collection.name, "document_id": document_id},
+            )
+    return converted
 
 
 async def _next_batch(collection: Collection, last: Any) -> list[Document]:
@@ -164,9 +194,8 @@ async def _convert_late(collection: Collection, step: Step, update: list[Documen
     """Convert what is left of the step's version, which the server looks for; the number of documents."""
     converted, last = 0, None
     while batch := await repeated(_next_old_batch, collection, step.from_version, last):
-        first, last = batch[0]["_id"], batch[-1]["_id"]
-        query = queries.of_version_between(step.from_version, first, last)
-        converted += await repeated(collection.update_many, query, update)
+        last = batch[-1]["_id"]
+        converted += await _convert_batch(collection, step, batch, update)
     return converted
 
 

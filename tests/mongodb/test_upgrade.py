@@ -247,7 +247,7 @@ def _unset(mongodb_url: str, database_name: str) -> MongoStorage:
     """A storage that is opened without `setup()`, as one that was opened before the upgrade began."""
 
     class Opened(MongoStorage):
-        async def setup(self) -> None:
+        async def setup(self, *, views: bool = False, shard: bool = False) -> None:
             pass
 
     return Opened(mongo_config({"url": mongodb_url, "database": database_name}))
@@ -288,6 +288,21 @@ async def test_upgrade_is_logged(
     begin, end = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "is being upgraded from schema version 1 to 2" in begin
     assert "documents were converted" in end
+
+
+async def test_broken_document_of_version_1_stays_and_does_not_stop_the_upgrade(
+    storage: MongoStorage, database: Database[Document], caplog: pytest.LogCaptureFixture
+) -> None:
+    version_1.load(database, copies=COPIES)
+    broken: Document = {"_id": "run-broken", "schema_version": 1, "metadata": "no object"}
+    database.command({"insert": "runs", "documents": [broken], "bypassDocumentValidation": True})
+    with caplog.at_level(logging.ERROR, "deerflow_mongo"):
+        await storage.setup()
+    assert database["runs"].find_one({"_id": "run-broken"}) == broken
+    assert "a document of runs is broken and was not converted" in caplog.text
+    database["runs"].delete_one({"_id": "run-broken"})
+    _assert_upgraded(database)
+    assert await version_1.rows(storage) == version_1.ROWS
 
 
 def test_every_older_version_has_a_step() -> None:
