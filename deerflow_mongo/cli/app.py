@@ -16,6 +16,7 @@ from .events import events
 from .export import export, import_
 from .lists import runs, threads
 from .purge import purge
+from .setup import setup
 from .stats import stats
 from .storage_options import with_storage_options
 from .terminal import quiet_end
@@ -37,6 +38,9 @@ class Command(NamedTuple):
 COMMANDS: Mapping[str, Command] = {
     "demo": Command(demo, ["", "--users 5 --verbose", "--data-dir demo-db"]),
     "check": Command(check, ["--config config.yaml", "--url mongodb://localhost:27017 --setup"]),
+    "setup": Command(
+        setup, ["--config config.yaml", "--config config.yaml --views", "--url '$MONGOS_URL' --shard --json"]
+    ),
     "threads": Command(threads, ["--data-dir demo-db", "--config config.yaml --user USER --since 7d"]),
     "runs": Command(
         runs, ["--data-dir demo-db --limit 5", "THREAD --config config.yaml --status error --json"]

@@ -191,11 +191,12 @@ def _inspect_indexes(
 def _inspect_index(report: SchemaReport, name: str, schema: CollectionSchema, index: Document) -> None:
     label = f"{name}.{index['name']}"
     retention = retention_of(schema.name)
-    of_retention = [] if retention is None else [expiry.index_name for expiry in retention.expiries]
+    others = [] if retention is None else [expiry.index_name for expiry in retention.expiries]
+    others += [] if schema.shard_index is None else [schema.shard_index.name]
     if any(state_of(ours, [index]) == "present" for ours in schema.indexes):
         if index.get("hidden"):
             report.hidden_indexes.append(label)
-    elif index["name"] not in {"_id_", *of_retention, *(ours.name for ours in schema.indexes)}:
+    elif index["name"] not in {"_id_", *others, *(ours.name for ours in schema.indexes)}:
         report.operator_indexes.append(label)
         kind = kind_of_restriction(index)
         if kind is not None:

@@ -466,6 +466,11 @@ def of_versions(schema_versions: Sequence[int]) -> Query:
     return {"schema_version": {"$in": list(schema_versions)}}
 
 
+def sharded_collection(namespace: str) -> Query:
+    """The entry of a collection in the cluster's own list; servers before 5.0 left those of dropped ones."""
+    return {"_id": namespace, "dropped": {"$ne": True}}
+
+
 def sampled(documents: int, schema_versions: Sequence[int]) -> list[Query]:
     """The pipeline that counts and measures documents drawn at random, and counts those of these versions."""
     is_of_version: Query = {"$in": ["$schema_version", list(schema_versions)]}

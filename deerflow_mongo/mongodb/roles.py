@@ -1,6 +1,6 @@
-"""The least privileges of a database user, as MongoDB roles: one for run time, one for `setup()`. Data only.
+"""The least privileges of a database user, as MongoDB roles: for run time, `setup()` and views. Data only.
 
-`python -m deerflow_mongo.mongodb.roles DATABASE [PREFIX]` prints the two `createRole` commands for mongosh.
+`python -m deerflow_mongo.mongodb.roles DATABASE [PREFIX]` prints the `createRole` commands for mongosh.
 Nothing in this package creates a role or a user: that is the operator's.
 """
 
@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 
 from .documents.encoding import Document
 from .schema import CHECKPOINTS, FEEDBACK, RUN_EVENTS, RUNS, THREADS, USERS, VERSIONS
+from .views import VIEWS
 
 DATABASE: Final = ""
 """In place of a collection: the database, with all of its collections."""
@@ -22,6 +23,8 @@ Actions: TypeAlias = Mapping[str, tuple[str, ...]]
 
 RUN_TIME_ROLE: Final = "deerflowRunTime"
 SETUP_ROLE: Final = "deerflowSetup"
+VIEW_SETUP_ROLE: Final = "deerflowViewSetup"
+REPORTS_ROLE: Final = "deerflowReports"
 
 RUN_TIME: Final[Actions] = {
     # The change stream that serves all followers is the database's, which needs both.
@@ -46,7 +49,22 @@ SETUP: Final[Actions] = {
 }
 """`setup()` of a new database or of one of an older version."""
 
-ROLES: Final[Mapping[str, Actions]] = {RUN_TIME_ROLE: RUN_TIME, SETUP_ROLE: SETUP}
+VIEW_SETUP: Final[Actions] = {
+    DATABASE: ("listCollections",),
+    **dict.fromkeys((RUNS, FEEDBACK, THREADS), ("find",)),
+    **{view.name: ("createCollection", "collMod") for view in VIEWS},
+}
+"""`set_up_views()`, beside `SETUP`: who creates a view must be able to read what it reads."""
+
+REPORTS: Final[Actions] = {DATABASE: ("listCollections",), **{view.name: ("find",) for view in VIEWS}}
+"""MongoDB Compass, Atlas Charts and the like: the views and nothing else."""
+
+ROLES: Final[Mapping[str, Actions]] = {
+    RUN_TIME_ROLE: RUN_TIME,
+    SETUP_ROLE: SETUP,
+    VIEW_SETUP_ROLE: VIEW_SETUP,
+    REPORTS_ROLE: REPORTS,
+}
 
 
 def privileges(actions: Actions, database: str, prefix: str = "") -> list[Document]:

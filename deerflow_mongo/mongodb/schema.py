@@ -78,6 +78,13 @@ class CollectionSchema:
     name: str
     validator: Document
     indexes: tuple[Index, ...]
+    shard_key: Keys = ()
+    """The key of a collection that `setup(shard=True)` distributes over the shards of a cluster.
+
+    Every unique index begins with it, as a cluster demands, so that one shard decides about each value.
+    """
+    shard_index: Index | None = None
+    """The index that supports the shard key, where none of the others, which may not be partial, does."""
 
     @property
     def stored_validator(self) -> Document:
@@ -232,6 +239,7 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
         (
             VOTE_INDEX,
             Index("by_thread", (("thread_id", 1), *NEWEST_FIRST), "feedback.list_by_thread"),
+            Index("by_time", (("created_at", -1),), "votes of a period"),
             Index(
                 "by_run",
                 (("thread_id", 1), ("run_id", 1), *NEWEST_FIRST, ("rating", 1)),
@@ -335,6 +343,7 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
                 expire_after_s=0,
             ),
         ),
+        shard_key=(("thread_id", 1),),
     ),
     CollectionSchema(
         USERS,
@@ -382,6 +391,8 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
                 expire_after_s=0,
             ),
         ),
+        shard_key=(("_id.thread", 1),),
+        shard_index=Index("shard_key", (("_id.thread", 1),), "a cluster's splitting and moving of threads"),
     ),
     CollectionSchema(VERSIONS, validators.VERSION, ()),
 )

@@ -23,7 +23,7 @@ from ..contract.errors import (
 from ..contract.factory import with_environment, with_options
 from ..contract.observer import StorageRunObserver
 from ..contract.protocols import Storage
-from . import inspection, migrations, schema, upgrade_plan
+from . import inspection, migrations, schema, sharding, upgrade_plan
 from .bulk.store import MongoBulkRows
 from .checkpoints.deletion import Collections
 from .checkpoints.pruning import delete_thread
@@ -45,6 +45,7 @@ from .stores.threads import MongoThreadStore
 from .stores.users import MongoUserStore
 from .upgrade_plan import UpgradePlan
 from .upgrades import Report, unreported
+from .views import set_up_views
 
 if TYPE_CHECKING:
     from .checkpoints.saver import MongoCheckpointSaver
@@ -295,8 +296,11 @@ class MongoStorage(Storage, Accounts, BulkRows, Checkpointing, Erasure, LimitedP
             raise StorageConfigError("storage.metrics() needs the option `metrics: true`")
         return self._telemetry.snapshot()
 
-    async def setup(self) -> None:
+    async def setup(self, *, views: bool = False, shard: bool = False) -> None:
         """Create collections, validators and indexes, and upgrade the documents of an older version.
+
+        With `views` also those of `views.py`, and with `shard` the large collections are distributed over a
+        cluster's shards; see `set_up_views` and `shard_collections`.
 
         Idempotent; many processes may call it at once, and an upgrade that was interrupted continues with the
         next call. Where everything is there, it only reads. Raises `StorageConfigError`, and changes nothing,
@@ -304,7 +308,35 @@ class MongoStorage(Storage, Accounts, BulkRows, Checkpointing, Erasure, LimitedP
         not ours, where an index or duplicates make the server refuse an index of ours, and where there
         is something to upgrade while `upgrade_at_start` is false.
         """
+        if shard:
+            await self.check_sharded_cluster()
         await self._apply(upgrade=self._config.upgrade_at_start)
+        if views:
+            await self.set_up_views()
+        if shard:
+            await self.shard_collections()
+
+    async def set_up_views(self) -> list[str]:
+        """Create the views of `views.py`, or change those of an older release; the names of these.
+
+        Idempotent. Raises `StorageConfigError`, and changes nothing, where a collection or a view that is not
+        ours has one of the names, and for `driver: mongomock`, which has no views.
+        """
+        if not self._config.has_server:
+            raise StorageConfigError("views need a MongoDB server, which `driver: mongomock` does not have")
+        return await set_up_views(self._driver, self._config.collection_prefix)
+
+    async def check_sharded_cluster(self) -> None:
+        """Raise `StorageConfigError` unless the server is the `mongos` of a sharded cluster."""
+        await sharding.check_sharded_cluster(self._driver)
+
+    async def shard_collections(self) -> list[str]:
+        """Distribute the large collections over a cluster's shards; the names of those that were not yet.
+
+        Idempotent. Raises `StorageConfigError`, and changes nothing, without a `mongos`, and where one of
+        them is sharded by another key.
+        """
+        return await sharding.shard_collections(self._driver, self._config.collection_prefix)
 
     async def upgrade(self, report: Report = unreported) -> None:
         """As `setup()`, whatever `upgrade_at_start` is; `report` is called as the work goes on.

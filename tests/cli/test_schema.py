@@ -1,4 +1,4 @@
-"""`deerflow-mongo schema`: what `status` and `upgrade` print, and that status changes nothing."""
+"""`deerflow-mongo setup` and `schema`: what they print and change, and their exit codes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from pymongo import MongoClient
 
 from deerflow_mongo.mongodb.documents.versions import SCHEMA_VERSION
+from deerflow_mongo.mongodb.views import VIEWS
 from tests.mongodb import version_1
 
 from .command import output_of, run
@@ -87,3 +88,23 @@ def test_database_must_be_named(tmp_path: Any) -> None:
         assert "name the database with --url" in output_of("schema", command, exit_code=2)
         folder = str(tmp_path / "none")
         assert "has no data" in output_of("schema", command, "--data-dir", folder, exit_code=2)
+
+
+def test_setup_creates_collections_and_with_views_the_views_once(
+    place: tuple[str, ...], raw_client: Client, database_name: str
+) -> None:
+    assert "collections and indexes are set up" in output_of("setup", *place)
+    assert "runs_per_day" not in raw_client[database_name].list_collection_names()
+    names = [view.name for view in VIEWS]
+    assert json.loads(run("setup", "--views", "--json", *place).stdout)["views"] == names
+    assert "0 views created or changed" in output_of("setup", "--views", *place)
+    raw_client[database_name]["runs_per_day"].drop()
+    raw_client[database_name].create_collection("runs_per_day")
+    assert "names of views are in use" in output_of("setup", "--views", *place, exit_code=2)
+
+
+def test_setup_cannot_shard_without_a_mongos(
+    place: tuple[str, ...], raw_client: Client, database_name: str
+) -> None:
+    assert "sharding needs a sharded cluster" in output_of("setup", "--shard", *place, exit_code=2)
+    assert database_name not in raw_client.list_database_names()

@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import aclosing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,6 +19,7 @@ import pytest
 import deerflow_mongo.mongodb
 from deerflow_mongo import MongoStorage, StorageAccessError, ThreadMetaCreate
 from deerflow_mongo.mongodb import roles, schema
+from deerflow_mongo.mongodb.views import VIEWS
 from deerflow_mongo.testing import (
     AccountContract,
     AdmissionContract,
@@ -45,7 +46,12 @@ DATABASE, APPLICATION, OPERATOR = "deerflow", "the application", "operator"
 Privilege: TypeAlias = tuple[str, str]
 """Collection and action."""
 
-_USERS = {roles.RUN_TIME_ROLE: APPLICATION, roles.SETUP_ROLE: OPERATOR}
+_USERS = {
+    roles.RUN_TIME_ROLE: APPLICATION,
+    roles.SETUP_ROLE: OPERATOR,
+    roles.VIEW_SETUP_ROLE: "view-operator",
+    roles.REPORTS_ROLE: "charts",
+}
 
 
 @pytest.fixture(scope="module")
@@ -347,6 +353,25 @@ async def test_run_time_user_cannot_set_up_a_database(secured: SecuredServer) ->
     await _assert_refused(storage.setup(), "createIndexes", schema.RUNS)
     await storage.aclose()
     await _set_up_all(secured)
+
+
+@pytest.mark.usefixtures("set_up")
+async def test_views_are_created_and_read_with_their_own_roles(secured: SecuredServer) -> None:
+    async with aclosing(_storage(secured, roles.SETUP_ROLE)) as storage:
+        with pytest.raises(StorageAccessError, match="`create`"):
+            await storage.set_up_views()
+    async with aclosing(_storage(secured, roles.VIEW_SETUP_ROLE)) as storage:
+        assert len(await storage.set_up_views()) == len(VIEWS)
+        await storage.driver.command({"collMod": VIEWS[0].name, "viewOn": schema.RUNS, "pipeline": _OLDER})
+        assert await storage.set_up_views() == [VIEWS[0].name]
+    async with aclosing(_storage(secured, roles.REPORTS_ROLE)) as reports:
+        for view in VIEWS:
+            assert await reports.driver.collection(view.name).aggregate([{"$limit": 1}]) is not None
+        with pytest.raises(StorageAccessError):
+            await reports.driver.collection(schema.RUNS).find_one({})
+
+
+_OLDER: list[dict[str, Any]] = [{"$match": {"$comment": "deerflow-mongo, view version 1"}}]
 
 
 # -- what operators read ---------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The tables that the README prints from the code: options of a URI, errors by the server's codes, metrics.
+"""The tables that the README prints from the code: options of a URI, errors by codes, metrics, views.
 
 `python -m tests.mongodb.tables` writes them into `deerflow_mongo/mongodb/README.md`.
 """
@@ -10,10 +10,12 @@ from typing import Final
 from deerflow_mongo.mongodb.drivers.errors import SERVER_ERRORS, UNAVAILABLE_LABELS
 from deerflow_mongo.mongodb.telemetry.metrics import METRICS
 from deerflow_mongo.mongodb.uri_options import PASSED, URI_OPTIONS
+from deerflow_mongo.mongodb.views import VIEWS
 from tests.mongodb.documents.pinned import README, readme_with
 
 URI_MARKS: Final = ("<!-- URI options: begin -->", "<!-- URI options: end -->")
 METRICS_MARKS: Final = ("<!-- metrics: begin -->", "<!-- metrics: end -->")
+VIEW_MARKS: Final = ("<!-- views: begin -->", "<!-- views: end -->")
 ERROR_MARKS: Final = ("<!-- server errors: begin -->", "<!-- server errors: end -->")
 
 
@@ -61,10 +63,21 @@ def metrics() -> str:
     return "\n".join([*head, *rows])
 
 
+def views() -> str:
+    """A row for each view, with its columns and their units."""
+    rows = [
+        f"| `{view.name}` | {view.about} | "
+        f"{'; '.join(f'`{column}` ({unit})' for column, unit in view.columns.items())} |"
+        for view in VIEWS
+    ]
+    return "\n".join(["| view | rows | columns |", "| --- | --- | --- |", *rows])
+
+
 def readme_with_tables() -> str:
     """The README with all tables."""
     README.write_text(readme_with(uri_options(), *URI_MARKS), encoding="utf-8")
     README.write_text(readme_with(metrics(), *METRICS_MARKS), encoding="utf-8")
+    README.write_text(readme_with(views(), *VIEW_MARKS), encoding="utf-8")
     return readme_with(server_errors(), *ERROR_MARKS)
 
 

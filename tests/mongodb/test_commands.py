@@ -399,7 +399,8 @@ ROWS = 150
 """More than the 101 documents that a server's first batch has by default."""
 
 
-async def _fill(storage: Storage) -> None:
+async def fill(storage: Storage) -> None:
+    """Rows of every store, more than a first batch has."""
     await storage.setup()
     for position in range(ROWS):
         run_id = f"run-{position}"
@@ -413,7 +414,7 @@ async def _fill(storage: Storage) -> None:
 
 async def count_commands(storage: Storage, log: CommandLog) -> dict[str, list[str]]:
     """The commands that each operation sent."""
-    await _fill(storage)
+    await fill(storage)
     sent: dict[str, list[str]] = {}
     for name, (_, operation) in OPERATIONS.items():
         log.names.clear()
