@@ -474,7 +474,7 @@ async def test_every_index_is_used_by_a_read_or_is_unique_or_expires(explainer: 
         for index in schema.indexes
         if _is_for_reads(index)
     ]
-    of_pipelines = ["by_time", "by_user"]  # of runs: see test_questions.py
+    of_pipelines = ["by_time", "by_user", "by_time"]  # of runs and feedback: test_questions.py, test_views.py
     assert sorted(used + of_pipelines) == sorted(names)
 
 
