@@ -37,6 +37,7 @@ from deerflow_mongo.mongodb.drivers.errors import (
 from deerflow_mongo.mongodb.drivers.event_loop import Owner
 from deerflow_mongo.mongodb.drivers.pymongo_async import PyMongoDriver
 from deerflow_mongo.mongodb.drivers.time_limit import TimeLimit
+from deerflow_mongo.mongodb.observation import CommandObserver
 
 NAMESPACE = "deerflow.runs"
 
@@ -245,6 +246,7 @@ class _StubDriver:
 
     database_name = "deerflow"
     changes_pause_s = 0.0
+    observer: CommandObserver | None = None
 
     def __init__(self, error: Exception, *, is_closed: bool = False) -> None:
         self.error = error
@@ -267,7 +269,7 @@ class _StubDriver:
     async def rows(self, cursor: Any) -> Any:
         return await cursor
 
-    async def aggregate(self, handle: Any, pipeline: Any, batch_size: int) -> Any:
+    async def aggregate(self, handle: Any, pipeline: Any, options: Any) -> Any:
         raise self.error
 
     async def watch(self, database: Any, pipeline: Any) -> Any:
@@ -288,10 +290,13 @@ async def _watch(driver: _StubDriver) -> None:
 _OPERATIONS: dict[str, tuple[str, Callable[[Collection], Awaitable[Any]]]] = {
     "find_one": ("find", lambda c: c.find_one({})),
     "find": ("find", lambda c: c.find({}, sort=[("_id", 1)], limit=1)),
+    "find_page": ("find", lambda c: c.find_page({}, sort=[("_id", 1)], limit=1)),
     "stream": ("find", lambda c: anext(c.stream({}))),
     "aggregate": ("aggregate", lambda c: c.aggregate([])),
     "insert_one": ("insert", lambda c: c.insert_one({})),
     "insert_many": ("insert", lambda c: c.insert_many([{}])),
+    "insert_each": ("insert", lambda c: c.insert_each([{}])),
+    "replace_one": ("update", lambda c: c.replace_one({}, {})),
     "update_one": ("update", lambda c: c.update_one({}, {})),
     "update_many": ("update", lambda c: c.update_many({}, {})),
     "update_all": ("update", lambda c: c.update_all({}, {})),
