@@ -27,7 +27,7 @@ A busy machine with two processors converted 700 runs, or 5,500 events.
 CHECKED_PER_S = 100_000
 """Documents whose version is read in a second: an assumption."""
 BUILT_KEYS_PER_S = 80_000
-"""Keys that the build of one index, or of several at once, sorts in a second; that machine: 58,000 or more."""
+"""Keys that the build of one index, or of several at once, sorts in a second; that machine did 58,000."""
 SCANNED_BYTES_PER_S = 50 * 1024 * 1024
 """What such a build reads in a second: an assumption."""
 
