@@ -31,9 +31,10 @@ def stated() -> dict[str, tuple[float, ...]]:
 async def test_stated_sizes_of_documents_and_indexes_are_measured(
     mongodb_url: str, new_database: str, raw_client: pymongo.MongoClient[dict[str, Any]]
 ) -> None:
-    """Within 20 %, and two pages for each index, which few rows do not fill.
+    """Documents within 20 %, indexes within a factor of two and two pages each, which few rows do not fill.
 
-    The compressed size on disk depends on the moment of the server's checkpoint.
+    An index is a file, whose free blocks depend on the moments of the server's checkpoints, as does the
+    compressed size on disk, which is not compared.
     """
     await sizes.store({"url": mongodb_url, "database": new_database}, ROWS)
     measured = sizes.measured(raw_client[new_database], ROWS)
@@ -43,4 +44,4 @@ async def test_stated_sizes_of_documents_and_indexes_are_measured(
         document, indexes, _ = table[kind]
         assert size.document == pytest.approx(document, rel=STATED_WITHIN), kind
         pages = 2 * PAGE_BYTES * size.number_of_indexes / size.rows
-        assert size.indexes == pytest.approx(indexes, abs=STATED_WITHIN * indexes + pages), kind
+        assert indexes / 2 - pages <= size.indexes <= 2 * indexes + pages, kind
