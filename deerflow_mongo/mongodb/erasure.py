@@ -189,6 +189,7 @@ class MongoErasure:
                 erased.add(await self._thread(thread_id))
             else:
                 erased.add(await self._runs_in_shared_thread(thread_id, user_id))
+        erased.runs += await self._removal.rows(self._data.runs, queries.without_thread(of_user))
         erased.feedback += await self._feedback_of(user_id)
         erased.run_events += await self._events_for(user_id)
         erased.accounts = await self._removal.rows(self._data.users, queries.user_by_id(user_id))
@@ -210,9 +211,10 @@ class MongoErasure:
         """The other threads in which the user has runs, each once."""
         seen: set[str] = set()
         async for page in _pages(self._data.runs, queries.of_user(user_id), ("thread_id",), _BATCH):
-            for thread_id in {run["thread_id"] for run in page} - seen - self._threads:
-                seen.add(thread_id)
-                yield thread_id
+            for thread_id in {run.get("thread_id") for run in page} - seen - self._threads:
+                if isinstance(thread_id, str):
+                    seen.add(thread_id)
+                    yield thread_id
 
     async def _is_nobody_elses(self, thread_id: str, user_id: str) -> bool:
         thread = await self._data.threads.find_one(queries.thread_by_id(thread_id))
@@ -245,9 +247,12 @@ class MongoErasure:
         async for found in self._scan(self._data.run_events, user_id):
             by_thread: dict[str, list[Document]] = defaultdict(list)
             for event in found:
-                by_thread[event["thread_id"]].append(event)
+                if isinstance(event.get("thread_id"), str):
+                    by_thread[event["thread_id"]].append(event)
             for thread_id, events in by_thread.items():
                 number += await self._removal.events(queries.events_by_id(thread_id, _ids(events)))
+            broken = queries.without_thread(queries.by_ids(_ids(found)))
+            number += await self._removal.rows(self._data.run_events, broken)
         return number
 
     async def _scan(self, collection: Collection, user_id: str) -> AsyncGenerator[list[Document]]:

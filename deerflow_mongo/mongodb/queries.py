@@ -518,6 +518,11 @@ def of_others_in_thread(thread_id: str, user_id: str) -> Query:
     return {"thread_id": thread_id, "user_id": {"$ne": user_id}}
 
 
+def without_thread(query: Query) -> Query:
+    """Those of these documents that are broken: their thread is no text."""
+    return {**query, "thread_id": {"$not": {"$type": "string"}}}
+
+
 def behind(query: Query, last: Any) -> Query:
     """Those of these documents behind this id in the order of ids; all with None."""
     return {**query, **after_id(last)}

@@ -129,6 +129,19 @@ async def test_damaged_documents_are_erased_too(storage: MongoStorage, database:
     assert _found(database, WORDS) == set()
 
 
+async def test_damaged_documents_without_a_thread_are_erased_with_their_user(
+    storage: MongoStorage, database: Database
+) -> None:
+    await _converse(storage, THREAD, USER)
+    for name in ("runs", "feedback", "run_events"):
+        database.command({"collMod": name, "validationLevel": "off"})
+        database[name].update_many({}, {"$unset": {"thread_id": ""}})
+    there = Erased(threads=1, runs=1, run_events=3, feedback=1, checkpoints=1)
+    assert await storage.count_user(USER) == there
+    assert await storage.erase_user(USER) == there
+    assert _found(database, USER, WORDS) == set()
+
+
 async def test_events_that_are_put_during_an_erasure_keep_their_numbers(
     storage: MongoStorage, new_storage: Callable[..., MongoStorage]
 ) -> None:
