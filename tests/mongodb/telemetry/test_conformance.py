@@ -1,4 +1,4 @@
-"""Parts of the conformance suite on a storage that records everything it can."""
+"""A part of the conformance suite on a storage that records everything it can."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from typing import Any
 
 import pytest
 
-from deerflow_mongo.testing import (
-    FollowingContract,
-    RunStoreContract,
-)
+from deerflow_mongo.testing import FollowingContract
 
 
-class TestObserved(RunStoreContract, FollowingContract):
+class TestObserved(FollowingContract):
     @pytest.fixture
     def storage_config(self, mongodb_url: str, emptied_database: str) -> Mapping[str, Any]:
         return {
