@@ -41,6 +41,7 @@ from ..transfer.sources import Source, SourceThread, open_source
 from .ids import whole_id
 from .options import JsonOption, age
 from .storage_options import StorageOptions, require_existing_data
+from .tables import number_lines
 from .terminal import (
     MAX_SENTENCE_SHOWN,
     PROBLEM_EXIT,
@@ -124,11 +125,7 @@ def _lines_of_statistics(found: CheckpointStatistics) -> Iterator[str]:
     if total.deleted:
         size = mib(total.deleted_bytes)
         yield f"of it {counted(total.deleted, 'record')} of deletions, {size}, which expire after a day"
-    rows = [_COLUMNS, *(_cells(row) for row in (*found.largest, total))]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS) - 1)]
-    for *numbers, thread in rows:
-        right = (f"{number:>{width}}" for number, width in zip(numbers, widths, strict=True))
-        yield f"{'  '.join(right)}  {thread}".rstrip()
+    yield from number_lines([_COLUMNS, *(_cells(row) for row in (*found.largest, total))])
 
 
 def _cells(row: ThreadStatistics) -> tuple[str, ...]:

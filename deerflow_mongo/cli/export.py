@@ -32,15 +32,16 @@ from .storage_options import StorageOptions
 from .terminal import (
     MAX_SENTENCE_SHOWN,
     PROBLEM_EXIT,
+    RowProgress,
     console_for,
     counting_progress,
+    duration,
     explained,
     json_of,
     logged_errors,
     status,
     stoppable,
 )
-from .transfer_report import duration
 
 MAX_LISTED = 20
 """How many rows of each list are printed; `--json` has all of them."""
@@ -102,8 +103,12 @@ async def _export(storage: MongoStorage, file: str, *, with_checkpoints: bool, o
             if found is not None:
                 total += sum(thread.checkpoints for thread in found.threads)
             with counting_progress(console, "exporting", "rows") as report:
-                progress = _Rate(report, total)
-                return await Export(storage, writer, found, progress.add).run(storage.config.database)
+                progress = RowProgress(report, total)
+
+                def show(kind: str, rows: int) -> None:
+                    progress.add(_name(kind), rows)
+
+                return await Export(storage, writer, found, show).run(storage.config.database)
 
 
 def _show_exported(console: Console, exported: Exported, seconds: float) -> None:
@@ -115,23 +120,6 @@ def _show_exported(console: Console, exported: Exported, seconds: float) -> None
 
 def _name(kind: str) -> str:
     return kind.replace("_", " ")
-
-
-class _Rate:
-    """Rows that are done, per second, and the time that is left at this rate."""
-
-    def __init__(self, report: Callable[[int, int, str], None], total: int) -> None:
-        self._report = report
-        self._total = total
-        self._done = 0
-        self._started = time.perf_counter()
-
-    def add(self, kind: str, rows: int) -> None:
-        self._done += rows
-        seconds = max(time.perf_counter() - self._started, 0.001)
-        left_s = seconds * max(0, self._total - self._done) / max(self._done, 1)
-        details = f"{_name(kind)}  {self._done / seconds:,.0f}/s  {duration(left_s)} left"
-        self._report(self._done, max(self._done, self._total), details)
 
 
 # -- import ----------------------------------------------------------------------------------------

@@ -45,6 +45,14 @@ def table_lines(columns: Sequence[Column], rows: Iterable[Sequence[str]], width:
         yield (line + last).rstrip()
 
 
+def number_lines(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Columns of numbers aligned to the right, and a last one as it is; any heading is the first row."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    for *numbers, last in rows:
+        right = (f"{number:>{width}}" for number, width in zip(numbers, widths, strict=True))
+        yield f"{GAP.join(right)}{GAP}{last}".rstrip()
+
+
 def _aligned(text: str, size: int, *, is_number: bool) -> str:
     return " " * (size - cell_len(text)) + text if is_number else set_cell_size(text, size)
 

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
@@ -112,6 +113,31 @@ def counting_progress(console: Console, text: str, unit: str) -> Generator[Calla
         yield lambda completed, total, details: bar.update(
             task, completed=completed, total=total, details=f"  {details}"
         )
+
+
+def duration(seconds: float) -> str:
+    """Such as "40 s", "12 min" or "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:,.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 5_400 else f"{seconds / 3_600:,.1f} h"
+
+
+class RowProgress:
+    """Shows with `counting_progress` the rows that are done, per second, and the time left at this rate."""
+
+    def __init__(self, report: Callable[[int, int, str], None], total: int) -> None:
+        self._report = report
+        self._total = total
+        self._done = 0
+        self._started = time.perf_counter()
+
+    def add(self, what: str, rows: int) -> None:
+        """So many more rows are done, of what is named."""
+        self._done += rows
+        seconds = max(time.perf_counter() - self._started, 0.001)
+        left_s = seconds * max(0, self._total - self._done) / max(self._done, 1)
+        details = f"{what}  {self._done / seconds:,.0f}/s  {duration(left_s)} left"
+        self._report(self._done, max(self._done, self._total), details)
 
 
 async def stoppable(work: Coroutine[Any, Any, T]) -> T:

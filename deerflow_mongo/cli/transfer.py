@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, TypeAlias
 
@@ -31,6 +31,7 @@ from .options import JsonOption
 from .storage_options import StorageOptions
 from .terminal import (
     PROBLEM_EXIT,
+    RowProgress,
     console_for,
     counting_progress,
     explained,
@@ -39,7 +40,7 @@ from .terminal import (
     status,
     stoppable,
 )
-from .transfer_report import CheckpointsOutcome, Report, as_json, duration, show_report, show_survey
+from .transfer_report import CheckpointsOutcome, Report, as_json, show_report, show_survey
 
 SourceOption: TypeAlias = Annotated[
     str,
@@ -160,37 +161,20 @@ async def _tables(
 ) -> list[TableOutcome]:
     outcomes: list[TableOutcome] = []
     with counting_progress(console_for(stderr=True), "transferring", "rows") as report:
-        progress = _RowProgress(found.rows, report)
+        progress = RowProgress(report, found.rows)
         work = Transfer(
             database,
             recognised,
             storage,
             CarryOptions(options.compare_all),
             summaries=lambda thread_ids: event_summaries(storage, thread_ids),
-            on_progress=progress.add,
+            on_progress=lambda outcome, rows: progress.add(outcome.table, rows),
         )
         async with contextlib.aclosing(work.run()) as tables:
             async for outcome in tables:
                 outcome.rows_here = await count_rows(storage, outcome.kind)
                 outcomes.append(outcome)
     return outcomes
-
-
-class _RowProgress:
-    """Rows that are done, per second, and the time that is left at this rate."""
-
-    def __init__(self, rows: int, report: Callable[[int, int, str], None]) -> None:
-        self._rows = rows
-        self._report = report
-        self._done = 0
-        self._started = time.perf_counter()
-
-    def add(self, outcome: TableOutcome, rows: int) -> None:
-        self._done += rows
-        rate = self._done / max(time.perf_counter() - self._started, 0.001)
-        left = max(0, self._rows - self._done) / max(rate, 0.001)
-        details = f"{outcome.table}  {rate:,.0f}/s  {duration(left)} left"
-        self._report(self._done, max(self._done, self._rows), details)
 
 
 # -- checkpoints -----------------------------------------------------------------------------------

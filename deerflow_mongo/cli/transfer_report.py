@@ -14,6 +14,8 @@ from ..transfer.checkpoints import CopiedThread
 from ..transfer.sql.outcomes import Reason, RowDifference, TableOutcome
 from ..transfer.sql.survey import Finding, Survey
 from .checkpoints import copied_as_json, line_of_copied, mib
+from .tables import number_lines
+from .terminal import duration
 
 MAX_LISTED = 20
 """How many differences are printed; `--json` has all of them."""
@@ -50,21 +52,6 @@ class Report:
         return all(table.is_complete for table in self.tables) and all(one.is_successful for one in copied)
 
 
-def duration(seconds: float) -> str:
-    """Such as "40 s", "12 min" or "3.5 h"."""
-    if seconds < 90:
-        return f"{seconds:,.0f} s"
-    return f"{seconds / 60:,.0f} min" if seconds < 5_400 else f"{seconds / 3_600:,.1f} h"
-
-
-def _table_lines(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Columns of numbers aligned to the right, and the last one to the left."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    for *numbers, last in rows:
-        right = (f"{number:>{width}}" for number, width in zip(numbers, widths, strict=True))
-        yield f"{'  '.join(right)}  {last}".rstrip()
-
-
 def _print(console: Console, lines: Iterator[str]) -> None:
     for line in lines:
         console.print(Text(line), soft_wrap=True)
@@ -83,7 +70,7 @@ def _lines_of_survey(found: Survey) -> Iterator[str]:
     if found.checkpoints:
         threads = counted(found.checkpoint_threads, "thread")
         cells.append((f"{found.checkpoints:,}", "", f"checkpoints of {threads}"))
-    yield from _table_lines([("rows", "about", "table"), *cells])
+    yield from number_lines([("rows", "about", "table"), *cells])
     yield f"a first pass takes about {duration(found.seconds)} on two cores"
     for finding in found.findings:
         yield _line_of_finding(finding)
@@ -106,7 +93,7 @@ def show_report(console: Console, report: Report) -> None:
 
 def _lines_of_report(report: Report) -> Iterator[str]:
     heads = ("rows", "new", "replaced", "equal", "only here", "listed", "s", "table")
-    yield from _table_lines([heads, *(_cells(table) for table in report.tables)])
+    yield from number_lines([heads, *(_cells(table) for table in report.tables)])
     for table in report.tables:
         yield from _notes_of_table(table)
     if report.checkpoints is not None:

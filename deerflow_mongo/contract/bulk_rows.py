@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NotRequired, Protocol, TypeAlias, TypedDict, runtime_checkable
 
-from .rows import FeedbackRow, JSONValue, RunEventRow, RunRow, UserRow
+from .rows import FeedbackRow, JSONValue, RunEventRow, RunRow, ThreadMeta, UserRow
 
 RowKind: TypeAlias = Literal["users", "threads", "runs", "feedback", "run_events", "event_numbers"]
 ROW_KINDS: tuple[RowKind, ...] = ("users", "threads", "runs", "feedback", "run_events", "event_numbers")
@@ -75,6 +75,24 @@ KEYS: Mapping[RowKind, tuple[str, ...]] = {
 """What identifies a row of each kind, and the order in which rows are exported (text by its UTF-8 bytes)."""
 
 Key: TypeAlias = tuple[str | int, ...]
+
+
+def key_order(key: Key) -> tuple[bytes | int, ...]:
+    """What sorts keys as rows are exported: text by its UTF-8 bytes."""
+    return tuple(part.encode(errors="surrogatepass") if isinstance(part, str) else part for part in key)
+
+
+def thread_row_of(thread: ThreadMeta) -> ThreadRow:
+    return {
+        "thread_id": thread.thread_id,
+        "assistant_id": thread.assistant_id,
+        "user_id": thread.user_id,
+        "display_name": thread.display_name,
+        "status": thread.status,
+        "metadata": thread.metadata,
+        "created_time": thread.created_time.isoformat(),
+        "updated_time": thread.updated_time.isoformat(),
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,9 +83,8 @@ def checked_row(kind: RowKind, row: Mapping[str, Any]) -> BulkRow:
     return _CHECKS[kind](row)
 
 
-def key_of(kind: RowKind, row: BulkRow) -> Key:
-    fields = cast("_Given", row)
-    return tuple(fields[name] for name in KEYS[kind])
+def key_of(kind: RowKind, row: Mapping[str, Any]) -> Key:
+    return tuple(row[name] for name in KEYS[kind])
 
 
 def checked_key(kind: RowKind, after: object) -> Key:

@@ -22,6 +22,8 @@ from ..contract.bulk_rows import (
     RefusedRow,
     RowKind,
     ThreadRow,
+    key_order,
+    thread_row_of,
 )
 from ..contract.checked_rows import checked_key, checked_rows, key_of
 from ..contract.errors import ActiveRunError, ArgumentValueError, IdempotencyKeyError, UserExistsError
@@ -56,8 +58,8 @@ class MemoryBulkRows(MemoryStore, BulkRows):
         size = arguments.row_limit("batch_size", batch_size)
         if size == 0:
             raise ArgumentValueError("batch_size must not be 0")
-        rows = sorted(self._exported(kind), key=lambda row: _order(key_of(kind, row)))
-        behind = [row for row in rows if key is None or _order(key_of(kind, row)) > _order(key)]
+        rows = sorted(self._exported(kind), key=lambda row: key_order(key_of(kind, row)))
+        behind = [row for row in rows if key is None or key_order(key_of(kind, row)) > key_order(key)]
         for start in range(0, len(behind), size):
             yield deepcopy(behind[start : start + size])
 
@@ -65,7 +67,7 @@ class MemoryBulkRows(MemoryStore, BulkRows):
         data = self._data
         rows: Mapping[str, Callable[[], Sequence[BulkRow]]] = {
             "users": lambda: list(data.users.values()),
-            "threads": lambda: [_thread_row(thread) for thread in data.threads.values()],
+            "threads": lambda: [thread_row_of(thread) for thread in data.threads.values()],
             "runs": lambda: [self._run_row(run_id) for run_id in data.runs],
             "feedback": lambda: [self._feedback_row(feedback_id) for feedback_id in data.feedback],
             "run_events": lambda: [row for log in data.events.values() for row in _event_rows(log)],
@@ -130,12 +132,12 @@ class MemoryBulkRows(MemoryStore, BulkRows):
         overwrite: bool,
     ) -> _Conflict:
         imported = self._data.imported.setdefault(kind, {})
-        digest = _digest(row)
+        digest = row_digest(row)
         if stored is not None:
-            if _digest(stored) == digest:
+            if row_digest(stored) == digest:
                 outcome.unchanged += 1
                 return None
-            if not overwrite and imported.get(key) != _digest(stored):
+            if not overwrite and imported.get(key) != row_digest(stored):
                 outcome.changed_here.append(key)
                 return None
         conflict = self._stores[kind](row)
@@ -188,7 +190,7 @@ class MemoryBulkRows(MemoryStore, BulkRows):
         if row["seq"] in log.deleted:
             outcome.changed_here.append(key)
         elif stored is not None and stored["seq"] == row["seq"]:
-            if _digest(_event_row(log, stored)) == _digest(row):
+            if row_digest(_event_row(log, stored)) == row_digest(row):
                 outcome.unchanged += 1
             else:
                 outcome.refused.append(RefusedRow(key, "another event has its number"))
@@ -218,28 +220,6 @@ class MemoryBulkRows(MemoryStore, BulkRows):
         else:
             log.last_seq = row["next_seq"] - 1
             outcome.stored += 1
-
-
-def _order(key: Key) -> tuple[Any, ...]:
-    """Texts by their bytes; an id has no lone surrogate."""
-    return tuple(part.encode() if isinstance(part, str) else part for part in key)
-
-
-def _digest(row: BulkRow) -> int:
-    return row_digest(cast("Mapping[str, Any]", row))
-
-
-def _thread_row(thread: ThreadMeta) -> ThreadRow:
-    return {
-        "thread_id": thread.thread_id,
-        "assistant_id": thread.assistant_id,
-        "user_id": thread.user_id,
-        "display_name": thread.display_name,
-        "status": thread.status,
-        "metadata": thread.metadata,
-        "created_time": thread.created_time.isoformat(),
-        "updated_time": thread.updated_time.isoformat(),
-    }
 
 
 def _event_row(log: EventLog, event: RunEventRow) -> ExportedRunEventRow:

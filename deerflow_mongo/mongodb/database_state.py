@@ -119,12 +119,6 @@ def _is_view(listed: object, name: str) -> bool:
     return isinstance(listed, dict) and cast("Document", listed).get(name, {}).get("type") == "view"
 
 
-async def has_version_document(driver: Driver, prefix: str) -> bool:
-    """Whether the database has a version document."""
-    versions = driver.collection(prefix + VERSIONS)
-    return await versions.find_one(queries.database_version()) is not None
-
-
 async def concurrently(calls: Iterable[Awaitable[_Result]]) -> list[_Result]:
     """All results; an error is raised when all calls have ended, so that none runs on unobserved."""
     results = await asyncio.gather(*calls, return_exceptions=True)

@@ -259,10 +259,6 @@ def all_rows(kind: str) -> Query:
     return {"run_id": {"$exists": True}} if kind == "run_events" else {}
 
 
-def count_of(query: Query) -> list[Query]:
-    return [{"$match": query}, {"$count": "rows"}]
-
-
 def summaries_of_events(thread_ids: Sequence[str]) -> list[Query]:
     """Of each of these threads that has events: how many, how many with a user, the last number and time."""
     query = {**all_rows("run_events"), "thread_id": {"$in": list(thread_ids)}}

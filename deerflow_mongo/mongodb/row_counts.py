@@ -9,6 +9,7 @@ from typing import NamedTuple
 from ..contract.bulk_rows import RowKind
 from . import queries
 from .checkpoints.queries import summaries_of_checkpoints
+from .documents.counting import count_pipeline, counted
 from .drivers.time_limit import long_running
 from .schema import CHECKPOINTS, FEEDBACK, RUN_EVENTS, RUNS, THREADS, USERS
 from .storage import MongoStorage
@@ -44,8 +45,7 @@ async def count_rows(storage: MongoStorage, kind: RowKind) -> int:
     """The number of stored rows of a kind."""
     collection = storage.driver.collection(storage.config.collection_prefix + _COLLECTIONS[kind])
     with long_running():
-        found = await collection.aggregate(queries.count_of(queries.all_rows(kind)))
-    return int(found[0]["rows"]) if found else 0
+        return counted(await collection.aggregate(count_pipeline(queries.all_rows(kind))))
 
 
 async def events_of_threads(storage: MongoStorage, thread_ids: Sequence[str]) -> dict[str, StoredEvents]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from .. import __version__
 from ..contract.bulk_rows import ROW_KINDS, BulkRow, BulkRows, RowKind
@@ -78,7 +78,7 @@ class Export:
 
     def _write_rows(self, kind: RowKind, batch: Sequence[BulkRow]) -> None:
         for row in batch:
-            self._exported.add(kind, row_digest(cast("dict[str, Any]", row)))
+            self._exported.add(kind, row_digest(row))
             self._writer.write(kind, row)
 
     async def _write_checkpoints(self, checkpoints: Checkpoints) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, NamedTuple, cast
+from typing import Final, NamedTuple
 
 from ...contract.bulk_rows import EventNumbersRow, ExportedRunEventRow, Imported, Key, RefusedRow
 from ...contract.errors import StorageError
@@ -194,7 +194,7 @@ class EventImport:
             error = corruption_of(self._events.name, schema_of(RUN_EVENTS), stored)
             self._outcome.refused.append(given.refused(str(error)))
             return
-        if row_digest(cast("Mapping[str, Any]", row)) == row_digest(cast("Mapping[str, Any]", given.row)):
+        if row_digest(row) == row_digest(given.row):
             self._outcome.unchanged += 1
         else:
             self._outcome.refused.append(given.refused(_NUMBER_TAKEN))

@@ -7,7 +7,7 @@ since it was imported is replaced, by a command that requires it to be as it was
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple, cast
+from typing import Final, NamedTuple
 
 from ...contract.bulk_rows import BulkRow, Imported, Key, RefusedRow
 from ...contract.errors import StorageError
@@ -127,7 +127,7 @@ class IdentifiedRowImport:
                 error = corruption_of(self._collection.name, self._schema, stored)
                 self._outcome.refused.append(given.refused(error))
                 return None
-            if row_digest(_mapping(row)) == row_digest(_mapping(given.row)):
+            if row_digest(row) == row_digest(given.row):
                 self._outcome.unchanged += 1
                 return None
             if not (self._overwrite or is_as_imported(stored, row)):
@@ -192,7 +192,3 @@ class IdentifiedRowImport:
             for document in batch:
                 found.setdefault(document[EMAIL_KEY], set()).add(document["_id"])
         return found
-
-
-def _mapping(row: BulkRow) -> Mapping[str, Any]:
-    return cast("Mapping[str, Any]", row)

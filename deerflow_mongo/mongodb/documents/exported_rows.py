@@ -17,6 +17,7 @@ from ...contract.bulk_rows import (
     ExportedRunEventRow,
     ExportedRunRow,
     ThreadRow,
+    thread_row_of,
 )
 from ...contract.row_digests import DIGEST_BYTES, row_digest
 from ...contract.rows import AccountFields, UserRow
@@ -50,17 +51,7 @@ def exported_user(document: Document) -> UserRow:
 
 
 def exported_thread(document: Document) -> ThreadRow:
-    thread = thread_row(document)
-    return {
-        "thread_id": thread.thread_id,
-        "assistant_id": thread.assistant_id,
-        "user_id": thread.user_id,
-        "display_name": thread.display_name,
-        "status": thread.status,
-        "metadata": thread.metadata,
-        "created_time": thread.created_time.isoformat(),
-        "updated_time": thread.updated_time.isoformat(),
-    }
+    return thread_row_of(thread_row(document))
 
 
 def exported_run(document: Document) -> ExportedRunRow:
@@ -91,7 +82,7 @@ def is_as_imported(document: Document, row: BulkRow) -> bool:
 
 
 def _stored_digest(row: BulkRow) -> bytes:
-    return row_digest(cast("Mapping[str, Any]", row)).to_bytes(DIGEST_BYTES, "big")
+    return row_digest(row).to_bytes(DIGEST_BYTES, "big")
 
 
 def user_document(row: UserRow) -> Document:

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Self, TypeVar, cast
 
 from ...contract.bulk_rows import BulkRow, BulkRows, Key, RefusedRow, RowKind
+from ...contract.checked_rows import key_of
 from ..digests import Digests, row_digest
 from .databases import SqlDatabase
 from .layouts import Row, Table
 from .outcomes import RowDifference, TableOutcome, refusal
 from .reading import EventNumbers, EventSummary, ReadPage, TableReader
 from .recognition import Recognised
-from .stored import BATCH_ROWS, key_of, stored_rows
+from .stored import BATCH_ROWS, stored_rows
 
 AT_ONCE: Final = 2
 """How many pages are imported at once, while the next one is read."""
@@ -188,7 +189,7 @@ class _CarriedTable:
         # Reading first costs less than an insert that is refused.
         stored = await stored_rows(self._target, kind, given, batch_rows=batch_rows)
         for key, row in stored.items():
-            if row_digest(cast("Row", row)) == given[key].digest:
+            if row_digest(row) == given[key].digest:
                 self._add(given.pop(key), stored=True)
                 self.outcome.unchanged += 1
         if not given:

@@ -5,23 +5,15 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from contextlib import aclosing
-from typing import Any, Final
+from typing import Final
 
-from ...contract.bulk_rows import KEYS, BulkRow, BulkRows, Key, RowKind
+from ...contract.bulk_rows import BulkRow, BulkRows, Key, RowKind, key_order
+from ...contract.checked_rows import key_of
 from ...mongodb.row_counts import events_of_threads
 from ...mongodb.storage import MongoStorage
 from .reading import EventSummary
 
 BATCH_ROWS: Final = 1_000
-
-
-def key_of(kind: RowKind, row: Any) -> Key:
-    return tuple(row[name] for name in KEYS[kind])
-
-
-def _order(key: Key) -> tuple[bytes | int, ...]:
-    """What sorts keys as exports are sorted."""
-    return tuple(part.encode(errors="surrogatepass") if isinstance(part, str) else part for part in key)
 
 
 def _before(key: Key) -> Key | None:
@@ -36,9 +28,9 @@ async def stored_rows(
     storage: BulkRows, kind: RowKind, keys: Iterable[Key], *, batch_rows: int = BATCH_ROWS
 ) -> dict[Key, BulkRow]:
     """The rows of these keys. Reads one batch beyond them at most, wherever they are."""
-    wanted = sorted(set(keys), key=_order)
+    wanted = sorted(set(keys), key=key_order)
     places, found, place = {key: at for at, key in enumerate(wanted)}, dict[Key, BulkRow](), 0
-    orders = [_order(key) for key in wanted]
+    orders = [key_order(key) for key in wanted]
     while place < len(wanted):
         opened_at = place
         exported = storage.export_rows(kind, after=_before(wanted[place]), batch_size=batch_rows)
@@ -48,7 +40,7 @@ async def stored_rows(
                     key = key_of(kind, row)
                     if key in places:
                         found[key] = row
-                reached = bisect_right(orders, _order(key_of(kind, batch[-1])))
+                reached = bisect_right(orders, key_order(key_of(kind, batch[-1])))
                 has_gap = reached == place and place != opened_at
                 place = reached
                 if place == len(wanted) or has_gap:
