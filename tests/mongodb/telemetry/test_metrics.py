@@ -139,7 +139,7 @@ async def test_calls_that_wait_for_a_connection_are_counted(
 async def test_calls_that_get_no_connection_are_pool_failures(
     open_observed: OpenObserved, proxy: FaultProxy
 ) -> None:
-    async with connected(open_observed(f"{proxy.url}&maxPoolSize=1", timeout_ms=300)) as storage:
+    async with connected(open_observed(f"{proxy.url}&maxPoolSize=1", timeout_ms=2_000)) as storage:
         proxy.stall("find")
         results = await asyncio.gather(_get(storage), _get(storage), return_exceptions=True)
         assert [type(result) for result in results] == [StorageUnavailableError] * 2
