@@ -5,6 +5,7 @@ Under pytest-xdist each worker is a run of its own, with a server of its own.
 
 from __future__ import annotations
 
+import gc
 import signal
 import uuid
 from collections.abc import Generator, Iterator
@@ -14,6 +15,12 @@ import pymongo
 import pytest
 
 from deerflow_mongo.mongodb.embedded import EmbeddedServer, start_embedded
+
+
+def pytest_collection_finish() -> None:
+    """Leave the thousands of collected tests out of every later garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

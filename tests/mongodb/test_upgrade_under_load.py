@@ -48,6 +48,7 @@ class OldRelease:
         self._database = database
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work)
+        self._next = threading.Event()
         self.stored: list[int] = []
         self.errors: list[Exception] = []
 
@@ -62,6 +63,12 @@ class OldRelease:
         self._stop.set()
         self._thread.join()
 
+    def wait_for_next(self) -> None:
+        """Wait until it has stored one more number, or has ended."""
+        self._next.clear()
+        while self._thread.is_alive() and not self._next.wait(0.1):
+            pass
+
     def _work(self) -> None:
         for number in itertools.count():
             try:
@@ -70,6 +77,7 @@ class OldRelease:
                 self.errors.append(error)
                 return
             self.stored.append(number)
+            self._next.set()
             if self._stop.wait(0.002):
                 return
 
