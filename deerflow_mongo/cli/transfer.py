@@ -24,7 +24,7 @@ from ..transfer.sql.changed_checkpoints import changed_threads
 from ..transfer.sql.databases import SqlDatabase, open_database
 from ..transfer.sql.outcomes import TableOutcome
 from ..transfer.sql.recognition import Recognised, has_checkpoints, recognise
-from ..transfer.sql.stored import event_summaries
+from ..transfer.sql.stored import StoredSummaries
 from ..transfer.sql.survey import Survey, survey
 from .checkpoints import CopyProgress, savers
 from .options import JsonOption
@@ -61,7 +61,7 @@ CompareAllOption: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--compare-all",
-        help="Compare the content of everything, also of threads whose counts, numbers and times are equal "
+        help="Read and compare everything whole, also rows whose summaries (times, states, counts) are equal "
         "on both sides.",
     ),
 ]
@@ -167,7 +167,7 @@ async def _tables(
             recognised,
             storage,
             CarryOptions(options.compare_all),
-            summaries=lambda thread_ids: event_summaries(storage, thread_ids),
+            stored=StoredSummaries(storage),
             on_progress=lambda outcome, rows: progress.add(outcome.table, rows),
         )
         async with contextlib.aclosing(work.run()) as tables:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Final
 
 from rich.console import Console
 from rich.text import Text
 
+from ..contract.bulk_rows import RowKind
 from ..demo.text import counted, plain
 from ..transfer.checkpoints import CopiedThread
 from ..transfer.sql.outcomes import Reason, RowDifference, TableOutcome
@@ -117,19 +119,27 @@ def _notes_of_table(table: TableOutcome) -> Iterator[str]:
     compared = table.rows - table.equal_by_summary
     if table.source_digest == table.target_digest and compared:
         rows = counted(compared, "row")
-        yield f"{table.table}: {rows} compared, digest {table.source_digest} on both sides"
+        yield f"{table.table}: {rows} compared whole, digest {table.source_digest} on both sides"
     elif table.source_digest != table.target_digest:
         digests = f"{table.source_digest} in the source, {table.target_digest} in the target"
         yield f"{table.table}: digests {digests}, {counted(table.different_threads, 'thread')} differ"
     if table.equal_by_summary:
-        yield (
-            f"{table.table}: {counted(table.equal_by_summary, 'row')} of threads with the same count, last "
-            "number and newest time on both sides were not read"
-        )
+        yield f"{table.table}: {counted(table.equal_by_summary, 'row')} {_SUMMARISED[table.kind]}"
     if table.renumbered:
         yield f"{table.table}: {counted(table.renumbered, 'event')} moved up: SQL has numbers twice"
     if table.demoted_votes:
         yield f"{table.table}: {counted(table.demoted_votes, 'vote')} carried as feedback beside another vote"
+
+
+_OF_ROWS: Final = "with the same times, states, counts and lengths of texts on both sides were not read whole"
+_SUMMARISED: Final[Mapping[RowKind, str]] = {
+    "users": _OF_ROWS,
+    "threads": _OF_ROWS,
+    "runs": _OF_ROWS,
+    "feedback": _OF_ROWS,
+    "run_events": "of threads with the same count, last number and newest time on both sides were not read",
+}
+"""What the rows that are equal by their summary have in common."""
 
 
 def _lines_of_checkpoints(checkpoints: CheckpointsOutcome) -> Iterator[str]:

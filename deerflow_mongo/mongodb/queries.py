@@ -259,6 +259,11 @@ def all_rows(kind: str) -> Query:
     return {"run_id": {"$exists": True}} if kind == "run_events" else {}
 
 
+def parts_of_documents(ids: Sequence[str], projection: Query) -> list[Query]:
+    """What the projection takes of the documents with these ids."""
+    return [{"$match": {"_id": {"$in": list(ids)}}}, {"$project": projection}]
+
+
 def summaries_of_events(thread_ids: Sequence[str]) -> list[Query]:
     """Of each of these threads that has events: how many, how many with a user, the last number and time."""
     query = {**all_rows("run_events"), "thread_id": {"$in": list(thread_ids)}}

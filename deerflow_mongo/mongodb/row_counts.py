@@ -1,7 +1,8 @@
-"""Counts of what is stored, for a transfer that compares before it reads. No row is read or changed."""
+"""Counts and summaries of what is stored, for a transfer that compares before it reads rows whole."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -9,7 +10,9 @@ from typing import NamedTuple
 from ..contract.bulk_rows import RowKind
 from . import queries
 from .checkpoints.queries import summaries_of_checkpoints
+from .corruption import READ_ERRORS
 from .documents.counting import count_pipeline, counted
+from .documents.row_summaries import PROJECTIONS, RowSummary, summary_of_document
 from .drivers.time_limit import long_running
 from .schema import CHECKPOINTS, FEEDBACK, RUN_EVENTS, RUNS, THREADS, USERS
 from .storage import MongoStorage
@@ -46,6 +49,27 @@ async def count_rows(storage: MongoStorage, kind: RowKind) -> int:
     collection = storage.driver.collection(storage.config.collection_prefix + _COLLECTIONS[kind])
     with long_running():
         return counted(await collection.aggregate(count_pipeline(queries.all_rows(kind))))
+
+
+async def has_rows(storage: MongoStorage, kind: RowKind) -> bool:
+    """Whether there is any stored row of a kind other than events."""
+    collection = storage.driver.collection(storage.config.collection_prefix + _COLLECTIONS[kind])
+    return bool(await collection.find({}, sort=(("_id", 1),), limit=1, projection=["_id"]))
+
+
+async def summaries_of_rows(
+    storage: MongoStorage, kind: RowKind, ids: Sequence[str]
+) -> dict[str, RowSummary]:
+    """The summaries of the rows with these ids, but of those that cannot be read; of any kind but events."""
+    collection = storage.driver.collection(storage.config.collection_prefix + _COLLECTIONS[kind])
+    pipeline = queries.parts_of_documents(ids, PROJECTIONS[kind])
+    with long_running():
+        found = await collection.aggregate(pipeline, batch_size=len(ids) + 1)
+    summaries: dict[str, RowSummary] = {}
+    for document in found:
+        with contextlib.suppress(*READ_ERRORS):  # its row is read whole, which reports the error
+            summaries[document["_id"]] = summary_of_document(kind, document)
+    return summaries
 
 
 async def events_of_threads(storage: MongoStorage, thread_ids: Sequence[str]) -> dict[str, StoredEvents]:

@@ -1,21 +1,23 @@
 """Carries the rows of a source into a storage, table by table, and compares what is stored with them.
 
-Idempotent, so that repeating it continues an interrupted transfer and carries what has changed since. Tables
-with a row per account, thread, run or vote are read whole each time; events are read of those threads whose
-count, last number or newest time differ. No state is stored beside the rows.
+Idempotent, so that repeating it continues an interrupted transfer and carries what has changed since. Of
+accounts, threads, runs and votes those rows are read whole whose summaries differ, or all rows into a target
+that has none; events are read of those threads whose count, last number or newest time differ. No state is
+stored beside the rows.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Self, TypeVar, cast
+from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar, cast
 
 from ...contract.bulk_rows import BulkRow, BulkRows, Key, RefusedRow, RowKind
 from ...contract.checked_rows import key_of
+from ...mongodb.documents.row_summaries import RowSummary
 from ..digests import Digests, row_digest
 from .databases import SqlDatabase
 from .layouts import Row, Table
@@ -29,13 +31,29 @@ AT_ONCE: Final = 2
 CHUNK_EVENTS: Final = 4_000
 CHUNK_THREADS: Final = 400
 """Threads whose events are read together."""
+CHUNK_ROWS: Final = 250
+"""Rows with different summaries that are read together, by their keys."""
+SPARSE_BATCH_ROWS: Final = 8
 MAX_CONFLICTS: Final = 10_000
 """How many rows wait for the end of their table, because another row is in their way."""
 
 _Item = TypeVar("_Item")
 
-Summaries = Callable[[Sequence[str]], Awaitable[Mapping[str, EventSummary]]]
-"""Thread ids -> what the target has of their events."""
+
+class Stored(Protocol):
+    """What the target has, before anything is read whole."""
+
+    async def events(self, thread_ids: Sequence[str]) -> Mapping[str, EventSummary]:
+        """Thread ids -> what is stored of their events."""
+        ...
+
+    async def has_rows(self, kind: RowKind) -> bool: ...
+
+    async def rows(self, kind: RowKind, ids: Sequence[str]) -> Mapping[str, RowSummary]:
+        """The summaries of the rows with these ids."""
+        ...
+
+
 Progress = Callable[[TableOutcome, int], None]
 """Gets the table and the number of rows that were dealt with since the last call."""
 
@@ -43,7 +61,7 @@ Progress = Callable[[TableOutcome, int], None]
 @dataclass(frozen=True, slots=True)
 class CarryOptions:
     compare_all: bool = False
-    """Read and compare the events of every thread, also where their count, last number and time are equal."""
+    """Read and compare every row whole, also where its summary, or that of its thread's events, is equal."""
 
 
 class Transfer:
@@ -56,14 +74,14 @@ class Transfer:
         target: BulkRows,
         options: CarryOptions,
         *,
-        summaries: Summaries,
+        stored: Stored,
         on_progress: Progress,
     ) -> None:
         self._database = database
         self._recognised = recognised
         self._target = target
         self._options = options
-        self._summaries = summaries
+        self._stored = stored
         self._on_progress = on_progress
 
     async def run(self) -> AsyncGenerator[TableOutcome]:
@@ -75,20 +93,43 @@ class Transfer:
                 reader = TableReader(self._database, table, self._recognised.columns[table.name])
                 if table.kind == "run_events":
                     await self._carry_events(reader, carried)
-                elif table.kind == "feedback":
-                    # Those that are no votes first: one of them may still be the stored vote.
-                    await _carry_pages(reader.pages(are_replaced=True), carried, is_vote=False)
-                    await _carry_pages(reader.pages(are_replaced=False), carried, is_vote=True)
                 else:
-                    await _carry_pages(reader.pages(), carried)
+                    await self._carry_rows(reader, carried)
                 await carried.finish()
             carried.outcome.seconds = time.perf_counter() - started
             yield carried.outcome
 
+    async def _carry_rows(self, reader: TableReader, carried: _CarriedTable) -> None:
+        kind = reader.table.kind
+        # In a target without rows every summary would differ, and be read for nothing.
+        reads_all = self._options.compare_all or not await self._stored.has_rows(kind)
+        carry = _carry_all if reads_all else self._carry_different
+        if kind == "feedback":
+            # Those that are no votes first: one of them may still be the stored vote.
+            await carry(reader, carried, {"is_vote": False}, are_replaced=True)
+            await carry(reader, carried, {"is_vote": True}, are_replaced=False)
+        else:
+            await carry(reader, carried, {})
+
+    async def _carry_different(
+        self, reader: TableReader, carried: _CarriedTable, added: Mapping[str, Any], **conditions: Any
+    ) -> None:
+        """Carry the rows whose summaries the target does not have."""
+        kind = reader.table.kind
+        summaries = reader.summaries(added, **conditions)
+        async with _AtOnce(AT_ONCE) as tasks, aclosing(_read_ahead(summaries)) as pages:
+            async for page in pages:
+                here = await self._stored.rows(kind, [each.key for each in page])
+                different = [each.key for each in page if here.get(each.key, ()) != each.summary]
+                carried.skip(len(page) - len(different))
+                for first in range(0, len(different), CHUNK_ROWS):
+                    some = different[first : first + CHUNK_ROWS]
+                    await tasks.start(_carry_keys(reader, carried, some, added, conditions))
+
     async def _carry_events(self, reader: TableReader, carried: _CarriedTable) -> None:
         async with _AtOnce(AT_ONCE) as tasks, aclosing(_read_ahead(reader.event_summaries())) as pages:
             async for page in pages:
-                here = await self._summaries([summary.thread_id for summary in page])
+                here = await self._stored.events([summary.thread_id for summary in page])
                 different: list[EventSummary] = []
                 for summary in page:
                     if here.get(summary.thread_id) == summary and not self._options.compare_all:
@@ -128,13 +169,33 @@ async def _carry_threads(
     carried.outcome.renumbered += numbers.renumbered
 
 
-async def _carry_pages(pages: AsyncGenerator[ReadPage], carried: _CarriedTable, **fields: Any) -> None:
-    async with _AtOnce(AT_ONCE) as tasks, aclosing(_read_ahead(pages)) as ahead:
-        async for page in ahead:
-            if fields:
-                for row in page.rows:
-                    row.update(fields)
-            await tasks.start(carried.carry(page))
+async def _carry_all(
+    reader: TableReader, carried: _CarriedTable, added: Mapping[str, Any], **conditions: Any
+) -> None:
+    """Carry the rows under these conditions, with these fields added to each."""
+    async with _AtOnce(AT_ONCE) as tasks, aclosing(_read_ahead(reader.pages(**conditions))) as pages:
+        async for page in pages:
+            await tasks.start(carried.carry(_with_fields(page, added)))
+
+
+async def _carry_keys(
+    reader: TableReader,
+    carried: _CarriedTable,
+    keys: Sequence[str],
+    added: Mapping[str, Any],
+    conditions: Mapping[str, Any],
+) -> None:
+    """Carry the rows with these keys, of which a batch of the target has few unless they are many."""
+    batch_rows = BATCH_ROWS if len(keys) == CHUNK_ROWS else SPARSE_BATCH_ROWS
+    async with aclosing(reader.pages(of_keys=keys, **conditions)) as pages:
+        async for page in pages:
+            await carried.carry(_with_fields(page, added), batch_rows=batch_rows)
+
+
+def _with_fields(page: ReadPage, added: Mapping[str, Any]) -> ReadPage:
+    for row in page.rows:
+        row.update(added)
+    return page
 
 
 class _Compared(NamedTuple):

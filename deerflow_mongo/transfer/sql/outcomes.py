@@ -44,7 +44,11 @@ class TableOutcome:
     replaced: int = 0
     unchanged: int = 0
     equal_by_summary: int = 0
-    """Events that were not read: count, last number and newest time of their thread are the same here."""
+    """Rows that were not read whole, so that no digest has them.
+
+    Of events: count, last number and newest time of their thread are the same here; of the others: their
+    small values, and the lengths of their texts.
+    """
     renumbered: int = 0
     demoted_votes: int = 0
     """Votes that are feedback here, because the target has another vote, which the source has deleted."""
@@ -52,7 +56,7 @@ class TableOutcome:
     """Rows of the target after the transfer, others than those of the source included."""
     source_digest: str = ""
     target_digest: str = ""
-    """Of the rows that were read, and of the same rows as they are stored."""
+    """Of the rows that were read whole, and of the same rows as they are stored."""
     differences: list[RowDifference] = field(default_factory=_no_differences)
     different_threads: int = 0
     seconds: float = 0.0

@@ -52,7 +52,7 @@ def rows_of(
 ) -> Query:
     """Rows behind a key, in rising order: the key's columns, then those of the table, null for missing ones.
 
-    `conditions` are those of `of_threads` and `are_replaced`.
+    `conditions` are those of `of_keys`, `of_threads` and `are_replaced`.
     """
     from sqlalchemy import null, select, tuple_
 
@@ -67,6 +67,40 @@ def rows_of(
     return query
 
 
+def summaries_of(
+    table: Table,
+    columns: frozenset[str],
+    fields: Sequence[str],
+    texts: Sequence[str],
+    dialect: str,
+    *,
+    after: Any,
+    **conditions: Any,
+) -> Query:
+    """Rows behind a key of one column: the key, the columns of these fields, and the bytes of these texts.
+
+    Null for a missing column, and for the length of null.
+    """
+    from sqlalchemy import null, select
+
+    source = _table(table.name, *sorted(columns))
+    [key] = [source.c[name] for name in table.key]
+    names = {column.field: column.name for column in table.columns if column.name in columns}
+    values = [source.c[names[field]] if field in names else null() for field in fields]
+    lengths = [_length(source.c[names[text]], dialect) if text in names else null() for text in texts]
+    query = select(key, *values, *lengths).order_by(key)
+    if after is not None:
+        query = query.where(key > after)
+    for condition, value in conditions.items():
+        query = query.where(_CONDITIONS[condition](source, table, value))
+    return query
+
+
+def _of_keys(source: TableClause, table: Table, keys: Sequence[Any]) -> ColumnElement[bool]:
+    [key] = table.key
+    return source.c[key].in_(list(keys))
+
+
 def _of_threads(source: TableClause, _: Table, thread_ids: Sequence[str]) -> ColumnElement[bool]:
     return source.c.thread_id.in_(list(thread_ids))
 
@@ -75,7 +109,7 @@ def _are_replaced(source: TableClause, table: Table, value: bool) -> ColumnEleme
     return _is_replaced(source, table) if value else ~_is_replaced(source, table)
 
 
-_CONDITIONS = {"of_threads": _of_threads, "are_replaced": _are_replaced}
+_CONDITIONS = {"of_keys": _of_keys, "of_threads": _of_threads, "are_replaced": _are_replaced}
 
 
 # -- votes -----------------------------------------------------------------------------------------
@@ -182,21 +216,22 @@ def emails_that_differ_in_case(table: Table, limit: int) -> Query:
 
 def _bytes_of(source: TableClause, columns: Sequence[str], dialect: str) -> ColumnElement[int]:
     """The bytes of a row's values as texts."""
-    from sqlalchemy import LargeBinary, Text, cast, func
+    from sqlalchemy import func
 
-    sizes: list[ColumnElement[int]] = []
-    for name in columns:
-        value = source.c[name]
-        size = (
-            func.length(cast(value, LargeBinary))
-            if dialect == "sqlite"
-            else func.octet_length(cast(value, Text))
-        )
-        sizes.append(func.coalesce(size, 0))
-    total = sizes[0]
+    sizes = [func.coalesce(_length(source.c[name], dialect), 0) for name in columns]
+    total: ColumnElement[int] = sizes[0]
     for size in sizes[1:]:
         total = total + size
     return total
+
+
+def _length(value: ColumnElement[Any], dialect: str) -> ColumnElement[int]:
+    """The bytes of a value as a text; null of null."""
+    from sqlalchemy import LargeBinary, Text, cast, func
+
+    if dialect == "sqlite":
+        return func.length(cast(value, LargeBinary))
+    return func.octet_length(cast(value, Text))
 
 
 def sample_size(table: Table, columns: frozenset[str], rows: int, dialect: str) -> Query:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ...contract.bulk_rows import KEYS, RefusedRow
 from ...contract.errors import InvalidArgumentError
+from ...mongodb.documents.row_summaries import DIGESTED, SUMMARY_FIELDS, SUMMARY_TEXTS, summary_of_row
 from . import queries
 from .conversions import moment
 from .databases import SqlDatabase, SqlRow
@@ -16,11 +17,13 @@ from .layouts import Row, Table
 
 if TYPE_CHECKING:
     from ...contract.bulk_rows import Key
+    from ...mongodb.documents.row_summaries import RowSummary
 
 PAGE_ROWS: Final = 1_000
 PAGE_BYTES: Final = 8 * 1024 * 1024
 """A page has at most so many rows and, but for its last row, so much text."""
 SUMMARY_ROWS: Final = 1_000
+"""Rows, or threads, whose summaries are compared together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,13 @@ class EventSummary:
     last_seq: int
     newest: datetime
     """The newest time of creation, in UTC, cut to the millisecond."""
+
+
+class ReadSummary(NamedTuple):
+    """The key of a row, and its summary; None if a value of it cannot be converted."""
+
+    key: str
+    summary: RowSummary | None
 
 
 class TableReader:
@@ -84,6 +94,49 @@ class TableReader:
             except (ValueError, InvalidArgumentError) as error:
                 page.refused.append(RefusedRow(self._key(each), f"{field}: {error}"))
         return page
+
+    async def summaries(
+        self, added: Mapping[str, Any], **conditions: Any
+    ) -> AsyncGenerator[list[ReadSummary]]:
+        """Of all rows under these conditions, in pages; of tables with a key of one column.
+
+        `added` are fields of the rows that are in no column.
+        """
+        kind = self.table.kind
+        fields = [*SUMMARY_FIELDS[kind], *([DIGESTED[kind]] if kind in DIGESTED else [])]
+        converted = self._converted_of(fields)
+        fields = [field for field, _ in converted]
+        names = (self.table, self._columns, fields, SUMMARY_TEXTS[kind], self._database.dialect)
+        after: str | None = None
+        while True:
+            query = queries.summaries_of(*names, after=after, **conditions).limit(SUMMARY_ROWS)
+            rows = await self._database.all_rows(query)
+            if rows:
+                after = rows[-1][0]
+                yield [ReadSummary(row[0], self._summary(row, converted, added)) for row in rows]
+            if len(rows) < SUMMARY_ROWS:
+                return
+
+    def _converted_of(self, fields: Sequence[str]) -> list[tuple[str, Callable[[Any], Any]]]:
+        """Those of these fields that the table has a column for, in their order, and how they are read."""
+        by_field = {column.field: column.convert for column in self.table.columns}
+        return [(field, by_field[field]) for field in fields if field in by_field]
+
+    def _summary(
+        self,
+        values: SqlRow,
+        converted: Sequence[tuple[str, Callable[[Any], Any]]],
+        added: Mapping[str, Any],
+    ) -> RowSummary | None:
+        kind = self.table.kind
+        row: Row = {**self.table.constants, **added}
+        try:
+            for place, (field, convert) in enumerate(converted, 1):
+                row[field] = convert(values[place])
+            row.update(zip(SUMMARY_TEXTS[kind], values[len(converted) + 1 :], strict=True))
+            return summary_of_row(kind, self.table.finish(row))
+        except (ValueError, AttributeError, InvalidArgumentError):
+            return None  # the row is read whole, and refused
 
     def _key(self, values: SqlRow) -> Key:
         """The key of a row that cannot be converted, as our rows have it."""

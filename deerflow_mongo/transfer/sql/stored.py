@@ -9,7 +9,8 @@ from typing import Final
 
 from ...contract.bulk_rows import BulkRow, BulkRows, Key, RowKind, key_order
 from ...contract.checked_rows import key_of
-from ...mongodb.row_counts import events_of_threads
+from ...mongodb.documents.row_summaries import RowSummary
+from ...mongodb.row_counts import events_of_threads, has_rows, summaries_of_rows
 from ...mongodb.storage import MongoStorage
 from .reading import EventSummary
 
@@ -50,7 +51,18 @@ async def stored_rows(
     return found
 
 
-async def event_summaries(storage: MongoStorage, thread_ids: Sequence[str]) -> dict[str, EventSummary]:
-    """What is stored of these threads' events."""
-    found = await events_of_threads(storage, thread_ids)
-    return {thread_id: EventSummary(thread_id, *stored) for thread_id, stored in found.items()}
+class StoredSummaries:
+    """What a storage has of events and rows, as it is compared before anything is read whole."""
+
+    def __init__(self, storage: MongoStorage) -> None:
+        self._storage = storage
+
+    async def events(self, thread_ids: Sequence[str]) -> dict[str, EventSummary]:
+        found = await events_of_threads(self._storage, thread_ids)
+        return {thread_id: EventSummary(thread_id, *stored) for thread_id, stored in found.items()}
+
+    async def has_rows(self, kind: RowKind) -> bool:
+        return await has_rows(self._storage, kind)
+
+    async def rows(self, kind: RowKind, ids: Sequence[str]) -> dict[str, RowSummary]:
+        return await summaries_of_rows(self._storage, kind, ids)

@@ -6,25 +6,50 @@ from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from deerflow_mongo.contract.bulk_rows import BulkRows
-from deerflow_mongo.transfer.sql.carrying import CarryOptions, Transfer
+from deerflow_mongo.contract.bulk_rows import RowKind
+from deerflow_mongo.mongodb.documents.row_summaries import SUMMARY_TEXTS, RowSummary, summary_of_row
+from deerflow_mongo.transfer.sql.carrying import CarryOptions, Stored, Transfer
 from deerflow_mongo.transfer.sql.databases import open_database
 from deerflow_mongo.transfer.sql.outcomes import TableOutcome
 from deerflow_mongo.transfer.sql.reading import EventSummary
 from deerflow_mongo.transfer.sql.recognition import recognise
 from deerflow_mongo.transfer.sql.survey import Survey, survey
 
+from .dict_target import DictTarget
 from .sources import Source
 
 
-async def nothing_stored(_: Sequence[str]) -> Mapping[str, EventSummary]:
-    return {}
+class StoredInDicts:
+    """What a target of dicts has, as it is compared first; counts what it is asked for."""
+
+    def __init__(self, target: DictTarget, events: Mapping[str, EventSummary] | None = None) -> None:
+        self._target = target
+        self._events = events or {}
+        self.calls = 0
+
+    async def events(self, thread_ids: Sequence[str]) -> Mapping[str, EventSummary]:
+        self.calls += 1
+        return {thread_id: self._events[thread_id] for thread_id in thread_ids if thread_id in self._events}
+
+    async def has_rows(self, kind: RowKind) -> bool:
+        return bool(self._target.rows[kind])
+
+    async def rows(self, kind: RowKind, ids: Sequence[str]) -> Mapping[str, RowSummary]:
+        self.calls += 1
+        rows = self._target.rows[kind]
+        return {each: summary_of_row(kind, measured(kind, rows[each,])) for each in ids if (each,) in rows}
+
+
+def measured(kind: RowKind, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with the lengths of its texts in their place."""
+    texts = {name: row[name] for name in SUMMARY_TEXTS[kind]}
+    return {**row, **{name: None if text is None else len(text.encode()) for name, text in texts.items()}}
 
 
 async def one_pass(
-    source: Source, target: BulkRows, *, summaries: Any = nothing_stored, compare_all: bool = False
+    source: Source, target: Any, *, stored: Stored | None = None, compare_all: bool = False
 ) -> dict[str, TableOutcome]:
-    """The outcomes by kind."""
+    """The outcomes by kind. The target is one of dicts unless `stored` is given."""
     outcomes: dict[str, TableOutcome] = {}
     database = await open_database(source.url)
     try:
@@ -34,7 +59,7 @@ async def one_pass(
             recognised,
             target,
             CarryOptions(compare_all),
-            summaries=summaries,
+            stored=stored or StoredInDicts(target),
             on_progress=lambda outcome, rows: None,
         )
         async with aclosing(work.run()) as tables:
