@@ -131,7 +131,7 @@ def _notes_of_table(table: TableOutcome) -> Iterator[str]:
         yield f"{table.table}: {counted(table.demoted_votes, 'vote')} carried as feedback beside another vote"
 
 
-_OF_ROWS: Final = "with the same times, states, counts and lengths of texts on both sides were not read whole"
+_OF_ROWS: Final = "with the same summary on both sides were not read whole"
 _SUMMARISED: Final[Mapping[RowKind, str]] = {
     "users": _OF_ROWS,
     "threads": _OF_ROWS,

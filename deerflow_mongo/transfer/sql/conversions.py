@@ -48,6 +48,17 @@ def moment(value: object) -> str:
     return parse_time("it", value).isoformat()
 
 
+def instant(value: object) -> datetime | None:
+    """A time as an aware one, which costs less than its text; None for null."""
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if value is None:
+        return None
+    if not isinstance(value, datetime):
+        raise ValueError(f"{value!r} is no time")  # noqa: TRY004 - a value of SQL
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value
+
+
 def optional_moment(value: object) -> str | None:
     return None if value is None else moment(value)
 

@@ -36,6 +36,8 @@ class Column:
     convert: Callable[[Any], Any] = as_stored
     is_optional: bool = False
     """Whether a database on its way to this release may lack it; null is read then."""
+    otherwise: str | None = None
+    """The column that is read where this one is null."""
 
 
 def _unchanged(row: Row) -> Row:
@@ -113,11 +115,6 @@ def _feedback(row: Row) -> Row:
     return row
 
 
-def _thread(row: Row) -> Row:
-    row["updated_time"] = row["updated_time"] or row["created_time"]
-    return row
-
-
 # -- the layouts -----------------------------------------------------------------------------------
 
 _COUNTS = (
@@ -163,10 +160,9 @@ SEED: Final = Layout(
                 *_THREAD_COLUMNS,
                 Column("metadata", "metadata", mapping),
                 Column("created_time", "created_time", moment),
-                Column("updated_time", "updated_time", optional_moment),
+                Column("updated_time", "updated_time", moment, otherwise="created_time"),
             ),
             ignored=frozenset({"id"}),
-            finish=_thread,
         ),
         Table(
             "runs",
@@ -236,9 +232,8 @@ V0_1_7: Final = Layout(
                 *_THREAD_COLUMNS,
                 Column("metadata_json", "metadata", mapping),
                 Column("created_at", "created_time", moment),
-                Column("updated_at", "updated_time", optional_moment),
+                Column("updated_at", "updated_time", moment, otherwise="created_at"),
             ),
-            finish=_thread,
         ),
         _RUNS_0_1_7,
         Table(

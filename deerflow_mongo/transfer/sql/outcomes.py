@@ -46,8 +46,8 @@ class TableOutcome:
     equal_by_summary: int = 0
     """Rows that were not read whole, so that no digest has them.
 
-    Of events: count, last number and newest time of their thread are the same here; of the others: their
-    small values, and the lengths of their texts.
+    Of events: count, last number and newest time of their thread are the same here; of the others: the
+    fields of `mongodb/documents/row_summaries.py`.
     """
     renumbered: int = 0
     demoted_votes: int = 0

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .layouts import Table
+from ...mongodb.documents.row_summaries import LENGTH
+from .layouts import Column, Table
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Select, TableClause
@@ -54,11 +55,11 @@ def rows_of(
 
     `conditions` are those of `of_keys`, `of_threads` and `are_replaced`.
     """
-    from sqlalchemy import null, select, tuple_
+    from sqlalchemy import select, tuple_
 
     source = _table(table.name, *sorted(columns))
     key = [source.c[name] for name in table.key]
-    fields = [source.c[column.name] if column.name in columns else null() for column in table.columns]
+    fields = [_value(source, column, columns) for column in table.columns]
     query = select(*key, *fields).order_by(*key)
     if after is not None:
         query = query.where(key[0] > after[0] if len(key) == 1 else tuple_(*key) > tuple_(*after))
@@ -67,28 +68,35 @@ def rows_of(
     return query
 
 
-def summaries_of(
+def _value(source: TableClause, column: Column, columns: frozenset[str]) -> ColumnElement[Any]:
+    from sqlalchemy import func, null
+
+    if column.name not in columns:
+        return null()
+    value = source.c[column.name]
+    return value if column.otherwise is None else func.coalesce(value, source.c[column.otherwise])
+
+
+def small_values(
     table: Table,
     columns: frozenset[str],
-    fields: Sequence[str],
-    texts: Sequence[str],
+    names: Sequence[str],
     dialect: str,
     *,
     after: Any,
     **conditions: Any,
 ) -> Query:
-    """Rows behind a key of one column: the key, the columns of these fields, and the bytes of these texts.
-
-    Null for a missing column, and for the length of null.
-    """
-    from sqlalchemy import null, select
+    """Rows behind a key of one column: the key, and the values of these fields of a summary."""
+    from sqlalchemy import select
 
     source = _table(table.name, *sorted(columns))
     [key] = [source.c[name] for name in table.key]
-    names = {column.field: column.name for column in table.columns if column.name in columns}
-    values = [source.c[names[field]] if field in names else null() for field in fields]
-    lengths = [_length(source.c[names[text]], dialect) if text in names else null() for text in texts]
-    query = select(key, *values, *lengths).order_by(key)
+    by_field = {column.field: column for column in table.columns}
+    values: list[ColumnElement[Any]] = []
+    for name in names:
+        value = _value(source, by_field[name.removesuffix(LENGTH)], columns)
+        values.append(_length(value, dialect) if name.endswith(LENGTH) else value)
+    query = select(key, *values).order_by(key)
     if after is not None:
         query = query.where(key > after)
     for condition, value in conditions.items():

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ...contract.bulk_rows import KEYS, RefusedRow
 from ...contract.errors import InvalidArgumentError
-from ...mongodb.documents.row_summaries import DIGESTED, SUMMARY_FIELDS, SUMMARY_TEXTS, summary_of_row
+from ...mongodb.documents.row_summaries import SUMMARY_FIELDS, SUMMARY_PAYLOADS, SUMMARY_TIMES
 from . import queries
-from .conversions import moment
+from .conversions import as_stored, instant, moment
 from .databases import SqlDatabase, SqlRow
 from .layouts import Row, Table
 
@@ -100,43 +100,29 @@ class TableReader:
     ) -> AsyncGenerator[list[ReadSummary]]:
         """Of all rows under these conditions, in pages; of tables with a key of one column.
 
-        `added` are fields of the rows that are in no column.
+        `added` are the last fields of the summaries, which are in no column.
         """
-        kind = self.table.kind
-        fields = [*SUMMARY_FIELDS[kind], *([DIGESTED[kind]] if kind in DIGESTED else [])]
-        converted = self._converted_of(fields)
-        fields = [field for field, _ in converted]
-        names = (self.table, self._columns, fields, SUMMARY_TEXTS[kind], self._database.dialect)
+        names = [name for name in SUMMARY_FIELDS[self.table.kind] if name not in added]
+        converts = [self._convert_of(name) for name in names]
+        more = tuple(added.values())
         after: str | None = None
         while True:
-            query = queries.summaries_of(*names, after=after, **conditions).limit(SUMMARY_ROWS)
-            rows = await self._database.all_rows(query)
+            query = queries.small_values(
+                self.table, self._columns, names, self._database.dialect, after=after, **conditions
+            )
+            rows = await self._database.all_rows(query.limit(SUMMARY_ROWS))
             if rows:
                 after = rows[-1][0]
-                yield [ReadSummary(row[0], self._summary(row, converted, added)) for row in rows]
+                yield [ReadSummary(row[0], _summary(row, converts, more)) for row in rows]
             if len(rows) < SUMMARY_ROWS:
                 return
 
-    def _converted_of(self, fields: Sequence[str]) -> list[tuple[str, Callable[[Any], Any]]]:
-        """Those of these fields that the table has a column for, in their order, and how they are read."""
-        by_field = {column.field: column.convert for column in self.table.columns}
-        return [(field, by_field[field]) for field in fields if field in by_field]
-
-    def _summary(
-        self,
-        values: SqlRow,
-        converted: Sequence[tuple[str, Callable[[Any], Any]]],
-        added: Mapping[str, Any],
-    ) -> RowSummary | None:
-        kind = self.table.kind
-        row: Row = {**self.table.constants, **added}
-        try:
-            for place, (field, convert) in enumerate(converted, 1):
-                row[field] = convert(values[place])
-            row.update(zip(SUMMARY_TEXTS[kind], values[len(converted) + 1 :], strict=True))
-            return summary_of_row(kind, self.table.finish(row))
-        except (ValueError, AttributeError, InvalidArgumentError):
-            return None  # the row is read whole, and refused
+    def _convert_of(self, name: str) -> Callable[[Any], Any]:
+        """How a value of a summary is read: as the row's, but for times, which need not become texts."""
+        if name in SUMMARY_TIMES:
+            return instant
+        [convert] = [column.convert for column in self.table.columns if column.field == name] or [as_stored]
+        return (lambda value: repr(convert(value))) if name in SUMMARY_PAYLOADS else convert
 
     def _key(self, values: SqlRow) -> Key:
         """The key of a row that cannot be converted, as our rows have it."""
@@ -158,6 +144,15 @@ class TableReader:
                 ]
             if len(rows) < SUMMARY_ROWS:
                 return
+
+
+def _summary(
+    values: SqlRow, converts: Sequence[Callable[[Any], Any]], added: tuple[Any, ...]
+) -> RowSummary | None:
+    try:
+        return (*[convert(value) for convert, value in zip(converts, values[1:], strict=True)], *added)
+    except (ValueError, InvalidArgumentError):
+        return None  # the row is read whole, and refused
 
 
 def to_millisecond(time: str) -> datetime:

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 from deerflow_mongo.contract.bulk_rows import RowKind
-from deerflow_mongo.mongodb.documents.row_summaries import SUMMARY_TEXTS, RowSummary, summary_of_row
+from deerflow_mongo.mongodb.documents.row_summaries import RowSummary, summary_of_row
 from deerflow_mongo.transfer.sql.carrying import CarryOptions, Stored, Transfer
 from deerflow_mongo.transfer.sql.databases import open_database
 from deerflow_mongo.transfer.sql.outcomes import TableOutcome
@@ -37,13 +37,7 @@ class StoredInDicts:
     async def rows(self, kind: RowKind, ids: Sequence[str]) -> Mapping[str, RowSummary]:
         self.calls += 1
         rows = self._target.rows[kind]
-        return {each: summary_of_row(kind, measured(kind, rows[each,])) for each in ids if (each,) in rows}
-
-
-def measured(kind: RowKind, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with the lengths of its texts in their place."""
-    texts = {name: row[name] for name in SUMMARY_TEXTS[kind]}
-    return {**row, **{name: None if text is None else len(text.encode()) for name, text in texts.items()}}
+        return {each: summary_of_row(kind, rows[each,]) for each in ids if (each,) in rows}
 
 
 async def one_pass(
