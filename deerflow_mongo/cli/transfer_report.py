@@ -137,7 +137,7 @@ _SUMMARISED: Final[Mapping[RowKind, str]] = {
     "threads": _OF_ROWS,
     "runs": _OF_ROWS,
     "feedback": _OF_ROWS,
-    "run_events": "of threads with the same count, last number and newest time on both sides were not read",
+    "run_events": "of threads with the same count, last number and last event on both sides were not read",
 }
 """What the rows that are equal by their summary have in common."""
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ..contract.bulk_rows import RowKind
 from . import queries
+from .bulk.queries import last_numbers
 from .checkpoints.queries import summaries_of_checkpoints
 from .corruption import READ_ERRORS
 from .documents.counting import count_pipeline, counted
 from .documents.row_summaries import PROJECTIONS, RowSummary, summary_of_document
 from .drivers.time_limit import long_running
-from .schema import CHECKPOINTS, FEEDBACK, RUN_EVENTS, RUNS, THREADS, USERS
+from .schema import CHECKPOINTS, EVENTS_OF_RUNS, FEEDBACK, RUN_EVENTS, RUNS, THREADS, USERS
 from .storage import MongoStorage
 
 _COLLECTIONS: dict[RowKind, str] = {
@@ -26,14 +27,17 @@ _COLLECTIONS: dict[RowKind, str] = {
 }
 
 
+_OF_LAST_EVENT: Final = ("seq", "created_at", "user_id")
+
+
 class StoredEvents(NamedTuple):
-    """Of one thread: its events, how many of them have a user, the highest number and the newest time."""
+    """Of one thread: its events, the highest number, and the time and user of the event that has it."""
 
     events: int
-    with_user: int
     last_seq: int
-    newest: datetime
+    last_at: datetime
     """In UTC, cut to the millisecond."""
+    last_user: str | None
 
 
 class StoredCheckpoints(NamedTuple):
@@ -73,20 +77,21 @@ async def summaries_of_rows(
 
 
 async def events_of_threads(storage: MongoStorage, thread_ids: Sequence[str]) -> dict[str, StoredEvents]:
-    """What is stored of these threads' events; a thread without events is left out."""
+    """What is stored of these threads' events; a thread whose last number is no event's is left out."""
     collection = storage.driver.collection(storage.config.collection_prefix + RUN_EVENTS)
+    counts, last = queries.counts_of_events(thread_ids), last_numbers(thread_ids, _OF_LAST_EVENT)
+    options = {"batch_size": len(thread_ids) + 1}
     with long_running():
-        found = await collection.aggregate(queries.summaries_of_events(thread_ids), batch_size=1_000)
-    return {
-        document["_id"]: StoredEvents(
-            int(document["events"]),
-            int(document["with_user"]),
-            int(document["last_seq"]),
-            document["newest"].replace(tzinfo=UTC),
-        )
-        for document in found
-        if isinstance(document["newest"], datetime) and isinstance(document["last_seq"], int)
-    }
+        counted_by_thread = await collection.aggregate(counts, hint=EVENTS_OF_RUNS.name, **options)
+        last_of_thread = {each["_id"]: each for each in await collection.aggregate(last, **options)}
+    found: dict[str, StoredEvents] = {}
+    for document in counted_by_thread:
+        thread_id, events, last_seq = document["_id"], document["events"], document["last_seq"]
+        event = last_of_thread.get(thread_id, {})
+        if event.get("seq") == last_seq and isinstance(event["created_at"], datetime):
+            last_at = event["created_at"].replace(tzinfo=UTC)
+            found[thread_id] = StoredEvents(int(events), int(last_seq), last_at, event["user_id"])
+    return found
 
 
 async def checkpoints_of_threads(

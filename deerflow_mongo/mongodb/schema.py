@@ -118,6 +118,12 @@ EVENT_NUMBERS = Index(
     unique=True,
 )
 
+EVENTS_OF_RUNS = Index(
+    "run_seq",
+    (("thread_id", 1), ("run_id", 1), ("seq", 1), ("event_type", 1)),
+    "run_events.list_events, by type from the index alone; delete_by_run; counts of a transfer",
+)
+
 EMAIL_INDEX = Index(
     "one_account_per_email",
     (("email", 1),),
@@ -314,11 +320,7 @@ COLLECTIONS: tuple[CollectionSchema, ...] = (
                 "run_events.list_messages and count_messages",
                 partial={"category": MESSAGE},
             ),
-            Index(
-                "run_seq",
-                (("thread_id", 1), ("run_id", 1), ("seq", 1), ("event_type", 1)),
-                "run_events.list_events, by type from the index alone; delete_by_run",
-            ),
+            EVENTS_OF_RUNS,
             Index(
                 "run_message_seq",
                 (("thread_id", 1), ("run_id", 1), ("category", 1), ("seq", 1)),

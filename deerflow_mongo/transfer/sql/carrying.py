@@ -2,7 +2,7 @@
 
 Idempotent, so that repeating it continues an interrupted transfer and carries what has changed since. Of
 accounts, threads, runs and votes those rows are read whole whose summaries differ, or all rows into a target
-that has none; events are read of those threads whose count, last number or newest time differ. No state is
+that has none; events are read of those threads whose count, last number or last event differ. No state is
 stored beside the rows.
 """
 

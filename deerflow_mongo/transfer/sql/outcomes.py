@@ -46,7 +46,7 @@ class TableOutcome:
     equal_by_summary: int = 0
     """Rows that were not read whole, so that no digest has them.
 
-    Of events: count, last number and newest time of their thread are the same here; of the others: the
+    Of events: count, last number and last event of their thread are the same here; of the others: the
     fields of `mongodb/documents/row_summaries.py`.
     """
     renumbered: int = 0

@@ -151,15 +151,21 @@ def replaced_votes(table: Table, columns: frozenset[str]) -> Query:
 # -- run events ------------------------------------------------------------------------------------
 
 
-def event_summaries(table: Table, after: str | None) -> Query:
-    """Of each thread: its id, events, events with a user, the highest number and the newest time."""
+def event_summaries(table: Table, after: str | None, limit: int) -> Query:
+    """Of so many threads: id, events, the highest number, and time and user of the events that have it."""
     from sqlalchemy import func, select
 
-    source = _table(table.name, "thread_id", "seq", "user_id", "created_at")
-    thread_id, newest = source.c.thread_id, func.max(source.c.created_at)
-    query = select(thread_id, func.count(), func.count(source.c.user_id), func.max(source.c.seq), newest)
-    query = query.group_by(thread_id).order_by(thread_id)
-    return query if after is None else query.where(thread_id > after)
+    # An index answers the inner query; what it does not have is read of one event of each thread.
+    source = _table(table.name, "id", "thread_id", "seq", "user_id", "created_at")
+    last = func.max(source.c.seq).label("last_seq")
+    inner = select(source.c.thread_id, func.count().label("events"), last)
+    if after is not None:
+        inner = inner.where(source.c.thread_id > after)
+    threads = inner.group_by(source.c.thread_id).order_by(source.c.thread_id).limit(limit).subquery()
+    event = source.alias("last_event")
+    is_last = (event.c.thread_id == threads.c.thread_id) & (event.c.seq == threads.c.last_seq)
+    query = select(*threads.c, event.c.created_at, event.c.user_id)
+    return query.select_from(threads.outerjoin(event, is_last)).order_by(threads.c.thread_id, event.c.id)
 
 
 def repeated_numbers(table: Table) -> Query:

@@ -11,7 +11,7 @@ from ...contract.bulk_rows import KEYS, RefusedRow
 from ...contract.errors import InvalidArgumentError
 from ...mongodb.documents.row_summaries import SUMMARY_FIELDS, SUMMARY_PAYLOADS, SUMMARY_TIMES
 from . import queries
-from .conversions import as_stored, instant, moment
+from .conversions import as_stored, instant
 from .databases import SqlDatabase, SqlRow
 from .layouts import Row, Table
 
@@ -44,10 +44,13 @@ class EventSummary:
 
     thread_id: str
     events: int
-    with_user: int
     last_seq: int
-    newest: datetime
-    """The newest time of creation, in UTC, cut to the millisecond."""
+    last_at: datetime | None
+    """When the event with the highest number was created, in UTC, cut to the millisecond.
+
+    None, which equals nothing stored, for a time that cannot be read.
+    """
+    last_user: str | None
 
 
 class ReadSummary(NamedTuple):
@@ -134,15 +137,16 @@ class TableReader:
         """Of all threads with events, in pages."""
         after: str | None = None
         while True:
-            query = queries.event_summaries(self.table, after).limit(SUMMARY_ROWS)
-            rows = await self._database.all_rows(query)
-            if rows:
+            rows = await self._database.all_rows(queries.event_summaries(self.table, after, SUMMARY_ROWS))
+            # Of several events with the highest number the one that was stored last.
+            page = {
+                thread_id: EventSummary(thread_id, events, last or 0, to_millisecond(created_at), user_id)
+                for thread_id, events, last, created_at, user_id in rows
+            }
+            if page:
                 after = rows[-1][0]
-                yield [
-                    EventSummary(thread_id, events, with_user, last or 0, to_millisecond(moment(newest)))
-                    for thread_id, events, with_user, last, newest in rows
-                ]
-            if len(rows) < SUMMARY_ROWS:
+                yield list(page.values())
+            if len(page) < SUMMARY_ROWS:
                 return
 
 
@@ -155,9 +159,13 @@ def _summary(
         return None  # the row is read whole, and refused
 
 
-def to_millisecond(time: str) -> datetime:
-    exact = datetime.fromisoformat(time)
-    return exact.replace(microsecond=exact.microsecond // 1_000 * 1_000)
+def to_millisecond(time: object) -> datetime | None:
+    """A time of SQL as MongoDB has it; None for one that cannot be read."""
+    try:
+        exact = instant(time)
+    except ValueError:
+        return None
+    return exact and exact.replace(microsecond=exact.microsecond // 1_000 * 1_000)
 
 
 class EventNumbers:

@@ -150,12 +150,12 @@ def stored_now(source: Source, target: DictTarget) -> StoredInDicts:
     """What a target has that has the source's events of this moment."""
     known: dict[str, EventSummary] = {}
     rows = source.execute(
-        "SELECT thread_id, count(*), count(user_id), max(seq), max(created_at) "
-        "FROM run_events GROUP BY thread_id"
+        "SELECT thread_id, (SELECT count(*) FROM run_events AS e WHERE e.thread_id = last.thread_id), seq, "
+        "created_at, user_id FROM run_events AS last WHERE seq = (SELECT max(seq) FROM run_events AS e "
+        "WHERE e.thread_id = last.thread_id)"
     )
-    for thread_id, events, with_user, last, newest in rows:
-        moment = reading.moment(newest)
-        known[thread_id] = EventSummary(thread_id, events, with_user, last, reading.to_millisecond(moment))
+    for thread_id, events, last, created_at, user_id in rows:
+        known[thread_id] = EventSummary(thread_id, events, last, reading.to_millisecond(created_at), user_id)
     return StoredInDicts(target, known)
 
 
@@ -182,7 +182,7 @@ async def test_second_pass_carries_what_has_changed_and_reads_no_other_events(
     "change",
     [
         "DELETE FROM run_events WHERE thread_id = 'thread-0' AND seq = 2",
-        "UPDATE run_events SET user_id = 'u' WHERE thread_id = 'thread-0' AND seq = 2",
+        "UPDATE run_events SET user_id = 'u' WHERE thread_id = 'thread-0' AND seq = 5",
         "UPDATE run_events SET created_at = '2026-05-01 00:00:00.000000' WHERE seq = 5",
     ],
 )
