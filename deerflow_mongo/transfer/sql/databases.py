@@ -275,6 +275,24 @@ class SqlDatabase:
 
         return await self.run(read)
 
+    async def has_unique_key(self, table: str, columns: Sequence[str]) -> bool:
+        """Whether the database refuses a second row with these values."""
+
+        def read(connection: Connection) -> bool:
+            import sqlalchemy
+
+            inspector = sqlalchemy.inspect(connection)
+            constraints = [each["column_names"] for each in inspector.get_unique_constraints(table)]
+            partial = f"{self.dialect}_where"
+            indexes = [
+                each["column_names"]
+                for each in inspector.get_indexes(table)
+                if each["unique"] and partial not in each.get("dialect_options", {})
+            ]
+            return any(set(names) == set(columns) for names in (*constraints, *indexes))
+
+        return await self.run(read)
+
     def _check_schema(self, connection: Connection) -> None:
         if self._schema is not None and self._dialect.schema_state(connection) != self._schema:
             raise StorageUnavailableError(

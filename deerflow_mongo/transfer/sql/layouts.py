@@ -40,6 +40,14 @@ class Column:
     """The column that is read where this one is null."""
 
 
+_LONG_FIELDS: Final = frozenset(
+    {
+        *("content", "metadata", "kwargs", "token_usage_by_model", "comment"),
+        *("error", "first_human_message", "last_ai_message"),
+    }
+)
+
+
 def _unchanged(row: Row) -> Row:
     return row
 
@@ -67,6 +75,11 @@ class Table:
     @property
     def required_columns(self) -> frozenset[str]:
         return self.known_columns - {column.name for column in self.columns if column.is_optional}
+
+    @property
+    def long_columns(self) -> list[str]:
+        """Columns whose values may be large."""
+        return [column.name for column in self.columns if column.field in _LONG_FIELDS]
 
 
 @dataclass(frozen=True, slots=True)

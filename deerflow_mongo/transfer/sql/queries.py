@@ -260,10 +260,10 @@ def sample_size(table: Table, columns: frozenset[str], rows: int, dialect: str) 
 def large_rows(
     table: Table, columns: frozenset[str], more_than_bytes: int, limit: int, dialect: str
 ) -> Query:
-    """The keys and sizes of rows whose values have more bytes than this together."""
+    """The keys and sizes of rows whose long values have more bytes than this together."""
     from sqlalchemy import select
 
     source = _table(table.name, *sorted(columns))
-    size = _bytes_of(source, sorted(columns), dialect)
+    size = _bytes_of(source, [name for name in table.long_columns if name in columns], dialect)
     key = [source.c[name] for name in table.key]
     return select(*key, size).where(size > more_than_bytes).limit(limit)

@@ -137,7 +137,7 @@ async def _findings(database: SqlDatabase, recognised: Recognised, table: Table)
             "newest is the vote"
         )
         found.append(Finding(table.name, replaced, what))
-    if table.kind == "run_events":
+    if table.kind == "run_events" and not await database.has_unique_key(table.name, table.key[:2]):
         [(repeated,)] = await database.all_rows(queries.repeated_numbers(table))
         what = (
             "events with the number of an event before them: they get the next number, and the thread's "
@@ -148,6 +148,8 @@ async def _findings(database: SqlDatabase, recognised: Recognised, table: Table)
 
 
 async def _large_rows(database: SqlDatabase, table: Table, columns: frozenset[str]) -> Finding:
+    if not table.long_columns:
+        return Finding(table.name, 0, "")
     query = queries.large_rows(table, columns, MAX_ROW_BYTES, MAX_NAMED, database.dialect)
     named = [f"{', '.join(map(str, key))} ({size:,} bytes)" for *key, size in await database.all_rows(query)]
     return Finding(table.name, len(named), "rows beyond 16 MiB: not carried", named, prevents=True)

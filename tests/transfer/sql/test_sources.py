@@ -191,6 +191,19 @@ async def test_survey_names_rows_beyond_the_limit(
     assert finding.named[0].startswith("thread-0, 2, 2")
 
 
+async def test_survey_does_not_count_repeated_numbers_that_the_database_refuses(
+    new_source: NewSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: Any) -> Any:
+        raise AssertionError("events are read for nothing")
+
+    monkeypatch.setattr("deerflow_mongo.transfer.sql.queries.repeated_numbers", refused)
+    source = new_source("0.1.7")
+    source.execute("CREATE UNIQUE INDEX numbers ON run_events (thread_id, seq)")
+    fill(source)
+    assert [finding.table for finding in (await surveyed(source)).findings] == ["feedback"]
+
+
 # -- the source stays as it is ---------------------------------------------------------------------
 
 
