@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
@@ -13,6 +12,7 @@ from .bulk.queries import last_numbers
 from .checkpoints.queries import summaries_of_checkpoints
 from .corruption import READ_ERRORS
 from .documents.counting import count_pipeline, counted
+from .documents.encoding import Document
 from .documents.row_summaries import PROJECTIONS, RowSummary, summary_of_document
 from .drivers.time_limit import long_running
 from .schema import CHECKPOINTS, EVENTS_OF_RUNS, FEEDBACK, RUN_EVENTS, RUNS, THREADS, USERS
@@ -69,11 +69,16 @@ async def summaries_of_rows(
     pipeline = queries.parts_of_documents(ids, PROJECTIONS[kind])
     with long_running():
         found = await collection.aggregate(pipeline, batch_size=len(ids) + 1)
-    summaries: dict[str, RowSummary] = {}
-    for document in found:
-        with contextlib.suppress(*READ_ERRORS):  # its row is read whole, which reports the error
-            summaries[document["_id"]] = summary_of_document(kind, document)
-    return summaries
+    summaries = {document["_id"]: _summary(kind, document) for document in found}
+    return {each: summary for each, summary in summaries.items() if summary is not None}
+
+
+def _summary(kind: RowKind, document: Document) -> RowSummary | None:
+    """None for a document that cannot be read: its row is read whole, which reports the error."""
+    try:
+        return summary_of_document(kind, document)
+    except READ_ERRORS:
+        return None
 
 
 async def events_of_threads(storage: MongoStorage, thread_ids: Sequence[str]) -> dict[str, StoredEvents]:

@@ -199,6 +199,22 @@ def write_counts(table: str) -> Query:
     return select(source.c.thread_id, func.count()).group_by(source.c.thread_id)
 
 
+def threads_with_replaceable_writes(table: str) -> Query:
+    """The threads whose tasks wait or have failed: LangGraph may replace such writes of a last checkpoint."""
+    from sqlalchemy import exists, select
+
+    names = ("thread_id", "checkpoint_ns", "checkpoint_id")
+    writes = _table(table, *names, "idx")
+    later = _table("checkpoints", "thread_id", "checkpoint_ns", "parent_checkpoint_id")
+    has_later = exists().where(
+        later.c.thread_id == writes.c.thread_id,
+        later.c.checkpoint_ns == writes.c.checkpoint_ns,
+        later.c.parent_checkpoint_id == writes.c.checkpoint_id,
+    )
+    # Errors, interrupts and answers to them have fixed numbers below 0.
+    return select(writes.c.thread_id).distinct().where(writes.c.idx < 0, ~has_later)
+
+
 # -- the survey ------------------------------------------------------------------------------------
 
 
