@@ -22,7 +22,7 @@ from ..digests import Digests, row_digest
 from .databases import SqlDatabase
 from .layouts import Row, Table
 from .outcomes import RowDifference, TableOutcome, refusal
-from .reading import EventNumbers, EventSummary, ReadPage, TableReader
+from .reading import EventNumbers, EventSummary, ReadPage, ReadSummary, TableReader
 from .recognition import Recognised
 from .stored import BATCH_ROWS, stored_rows
 
@@ -115,16 +115,24 @@ class Transfer:
         self, reader: TableReader, carried: _CarriedTable, added: Mapping[str, Any], **conditions: Any
     ) -> None:
         """Carry the rows whose summaries the target does not have."""
-        kind = reader.table.kind
         summaries = reader.summaries(added, **conditions)
         async with _AtOnce(AT_ONCE) as tasks, aclosing(_read_ahead(summaries)) as pages:
             async for page in pages:
-                here = await self._stored.rows(kind, [each.key for each in page])
-                different = [each.key for each in page if here.get(each.key, ()) != each.summary]
-                carried.skip(len(page) - len(different))
-                for first in range(0, len(different), CHUNK_ROWS):
-                    some = different[first : first + CHUNK_ROWS]
-                    await tasks.start(_carry_keys(reader, carried, some, added, conditions))
+                await tasks.start(self._carry_page(reader, carried, page, added, conditions))
+
+    async def _carry_page(
+        self,
+        reader: TableReader,
+        carried: _CarriedTable,
+        page: Sequence[ReadSummary],
+        added: Mapping[str, Any],
+        conditions: Mapping[str, Any],
+    ) -> None:
+        here = await self._stored.rows(reader.table.kind, [each.key for each in page])
+        different = [each.key for each in page if here.get(each.key, ()) != each.summary]
+        carried.skip(len(page) - len(different))
+        for first in range(0, len(different), CHUNK_ROWS):
+            await _carry_keys(reader, carried, different[first : first + CHUNK_ROWS], added, conditions)
 
     async def _carry_events(self, reader: TableReader, carried: _CarriedTable) -> None:
         async with _AtOnce(AT_ONCE) as tasks, aclosing(_read_ahead(reader.event_summaries())) as pages:
