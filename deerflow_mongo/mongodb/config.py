@@ -100,6 +100,11 @@ class MongoConfig(BaseModel):
     slow_ms: int | None = Field(
         default=None, ge=1, description="log operations that took as long or longer; default: none"
     )
+    groups: bool = Field(
+        default=True,
+        description="whether calls that wait share commands; false: one command for each call, as for the "
+        "server's profiler",
+    )
     upgrade_at_start: bool = Field(
         default=True,
         description="whether a start converts documents of an older version and builds missing indexes of "

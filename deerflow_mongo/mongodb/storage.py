@@ -34,6 +34,7 @@ from .drivers.changes import changes
 from .drivers.collection import Collection
 from .drivers.driver import READ_COMMITTED, Driver, DriverOptions
 from .drivers.errors import MAX_DOCUMENT_BYTES, copied
+from .drivers.groups import GroupCounts
 from .drivers.threads import in_thread
 from .embedded.hold import EmbeddedHold
 from .erasure import Counting, Deleting, ErasableData, MongoErasure
@@ -114,7 +115,7 @@ class MongoStorage(Storage, Accounts, BulkRows, Checkpointing, Erasure, LimitedP
         self._embedded = EmbeddedHold(config)
         driver_class = _driver_class(config.driver)
         self._makes_client = client is None
-        self._driver = driver_class(self._driver_options, config.timeout_ms, client)
+        self._driver = driver_class(self._driver_options, config.timeout_ms, client, groups=config.groups)
         self._runs = MongoRunStore(self._collection(schema.RUNS))
         self._feedback = MongoFeedbackStore(self._collection(schema.FEEDBACK))
         self._threads = MongoThreadStore(self._collection(schema.THREADS))
@@ -295,6 +296,14 @@ class MongoStorage(Storage, Accounts, BulkRows, Checkpointing, Erasure, LimitedP
         if self._telemetry is None:
             raise StorageConfigError("storage.metrics() needs the option `metrics: true`")
         return self._telemetry.snapshot()
+
+    def statistics(self) -> dict[str, dict[str, GroupCounts]]:
+        """How often calls shared a command since the storage was made: by collection and kind.
+
+        The kinds are `find`, `insert` and `update`, of one document each; see "Groups" in the README of
+        `mongodb/`. Sends no command.
+        """
+        return self._driver.group_counts()
 
     async def setup(self, *, views: bool = False, shard: bool = False) -> None:
         """Create collections, validators and indexes, and upgrade the documents of an older version.

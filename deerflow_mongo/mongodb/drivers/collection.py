@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from pymongo import DeleteMany, ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError, OperationFailure
 
 from ...contract.errors import StorageClosedError, StorageError, StorageUnavailableError
-from ..observation import CommandObserver
+from ..observation import BackgroundObserver, CommandObserver
 from .errors import DRIVER_ERRORS, no_answer, refusals, translate, with_cause
 from .event_loop import Owner, error_of_other_loop
+from .grouped_commands import ID_INDEX, NO_DOCUMENT, Inserts, Reads, Updates, is_by_id, is_plain_by_id
+from .groups import GroupCounts
 from .time_limit import TimeLimit
 
 Document: TypeAlias = dict[str, Any]
@@ -33,6 +35,8 @@ class CollectionDriver(Protocol):
     owner: Owner
     time_limit: TimeLimit
     observer: CommandObserver | None
+    observe_background: BackgroundObserver
+    has_groups: bool
 
     @property
     def is_closed(self) -> bool: ...
@@ -43,7 +47,7 @@ class CollectionDriver(Protocol):
 
 
 class Collection:
-    """One collection; each method is one command to the server.
+    """One collection; each method is one command to the server, or a part of one: see `groups.py`.
 
     Raises the package's own errors, and `DuplicateKeyError` where a unique index refuses a write.
     """
@@ -53,6 +57,24 @@ class Collection:
         self._name = name
         self._options = options or {}
         self._handle: Any = None
+        self._has_groups = driver.has_groups
+        self._reads = Reads(driver, self)
+        self._inserts = Inserts(driver, self)
+        self._updates = Updates(driver, self)
+
+    @property
+    def group_counts(self) -> dict[str, GroupCounts]:
+        """How often calls shared a command, by kind."""
+        return {
+            "find": self._reads.counts,
+            "insert": self._inserts.counts,
+            "update": self._updates.counts,
+        }
+
+    async def end_groups(self, limit_s: float) -> None:
+        """Wait until the calls that share commands were told of the end of the client."""
+        for lane in (self._reads, self._inserts, self._updates):
+            await lane.close(limit_s)
 
     @property
     def name(self) -> str:
@@ -75,9 +97,7 @@ class Collection:
         """Drop the handle, so that the next use asks the driver, which may be closed."""
         self._handle = None
 
-    async def _run(
-        self, operation: str, call: Callable[[Any], Awaitable[Any]], written: object = None
-    ) -> Any:
+    async def run(self, operation: str, call: Callable[[Any], Awaitable[Any]], written: object = None) -> Any:
         """What `call` returns for the handle; every command goes through here.
 
         `operation` is the server's command, for the error's text; `written` is what it stores.
@@ -91,7 +111,7 @@ class Collection:
             with driver.time_limit.call():
                 return await call(handle)
         except DRIVER_ERRORS as error:
-            raise self._translate(error, operation, written) from error
+            raise self.translate(error, operation, written) from error
         except TimeoutError as error:
             raise no_answer(operation, self._namespace, driver.time_limit.effective_ms) from error
         except RuntimeError as error:
@@ -100,7 +120,7 @@ class Collection:
                 raise
             raise refused from error
 
-    def _translate(self, error: Exception, operation: str, written: object = None) -> StorageError:
+    def translate(self, error: Exception, operation: str, written: object = None) -> StorageError:
         translated = translate(error, operation, self._namespace, written)
         if isinstance(translated, StorageUnavailableError) and self._driver.is_closed:
             return StorageClosedError()  # the driver reports what its close interrupted as a lost connection
@@ -113,7 +133,22 @@ class Collection:
     # Reading.
 
     async def find_one(self, query: Document) -> Document | None:
-        return await self._run("find", lambda handle: handle.find_one(query))
+        """The document that matches, as an object of the caller's own."""
+        if self._has_groups and is_plain_by_id(query):
+            return await self._reads.run(query, self._find_one) or None
+        return await self.run("find", lambda handle: handle.find_one(query))
+
+    async def _find_one(self, query: Document) -> Document:
+        return await self.run("find", lambda handle: handle.find_one(query)) or NO_DOCUMENT
+
+    async def find_by_ids(self, query: Document, count: int) -> list[Document]:
+        """The documents, at most `count`, of a query whose every clause names ids."""
+        return await self.run(
+            "find",
+            lambda handle: self._driver.rows(
+                handle.find(query, limit=count, batch_size=count + 1, hint=ID_INDEX)
+            ),
+        )
 
     async def find(
         self,
@@ -127,7 +162,7 @@ class Collection:
         """At most `limit` (from 1 up) documents, all in one answer unless they exceed what one holds."""
         # One more than the limit lets the server close the cursor with its first answer.
         batch_size = min(limit + 1, _MAX_BATCH_SIZE)
-        return await self._run(
+        return await self.run(
             "find",
             lambda handle: self._driver.rows(
                 handle.find(query, projection, sort=sort, limit=limit, skip=skip, batch_size=batch_size)
@@ -139,7 +174,7 @@ class Collection:
 
         An answer holds 16 MiB, and at least one document.
         """
-        return await self._run(
+        return await self.run(
             "find", lambda handle: self._driver.rows(handle.find(query, sort=sort, limit=-limit))
         )
 
@@ -163,10 +198,10 @@ class Collection:
             return await cursor.to_list(batch_size)
 
         try:
-            batch = await self._run("find", first)
+            batch = await self.run("find", first)
             while batch:
                 yield batch
-                batch = await self._run("getMore", lambda _: cursor.to_list(batch_size))
+                batch = await self.run("getMore", lambda _: cursor.to_list(batch_size))
         finally:
             if cursor is not None:
                 closing = cursor.close()
@@ -182,63 +217,76 @@ class Collection:
         async def read(handle: Any) -> list[Document]:
             return await self._driver.rows(await self._driver.aggregate(handle, pipeline, given))
 
-        return await self._run("aggregate", read)
+        return await self.run("aggregate", read)
 
     # Writing.
 
     async def insert_one(self, document: Document) -> None:
-        await self._run("insert", lambda handle: handle.insert_one(document), document)
+        if self._has_groups:
+            await self._inserts.run(document, self._insert_one)
+        else:
+            await self._insert_one(document)
+
+    async def _insert_one(self, document: Document) -> bool:
+        await self.run("insert", lambda handle: handle.insert_one(document), document)
+        return True
 
     async def insert_many(self, documents: list[Document]) -> None:
         """In their order, up to the first that is refused."""
-        await self._run("insert", lambda handle: handle.insert_many(documents), documents)
+        await self.run("insert", lambda handle: handle.insert_many(documents), documents)
 
     async def insert_each(self, documents: list[Document]) -> dict[int, StorageError]:
         """Insert all that are not refused; why the others were, by their positions."""
 
-        async def insert(handle: Any) -> dict[int, OperationFailure]:
+        async def insert(handle: Any) -> Mapping[int, OperationFailure]:
             try:
                 await handle.insert_many(documents, ordered=False)
             except BulkWriteError as error:
                 return refusals(error)
             return {}
 
-        found: dict[int, OperationFailure] = await self._run("insert", insert, documents)
+        found: Mapping[int, OperationFailure] = await self.run("insert", insert, documents)
         return {
-            position: with_cause(self._translate(error, "insert", documents[position]), error)
+            position: with_cause(self.translate(error, "insert", documents[position]), error)
             for position, error in found.items()
         }
 
     async def replace_one(self, query: Document, document: Document) -> int:
         """The number of documents that matched: 0 or 1."""
-        result = await self._run("update", lambda handle: handle.replace_one(query, document), document)
+        result = await self.run("update", lambda handle: handle.replace_one(query, document), document)
         return result.matched_count
 
     async def update_one(self, query: Document, update: Update) -> int:
         """The number of documents that matched: 0 or 1."""
-        result = await self._run("update", lambda handle: handle.update_one(query, update), update)
+        if self._has_groups and is_by_id(query):
+            return await self._updates.run((query, update), self._update_one)
+        return await self._update_one((query, update))
+
+    async def _update_one(self, given: tuple[Document, Update]) -> int:
+        query, update = given
+        result = await self.run("update", lambda handle: handle.update_one(query, update), update)
         return result.matched_count
 
     async def insert_if_absent(self, query: Document, update: Update) -> bool:
         """Insert what `update` sets on an insert, unless a document matches; whether it did so."""
-        result = await self._run(
+        result = await self.run(
             "update", lambda handle: handle.update_one(query, update, upsert=True), update
         )
         return result.upserted_id is not None
 
     async def update_many(self, query: Document, update: Update) -> int:
         """The number of documents that were changed."""
-        result = await self._run("update", lambda handle: handle.update_many(query, update), update)
+        result = await self.run("update", lambda handle: handle.update_many(query, update), update)
         return result.modified_count
 
     async def upsert_one(self, query: Document, update: Update) -> None:
         """Update the document that matches, or insert one."""
-        await self._run("update", lambda handle: handle.update_one(query, update, upsert=True), update)
+        await self.run("update", lambda handle: handle.update_one(query, update, upsert=True), update)
 
     async def upsert_many(self, changes: Sequence[tuple[Document, Update]]) -> None:
         """Update or insert one document each, in any order; as many commands as their size needs."""
         operations = [UpdateOne(query, update, upsert=True) for query, update in changes]
-        await self._run(
+        await self.run(
             "update",
             lambda handle: handle.bulk_write(operations, ordered=False),
             [update for _, update in changes],
@@ -246,7 +294,7 @@ class Collection:
 
     async def update_all(self, query: Document, update: Update) -> int:
         """As `update_many`; the number of documents that matched."""
-        result = await self._run("update", lambda handle: handle.update_many(query, update), update)
+        result = await self.run("update", lambda handle: handle.update_many(query, update), update)
         return result.matched_count
 
     async def find_one_and_update(
@@ -261,7 +309,7 @@ class Collection:
 
         As it is afterwards, or before with `ReturnDocument.BEFORE`.
         """
-        return await self._run(
+        return await self.run(
             "findAndModify",
             lambda handle: handle.find_one_and_update(
                 query, update, projection, return_document=return_document
@@ -273,7 +321,7 @@ class Collection:
         self, query: Document, update: Update, *, sort: Sort | None = None
     ) -> Document:
         """Update the first match, or insert; the document as it is afterwards."""
-        return await self._run(
+        return await self.run(
             "findAndModify",
             lambda handle: handle.find_one_and_update(
                 query, update, sort=sort, upsert=True, return_document=ReturnDocument.AFTER
@@ -282,22 +330,22 @@ class Collection:
         )
 
     async def delete_one(self, query: Document) -> bool:
-        result = await self._run("delete", lambda handle: handle.delete_one(query))
+        result = await self.run("delete", lambda handle: handle.delete_one(query))
         return result.deleted_count == 1
 
     async def delete_many(self, query: Document) -> int:
         """The number of documents that were deleted."""
-        result = await self._run("delete", lambda handle: handle.delete_many(query))
+        result = await self.run("delete", lambda handle: handle.delete_many(query))
         return result.deleted_count
 
     async def delete_each(self, queries: Sequence[Document]) -> int:
         """Delete what matches any of the queries; cheaper than one query with `$or` where there are many."""
         operations = [DeleteMany(query) for query in queries]
-        result = await self._run("delete", lambda handle: handle.bulk_write(operations, ordered=False))
+        result = await self.run("delete", lambda handle: handle.bulk_write(operations, ordered=False))
         return result.deleted_count
 
     async def find_one_and_delete(self, query: Document, *, sort: Sort) -> Document | None:
-        return await self._run("findAndModify", lambda handle: handle.find_one_and_delete(query, sort=sort))
+        return await self.run("findAndModify", lambda handle: handle.find_one_and_delete(query, sort=sort))
 
 
 def end_if_cancelled() -> None:

@@ -20,10 +20,11 @@ from pymongo.read_concern import ReadConcern
 
 from ... import __version__
 from ...contract.errors import StorageClosedError, StorageConfigError, StorageError, StorageUnavailableError
-from ..observation import CommandObserver, Run
+from ..observation import BackgroundObserver, CommandObserver, Run, unobserved
 from .collection import Collection, Document
 from .errors import INDEX_NOT_FOUND_CODE, code_of, no_answer, translating
 from .event_loop import Owner, error_of_other_loop
+from .groups import GroupCounts, sum_of
 from .time_limit import LONG_RUNNING_TIMEOUT_S as LONG_RUNNING_TIMEOUT_S
 from .time_limit import TimeLimit, long_running
 
@@ -100,17 +101,29 @@ class Driver(ABC):
     """A client of one server and one database, opened at the first use, within one event loop."""
 
     name: str
+    can_group = True
+    """Whether calls may share commands; see `groups.py`."""
     changes_pause_s = 0.0
     """How long a change stream rests after a read of the server that brought a change."""
 
     def __init__(
-        self, options: Callable[[], Awaitable[DriverOptions]], timeout_ms: int, client: Any = None
+        self,
+        options: Callable[[], Awaitable[DriverOptions]],
+        timeout_ms: int,
+        client: Any = None,
+        *,
+        groups: bool = True,
     ) -> None:
-        """`options` is awaited at the first use; a `client` that is passed in is used and never closed."""
+        """`options` is awaited at the first use; a `client` that is passed in is used and never closed.
+
+        With `groups`, calls that wait share commands.
+        """
         self._options = options
         self.owner = Owner()
         self.time_limit = TimeLimit(timeout_ms)
         self.observer: CommandObserver | None = None
+        self.observe_background: BackgroundObserver = unobserved
+        self.has_groups = groups and self.can_group
         self._reads_committed = True
         self.database_name = ""
         self._own_client = client is None
@@ -300,6 +313,17 @@ class Driver(ABC):
         if client is not None and self._own_client:
             with translating(), timeout(CLOSE_TIMEOUT_S):
                 await self._bounded_close(client)
+        for collection in self._collections:
+            await collection.end_groups(CLOSE_TIMEOUT_S)
+
+    def group_counts(self) -> dict[str, dict[str, GroupCounts]]:
+        """How often calls shared a command: by collection, and by the kind of the command."""
+        total: dict[str, dict[str, GroupCounts]] = {}
+        for collection in self._collections:
+            kinds = total.setdefault(collection.name, {})
+            for kind, counts in collection.group_counts.items():
+                kinds[kind] = sum_of(kinds[kind], counts) if kind in kinds else counts
+        return total
 
     async def _bounded_close(self, client: Any) -> None:
         # The driver's own timeout does not cover its locks, which a cancelled operation may have left locked.

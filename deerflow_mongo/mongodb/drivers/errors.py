@@ -10,7 +10,7 @@ import copy
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import bson
 from bson.errors import BSONError, InvalidDocument
@@ -221,19 +221,37 @@ def translate(
     return StorageError(f"MongoDB reported an error{place}: {_reason(error)}")
 
 
-def refusals(error: errors.BulkWriteError) -> dict[int, errors.OperationFailure]:
+class Outcome(NamedTuple):
+    """What became of an unordered write of several documents."""
+
+    refused: Mapping[int, errors.OperationFailure]
+    """Why documents were refused, by their positions; all others are stored."""
+    unconfirmed: errors.BulkWriteError | None
+    """Why these are not acknowledged all the same, as where no majority has them."""
+
+
+def outcome_of(error: errors.BulkWriteError) -> Outcome:
+    """What the server's answer says of each document."""
+    details = cast("dict[str, Any]", error.details)
+    failures: list[dict[str, Any]] = details.get("writeErrors") or []
+    refused = {
+        failure["index"]: errors.OperationFailure(str(failure.get("errmsg")), failure.get("code"), failure)
+        for failure in failures
+    }
+    if failures and not details.get("writeConcernErrors"):
+        return Outcome(refused, None)
+    return Outcome(refused, errors.BulkWriteError({**details, "writeErrors": []}))
+
+
+def refusals(error: errors.BulkWriteError) -> Mapping[int, errors.OperationFailure]:
     """The documents of an unordered write that were refused, by their positions; all others are stored.
 
     Raises the error itself where it is about the write as a whole.
     """
-    details = cast("dict[str, Any]", error.details)
-    failures: list[dict[str, Any]] = details.get("writeErrors") or []
-    if not failures or details.get("writeConcernErrors"):
+    outcome = outcome_of(error)
+    if outcome.unconfirmed is not None:
         raise error
-    return {
-        failure["index"]: errors.OperationFailure(str(failure.get("errmsg")), failure.get("code"), failure)
-        for failure in failures
-    }
+    return outcome.refused
 
 
 def no_answer(operation: str, namespace: str, timeout_ms: int) -> StorageUnavailableError:

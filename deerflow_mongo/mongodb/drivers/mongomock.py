@@ -44,8 +44,8 @@ UNSUPPORTED: dict[str, str] = {
 
 
 class MongomockCollection(Collection):
-    def _translate(self, error: Exception, operation: str, written: object = None) -> StorageError:
-        translated = super()._translate(error, operation, written)
+    def translate(self, error: Exception, operation: str, written: object = None) -> StorageError:
+        translated = super().translate(error, operation, written)
         if isinstance(translated, DuplicateKeyError) and _is_guess(error):
             translated.keys = None
         return translated
@@ -122,6 +122,7 @@ class MongomockCollection(Collection):
 
 class MongomockDriver(Driver):
     name = "mongomock"
+    can_group = False
 
     async def connect(self, options: DriverOptions) -> Any:
         return cast("Any", AsyncMongoMockClient())

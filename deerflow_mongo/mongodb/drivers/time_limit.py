@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from types import TracebackType
 
-from pymongo import timeout
+from pymongo import _csot, timeout
 
 GRACE_S = 0.5
 """How long after `timeout_ms` a call is ended that the driver has not ended."""
@@ -40,6 +40,16 @@ def shared_limit(limit_s: float) -> AbstractContextManager[object]:
     return timeout(limit_s)
 
 
+def has_longer_limit() -> bool:
+    """Whether the caller is inside `long_running`."""
+    return _longer_limit_s.get() > 0
+
+
+def seconds_left() -> float | None:
+    """What is left of the time of `shared_limit`, or of the caller's own `pymongo.timeout()`; None without."""
+    return _csot.remaining()
+
+
 class TimeLimit:
     """The calls in progress, and the timer of the one that has to end next. Belongs to one event loop."""
 
@@ -48,9 +58,12 @@ class TimeLimit:
         self._calls: dict[_LimitedCall, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def call(self) -> _LimitedCall:
-        """A context for one call. Raises `TimeoutError` in the task that runs it once its time is over."""
-        return _LimitedCall(self)
+    def call(self, seconds: float | None = None) -> _LimitedCall:
+        """A context for one call. Raises `TimeoutError` in the task that runs it once its time is over.
+
+        `seconds` is how long it may take where that is less than the timeout.
+        """
+        return _LimitedCall(self, seconds)
 
     @property
     def effective_ms(self) -> int:
@@ -85,10 +98,11 @@ class TimeLimit:
 class _LimitedCall:
     """As `asyncio.timeout`, without a timer of its own: a cancellation by the caller stays one."""
 
-    __slots__ = ("_cancelling", "_limit", "_task", "ends_at", "is_overdue")
+    __slots__ = ("_cancelling", "_limit", "_seconds", "_task", "ends_at", "is_overdue")
 
-    def __init__(self, limit: TimeLimit) -> None:
+    def __init__(self, limit: TimeLimit, seconds: float | None) -> None:
         self._limit = limit
+        self._seconds = seconds
         self.is_overdue = False
 
     def __enter__(self) -> None:
@@ -99,6 +113,8 @@ class _LimitedCall:
         self._cancelling = task.cancelling()
         limit = self._limit
         seconds = _longer_limit_s.get() or limit.timeout_ms / 1000
+        if self._seconds is not None and self._seconds < seconds:
+            seconds = max(0.0, self._seconds)
         self.ends_at = task.get_loop().time() + seconds + GRACE_S
         limit.add(self)
 

@@ -75,6 +75,7 @@ class Telemetry:
 
     def _observe(self, storage: MongoStorage) -> None:
         storage.driver.observer = self.commands
+        storage.driver.observe_background = self.background
         for store in (*STORES, "users"):
             observe(getattr(storage, store), store, self)
         observe(storage, "storage", self)

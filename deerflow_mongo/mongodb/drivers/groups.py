@@ -1,0 +1,236 @@
+"""Calls that wait while commands of their kind are in flight go together in the next one.
+
+A lane has the calls of one kind on one collection. While fewer commands are in flight than may be, a call goes
+out at once, as if there were no lane. Others wait, and the next answer sends what waits as one command: nothing
+waits for a timer, or for more calls to come. A call only joins a command that has not been sent, so a read sees
+every write that was acknowledged before it began. What a command is made of, and what each call is told, is in
+`grouped_commands.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence, Sized
+from contextvars import Context
+from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar
+
+from ...contract.errors import StorageError, StorageUnavailableError
+from ..observation import BackgroundObserver, current_operation
+from .errors import copied
+from .event_loop import Owner
+from .time_limit import TimeLimit, has_longer_limit, seconds_left
+
+MAX_IN_FLIGHT: Final = 2
+"""Commands of a lane at once: one is on its way while the server works on the other."""
+SMALLEST_GROUP: Final = 2
+"""One call alone costs less as a command of its own."""
+MAX_CALLS: Final = 128
+"""Calls of one command."""
+MAX_BYTES: Final = 1024 * 1024
+"""What the calls of one command write together; a call that writes more goes alone."""
+
+_Given = TypeVar("_Given")
+_Answer = TypeVar("_Answer")
+
+
+class GroupCounts(TypedDict):
+    """Of the calls of one kind on one collection, since the storage was made."""
+
+    alone: int
+    """Calls that were sent as a command of their own."""
+    groups: int
+    """Commands that several calls shared."""
+    grouped: int
+    """Calls that shared a command."""
+    largest: int
+    """Calls of the largest group."""
+    waited_seconds: float
+    """How long calls have waited, together, until they were sent."""
+
+
+def sum_of(one: GroupCounts, other: GroupCounts) -> GroupCounts:
+    return {
+        "alone": one["alone"] + other["alone"],
+        "groups": one["groups"] + other["groups"],
+        "grouped": one["grouped"] + other["grouped"],
+        "largest": max(one["largest"], other["largest"]),
+        "waited_seconds": one["waited_seconds"] + other["waited_seconds"],
+    }
+
+
+class GroupDriver(Protocol):
+    """What a lane needs of its driver; see `Driver`."""
+
+    owner: Owner
+    time_limit: TimeLimit
+    observe_background: BackgroundObserver
+
+
+class Call(Generic[_Given, _Answer]):
+    """A call that waits; its future has the answer, or is done without one where it goes alone."""
+
+    __slots__ = ("done", "given", "has_turn", "operation", "since", "written")
+
+    def __init__(self, given: _Given) -> None:
+        self.given = given
+        self.done: asyncio.Future[_Answer | None] = asyncio.get_running_loop().create_future()
+        self.operation = current_operation.get()
+        self.since = time.monotonic()
+        self.written: Any = None
+        """What it writes, as it is sent; see `Lane.measure`."""
+        self.has_turn = False
+        """Whether a place in flight is this call's own."""
+
+    @property
+    def documents(self) -> Sized:
+        return () if self.written is None else (self.written,)
+
+    def answer(self, answer: _Answer) -> None:
+        if not self.done.done():
+            self.done.set_result(answer)
+
+    def go_alone(self) -> None:
+        """Let the caller send it as a command of its own."""
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: StorageError) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+            self.done.exception()  # of a caller that does not wait any more: else it would be logged
+
+
+class Lane(ABC, Generic[_Given, _Answer]):
+    """The calls of one kind on one collection. An answer is never None: that is "go alone"."""
+
+    name: str
+    """Of the kind, for spans and metrics."""
+
+    def __init__(self, driver: GroupDriver) -> None:
+        self._driver = driver
+        self._in_flight = 0
+        self._waiting: deque[Call[_Given, _Answer]] = deque()
+        self._groups: set[asyncio.Task[None]] = set()
+        self.counts: GroupCounts = {
+            "alone": 0,
+            "groups": 0,
+            "grouped": 0,
+            "largest": 0,
+            "waited_seconds": 0.0,
+        }
+
+    # What differs between kinds.
+
+    @abstractmethod
+    async def send(self, calls: Sequence[Call[_Given, _Answer]]) -> None:
+        """Send one command for these calls and tell each its answer or error, or to go alone.
+
+        A `StorageError` that it raises is told to every call that has no answer yet.
+        """
+
+    def measure(self, call: Call[_Given, _Answer]) -> int | None:
+        """The bytes that the call writes; None if it goes alone, as what the driver cannot encode."""
+        return 0
+
+    # What a collection calls.
+
+    async def run(self, given: _Given, alone: Callable[[_Given], Awaitable[_Answer]]) -> _Answer:
+        """The answer of the server; `alone` sends the call as a command of its own."""
+        self._driver.owner.check()
+        if self._in_flight >= MAX_IN_FLIGHT and not has_longer_limit():
+            return await self._wait(given, alone)
+        self._in_flight += 1
+        self.counts["alone"] += 1
+        try:
+            return await alone(given)
+        finally:
+            self._next()
+
+    async def _wait(self, given: _Given, alone: Callable[[_Given], Awaitable[_Answer]]) -> _Answer:
+        call: Call[_Given, _Answer] = Call(given)
+        self._waiting.append(call)
+        try:
+            # From here on, also where it goes alone in the end.
+            with self._driver.time_limit.call(seconds_left()):
+                answer = await call.done
+                if answer is not None:
+                    return answer
+                self.counts["alone"] += 1
+                return await alone(given)
+        finally:
+            if call.has_turn:
+                self._next()
+
+    async def close(self, limit_s: float) -> None:
+        """Wait until the groups have told their calls; to be called once the client is closed."""
+        if self._groups:
+            await asyncio.wait(self._groups, timeout=limit_s)
+
+    # Sending.
+
+    def _next(self) -> None:
+        """Give the place of a command that was answered to those that wait."""
+        group = self._take() if self._in_flight <= MAX_IN_FLIGHT else []
+        if not group:
+            self._in_flight -= 1
+            return
+        now = time.monotonic()
+        self.counts["waited_seconds"] += sum(now - call.since for call in group)
+        if len(group) < SMALLEST_GROUP:
+            group[0].has_turn = True
+            group[0].go_alone()
+            return
+        self.counts["groups"] += 1
+        self.counts["grouped"] += len(group)
+        self.counts["largest"] = max(self.counts["largest"], len(group))
+        # In a context of its own: the time limit or the actor of one caller is not that of the others.
+        task = asyncio.create_task(self._send(group), context=Context())
+        self._groups.add(task)
+        task.add_done_callback(self._sent)
+
+    def _take(self) -> list[Call[_Given, _Answer]]:
+        """The next calls that go together; those that nobody waits for any more are dropped."""
+        waiting = self._waiting
+        group: list[Call[_Given, _Answer]] = []
+        left = MAX_BYTES
+        while waiting and len(group) < MAX_CALLS:
+            call = waiting[0]
+            if call.done.done():
+                waiting.popleft()
+                continue
+            size = self.measure(call)
+            if size is None or size > MAX_BYTES:
+                waiting.popleft()
+                call.go_alone()
+                continue
+            if size > left:
+                break
+            left -= size
+            group.append(waiting.popleft())
+        return group
+
+    async def _send(self, group: list[Call[_Given, _Answer]]) -> None:
+        try:
+            with self._driver.observe_background(self.name, group):
+                await self.send(group)
+        except StorageError as error:
+            for call in group:
+                call.fail(copied(error))
+        except BaseException as error:
+            for call in group:
+                failure = StorageUnavailableError(
+                    "the command's task ended; it may have been carried out or not"
+                )
+                failure.__cause__ = error
+                call.fail(failure)
+            raise
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._groups.discard(task)
+        if not task.cancelled():
+            task.exception()  # its calls were told
+        # Behind the callers that were answered: what they call next goes into the same command.
+        task.get_loop().call_soon(self._next)
