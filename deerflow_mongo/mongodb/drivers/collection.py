@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from pymongo import DeleteMany, ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError, OperationFailure
@@ -17,13 +17,24 @@ from ...contract.errors import StorageClosedError, StorageError, StorageUnavaila
 from ..observation import BackgroundObserver, CommandObserver
 from .errors import DRIVER_ERRORS, no_answer, refusals, translate, with_cause
 from .event_loop import Owner, error_of_other_loop
-from .grouped_commands import ID_INDEX, NO_DOCUMENT, Inserts, Reads, Updates, is_by_id, is_plain_by_id
+from .grouped_commands import (
+    ID_INDEX,
+    NO_DOCUMENT,
+    Document,
+    Inserts,
+    ListQuery,
+    Lists,
+    Reads,
+    Sort,
+    Update,
+    Updates,
+    UpsertQuery,
+    Upserts,
+    is_by_id,
+    is_plain_by_id,
+)
 from .groups import GroupCounts
 from .time_limit import TimeLimit
-
-Document: TypeAlias = dict[str, Any]
-Update: TypeAlias = Document | list[Document]
-Sort: TypeAlias = Sequence[tuple[str, int]]
 
 _MAX_BATCH_SIZE = 2**31 - 1
 
@@ -59,21 +70,26 @@ class Collection:
         self._handle: Any = None
         self._has_groups = driver.has_groups
         self._reads = Reads(driver, self)
+        self._lists = Lists(driver, self)
         self._inserts = Inserts(driver, self)
         self._updates = Updates(driver, self)
+        self._upserts = Upserts(driver, self)
+        self._lanes = (self._reads, self._lists, self._inserts, self._updates, self._upserts)
 
     @property
     def group_counts(self) -> dict[str, GroupCounts]:
         """How often calls shared a command, by kind."""
         return {
             "find": self._reads.counts,
+            "list": self._lists.counts,
             "insert": self._inserts.counts,
             "update": self._updates.counts,
+            "upsert": self._upserts.counts,
         }
 
     async def end_groups(self, limit_s: float) -> None:
         """Wait until the calls that share commands were told of the end of the client."""
-        for lane in (self._reads, self._inserts, self._updates):
+        for lane in self._lanes:
             await lane.close(limit_s)
 
     @property
@@ -150,6 +166,10 @@ class Collection:
             ),
         )
 
+    async def find_candidates(self, query: Document, sort: Sort, limit: int) -> list[Document]:
+        """As `find`, never as a part of a group."""
+        return await self._find(ListQuery(query, sort, limit, 0, None))
+
     async def find(
         self,
         query: Document,
@@ -160,6 +180,13 @@ class Collection:
         projection: Sequence[str] | None = None,
     ) -> list[Document]:
         """At most `limit` (from 1 up) documents, all in one answer unless they exceed what one holds."""
+        given = ListQuery(query, sort, limit, skip, projection)
+        if self._has_groups and sort:
+            return await self._lists.run(given, self._find)
+        return await self._find(given)
+
+    async def _find(self, given: ListQuery) -> list[Document]:
+        query, sort, limit, skip, projection = given
         # One more than the limit lets the server close the cursor with its first answer.
         batch_size = min(limit + 1, _MAX_BATCH_SIZE)
         return await self.run(
@@ -321,6 +348,13 @@ class Collection:
         self, query: Document, update: Update, *, sort: Sort | None = None
     ) -> Document:
         """Update the first match, or insert; the document as it is afterwards."""
+        given = UpsertQuery(query, update, sort)
+        if self._has_groups:
+            return await self._upserts.run(given, self._find_one_and_upsert)
+        return await self._find_one_and_upsert(given)
+
+    async def _find_one_and_upsert(self, given: UpsertQuery) -> Document:
+        query, update, sort = given
         return await self.run(
             "findAndModify",
             lambda handle: handle.find_one_and_update(

@@ -1,10 +1,10 @@
 """Calls that wait while commands of their kind are in flight go together in the next one.
 
-A lane has the calls of one kind on one collection. While fewer commands are in flight than may be, a call goes
-out at once, as if there were no lane. Others wait, and the next answer sends what waits as one command: nothing
-waits for a timer, or for more calls to come. A call only joins a command that has not been sent, so a read sees
-every write that was acknowledged before it began. What a command is made of, and what each call is told, is in
-`grouped_commands.py`.
+A lane has the calls of one kind on one collection. While fewer commands are in flight than may be, a call
+goes out at once, as if there were no lane. Others wait, and the next answer sends what waits as one command:
+nothing waits for a timer, or for more calls to come. A call only joins a command that has not been sent, so a
+read sees every write that was acknowledged before it began. What a command is made of, and what each call is
+told, is in `grouped_commands.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SMALLEST_GROUP: Final = 2
 MAX_CALLS: Final = 128
 """Calls of one command."""
 MAX_BYTES: Final = 1024 * 1024
-"""What the calls of one command write together; a call that writes more goes alone."""
+"""What the calls of one command write or read together; a call of more goes alone."""
 
 _Given = TypeVar("_Given")
 _Answer = TypeVar("_Answer")
@@ -131,6 +131,10 @@ class Lane(ABC, Generic[_Given, _Answer]):
         A `StorageError` that it raises is told to every call that has no answer yet.
         """
 
+    def can_group(self, given: _Given) -> bool:
+        """Whether the call may share a command; one that may not goes out at once."""
+        return True
+
     def measure(self, call: Call[_Given, _Answer]) -> int | None:
         """The bytes that the call writes; None if it goes alone, as what the driver cannot encode."""
         return 0
@@ -140,7 +144,7 @@ class Lane(ABC, Generic[_Given, _Answer]):
     async def run(self, given: _Given, alone: Callable[[_Given], Awaitable[_Answer]]) -> _Answer:
         """The answer of the server; `alone` sends the call as a command of its own."""
         self._driver.owner.check()
-        if self._in_flight >= MAX_IN_FLIGHT and not has_longer_limit():
+        if self._in_flight >= MAX_IN_FLIGHT and not has_longer_limit() and self.can_group(given):
             return await self._wait(given, alone)
         self._in_flight += 1
         self.counts["alone"] += 1

@@ -46,7 +46,7 @@ def has_longer_limit() -> bool:
 
 
 def seconds_left() -> float | None:
-    """What is left of the time of `shared_limit`, or of the caller's own `pymongo.timeout()`; None without."""
+    """What is left of the time of `shared_limit`, or of the caller's `pymongo.timeout()`; None without."""
     return _csot.remaining()
 
 
