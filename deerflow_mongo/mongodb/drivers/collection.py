@@ -30,8 +30,6 @@ from .grouped_commands import (
     Updates,
     UpsertQuery,
     Upserts,
-    is_by_id,
-    is_plain_by_id,
 )
 from .groups import GroupCounts
 from .time_limit import TimeLimit
@@ -150,9 +148,9 @@ class Collection:
 
     async def find_one(self, query: Document) -> Document | None:
         """The document that matches, as an object of the caller's own."""
-        if self._has_groups and is_plain_by_id(query):
+        if self._has_groups:
             return await self._reads.run(query, self._find_one) or None
-        return await self.run("find", lambda handle: handle.find_one(query))
+        return await self._find_one(query) or None
 
     async def _find_one(self, query: Document) -> Document:
         return await self.run("find", lambda handle: handle.find_one(query)) or NO_DOCUMENT
@@ -181,7 +179,7 @@ class Collection:
     ) -> list[Document]:
         """At most `limit` (from 1 up) documents, all in one answer unless they exceed what one holds."""
         given = ListQuery(query, sort, limit, skip, projection)
-        if self._has_groups and sort:
+        if self._has_groups:
             return await self._lists.run(given, self._find)
         return await self._find(given)
 
@@ -285,7 +283,7 @@ class Collection:
 
     async def update_one(self, query: Document, update: Update) -> int:
         """The number of documents that matched: 0 or 1."""
-        if self._has_groups and is_by_id(query):
+        if self._has_groups:
             return await self._updates.run((query, update), self._update_one)
         return await self._update_one((query, update))
 

@@ -96,6 +96,9 @@ class Reads(Lane[Document, Document]):
         super().__init__(driver)
         self._collection = collection
 
+    def can_group(self, given: Document) -> bool:
+        return is_plain_by_id(given)
+
     async def send(self, calls: Sequence[Call[Document, Document]]) -> None:
         by_id: dict[Any, list[Call[Document, Document]]] = {}
         for call in calls:
@@ -183,7 +186,7 @@ class Lists(Lane[ListQuery, list[Document]]):
         self._collection = collection
 
     def can_group(self, given: ListQuery) -> bool:
-        return given.limit <= MAX_LISTED
+        return given.limit <= MAX_LISTED and bool(given.sort)
 
     def measure(self, call: Call[ListQuery, list[Document]]) -> int | None:
         return call.given.limit * (MAX_BYTES // MAX_LISTED)
@@ -271,7 +274,7 @@ class Updates(Lane[tuple[Document, Update], int]):
         self._is_sharded = False
 
     def can_group(self, given: tuple[Document, Update]) -> bool:
-        return not self._is_sharded
+        return not self._is_sharded and is_by_id(given[0])
 
     def measure(self, call: Call[tuple[Document, Update], int]) -> int | None:
         query, update = call.given

@@ -144,7 +144,7 @@ class Lane(ABC, Generic[_Given, _Answer]):
     async def run(self, given: _Given, alone: Callable[[_Given], Awaitable[_Answer]]) -> _Answer:
         """The answer of the server; `alone` sends the call as a command of its own."""
         self._driver.owner.check()
-        if self._in_flight >= MAX_IN_FLIGHT and not has_longer_limit() and self.can_group(given):
+        if self._in_flight >= MAX_IN_FLIGHT and self.can_group(given) and not has_longer_limit():
             return await self._wait(given, alone)
         self._in_flight += 1
         self.counts["alone"] += 1
