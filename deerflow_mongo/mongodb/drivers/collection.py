@@ -85,10 +85,9 @@ class Collection:
             "upsert": self._upserts.counts,
         }
 
-    async def end_groups(self, limit_s: float) -> None:
-        """Wait until the calls that share commands were told of the end of the client."""
-        for lane in self._lanes:
-            await lane.close(limit_s)
+    def end_groups(self) -> set[asyncio.Task[None]]:
+        """End the calls that wait to share a command; the commands that several share and that go on."""
+        return set[asyncio.Task[None]]().union(*(lane.close() for lane in self._lanes))
 
     @property
     def name(self) -> str:
@@ -127,7 +126,7 @@ class Collection:
         except DRIVER_ERRORS as error:
             raise self.translate(error, operation, written) from error
         except TimeoutError as error:
-            raise no_answer(operation, self._namespace, driver.time_limit.effective_ms) from error
+            raise self.no_answer(operation) from error
         except RuntimeError as error:
             refused = error_of_other_loop(error)
             if refused is None:
@@ -139,6 +138,10 @@ class Collection:
         if isinstance(translated, StorageUnavailableError) and self._driver.is_closed:
             return StorageClosedError()  # the driver reports what its close interrupted as a lost connection
         return translated
+
+    def no_answer(self, operation: str) -> StorageError:
+        """The error of a call whose time is over."""
+        return no_answer(operation, self._namespace, self._driver.time_limit.effective_ms)
 
     @property
     def _namespace(self) -> str:

@@ -309,12 +309,14 @@ class Driver(ABC):
         self._closed = True
         for collection in self._collections:
             collection.drop_handle()
+        groups = set[asyncio.Task[None]]().union(*(each.end_groups() for each in self._collections))
         client, self._client, self._database = self._client, None, None
         if client is not None and self._own_client:
             with translating(), timeout(CLOSE_TIMEOUT_S):
                 await self._bounded_close(client)
-        for collection in self._collections:
-            await collection.end_groups(CLOSE_TIMEOUT_S)
+        # Those of a caller's client, which goes on with them, are not waited for longer than a moment.
+        if groups:
+            await asyncio.wait(groups, timeout=CLOSE_TIMEOUT_S)
 
     def group_counts(self) -> dict[str, dict[str, GroupCounts]]:
         """How often calls shared a command: by collection, and by the kind of the command."""

@@ -234,13 +234,17 @@ def outcome_of(error: errors.BulkWriteError) -> Outcome:
     """What the server's answer says of each document."""
     details = cast("dict[str, Any]", error.details)
     failures: list[dict[str, Any]] = details.get("writeErrors") or []
-    refused = {
-        failure["index"]: errors.OperationFailure(str(failure.get("errmsg")), failure.get("code"), failure)
-        for failure in failures
-    }
+    refused = {failure["index"]: _write_error(failure) for failure in failures}
     if failures and not details.get("writeConcernErrors"):
         return Outcome(refused, None)
     return Outcome(refused, errors.BulkWriteError({**details, "writeErrors": []}))
+
+
+def _write_error(failure: Mapping[str, Any]) -> errors.WriteError:
+    """What the driver raises for a write of this document alone, which does not quote the document."""
+    details = {name: value for name, value in failure.items() if name != "op"}
+    kind = errors.DuplicateKeyError if details.get("code") == _DUPLICATE_KEY_CODE else errors.WriteError
+    return kind(str(details.get("errmsg")), details.get("code"), details)
 
 
 def refusals(error: errors.BulkWriteError) -> Mapping[int, errors.OperationFailure]:

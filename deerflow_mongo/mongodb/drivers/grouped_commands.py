@@ -60,6 +60,7 @@ class GroupedCollection(Protocol):
     async def find_candidates(self, query: Document, sort: Sort, limit: int) -> list[Document]: ...
     async def find_by_ids(self, query: Document, count: int) -> list[Document]: ...
     def translate(self, error: Exception, operation: str, written: object = None) -> StorageError: ...
+    def no_answer(self, operation: str) -> StorageError: ...
 
 
 def is_by_id(query: Document) -> bool:
@@ -91,9 +92,10 @@ class Reads(Lane[Document, Document]):
     """Reads by id. A document goes to the calls whose whole query it fulfils, to each as its own object."""
 
     name = "find.group"
+    command = "find"
 
     def __init__(self, driver: GroupDriver, collection: GroupedCollection) -> None:
-        super().__init__(driver)
+        super().__init__(driver, collection.no_answer)
         self._collection = collection
 
     def can_group(self, given: Document) -> bool:
@@ -180,9 +182,10 @@ class Lists(Lane[ListQuery, list[Document]]):
     """
 
     name = "list.group"
+    command = "find"
 
     def __init__(self, driver: GroupDriver, collection: GroupedCollection) -> None:
-        super().__init__(driver)
+        super().__init__(driver, collection.no_answer)
         self._collection = collection
 
     def can_group(self, given: ListQuery) -> bool:
@@ -231,9 +234,10 @@ class Inserts(Lane[Document, bool]):
     """Inserts, in any order: what the server refuses reaches its own caller only."""
 
     name = "insert.group"
+    command = "insert"
 
     def __init__(self, driver: GroupDriver, collection: GroupedCollection) -> None:
-        super().__init__(driver)
+        super().__init__(driver, collection.no_answer)
         self._collection = collection
 
     def measure(self, call: Call[Document, bool]) -> int | None:
@@ -267,9 +271,10 @@ class Updates(Lane[tuple[Document, Update], int]):
     """
 
     name = "update.group"
+    command = "update"
 
     def __init__(self, driver: GroupDriver, collection: GroupedCollection) -> None:
-        super().__init__(driver)
+        super().__init__(driver, collection.no_answer)
         self._collection = collection
         self._is_sharded = False
 
@@ -349,9 +354,10 @@ class Upserts(Lane[UpsertQuery, Document]):
     """
 
     name = "upsert.group"
+    command = "findAndModify"
 
     def __init__(self, driver: GroupDriver, collection: GroupedCollection) -> None:
-        super().__init__(driver)
+        super().__init__(driver, collection.no_answer)
         self._collection = collection
 
     def can_group(self, given: UpsertQuery) -> bool:

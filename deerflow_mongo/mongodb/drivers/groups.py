@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence, Sized
 from contextvars import Context
 from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar
 
-from ...contract.errors import StorageError, StorageUnavailableError
+from ...contract.errors import StorageClosedError, StorageError, StorageUnavailableError
 from ..observation import BackgroundObserver, current_operation
 from .errors import copied
 from .event_loop import Owner
@@ -68,6 +68,9 @@ class GroupDriver(Protocol):
     time_limit: TimeLimit
     observe_background: BackgroundObserver
 
+    @property
+    def is_closed(self) -> bool: ...
+
 
 class Call(Generic[_Given, _Answer]):
     """A call that waits; its future has the answer, or is done without one where it goes alone."""
@@ -108,9 +111,13 @@ class Lane(ABC, Generic[_Given, _Answer]):
 
     name: str
     """Of the kind, for spans and metrics."""
+    command: str
+    """The server's command of a call alone, for the text of an error."""
 
-    def __init__(self, driver: GroupDriver) -> None:
+    def __init__(self, driver: GroupDriver, no_answer: Callable[[str], StorageError]) -> None:
+        """`no_answer` makes the error of a call to this command whose time is over."""
         self._driver = driver
+        self._no_answer = no_answer
         self._in_flight = 0
         self._waiting: deque[Call[_Given, _Answer]] = deque()
         self._groups: set[asyncio.Task[None]] = set()
@@ -154,6 +161,8 @@ class Lane(ABC, Generic[_Given, _Answer]):
             self._next()
 
     async def _wait(self, given: _Given, alone: Callable[[_Given], Awaitable[_Answer]]) -> _Answer:
+        if self._driver.is_closed:
+            raise StorageClosedError
         call: Call[_Given, _Answer] = Call(given)
         self._waiting.append(call)
         try:
@@ -164,14 +173,18 @@ class Lane(ABC, Generic[_Given, _Answer]):
                     return answer
                 self.counts["alone"] += 1
                 return await alone(given)
+        except TimeoutError as error:
+            raise self._no_answer(self.command) from error
         finally:
             if call.has_turn:
                 self._next()
 
-    async def close(self, limit_s: float) -> None:
-        """Wait until the groups have told their calls; to be called once the client is closed."""
-        if self._groups:
-            await asyncio.wait(self._groups, timeout=limit_s)
+    def close(self) -> set[asyncio.Task[None]]:
+        """End what waits; the groups that are under way. To be called once the driver is closed."""
+        for call in self._waiting:
+            call.fail(StorageClosedError())
+        self._waiting.clear()
+        return self._groups
 
     # Sending.
 
