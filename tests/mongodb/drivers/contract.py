@@ -13,6 +13,9 @@ from .clients import ClientContract
 from .closing import ClosingContract
 from .error_mapping import ErrorMappingContract
 from .event_loop import EventLoopContract
+from .group_limits import GroupLimitContract
+from .grouped_reads import GroupedReadContract
+from .grouped_writes import GroupedInsertContract, GroupedUpdateContract
 from .large_batches import LargeBatchContract
 from .name_lookup import NameLookupContract
 from .own_writes import OwnWritesContract
@@ -31,5 +34,9 @@ class DriverContract(
     OwnWritesContract,
     EventLoopContract,
     TimeLimitContract,
+    GroupedReadContract,
+    GroupedInsertContract,
+    GroupedUpdateContract,
+    GroupLimitContract,
 ):
     """Bound to a driver by a subclass that names it and its client's class."""

@@ -1,0 +1,38 @@
+"""Every call that may share a command waits for one tick of the event loop and goes as a group, also alone.
+
+So what tests one call tests a group of one, and wherever two calls wait they share a command.
+"""
+
+# pyright: reportPrivateUsage=false
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from deerflow_mongo.mongodb.drivers import groups
+from deerflow_mongo.mongodb.drivers.time_limit import has_longer_limit
+
+
+@contextmanager
+def forced_groups() -> Generator[None]:
+    """For all storages, until the context ends."""
+    at_once: Callable[..., Awaitable[Any]] = groups.Lane.run
+
+    async def run(self: groups.Lane[Any, Any], given: Any, alone: Callable[[Any], Awaitable[Any]]) -> Any:
+        self._driver.owner.check()
+        if has_longer_limit():
+            return await at_once(self, given, alone)
+        if self._in_flight < groups.MAX_IN_FLIGHT:
+            # As a command whose answer comes behind the calls that other tasks make now.
+            self._in_flight += 1
+            asyncio.get_running_loop().call_soon(self._next)
+        return await self._wait(given, alone)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(groups.Lane, "run", run)
+        patch.setattr(groups, "SMALLEST_GROUP", 1)
+        yield
