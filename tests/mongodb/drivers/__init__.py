@@ -11,6 +11,7 @@ _PARTS = (
     "closing",
     "error_mapping",
     "group_limits",
+    "grouped_lists",
     "grouped_reads",
     "grouped_writes",
     "large_batches",

@@ -14,6 +14,7 @@ from .closing import ClosingContract
 from .error_mapping import ErrorMappingContract
 from .event_loop import EventLoopContract
 from .group_limits import GroupLimitContract
+from .grouped_lists import GroupedListContract, GroupedUpsertContract
 from .grouped_reads import GroupedReadContract
 from .grouped_writes import GroupedInsertContract, GroupedUpdateContract
 from .large_batches import LargeBatchContract
@@ -37,6 +38,8 @@ class DriverContract(
     GroupedReadContract,
     GroupedInsertContract,
     GroupedUpdateContract,
+    GroupedListContract,
+    GroupedUpsertContract,
     GroupLimitContract,
 ):
     """Bound to a driver by a subclass that names it and its client's class."""

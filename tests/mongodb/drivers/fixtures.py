@@ -6,6 +6,7 @@ them by naming the driver and its client.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -46,8 +47,8 @@ async def contents(storage: MongoStorage, thread_id: str = "t") -> list[Any]:
 
 
 async def close_client(client: Any) -> None:
-    """Close a client that the test made; only PyMongo's `close` is a coroutine."""
-    closing = client.close()
+    """Close a client that the test made; PyMongo's `close` is a coroutine, Motor's waits for an answer."""
+    closing = await asyncio.to_thread(client.close)
     if closing is not None:
         await closing
 

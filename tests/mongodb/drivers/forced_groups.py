@@ -3,7 +3,6 @@
 So what tests one call tests a group of one, and wherever two calls wait they share a command.
 """
 
-# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 import asyncio
@@ -20,11 +19,12 @@ from deerflow_mongo.mongodb.drivers.time_limit import has_longer_limit
 @contextmanager
 def forced_groups() -> Generator[None]:
     """For all storages, until the context ends."""
-    at_once: Callable[..., Awaitable[Any]] = groups.Lane.run
+    lane: Any = groups.Lane
+    at_once: Callable[..., Awaitable[Any]] = lane.run
 
-    async def run(self: groups.Lane[Any, Any], given: Any, alone: Callable[[Any], Awaitable[Any]]) -> Any:
+    async def run(self: Any, given: Any, alone: Callable[[Any], Awaitable[Any]]) -> Any:
         self._driver.owner.check()
-        if has_longer_limit():
+        if has_longer_limit() or not self.can_group(given):
             return await at_once(self, given, alone)
         if self._in_flight < groups.MAX_IN_FLIGHT:
             # As a command whose answer comes behind the calls that other tasks make now.
@@ -33,6 +33,6 @@ def forced_groups() -> Generator[None]:
         return await self._wait(given, alone)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(groups.Lane, "run", run)
+        patch.setattr(lane, "run", run)
         patch.setattr(groups, "SMALLEST_GROUP", 1)
         yield

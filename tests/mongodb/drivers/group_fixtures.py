@@ -22,7 +22,7 @@ from .forced_groups import forced_groups
 Raw: TypeAlias = pymongo.MongoClient[dict[str, Any]]
 MakeCalls: TypeAlias = Callable[[MongoStorage], Sequence[Awaitable[Any]]]
 
-KINDS = ("find", "insert", "update")
+KINDS = ("find", "list", "insert", "update", "upsert")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Sent:
     name: str
     collection: str
     parts: Sequence[Any]
-    """Its documents or updates, or the ids that it reads."""
+    """Its documents, updates or stages, or the ids that it reads."""
 
 
 class SentCommands(CommandListener):
@@ -46,7 +46,12 @@ class SentCommands(CommandListener):
 
     def started(self, event: CommandStartedEvent) -> None:
         command: dict[str, Any] = dict(event.command)
-        parts: Any = command.get("documents") or command.get("updates") or _ids(command.get("filter", {}))
+        parts: Any = (
+            command.get("documents")
+            or command.get("updates")
+            or command.get("pipeline")
+            or _ids(command.get("filter", {}))
+        )
         with self._lock:
             self.all.append(Sent(event.command_name, str(command[event.command_name]), parts))
             self._under_way += 1
@@ -71,11 +76,10 @@ class SentCommands(CommandListener):
 
 
 def _ids(query: dict[str, Any]) -> list[Any]:
-    found: list[Any] = []
-    for clause in query.get("$or", [query]):
-        wanted = clause.get("_id")
-        found += wanted["$in"] if isinstance(wanted, dict) else [wanted]
-    return found
+    clauses: list[dict[str, Any]] = query.get("$or", [query])
+    wanted: list[Any] = [clause.get("_id") for clause in clauses]
+    each: list[list[Any]] = [ids["$in"] if isinstance(ids, dict) else [ids] for ids in wanted]
+    return [name for ids in each for name in ids]
 
 
 async def answers_of(calls: Sequence[Awaitable[Any]]) -> list[Any]:

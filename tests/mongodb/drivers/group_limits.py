@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -27,10 +28,21 @@ Grouped = Callable[[MongoStorage, str], Coroutine[Any, Any, Any]]
 
 GROUPED: dict[str, Grouped] = {
     "find": lambda s, name: s.runs.get(name, user_id=None),
+    "list": lambda s, name: s.runs.list_by_thread(name, limit=10, user_id=None),
     "insert": lambda s, name: s.runs.create(name, name, user_id=None),
     "update": lambda s, name: s.runs.update_model_name(name, "m"),
+    "upsert": lambda s, name: s.feedback.upsert(run_id=name, thread_id="t", rating=1, user_id="alice"),
 }
-"""A call of each kind, by the command that is sent."""
+"""A call of each kind."""
+
+COMMANDS: dict[str, tuple[str, list[str]]] = {
+    "find": ("find", ["find"]),
+    "list": ("find", ["aggregate"]),
+    "insert": ("insert", ["insert"]),
+    "update": ("update", ["update"]),
+    "upsert": ("findAndModify", ["find", "insert"]),
+}
+"""What a call alone sends, and what a group does."""
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -45,7 +57,8 @@ async def _stalled(
     storage: MongoStorage, proxy: FaultProxy, kind: str, calls: int
 ) -> list[asyncio.Task[Any]]:
     """So many calls: as many as may be in flight without an answer, the others wait for them."""
-    rule = proxy.stall(kind)
+    alone, group = COMMANDS[kind]
+    rule = proxy.stall(alone, *group)
     tasks = [asyncio.create_task(GROUPED[kind](storage, f"r-{number}")) for number in range(calls)]
     await _until(lambda: rule.hits >= MAX_IN_FLIGHT)
     return tasks
@@ -65,13 +78,16 @@ class GroupLimitContract(GroupFixtures):
     ) -> None:
         storage, sent = listened
         await GROUPED["insert"](storage, "r")
-        for calls, commands in ((1, 1), (MAX_IN_FLIGHT, MAX_IN_FLIGHT), (64, MAX_IN_FLIGHT + 1)):
+        alone, group = COMMANDS[kind]
+        for calls in (1, MAX_IN_FLIGHT, 64):
             sent.clear()
             names = ["r"] * calls if kind == "update" else [f"r-{calls}-{number}" for number in range(calls)]
             await asyncio.gather(*(GROUPED[kind](storage, name) for name in names))
-            assert [command.name for command in sent.all] == [kind] * commands
+            commands = [alone] * min(calls, MAX_IN_FLIGHT) + (group if calls > MAX_IN_FLIGHT else [])
+            assert [command.name for command in sent.all] == commands
+            assert len(commands) <= 4
 
-    @each_kind
+    @pytest.mark.parametrize("kind", ["find", "insert", "update"])
     async def test_group_has_a_largest_number_of_calls(
         self, kind: str, listened: tuple[MongoStorage, SentCommands]
     ) -> None:
@@ -112,10 +128,10 @@ class GroupLimitContract(GroupFixtures):
         sent = SentCommands()
         client = self.client_class(mongodb_url, event_listeners=[sent])
         async with new_storage(client=client, groups=False) as storage:
-            for kind in ("insert", "find", "update"):
+            for kind in KINDS:
                 sent.clear()
                 await asyncio.gather(*(GROUPED[kind](storage, f"r-{number}") for number in range(20)))
-                assert [command.name for command in sent.all] == [kind] * 20
+                assert [command.name for command in sent.all] == [COMMANDS[kind][0]] * 20
                 assert counts_of(storage, kind)["groups"] == 0
         await close_client(client)
 
@@ -163,7 +179,7 @@ class GroupLimitContract(GroupFixtures):
         for error in (*earlier, *await _ended([later])):
             assert type(error) is StorageUnavailableError
             assert "did not answer in time" in str(error)
-            assert f"`{kind}` on `" in str(error)
+            assert re.search(rf"`({'|'.join([COMMANDS[kind][0], *COMMANDS[kind][1]])})` on `", str(error))
         proxy.clear()
         await until_answered(lambda: GROUPED["find"](storage, "r"))
         await storage.aclose()
@@ -177,7 +193,7 @@ class GroupLimitContract(GroupFixtures):
         storage = new_storage(url=proxy.url, timeout_ms=20_000)
         await until_answered(storage.ping)
         delay_s = 1.5
-        proxy.delay(kind, delay_s, MAX_IN_FLIGHT)
+        proxy.delay(COMMANDS[kind][0], delay_s, MAX_IN_FLIGHT)
         calls = [asyncio.create_task(GROUPED[kind](storage, f"r-{number}")) for number in range(5)]
         await asyncio.sleep(0)  # two of them are in flight
 
@@ -188,7 +204,7 @@ class GroupLimitContract(GroupFixtures):
         [error] = await answers_of([hasty()])
         assert type(error) is StorageUnavailableError
         assert not any(call.done() for call in calls)
-        assert [answer for answer in await _ended(calls) if answer is not None] == []
+        assert not any(isinstance(answer, BaseException) for answer in await _ended(calls))
         assert await GROUPED["find"](storage, "hasty") is None
         await storage.aclose()
 
@@ -213,15 +229,16 @@ class GroupLimitContract(GroupFixtures):
     ) -> None:
         """With the text and the cause of the error of a call alone."""
         async with new_storage(url=f"{proxy.url}&retryWrites=false&retryReads=false") as storage:
-            proxy.lose(kind)
+            command, [of_group, *_] = COMMANDS[kind]
+            proxy.lose(command)
             [alone] = await answers_of([GROUPED[kind](storage, "r-0")])
-            proxy.lose(kind)
+            proxy.lose(of_group)
             with self.forcing(True):
                 errors = await answers_of([GROUPED[kind](storage, f"r-{number}") for number in range(1, 7)])
             assert proxy.lost == 2
             for error in errors:
                 assert type(error) is type(alone) is StorageUnavailableError
-                assert str(error) == str(alone)
+                assert str(error) == str(alone).replace(f"`{command}`", f"`{of_group}`")
                 assert type(error.__cause__) is type(alone.__cause__)
                 assert len(traceback.extract_tb(error.__traceback__)) < 30
             assert len({id(error) for error in errors}) == 6
@@ -255,9 +272,9 @@ class GroupLimitContract(GroupFixtures):
     ) -> None:
         async with new_storage(url=proxy.url) as storage:
             await GROUPED["insert"](storage, "r-0")
-            rule = proxy.delay(kind, 0.3, 1)
+            rule = proxy.delay(COMMANDS[kind][1][-1], 0.3, 1)
             with self.forcing(True):
-                names = ["r-0"] * 6 if kind != "insert" else [f"s-{number}" for number in range(6)]
+                names = ["r-0"] * 6 if kind in ("find", "update") else [f"s-{number}" for number in range(6)]
                 tasks = [asyncio.create_task(GROUPED[kind](storage, name)) for name in names]
                 await _until(lambda: rule.hits == 1)
                 tasks[0].cancel()
@@ -290,7 +307,7 @@ class GroupLimitContract(GroupFixtures):
         proxy.go_down()
         assert {type(answer) for answer in await _ended(tasks)} == {StorageClosedError}
         await _until(lambda: not asyncio.all_tasks() - before)
-        assert proxy.seen[kind] == MAX_IN_FLIGHT
+        assert proxy.seen[COMMANDS[kind][0]] == MAX_IN_FLIGHT
 
     async def test_closing_leaves_a_callers_client_its_commands_and_ends_what_waits(
         self, new_storage: Opener, proxy: FaultProxy
@@ -333,7 +350,7 @@ class GroupLimitContract(GroupFixtures):
                 )
             ]
             tasks = [asyncio.ensure_future(call) for call in calls]
-            await _until(lambda: rule.hits == 3 * len(stores))
+            await _until(lambda: rule.hits >= len(stores))  # Motor has few threads
         await asyncio.wait_for(storage.aclose(), CLOSE_S)
         for task in tasks:
             task.cancel()
@@ -346,8 +363,8 @@ class GroupLimitContract(GroupFixtures):
         self, new_storage: Opener, proxy: FaultProxy
     ) -> None:
         async with new_storage(url=proxy.url) as storage:
-            for kind in ("insert", "find", "update"):
-                rule = proxy.delay(kind, 0.5, MAX_IN_FLIGHT)
+            for kind in KINDS:
+                rule = proxy.delay(COMMANDS[kind][0], 0.2, MAX_IN_FLIGHT)
                 tasks = [asyncio.create_task(GROUPED[kind](storage, f"r-{n}")) for n in range(5)]
                 await _until(lambda rule=rule: rule.hits == MAX_IN_FLIGHT)
 
@@ -355,6 +372,7 @@ class GroupLimitContract(GroupFixtures):
                     await asyncio.to_thread(_run, GROUPED[kind](storage, "other"))
                 answers = await _ended(tasks)
                 assert [answer for answer in answers if isinstance(answer, BaseException)] == []
+                proxy.clear()
             assert await storage.runs.get("other", user_id=None) is None
 
 

@@ -37,7 +37,7 @@ from deerflow_mongo.mongodb.drivers.errors import (
 from deerflow_mongo.mongodb.drivers.event_loop import Owner
 from deerflow_mongo.mongodb.drivers.pymongo_async import PyMongoDriver
 from deerflow_mongo.mongodb.drivers.time_limit import TimeLimit
-from deerflow_mongo.mongodb.observation import CommandObserver
+from deerflow_mongo.mongodb.observation import BackgroundObserver, CommandObserver, unobserved
 
 NAMESPACE = "deerflow.runs"
 
@@ -247,6 +247,8 @@ class _StubDriver:
     database_name = "deerflow"
     changes_pause_s = 0.0
     observer: CommandObserver | None = None
+    observe_background: BackgroundObserver = staticmethod(unobserved)
+    has_groups = True
 
     def __init__(self, error: Exception, *, is_closed: bool = False) -> None:
         self.error = error
@@ -290,6 +292,8 @@ async def _watch(driver: _StubDriver) -> None:
 _OPERATIONS: dict[str, tuple[str, Callable[[Collection], Awaitable[Any]]]] = {
     "find_one": ("find", lambda c: c.find_one({})),
     "find": ("find", lambda c: c.find({}, sort=[("_id", 1)], limit=1)),
+    "find_by_ids": ("find", lambda c: c.find_by_ids({}, 1)),
+    "find_candidates": ("find", lambda c: c.find_candidates({}, [("_id", 1)], 1)),
     "find_page": ("find", lambda c: c.find_page({}, sort=[("_id", 1)], limit=1)),
     "stream": ("find", lambda c: anext(c.stream({}))),
     "aggregate": ("aggregate", lambda c: c.aggregate([])),
@@ -318,6 +322,11 @@ def test_every_method_of_a_collection_is_in_the_table() -> None:
         "handle",
         "drop_handle",
         "check_owner",
+        "run",
+        "translate",
+        "no_answer",
+        "group_counts",
+        "end_groups",
     }
     assert methods == set(_OPERATIONS)
 
