@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,15 @@ def _parser() -> argparse.ArgumentParser:
     saved.add_argument("--measures", nargs="+", choices=list(checkpoints.CASES), help="only these")
     saved.add_argument("--tasks", nargs="+", type=_positive, help="of the turns (default: 1 16)")
     saved.add_argument("--repetitions", type=_positive, default=5, help="at least 3 (default: %(default)s)")
+    tasks = commands.add_parser("tasks", help="calls by 1 to 256 tasks, with groups and without")
+    tasks.add_argument("--out", type=Path, metavar="FILE", required=True, help="where other parts stay")
+    tasks.add_argument("--quick", action="store_true", help="three operations by 1 and 32 tasks, in a minute")
+    tasks.add_argument("--backends", nargs="+", choices=list(CONTENDERS), help="only these others")
+    tasks.add_argument("--operations", nargs="+", choices=list(OPERATIONS), metavar="NAME", help="only these")
+    tasks.add_argument("--tasks", nargs="+", type=_positive, help="default: 1 8 32 256")
+    tasks.add_argument("--seconds", type=float, help="of one measurement (default: 0.2, if quick 0.05)")
+    tasks.add_argument("--repetitions", type=_positive, help="at least 3 (default: 5, if quick 3)")
+    tasks.add_argument("--threads", type=Path, metavar="FOLDER", help="recorded threads, as for `run`")
     owned = commands.add_parser("ownership", help="run ownership beside a checkout of DeerFlow main")
     ownership.add_arguments(owned)
     whole = commands.add_parser("gateway", help="the whole gateway of DeerFlow on each storage")
@@ -87,6 +97,27 @@ def _run_checkpoints(arguments: argparse.Namespace) -> int:
         before.settings["checkpoints"] = {"quick": arguments.quick, "repetitions": arguments.repetitions}
     status = _measure(options, payloads_of(None), Settings(0, arguments.repetitions), out, before)
     _print(f"\n{report.checkpoint_tables(out)}")
+    return status
+
+
+def _run_tasks(arguments: argparse.Namespace) -> int:
+    """Puts the part's records into the results file, whose other parts stay."""
+    out: Path = arguments.out
+    options = plan.Options(
+        arguments.quick, ("tasks",), arguments.backends, arguments.operations, arguments.tasks
+    )
+    settings = Settings(
+        arguments.seconds or (0.05 if arguments.quick else 0.2),
+        arguments.repetitions or (3 if arguments.quick else 5),
+    )
+    payloads = payloads_of(arguments.threads)
+    results = Results.load(out) if out.exists() else _new_results(options, payloads, settings)
+    results.remove("tasks", ())
+    began_at = datetime.now(UTC).isoformat(timespec="seconds")
+    given = {"quick": arguments.quick, **asdict(settings), "payloads_from": payloads.source}
+    results.settings["tasks"] = {"began_at": began_at, **given}
+    status = _measure(options, payloads, settings, out, results)
+    _print(f"\n{report.tasks_tables(out)}")
     return status
 
 
@@ -189,6 +220,7 @@ def main() -> int:
             "run": _run,
             "report": _report,
             "checkpoints": _run_checkpoints,
+            "tasks": _run_tasks,
             "ownership": ownership.run,
             "gateway": gateway.run,
         }

@@ -5,6 +5,7 @@ Times and generated ids are ignored; all other fields of a row are compared, and
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, cast
@@ -28,6 +29,18 @@ async def answers(run: Run, operation: Operation, data: Dataset, numbers: Iterab
     for number in numbers:
         call = Call(operation.path, operation.arguments(data, number))
         found.append(await _answer(run, call))
+        if (read := operation.read_back(call.arguments)) is not None:
+            found.append(await _answer(run, read))
+    return found
+
+
+async def answers_at_once(run: Run, operation: Operation, data: Dataset, numbers: Iterable[int]) -> list[Any]:
+    """The same, of calls that are made at once, so that they may share commands."""
+    calls = [Call(operation.path, operation.arguments(data, number)) for number in numbers]
+    answered = await asyncio.gather(*(_answer(run, call) for call in calls))
+    found: list[Any] = []
+    for call, answer in zip(calls, answered, strict=True):
+        found.append(answer)
         if (read := operation.read_back(call.arguments)) is not None:
             found.append(await _answer(run, read))
     return found

@@ -118,6 +118,11 @@ class _Bench:
         operation, data = OPERATIONS[request["operation"]], Dataset(request["dataset"], self._payloads)
         return {"answers": await agreement.answers(self._run, operation, data, range(request["calls"]))}
 
+    async def agree_at_once(self, request: Request) -> Response:
+        operation, data = OPERATIONS[request["operation"]], Dataset(request["dataset"], self._payloads)
+        numbers = range(request["calls"])
+        return {"answers": await agreement.answers_at_once(self._run, operation, data, numbers)}
+
     async def warm_up(self, request: Request) -> Response:
         tally, took_s = await _load(self._run, self._sources(request), request["seconds"])
         self._calls_per_s = len(tally.latencies_us) / took_s

@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from . import agreement, servers
 from .child import CALLS_PER_BLOCK, DAY
@@ -57,6 +57,8 @@ class Case:
     processes: tuple[int, ...] = (1,)
     is_followed: bool = False
     """Whether to count, at the end, the events that a reader of the hot thread misses."""
+    comparison: Literal["agree", "agree_at_once"] = "agree"
+    """How the calls are made whose results are compared: one after another, or at once."""
 
     @property
     def loads(self) -> list[tuple[int, int]]:
@@ -180,14 +182,20 @@ class Bench:
             if name in excluded or not lane.children[0].request({**request, "do": "has"})["has"]:
                 continue
             if lane.contender.kind != "direct" and lane.dataset < servers.LARGE:
-                found = lane.children[0].request({**request, "do": "agree"})["answers"]
+                found = lane.children[0].request({**request, "do": case.comparison})["answers"]
                 known = ours.setdefault(lane.dataset, found)
                 common = lane.contender.kind == "deerflow"
                 why = agreement.difference(known, found, common_keys_only=common) or _call_error(found)
                 if why is not None:
                     excluded.add(name)
                     self.results.disagreements.append(
-                        Disagreement(operation=case.operation, dataset=lane.dataset, backend=name, why=why)
+                        Disagreement(
+                            operation=case.operation,
+                            dataset=lane.dataset,
+                            backend=name,
+                            why=why,
+                            part=case.part,
+                        )
                     )
                     continue
             equal.append(lane)

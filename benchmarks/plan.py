@@ -9,7 +9,7 @@ from typing import get_args
 from .checkpoints import measuring as checkpoints
 from .checkpoints.savers import MODULES, is_installed
 from .child import DAY
-from .contenders.known import CONTENDERS, DEFAULT, OURS, RAW_PYMONGO, SAVERS, SQL
+from .contenders.known import CONTENDERS, DEFAULT, OURS, RAW_PYMONGO, SAVERS, SINGLE, SQL
 from .measuring import Case
 from .operations import HEADLINES, OPERATIONS
 from .results import Part
@@ -24,11 +24,17 @@ _VARIED_OPERATIONS = ("runs.get", "runs.create", "run_events.put_batch")
 HOT_BATCHES = "run_events.put_batch.hot_thread"
 NUMBERING = ("transaction", "transaction-in-turn", "sqlite-for-update")
 """Other ways to number the events of one thread."""
+TASKS_CONTENDERS = (OURS, SINGLE, *DEFAULT[1:])
+"""The contenders of the part `tasks`."""
 _VARIANTS = (OURS, *SQL, *(name for name in CONTENDERS if name not in (*DEFAULT, *NUMBERING, *SAVERS)))
 
-_NOT_IF_QUICK = ("variants", "checkpoints", "gateway")
+_NOT_IF_QUICK = ("variants", "tasks", "checkpoints", "gateway")
 _TASKS = (1, 32, 256)
 _MIXED_TASKS = 8
+_QUICK_TASKS_OPERATIONS = ("runs.get", "runs.create", "runs.update_run_completion")
+_TASKS_OF_GROUPS = (1, 8, 32, 256)
+_MIXED_LOADS = ((8, 4), (32, 1))
+"""Tasks and processes of the mixed workload: 32 tasks in four processes and in one."""
 
 _MIB = 1 << 20
 _STORED_THREADS = (_MIB, 10 * _MIB)
@@ -58,6 +64,8 @@ def contenders_of(options: Options) -> tuple[str, ...]:
         names += _VARIANTS
     if "contention" in parts and not options.is_quick:
         names += NUMBERING
+    if "tasks" in parts:
+        names += TASKS_CONTENDERS
     if "checkpoints" in parts:
         names += SAVERS
     return tuple(dict.fromkeys(names))
@@ -92,6 +100,7 @@ def cases_of(options: Options, available: Sequence[str]) -> list[Case]:
         "day": _mixed_workload,
         "contention": _contention,
         "variants": _variants,
+        "tasks": _tasks,
         "checkpoints": _checkpoints,
     }
     parts = (part for part in parts_of(options) if part in makers)  # the gateway is not made of calls
@@ -104,9 +113,11 @@ def _selected(options: Options, available: Sequence[str], names: Sequence[str] =
     return tuple(name for name in available if name in wanted)
 
 
-def _sql_and_ours(options: Options, available: Sequence[str]) -> tuple[str, ...]:
+def _sql_and_ours(
+    options: Options, available: Sequence[str], names: Sequence[str] = DEFAULT
+) -> tuple[str, ...]:
     """Without raw PyMongo and DeerFlow's code, which have the main operations only."""
-    selected = _selected(options, available)
+    selected = _selected(options, available, names)
     return tuple(name for name in selected if name != RAW_PYMONGO and CONTENDERS[name].kind != "deerflow")
 
 
@@ -153,6 +164,21 @@ def _variants(options: Options, available: Sequence[str]) -> list[Case]:
     names = _selected(options, available, _VARIANTS)
     operations = options.operations or _VARIED_OPERATIONS
     return [Case("variants", name, names, (1, 32), (SMALL,)) for name in operations]
+
+
+def _tasks(options: Options, available: Sequence[str]) -> list[Case]:
+    """The main operations and the mixed workload, with and without groups."""
+    selected = _selected(options, available, TASKS_CONTENDERS)
+    operations = options.operations or (_QUICK_TASKS_OPERATIONS if options.is_quick else MAIN_OPERATIONS)
+    tasks = tuple(options.concurrency or (_TASKS_OF_GROUPS[::2] if options.is_quick else _TASKS_OF_GROUPS))
+    cases = [
+        Case("tasks", name, selected, tasks, (SMALL,), comparison="agree_at_once") for name in operations
+    ]
+    if options.operations is None:
+        mixed = _sql_and_ours(options, available, TASKS_CONTENDERS)
+        loads = _MIXED_LOADS[1:] if options.is_quick else _MIXED_LOADS
+        cases += [Case("tasks", DAY, mixed, (each,), (SMALL,), (processes,)) for each, processes in loads]
+    return cases
 
 
 def _checkpoints(options: Options, available: Sequence[str]) -> list[Case]:

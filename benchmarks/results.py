@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 FORMAT = 1
 
-Part = Literal["operations", "growth", "day", "contention", "variants", "checkpoints", "gateway"]
+Part = Literal["operations", "growth", "day", "contention", "variants", "tasks", "checkpoints", "gateway"]
 Metric = Literal[
     "ops_per_s", "p50_ms", "p95_ms", "p99_ms", "cpu_us_per_op", "peak_memory_mb", "stored_mb", "disk_mb"
 ]
@@ -93,6 +93,8 @@ class Disagreement(BaseModel):
     dataset: int
     backend: str
     why: str
+    part: Part | None = None
+    """None of operations that only one part has, and in older files."""
 
 
 class Size(BaseModel):
@@ -134,9 +136,11 @@ class Results(BaseModel):
         return found
 
     def remove(self, part: Part, operations: Collection[str]) -> None:
-        """Before a part is measured again: its records, and the exclusions from its operations."""
+        """Before a part is measured again: its records and exclusions, and those from these operations."""
         self.records[:] = [one for one in self.records if one.part != part]
-        self.disagreements[:] = [one for one in self.disagreements if one.operation not in operations]
+        self.disagreements[:] = [
+            one for one in self.disagreements if one.part != part and one.operation not in operations
+        ]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Replaces the file atomically; concurrent readers get the previous version."""

@@ -13,7 +13,10 @@ Kind: TypeAlias = Literal["storage", "direct", "deerflow", "saver"]
 checkpoint saver than a storage's own."""
 
 OURS = "mongodb"
+SINGLE = "mongodb-single"
+"""Ours without groups: one command per call."""
 RAW_PYMONGO = "raw-pymongo"
+"""What a program without groups costs: one command per call, and nothing around it."""
 SQL = ("sqlite", "postgresql")
 UVLOOP = "uvloop"
 
@@ -86,6 +89,7 @@ _ALL = (
     Contender("transaction", _TRANSACTION, "mongodb", "direct", "raw_pymongo.in_transactions"),
     Contender("transaction-in-turn", _IN_TURN, "mongodb", "direct", "raw_pymongo.in_turn"),
     Contender("sqlite-for-update", _UNLOCKED, "sqlite", options={"run_event_numbers": "for_update"}),
+    Contender(SINGLE, "deerflow-mongo without groups", "mongodb", options={"groups": False}),
     Contender("mongodb-motor", "deerflow-mongo on Motor", "mongodb", options={"driver": "motor"}),
     Contender("mongodb-uvloop", "deerflow-mongo with uvloop", "mongodb", loop=UVLOOP),
     Contender("mongodb-w1", "deerflow-mongo, w=1", "mongodb", options={"?w": "1"}, own_durability=_W1),

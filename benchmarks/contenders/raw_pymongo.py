@@ -1,8 +1,9 @@
 """Raw PyMongo: the headline operations on PyMongo's asyncio client, without deerflow-mongo's stores.
 
-It stores the same documents in the same collections and shows the limit of the client and the server.
-Arguments are not checked, payloads are not converted, errors are not translated, and documents are returned
-as stored. It implements no contract.
+It stores the same documents in the same collections and shows what a program without groups costs: each call
+is a command of its own. It is no lower bound, since calls that share commands cost less. Arguments are not
+checked, payloads are not converted, errors are not translated, and documents are returned as stored. It
+implements no contract.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Reports of a results file: ratio tables, targets and charts."""
 
-from .document import checkpoint_tables, report, write_readmes, write_report
+from .document import checkpoint_tables, report, tasks_tables, write_readmes, write_report
 
-__all__ = ["checkpoint_tables", "report", "write_readmes", "write_report"]
+__all__ = ["checkpoint_tables", "report", "tasks_tables", "write_readmes", "write_report"]

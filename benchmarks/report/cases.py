@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
-from ..contenders.known import OURS, RAW_PYMONGO, SQL
+from ..contenders.known import OURS, RAW_PYMONGO, SINGLE, SQL
 from ..operations import OPERATIONS
 from ..results import Key, Metric, Part, Record, Results
 from .ratios import Ratio, counted, paired, unpaired
@@ -25,6 +25,7 @@ SHORT = {
     "postgresql": "PostgreSQL",
     "deerflow-sqlite": "DeerFlow on SQLite",
     "deerflow-postgresql": "DeerFlow on PostgreSQL",
+    SINGLE: "groups off",
     "mongodb-motor": "Motor",
     "mongodb-uvloop": "uvloop",
     "mongodb-w1": "w=1",

@@ -11,16 +11,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from deerflow_mongo.contract.errors import MissingDependencyError
 
 from ..checkpoints.measuring import GROWN
-from ..contenders.known import OURS, RAW_PYMONGO, SAVERS, SQL
+from ..contenders.known import OURS, RAW_PYMONGO, SAVERS, SINGLE, SQL
 from ..operations import HEADLINES
 from .cases import COMPARED, MANY_TASKS, Case, Cases, section_of
 from .ratios import Ratio, counted, times, typical
 from .tables import growth_base
+from .targets import Measure, absolute
 
 FOLDER = "charts"
 
@@ -29,6 +30,8 @@ _FONT_PT = 10
 _DOTS_PER_INCH = 130
 _MIN_GROWTH_POINTS = 3
 _LATENCY_OPERATIONS = tuple(HEADLINES)[:6]  # two rows of panels
+_TASKS_OPERATIONS = _LATENCY_OPERATIONS  # a row of panels each
+_MIN_TASKS_POINTS = 2
 
 Drawn: TypeAlias = Any
 """A matplotlib Figure or Axes: its stubs are partial, and it may not be installed."""
@@ -57,6 +60,7 @@ _STYLES = {
     "postgresql": _Style("#009e73", "^", "-.", ""),
     "deerflow-sqlite": _Style("#d55e00", "D", ":", "xxxx"),
     "deerflow-postgresql": _Style("#cc79a7", "v", ":", "...."),
+    SINGLE: _Style("#56b4e9", "P", "--", "\\\\\\\\"),
     RAW_PYMONGO: _Style("#666666", "x", "--", "||||"),
     "langgraph-sqlite": _Style("#e69f00", "s", "--", "////"),
     "langgraph-postgresql": _Style("#009e73", "^", "-.", ""),
@@ -96,14 +100,20 @@ def _style(backend: str) -> _Style:
 # -- parts of all charts ---------------------------------------------------------------------------
 
 
-def _panels(title: str, names: Sequence[str], size: tuple[float, float], columns: int) -> Drawn:
-    """A figure and its axes, one for each name, with shared scales; unused panels are hidden."""
+def _panels(
+    title: str,
+    names: Sequence[str],
+    size: tuple[float, float],
+    columns: int,
+    same_y: Literal["all", "col"] = "all",
+) -> Drawn:
+    """A figure and its axes, one for each name, with the same scales; unused panels are hidden."""
     columns = min(columns, len(names))
     rows = math.ceil(len(names) / columns)
     width, height = size[0] * columns, size[1] * rows + 1.2
     figure = _matplotlib("figure").Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(title, fontsize=_FONT_PT + 2, color=_INK, x=0.01, ha="left", fontweight="bold")
-    axes = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+    axes = list(figure.subplots(rows, columns, sharex=True, sharey=same_y, squeeze=False).flat)
     for place, axis in enumerate(axes):
         axis.set_visible(place < len(names))
         axis.tick_params(labelsize=_FONT_PT - 1, colors=_INK, length=0)
@@ -321,6 +331,77 @@ def _latency_title(cases: Cases, every: Sequence[Case], fewest: int) -> str:
     return f"{title};\nits p50 with {MANY_TASKS} tasks is {ratios}" if ratios else title
 
 
+# -- number of tasks -------------------------------------------------------------------------------
+
+
+def _tasks(cases: Cases) -> Drawn | None:
+    """One row of panels per operation: throughput relative to that without groups, p99, CPU time per call."""
+    every = _of_smallest_dataset(cases.of("tasks", processes=1))
+    rows = {name: of for name in _TASKS_OPERATIONS if (of := _by_tasks(cases, every, name))}
+    if not rows:
+        return None
+    of = [case for row in rows.values() for case in row]
+    tasks = sorted({case.concurrency for case in of})
+    backends = [name for name in (OURS, SINGLE, RAW_PYMONGO, *SQL) if name in cases.backends(of)]
+    names = [name for row in rows for name in (row, "", "")]
+    figure, axes = _panels(_tasks_title(cases, of), names, (3.4, 1.75), len(_TASKS_METRICS), "col")
+    for column, (heading, text, values_of) in enumerate(_TASKS_METRICS):
+        panels = axes[column :: len(_TASKS_METRICS)]
+        panels[0].set_title(f"{heading}\n{panels[0].get_title(loc='left')}", fontsize=_FONT_PT, loc="left")
+        drawn: list[float] = []
+        for axis, row in zip(panels, rows.values(), strict=True):
+            for name in reversed(backends):  # ours is above the others
+                found = {tasks.index(case.concurrency): values_of(cases, case, name) for case in row}
+                drawn += _line_with_spread(axis, found, _style(name))
+            axis.set_xticks(range(len(tasks)), [f"{number:,}" for number in tasks])
+        for axis in panels:
+            _log_scale(axis, "y", drawn, 1.3, text)
+        panels[-1].set_xlabel("tasks (vertical lines: smallest to largest)", fontsize=_FONT_PT - 1)
+    _legend(figure, cases, backends)
+    return figure
+
+
+def _by_tasks(cases: Cases, every: Sequence[Case], operation: str) -> list[Case]:
+    """Nothing unless measured with and without groups."""
+    of = sorted((case for case in every if case.operation == operation), key=lambda case: case.concurrency)
+    found = [case for case in of if cases.ratio(case, "ops_per_s", OURS, SINGLE) is not None]
+    return found if len(found) >= _MIN_TASKS_POINTS else []
+
+
+def _line_with_spread(axis: Drawn, ratios: Mapping[int, Ratio | None], style: _Style) -> list[float]:
+    """A line through the medians, and one from the smallest to the largest at each; returns all ends."""
+    known = {x: ratio for x, ratio in ratios.items() if ratio is not None and ratio.high < math.inf}
+    for x, ratio in known.items():
+        axis.plot([x, x], [ratio.low, ratio.high], color=style.color, linewidth=1)
+    axis.plot(list(known), [ratio.median for ratio in known.values()], linewidth=1.8, **style.line)
+    return [end for ratio in known.values() for end in (ratio.low, ratio.high)]
+
+
+_TASKS_METRICS: Sequence[tuple[str, str, Measure]] = (
+    (
+        "throughput relative to groups off",
+        "{x:,.4g} x",
+        lambda cases, case, backend: cases.ratio(case, "ops_per_s", backend, SINGLE),
+    ),
+    ("p99", "{x:,.4g} ms", absolute("p99_ms")),
+    ("CPU time of the client per call", "{x:,.4g} µs", absolute("cpu_us_per_op")),
+)
+"""Heading, text of a value, and the values of each column of panels."""
+
+
+def _tasks_title(cases: Cases, of: Sequence[Case]) -> str:
+    many = [case for case in of if case.concurrency == MANY_TASKS]
+    found: list[str] = []
+    for name, other in ((SINGLE, "without groups"), ("postgresql", "of PostgreSQL")):
+        ratio = typical(cases.ratio(case, "ops_per_s", OURS, name) for case in many)
+        found += [] if ratio is None else [f"{times(ratio.median)} that {other}"]
+    title = "Calls that wait share commands"
+    if not found:
+        return title
+    load = f"{counted(len(many), 'operation')} with {MANY_TASKS} tasks"
+    return f"{title}: throughput is {' and '.join(found)}\n(median of {load})"
+
+
 # -- checkpoints -----------------------------------------------------------------------------------
 
 
@@ -366,5 +447,6 @@ _CHARTS: dict[str, Callable[[Cases], Drawn | None]] = {
     "growth": _growth,
     "day": _mixed_workload,
     "latency": _latency,
+    "tasks": _tasks,
     "checkpoints": _checkpoints,
 }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..results import Results
-from . import charts, checkpoints, gateway, tables, targets
+from . import charts, checkpoints, gateway, tables, targets, tasks
 from .cases import Cases
 
 _BENCHMARKS = Path(__file__).parents[1]
@@ -29,6 +29,7 @@ _README_TABLES: Mapping[str, Callable[[Cases], str]] = {
     "equal-terms": tables.equal_terms,
     "targets": targets.targets,
     "setup": lambda cases: tables.setup(cases.results),
+    **tasks.TABLES,
     **checkpoints.TABLES,
 }
 """Name in a README's `<!-- table: NAME -->` -> what stands there."""
@@ -57,6 +58,7 @@ def report(results: Results, folder: str | os.PathLike[str] | None = None) -> st
         f"## Setup\n\n{tables.setup(results)}\n{tables.contenders(results)}",
         *(f"![{' '.join(title.split())}]({path})" for path, title in drawn.items()),
         tables.details(cases),
+        tasks.section(cases),
         checkpoints.section(cases),
         f"## Variants\n\n{tables.variants(cases)}\n\n{tables.equal_terms(cases)}"
         if cases.of("variants")
@@ -83,6 +85,12 @@ def checkpoint_tables(results_path: str | os.PathLike[str]) -> str:
     """The tables of the part `checkpoints`, and what was measured."""
     cases = Cases(Results.load(results_path))
     return f"{checkpoints.section(cases)}\n\n## Setup\n\n{tables.setup(cases.results)}\n"
+
+
+def tasks_tables(results_path: str | os.PathLike[str]) -> str:
+    """The tables of the part `tasks`, and what was measured."""
+    cases = Cases(Results.load(results_path))
+    return f"{tasks.section(cases)}\n\n## Setup\n\n{tables.setup(cases.results)}\n"
 
 
 def write_readmes(results_path: str | os.PathLike[str]) -> list[Path]:

@@ -23,7 +23,7 @@ class Ratio:
 
 def paired(over: Values, under: Values) -> Ratio | None:
     """For alternating measurements: one ratio per repetition, so that a slow phase affects both sides."""
-    return _spread(
+    return spread(
         a / b if b else math.inf
         for a, b in zip(over, under, strict=False)
         if a is not None and b is not None and (a or b)
@@ -32,7 +32,7 @@ def paired(over: Values, under: Values) -> Ratio | None:
 
 def unpaired(over: Values, under: Values) -> Ratio | None:
     """For measurements at different times: the ratio of the medians, with the widest possible spread."""
-    above, below = _spread(over), _spread(under)
+    above, below = spread(over), spread(under)
     if above is None or below is None or below.low <= 0:
         return None
     return Ratio(above.median / below.median, above.low / below.high, above.high / below.low)
@@ -40,10 +40,11 @@ def unpaired(over: Values, under: Values) -> Ratio | None:
 
 def typical(ratios: Iterable[Ratio | None]) -> Ratio | None:
     """The median of the ratios' medians, with the smallest and the largest of them."""
-    return _spread(ratio.median for ratio in ratios if ratio is not None)
+    return spread(ratio.median for ratio in ratios if ratio is not None)
 
 
-def _spread(values: Iterable[float | None]) -> Ratio | None:
+def spread(values: Iterable[float | None]) -> Ratio | None:
+    """The median, smallest and largest of these."""
     known = [value for value in values if value is not None]
     return Ratio(median(known), min(known), max(known)) if known else None
 
@@ -71,17 +72,23 @@ class Table:
 def times(value: float) -> str:
     if math.isinf(value):
         return "no successful call of the other"
+    return f"{_rounded(value)} x"
+
+
+def _rounded(value: float) -> str:
     decimals = 0 if value >= 99.5 else 1 if value >= 9.95 else 2
-    return f"{value:,.{decimals}f} x"
+    return f"{value:,.{decimals}f}"
 
 
-def with_spread(ratio: Ratio | None) -> str:
+def with_spread(ratio: Ratio | None, unit: str = "x") -> str:
+    """In another unit than x, it is no ratio but a measured value."""
     if ratio is None:
         return NOTHING
-    ends = ["∞" if math.isinf(end) else times(end).removesuffix(" x") for end in (ratio.low, ratio.high)]
+    ends = ["∞" if math.isinf(end) else _rounded(end) for end in (ratio.low, ratio.high)]
+    middle = times(ratio.median) if unit == "x" else f"{_rounded(ratio.median)} {unit}"
     if math.isinf(ratio.median) or ends[0] == ends[1]:
-        return times(ratio.median)
-    return f"{times(ratio.median)} ({ends[0]} to {ends[1]})"
+        return middle
+    return f"{middle} ({ends[0]} to {ends[1]})"
 
 
 def counted(number: int, thing: str) -> str:

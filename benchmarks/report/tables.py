@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from ..child import DAY
 from ..contenders.known import OURS, SQL
 from ..operations import HEADLINES, OPERATIONS
-from ..results import Disagreement, Metric, Results
+from ..results import Disagreement, Metric, Part, Results
 from .cases import GROWTH_BASE, MANY_TASKS, Case, Cases, base_of, label_of
 from .ratios import NOTHING, Ratio, Table, counted, items, times, typical, with_spread
 
@@ -26,7 +27,7 @@ _MIN_LOSS = 0.95
 Cell = Callable[[Case, str], Ratio | None]
 
 
-def _ratio_table(
+def ratio_table(
     cases: Cases, of: Sequence[Case], columns: Sequence[str], cell: Cell, *, has_median: bool = False
 ) -> Table:
     """One row per case and, if wanted, the median of the medians (smallest to largest)."""
@@ -42,7 +43,7 @@ def _ratio_table(
     return table
 
 
-def _ours_relative(cases: Cases, metric: Metric) -> Cell:
+def ours_relative(cases: Cases, metric: Metric) -> Cell:
     return lambda case, backend: cases.ratio(case, metric, OURS, backend)
 
 
@@ -55,17 +56,28 @@ def _smallest(of: Iterable[Case]) -> Case | None:
 
 def summary(cases: Cases) -> str:
     rows = {
-        name: _smallest(cases.of("operations", operation=operation, concurrency=MANY_TASKS, processes=1))
+        name: _of_first_part(cases, "operations", operation=operation, concurrency=MANY_TASKS, processes=1)
         for operation, name in HEADLINES.items()
     }
-    day = _smallest(cases.of("day", processes=_SUMMARY_PROCESSES))
+    day = _of_first_part(cases, "day", operation=DAY, processes=_SUMMARY_PROCESSES)
     tasks = f", {day.concurrency} tasks each" if day else ""
     rows[f"mixed workload, {_SUMMARY_PROCESSES} processes{tasks}"] = day
+    if one := _of_first_part(cases, "day", operation=DAY, processes=1, concurrency=MANY_TASKS):
+        rows[f"mixed workload, 1 process, {MANY_TASKS} tasks"] = one
     table = Table("operation", *(f"relative to {cases.short(backend)}" for backend in SQL))
     for name, case in rows.items():
         ratios = [cases.ratio(case, "ops_per_s", OURS, backend) if case else None for backend in SQL]
         table.add(name, *map(with_spread, ratios))
     return str(table)
+
+
+def _of_first_part(cases: Cases, part: Part, **given: object) -> Case | None:
+    """The case of the part `tasks`, which is also measured on its own, or else of this one."""
+    for one in ("tasks", part):
+        of = (case for case in cases.of(one, **given) if not cases.records(case).keys().isdisjoint(SQL))
+        if (found := _smallest(of)) is not None:
+            return found
+    return None
 
 
 def overview(cases: Cases) -> str:
@@ -185,12 +197,12 @@ def details(cases: Cases) -> str:
     tables: dict[str, Table] = {}
     for name, number, metric in wanted:
         of = [case for case in operations if case.concurrency == number]
-        cell = _ours_relative(cases, metric)
-        table = _ratio_table(cases, of, cases.compared(of), cell, has_median=True)
+        cell = ours_relative(cases, metric)
+        table = ratio_table(cases, of, cases.compared(of), cell, has_median=True)
         tables[f"{name}, {counted(number, 'task')}"] = table
     base = growth_base(cases)
     grown = [case for case in cases.of("growth") if case.dataset != base]
-    tables[f"p50 latency by stored runs, relative to {base:,} runs"] = _ratio_table(
+    tables[f"p50 latency by stored runs, relative to {base:,} runs"] = ratio_table(
         cases,
         grown,
         cases.backends(grown, (OURS, *SQL)),
@@ -199,21 +211,24 @@ def details(cases: Cases) -> str:
     day = sorted(cases.of("day"), key=lambda case: (case.concurrency, case.processes))
     hot = cases.of("contention")
     for name, of in (("Mixed workload", day), ("Contention on one thread or run", hot)):
-        cell = _ours_relative(cases, "ops_per_s")
-        tables[f"{name}: throughput"] = _ratio_table(cases, of, cases.compared(of), cell)
+        cell = ours_relative(cases, "ops_per_s")
+        tables[f"{name}: throughput"] = ratio_table(cases, of, cases.compared(of), cell)
     several = [case for case in day if case.processes > 1]
     columns = cases.backends(day, (OURS, *SQL))
-    tables["Mixed workload: throughput relative to one process"] = _ratio_table(
+    tables["Mixed workload: throughput relative to one process"] = ratio_table(
         cases, several, columns, lambda case, name: cases.change(case, "ops_per_s", name, processes=1)
     )
-    every = [*operations, *day, *hot]
-    label, failed = label_of(every), Table("operation", "contender", "failed calls", texts=3)
-    for case in every:
+    tables["Failed calls in all repetitions"] = failed_calls(cases, [*operations, *day, *hot])
+    return "\n\n".join(f"## {title}\n\n{table}" for title, table in tables.items() if table)
+
+
+def failed_calls(cases: Cases, of: Sequence[Case]) -> Table:
+    label, table = label_of(of), Table("operation", "contender", "failed calls", texts=3)
+    for case in of:
         for backend, record in cases.records(case).items():
             if record.failures:
-                failed.add(label(case), cases.short(backend), _kinds(record.failures))
-    tables["Failed calls in all repetitions"] = failed
-    return "\n\n".join(f"## {title}\n\n{table}" for title, table in tables.items() if table)
+                table.add(label(case), cases.short(backend), _kinds(record.failures))
+    return table
 
 
 def _kinds(failures: Mapping[str, int]) -> str:

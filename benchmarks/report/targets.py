@@ -10,10 +10,10 @@ from ..contenders.known import OURS, RAW_PYMONGO, SQL
 from ..operations import OPERATIONS
 from ..results import Metric, Part
 from .cases import GROWTH_BASE, MANY_TASKS, Case, Cases, label_of
-from .ratios import NOTHING, Ratio, Table, with_spread
+from .ratios import NOTHING, Ratio, Table, spread, with_spread
 
 Measure = Callable[[Cases, Case, str], Ratio | None]
-"""Of this backend: deerflow-mongo, or raw PyMongo, which no code on top of PyMongo can exceed."""
+"""Of this backend: deerflow-mongo, or raw PyMongo, which shows what one command per call costs."""
 
 _GROWTH_RUNS = 100_000
 
@@ -22,6 +22,16 @@ def relative_to(other: str, metric: Metric = "ops_per_s") -> Measure:
     return lambda cases, case, backend: (
         None if backend == other else cases.ratio(case, metric, backend, other)
     )
+
+
+def absolute(metric: Metric) -> Measure:
+    """The measured values, which depend on the machine."""
+
+    def measure(cases: Cases, case: Case, backend: str) -> Ratio | None:
+        record = cases.record(case, backend)
+        return None if record is None else spread(record.values(metric))
+
+    return measure
 
 
 def _relative_to_faster_sql(cases: Cases, case: Case, backend: str) -> Ratio | None:
@@ -45,6 +55,13 @@ class Target:
     given: dict[str, Any]
     """Field values of the cases."""
     kind: str | None = None
+    operations: Sequence[str] | None = None
+    """None: all."""
+    unit: str = "x"
+
+    @property
+    def text(self) -> str:
+        return f"{self.title}: {self.limit} {self.bound:g} {self.unit}"
 
     def meets(self, ratio: Ratio) -> bool:
         return ratio.median >= self.bound if self.limit == "at least" else ratio.median <= self.bound
@@ -91,6 +108,8 @@ def outcome(target: Target, cases: Cases) -> Outcome:
     selected = [case for case in cases.of(target.part, **target.given) if OURS in cases.records(case)]
     if target.kind is not None:
         selected = [case for case in selected if OPERATIONS[case.operation].kind == target.kind]
+    if target.operations is not None:
+        selected = [case for case in selected if case.operation in target.operations]
     label = label_of(selected)
 
     def measured(backend: str) -> dict[str, Ratio]:
@@ -107,8 +126,7 @@ def targets(cases: Cases) -> str:
         met = f"{number - len(one.misses)} of {number}" if number else NOTHING
         raw = [one.target.meets(one.raw_pymongo[name]) for name in one.misses if name in one.raw_pymongo]
         reaches = f"meets {sum(raw)} of {len(raw)}" if raw else NOTHING
-        bound = f"{one.target.title}: {one.target.limit} {one.target.bound:g} x"
-        table.add(bound, f"**{one.verdict}**", met, reaches)
+        table.add(one.target.text, f"**{one.verdict}**", met, reaches)
     return str(table)
 
 
@@ -118,6 +136,5 @@ def measured_targets(of: Sequence[Target], cases: Cases) -> str:
     for one in (outcome(target, cases) for target in of):
         choose = min if one.target.limit == "at least" else max
         worst = choose(one.measured.values(), key=lambda ratio: ratio.median, default=None)
-        bound = f"{one.target.title}: {one.target.limit} {one.target.bound:g} x"
-        table.add(bound, f"**{one.verdict}**", with_spread(worst))
+        table.add(one.target.text, f"**{one.verdict}**", with_spread(worst))
     return str(table)
