@@ -336,8 +336,7 @@ def _latency_title(cases: Cases, every: Sequence[Case], fewest: int) -> str:
 
 def _tasks(cases: Cases) -> Drawn | None:
     """One row of panels per operation: throughput relative to that without groups, p99, CPU time per call."""
-    every = _of_smallest_dataset(cases.of("tasks", processes=1))
-    rows = {name: of for name in _TASKS_OPERATIONS if (of := _by_tasks(cases, every, name))}
+    rows = rows_by_tasks(cases)
     if not rows:
         return None
     of = [case for row in rows.values() for case in row]
@@ -361,11 +360,14 @@ def _tasks(cases: Cases) -> Drawn | None:
     return figure
 
 
-def _by_tasks(cases: Cases, every: Sequence[Case], operation: str) -> list[Case]:
-    """Nothing unless measured with and without groups."""
-    of = sorted((case for case in every if case.operation == operation), key=lambda case: case.concurrency)
-    found = [case for case in of if cases.ratio(case, "ops_per_s", OURS, SINGLE) is not None]
-    return found if len(found) >= _MIN_TASKS_POINTS else []
+def rows_by_tasks(cases: Cases) -> dict[str, list[Case]]:
+    """Operation -> its cases by the number of tasks, where several were measured with groups and without."""
+    rows: dict[str, list[Case]] = {}
+    of = _of_smallest_dataset(cases.of("tasks", processes=1))
+    for case in sorted(of, key=lambda case: case.concurrency):
+        if cases.ratio(case, "ops_per_s", OURS, SINGLE) is not None:
+            rows.setdefault(case.operation, []).append(case)
+    return {name: rows[name] for name in _TASKS_OPERATIONS if len(rows.get(name, ())) >= _MIN_TASKS_POINTS}
 
 
 def _line_with_spread(axis: Drawn, ratios: Mapping[int, Ratio | None], style: _Style) -> list[float]:

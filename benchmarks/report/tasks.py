@@ -14,6 +14,7 @@ from ..contenders.known import OURS, SINGLE
 from ..plan import MAIN_OPERATIONS, TASKS_CONTENDERS
 from ..results import Metric, Part
 from .cases import MANY_TASKS, SHORT, Case, Cases, label_of
+from .charts import FOLDER, rows_by_tasks
 from .ratios import NOTHING, Table, counted, typical, with_spread
 from .tables import failed_calls, ours_relative, ratio_table
 from .targets import Target, absolute, outcome, relative_to
@@ -37,6 +38,7 @@ _KINDS: Sequence[tuple[str, Sequence[str], float, float]] = (
 )
 """Title, operations, and the bounds relative to PostgreSQL and to SQLite."""
 _MOST_TASKS = 256
+_NOT_MEASURED = "Not measured."
 
 
 def _at_least(bound: float, what: str, operations: Sequence[str], other: str, tasks: int) -> Target:
@@ -101,7 +103,7 @@ def groups(cases: Cases) -> str:
             for number in numbers
         )
         table.add(name, *map(with_spread, ratios))
-    return str(table)
+    return str(table) if table else _NOT_MEASURED
 
 
 def overview(cases: Cases) -> str:
@@ -116,7 +118,7 @@ def overview(cases: Cases) -> str:
         for other in _others(cases, every):
             ratios = (typical(ratio(case, other) for case in of) for of in cases_of.values())
             table.add(title, cases.short(other), *map(with_spread, ratios))
-    return str(table)
+    return str(table) if table else _NOT_MEASURED
 
 
 def targets(cases: Cases) -> str:
@@ -130,8 +132,15 @@ def targets(cases: Cases) -> str:
     return str(table)
 
 
+def chart(cases: Cases) -> str:
+    """The chart of `charts.py`, if it is drawn."""
+    text = "Throughput, p99 and CPU time of the client per call by the number of tasks"
+    return f"![{text}]({FOLDER}/tasks.png)" if rows_by_tasks(cases) else _NOT_MEASURED
+
+
 TABLES: Mapping[str, Callable[[Cases], str]] = {
     "tasks": groups,
+    "tasks-chart": chart,
     "tasks-overview": overview,
     "tasks-targets": targets,
 }
