@@ -382,11 +382,11 @@ def _line_with_spread(axis: Drawn, ratios: Mapping[int, Ratio | None], style: _S
 _TASKS_METRICS: Sequence[tuple[str, str, Measure]] = (
     (
         "throughput relative to groups off",
-        "{x:,.4g} x",
+        "{x:,g} x",
         lambda cases, case, backend: cases.ratio(case, "ops_per_s", backend, SINGLE),
     ),
-    ("p99", "{x:,.4g} ms", absolute("p99_ms")),
-    ("CPU time of the client per call", "{x:,.4g} µs", absolute("cpu_us_per_op")),
+    ("p99", "{x:,g} ms", absolute("p99_ms")),
+    ("CPU time of the client per call", "{x:,g} µs", absolute("cpu_us_per_op")),
 )
 """Heading, text of a value, and the values of each column of panels."""
 
@@ -397,11 +397,9 @@ def _tasks_title(cases: Cases, of: Sequence[Case]) -> str:
     for name, other in ((SINGLE, "without groups"), ("postgresql", "of PostgreSQL")):
         ratio = typical(cases.ratio(case, "ops_per_s", OURS, name) for case in many)
         found += [] if ratio is None else [f"{times(ratio.median)} that {other}"]
-    title = "Calls that wait share commands"
-    if not found:
-        return title
-    load = f"{counted(len(many), 'operation')} with {MANY_TASKS} tasks"
-    return f"{title}: throughput is {' and '.join(found)}\n(median of {load})"
+    title = f"Calls that wait share commands: with {MANY_TASKS} tasks, throughput is"
+    of_operations = f"(median of {counted(len(many), 'operation')})"
+    return f"{title}\n{' and '.join(found)} {of_operations}" if found else title.partition(":")[0]
 
 
 # -- checkpoints -----------------------------------------------------------------------------------

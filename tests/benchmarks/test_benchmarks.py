@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -10,25 +12,28 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import agreement, plan, servers
-from benchmarks.contenders.known import CONTENDERS, OURS, RAW_PYMONGO
+from benchmarks.child import DAY
+from benchmarks.contenders.known import CONTENDERS, OURS, RAW_PYMONGO, SINGLE, SQL, Contender
 from benchmarks.dataset import EVENTS_PER_RUN, OTHER_VOTES, Dataset, Payloads, an_id, session
 from benchmarks.measuring import Bench, Case, Settings
 from benchmarks.operations import NOT_MEASURED, OPERATIONS
 from benchmarks.recordings import PROTOCOLS, payloads_of
-from benchmarks.results import Results
-from deerflow_mongo import create_storage
+from benchmarks.results import Disagreement, Part, Record, Results
+from deerflow_mongo import MongoStorage, create_storage
 from deerflow_mongo.contract.methods import METHOD_KINDS
 from deerflow_mongo.testing.methods import METHODS
 
 from ..child_processes import CHILD_TIMEOUT_S, communicate, run_child
 
 ROOT = Path(__file__).parents[2]
+CALLS = range(12)
 SHORT_RUN = ("--seconds", "0.05", "--repetitions", "2")
 
 
@@ -138,6 +143,26 @@ def test_every_contender_has_the_main_operations_and_raw_pymongo_no_others() -> 
             assert (RAW_PYMONGO in case.contenders) is (case.operation in plan.MAIN_OPERATIONS)
 
 
+def test_tasks_are_the_main_operations_and_the_mixed_workload_by_few_and_many_tasks() -> None:
+    options = plan.Options(parts=("tasks",))
+    contenders = plan.contenders_of(options)
+    assert {OURS, SINGLE, RAW_PYMONGO, *SQL} <= set(contenders)
+    cases = plan.cases_of(options, contenders)
+    operations = {case.operation: case for case in cases if case.operation != DAY}
+    assert set(operations) == set(plan.MAIN_OPERATIONS)
+    for case in operations.values():
+        assert (case.contenders, case.concurrency, case.processes) == (contenders, (1, 8, 32, 256), (1,))
+    mixed = [case for case in cases if case.operation == DAY]
+    assert [load for case in mixed for load in case.loads] == [(8, 4), (32, 1)]
+    assert {case.contenders for case in mixed} == {(OURS, *SQL, SINGLE)}, "those that have every method"
+    assert len(plan.cases_of(plan.Options(is_quick=True, parts=("tasks",)), contenders)) < len(cases)
+
+
+def test_single_calls_are_measured_by_the_option_of_the_storage() -> None:
+    on, off = (CONTENDERS[name].config("mongodb://x", "d") for name in (OURS, SINGLE))
+    assert off == {**on, "groups": False}
+
+
 def test_deerflow_mongo_is_always_measured() -> None:
     options = plan.Options(backends=("sqlite",), operations=("runs.get",), concurrency=(4,))
     assert plan.contenders_of(options) == (OURS, "sqlite")
@@ -198,6 +223,51 @@ async def test_writes_are_read_back(payloads: Payloads) -> None:
     assert "RunExistsError" in again["raises"]
 
 
+async def test_answers_at_once_are_those_of_calls_one_after_another(payloads: Payloads) -> None:
+    operation, data = OPERATIONS["runs.get"], Dataset(100, payloads)
+    waiting = asyncio.Barrier(len(CALLS))
+
+    async def get(run_id: str, user_id: str | None) -> dict[str, Any]:
+        return {"run_id": run_id, "user_id": user_id}
+
+    async def get_with_others(run_id: str, user_id: str | None) -> dict[str, Any]:
+        async with asyncio.timeout(CHILD_TIMEOUT_S), waiting:
+            return await get(run_id, user_id)
+
+    at_once = await agreement.answers_at_once(lambda _: get_with_others, operation, data, CALLS)
+    assert at_once == await agreement.answers(lambda _: get, operation, data, CALLS)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("runs.get", "find"), ("runs.create", "insert"), ("runs.update_run_completion", "update")],
+)
+def test_answers_at_once_are_those_of_groups(
+    mongodb_url: str, payloads: Payloads, name: str, kind: str
+) -> None:
+    """The comparison of the part `tasks` covers commands that calls share."""
+    data = Dataset(100, payloads)
+
+    async def ask(contender: Contender, target: servers.Target) -> tuple[list[Any], int]:
+        async with create_storage(contender.config(target.url, target.database)) as storage:
+            assert isinstance(storage, MongoStorage)
+            found = await agreement.answers_at_once(
+                lambda path: attrgetter(path)(storage), OPERATIONS[name], data, CALLS
+            )
+            counts = storage.statistics().get("runs", {}).get(kind)
+            return found, 0 if counts is None else counts["grouped"]
+
+    answers: dict[str, list[Any]] = {}
+    grouped: dict[str, int] = {}
+    running = servers.Servers({"mongodb": mongodb_url})
+    for contender in (CONTENDERS[OURS], CONTENDERS[SINGLE]):
+        with running.loaded(contender, data) as target:
+            answers[contender.name], grouped[contender.name] = asyncio.run(ask(contender, target))
+    assert answers[OURS] == answers[SINGLE]
+    assert grouped[OURS] > len(CALLS) // 2
+    assert grouped[SINGLE] == 0
+
+
 # -- the command -----------------------------------------------------------------------------------
 
 
@@ -238,6 +308,31 @@ def test_run_writes_results_that_report_reads(tmp_path: Path) -> None:
     reported = _run("report", out)
     assert reported.returncode == 0, reported.stderr
     assert "`runs.get`" in reported.stdout
+
+
+def test_tasks_go_into_a_results_file_whose_other_parts_stay(tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    key: Any = {"operation": "runs.get", "backend": OURS, "dataset": 1_000}
+    parts: tuple[Part, Part] = ("operations", "tasks")
+    other, stale = (Record(part=part, concurrency=1, rounds=[], **key) for part in parts)
+    of_other, of_stale = (Disagreement(part=part, why="x", **key) for part in parts)
+    Results(records=[other, stale], disagreements=[of_other, of_stale]).save(out)
+    done = _run("tasks", "--quick", "--backends", SINGLE, RAW_PYMONGO, *SHORT_RUN, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "| throughput relative to groups off | 1 task | 32 tasks |" in done.stdout
+    results = Results.load(out)
+    assert results.records[0] == other
+    assert results.disagreements == [of_other], "groups change no answer"
+    measured = {(one.operation, one.backend, one.concurrency) for one in results.records[1:]}
+    operations = ("runs.get", "runs.create", "runs.update_run_completion")
+    assert measured == {
+        *itertools.product(operations, (OURS, SINGLE, RAW_PYMONGO), (1, 32)),
+        *itertools.product([DAY], (OURS, SINGLE), (32,)),
+    }
+    for record in results.records[1:]:
+        assert record.part == "tasks"
+        assert not record.failures
+        assert all(one.ops_per_s > 0 for one in record.rounds)
 
 
 def test_operation_that_a_contender_lacks_is_not_measured(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.report import report, write_report
+from benchmarks.report import tasks as by_tasks
 from benchmarks.report.cases import Cases
 from benchmarks.report.document import PUBLISHED, READMES, with_tables
 from benchmarks.report.ratios import Ratio, paired, typical, unpaired
@@ -78,6 +79,22 @@ def full_results() -> Results:
         made.records.append(record(backend, three, **HOT))
         made.records.append(record(backend, three, part="variants"))
     made.records.append(record("mongodb-motor", [800, 880, 720], part="variants"))
+    made.records += tasks_records()
+    return made
+
+
+def tasks_records() -> list[Record]:
+    """Groups are of no use to one task."""
+    rates = {"mongodb": 1_000.0, "mongodb-single": 900.0, "raw-pymongo": 950.0, "postgresql": 250.0}
+    made: list[Record] = []
+    for backend, rate in rates.items():
+        for tasks in (1, 8, 32, 256):
+            many = [rate * tasks if backend == "mongodb" else rate]
+            fields: dict[str, Any] = {"part": "tasks", "concurrency": tasks, "cpu_us_per_op": 9e4 / many[0]}
+            made += [record(backend, many, operation=name, **fields) for name in ("runs.get", "runs.create")]
+        for tasks, processes in ((8, 4), (32, 1)):
+            load = {"operation": "day", "concurrency": tasks, "processes": processes}
+            made.append(record(backend, [rate], part="tasks", **load))
     return made
 
 
@@ -191,6 +208,24 @@ def test_growth_is_relative_to_1000_runs() -> None:
     assert outcome_of(GROWTH, grown[1_000], grown[10_000]).verdict == "not measured"
 
 
+def test_targets_of_tasks_select_operations_and_may_be_measured_values() -> None:
+    table = by_tasks.targets(Cases(results(*tasks_records())))
+    assert (
+        "throughput of reads by id relative to PostgreSQL, 32 tasks: at least 15 x | **met** | - | 128 x"
+        in table
+    )
+    assert (
+        "throughput of votes relative to PostgreSQL, 32 tasks: at least 10 x | **not measured** | - | -"
+        in table
+    )
+    assert "p99 of each operation, 256 tasks: at most 100 ms | **met** | - | 0.01 ms |" in table
+    assert "1 process of 32 tasks: at least 6 x | **MISSED** | `day` | 4.00 x |" in table
+    slow = record("mongodb", [20], part="tasks", concurrency=256, cpu_us_per_op=41)
+    missed = by_tasks.targets(Cases(results(slow)))
+    assert "256 tasks: at most 100 ms | **MISSED** | `runs.get` | 150 ms |" in missed
+    assert "create and plain update, 256 tasks: at most 40 us | **MISSED** | `runs.get` | 41.0 us |" in missed
+
+
 def test_mixed_workload_target_uses_four_processes() -> None:
     one = [record(backend, [100], **MIXED) for backend in ("mongodb", "postgresql")]
     assert outcome_of(DAY, *one).verdict == "not measured"
@@ -213,6 +248,9 @@ def test_report_has_a_section_per_part() -> None:
         "Mixed workload: throughput",
         "Contention on one thread or run: throughput",
         "Variants",
+        "Calls by the number of tasks",
+        "Part `tasks`, 256 tasks: p99 latency",
+        "Part `tasks`: measured values",
     ):
         assert f"## {title}\n" in text
     assert "| `runs.create` | 6.67 x | 4.00 x | 0.99 x |" in text
@@ -252,7 +290,9 @@ def test_failures_are_listed_by_kind() -> None:
 
 
 def test_readme_tables_summarize_all_operations() -> None:
-    cases = Cases(full_results())
+    made = full_results()
+    made.remove("tasks", ())
+    cases = Cases(made)
     assert "| read a run by id | 6.67 x | 4.00 x |" in summary(cases)
     assert "| mixed workload, 4 processes, 8 tasks each | 6.67 x | 4.00 x |" in summary(cases)
     assert "| vote | - | - |" in summary(cases)
@@ -261,6 +301,29 @@ def test_readme_tables_summarize_all_operations() -> None:
     assert losses(cases) == "None."
     slower = results(record("mongodb", [90]), record("sqlite", [100]), record("postgresql", [30]))
     assert "| `runs.get` | 32 | 0.90 x | 3.00 x |" in losses(Cases(slower))
+
+
+def test_tables_of_tasks_have_a_column_per_number_of_tasks() -> None:
+    cases = Cases(full_results())
+    groups = by_tasks.groups(cases)
+    assert "| throughput relative to groups off | 1 task | 8 tasks | 32 tasks | 256 tasks |" in groups
+    assert "| `runs.get` | 1.11 x | 8.89 x | 35.6 x | 284 x |" in groups
+    assert "| mixed workload, 4 processes | - | 1.11 x | - | - |" in groups
+    assert "| throughput | PostgreSQL | 4.00 x | 32.0 x | 128 x | 1,024 x |" in by_tasks.overview(cases)
+    assert "charts/tasks.png" in by_tasks.chart(cases)
+    nothing = Cases(results())
+    for table in (by_tasks.groups, by_tasks.overview, by_tasks.chart):
+        assert table(nothing) == "Not measured."
+    assert by_tasks.section(nothing) == ""
+
+
+def test_summary_has_the_part_that_is_measured_on_its_own() -> None:
+    found = summary(Cases(full_results()))
+    assert "| read a run by id | - | 128 x |" in found
+    assert "| mixed workload, 4 processes, 8 tasks each | - | 4.00 x |" in found
+    assert "| mixed workload, 1 process, 32 tasks | - | 4.00 x |" in found
+    without_sql = [record("mongodb", [10], part="tasks"), record("mongodb", [10]), record("sqlite", [5])]
+    assert "| read a run by id | 2.00 x | - |" in summary(Cases(results(*without_sql)))
 
 
 @pytest.mark.parametrize("path", READMES, ids=lambda path: path.parent.name)
@@ -280,7 +343,13 @@ def test_charts_are_written_beside_the_report(tmp_path: Path) -> None:
     path = write_report(tmp_path / "results file.json")
     assert path == tmp_path / "results file-report" / "report.md"
     charts = sorted((path.parent / "charts").iterdir())
-    assert [chart.name for chart in charts] == ["day.png", "growth.png", "latency.png", "throughput.png"]
+    assert [chart.name for chart in charts] == [
+        "day.png",
+        "growth.png",
+        "latency.png",
+        "tasks.png",
+        "throughput.png",
+    ]
     for chart in charts:
         assert chart.read_bytes().startswith(b"\x89PNG")
         assert f"](charts/{chart.name})" in path.read_text()
