@@ -1,4 +1,4 @@
-"""The tables that the README prints from the code: options of a URI, errors by codes, metrics, views.
+"""The tables that the README prints from the code: options of a URI, groups, errors by codes, metrics, views.
 
 `python -m tests.mongodb.tables` writes them into `deerflow_mongo/mongodb/README.md`.
 """
@@ -8,13 +8,18 @@ from __future__ import annotations
 from typing import Final
 
 from deerflow_mongo.mongodb.drivers.errors import SERVER_ERRORS, UNAVAILABLE_LABELS
+from deerflow_mongo.mongodb.drivers.grouped_commands import MAX_CANDIDATES, MAX_LISTED
+from deerflow_mongo.mongodb.drivers.groups import MAX_BYTES, MAX_CALLS, MAX_IN_FLIGHT
 from deerflow_mongo.mongodb.telemetry.metrics import METRICS
 from deerflow_mongo.mongodb.uri_options import PASSED, URI_OPTIONS
 from deerflow_mongo.mongodb.views import VIEWS
+from tests.mongodb.commands_at_once import CALLS, COMMANDS, METHODS
 from tests.mongodb.documents.pinned import README, readme_with
 
 URI_MARKS: Final = ("<!-- URI options: begin -->", "<!-- URI options: end -->")
 METRICS_MARKS: Final = ("<!-- metrics: begin -->", "<!-- metrics: end -->")
+GROUP_MARKS: Final = ("<!-- groups: begin -->", "<!-- groups: end -->")
+BOUND_MARKS: Final = ("<!-- group bounds: begin -->", "<!-- group bounds: end -->")
 VIEW_MARKS: Final = ("<!-- views: begin -->", "<!-- views: end -->")
 ERROR_MARKS: Final = ("<!-- server errors: begin -->", "<!-- server errors: end -->")
 
@@ -29,6 +34,42 @@ def uri_options() -> str:
     others = [f"`{option.name}`" for option in URI_OPTIONS if option.handling == PASSED and not option.note]
     head = ["| option | what is done with it | |", "| --- | --- | --- |"]
     return "\n".join([*head, *rows, f"| {', '.join(others)} | {PASSED} | |"])
+
+
+_KINDS: Final = {
+    "find": ("reads by id", "one `find`"),
+    "list": ("lists", "one `aggregate`"),
+    "insert": ("inserts", "one `insert`"),
+    "update": ("updates by id", "one `update`"),
+    "upsert": ("upserts", "one `find` and one write"),
+    "single": ("nothing", ""),
+}
+
+
+def groups() -> str:
+    """A row for each kind of group, with its methods."""
+    head = [
+        f"| kind | what is shared | as | methods | commands of {CALLS} calls at once |",
+        "| --- | --- | --- | --- | --: |",
+    ]
+    rows = [
+        f"| {f'`{kind}`' if kind in COMMANDS else ''} | {_KINDS[kind][0]} | {_KINDS[kind][1]} "
+        f"| {', '.join(f'`{name}`' for name in methods)} | {COMMANDS.get(kind, CALLS)} |"
+        for kind, methods in METHODS.items()
+    ]
+    return "\n".join([*head, *rows])
+
+
+def group_bounds() -> str:
+    """A row for each constant."""
+    rows = [
+        ("commands on their way at once, of a kind and collection", f"{MAX_IN_FLIGHT}"),
+        ("calls of a command", f"{MAX_CALLS}"),
+        ("what the calls of a command write", f"{MAX_BYTES // 1024**2} MiB; a call of more goes alone"),
+        ("rows of the lists of a command, by their limits", f"{MAX_LISTED:,}; a longer list goes alone"),
+        ("rows that are read for a group of upserts", f"{MAX_CANDIDATES:,}; with more, each goes alone"),
+    ]
+    return "\n".join(["| bound | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
 
 
 def server_errors() -> str:
@@ -76,6 +117,8 @@ def views() -> str:
 def readme_with_tables() -> str:
     """The README with all tables."""
     README.write_text(readme_with(uri_options(), *URI_MARKS), encoding="utf-8")
+    README.write_text(readme_with(groups(), *GROUP_MARKS), encoding="utf-8")
+    README.write_text(readme_with(group_bounds(), *BOUND_MARKS), encoding="utf-8")
     README.write_text(readme_with(metrics(), *METRICS_MARKS), encoding="utf-8")
     README.write_text(readme_with(views(), *VIEW_MARKS), encoding="utf-8")
     return readme_with(server_errors(), *ERROR_MARKS)
