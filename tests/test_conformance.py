@@ -22,17 +22,31 @@ from deerflow_mongo.mongodb.drivers.mongomock import UNSUPPORTED
 from deerflow_mongo.mongodb.events import store as event_store
 from deerflow_mongo.mongodb.storage import MongoStorage
 from deerflow_mongo.testing import (
+    AccountContract,
+    ActorContract,
+    AdmissionContract,
+    ContentionContract,
     Contract,
     ErrorContract,
     EventPageContract,
     FeedbackStoreContract,
+    LeaseContract,
     RunEventContract,
     RunStoreContract,
+    RunUpdateContract,
     SizeContract,
+    StatusConditionContract,
     StorageConformance,
+    ThreadMetadataContract,
+    ThreadStoreContract,
+    TokenUsageContract,
+    VoteContract,
     needs,
     needs_new_database,
 )
+
+from .faults.settings import LONG_FORM
+from .mongodb.drivers.forced_groups import forced_groups
 
 pytest_plugins = ["pytester"]
 
@@ -54,7 +68,7 @@ def reused_database(plain_client: PlainClient) -> Iterator[str]:
     plain_client.drop_database(name)
 
 
-class TestPyMongo(StorageConformance):
+class OnPyMongo:
     @pytest.fixture
     def storage_config(
         self,
@@ -73,6 +87,47 @@ class TestPyMongo(StorageConformance):
         for collection in database.list_collection_names():
             database[collection].delete_many({})
         yield {**config, "database": reused_database}
+
+
+class TestPyMongo(OnPyMongo, StorageConformance):
+    pass
+
+
+class InGroups(OnPyMongo):
+    """Every call that may share a command goes as a group, also alone."""
+
+    lacks: ClassVar[Mapping[str, str]] = {"processes": "only this one sends all calls as groups"}
+
+    @pytest.fixture(autouse=True)
+    def forced(self) -> Iterator[None]:
+        with forced_groups():
+            yield
+
+
+class TestGroups(
+    InGroups,
+    ContentionContract,
+    ErrorContract,
+    ActorContract,
+    RunStoreContract,
+    RunUpdateContract,
+    StatusConditionContract,
+    TokenUsageContract,
+    AdmissionContract,
+    LeaseContract,
+    FeedbackStoreContract,
+    VoteContract,
+    ThreadStoreContract,
+    ThreadMetadataContract,
+    AccountContract,
+):
+    """The parts that depend most on who gets which answer."""
+
+
+if LONG_FORM:
+
+    class TestWholeSuiteInGroups(InGroups, StorageConformance):
+        """With `DEERFLOW_MONGO_FAULTS=long`: three quarters of a minute of CPU."""
 
 
 class TestMongomock(StorageConformance):
