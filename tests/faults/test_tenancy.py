@@ -144,7 +144,7 @@ class Outcome:
 
     def _check_rows(self, user: str | None) -> None:
         """Each row that the call gave is the user's."""
-        for row in _rows_in(self.result):
+        for row in rows_in(self.result):
             owner = row.user_id if isinstance(row, ThreadMeta) else row.get("user_id")
             assert owner == user, f"{self.call} gives {row!r}"
 
@@ -248,19 +248,19 @@ class _Everybody:
 _EVERYBODY, _NOBODY_BOUND = _Everybody(), object()
 
 
-def _rows_in(result: Any) -> Iterator[Any]:
+def rows_in(result: Any) -> Iterator[Any]:
     if isinstance(result, ThreadMeta):
         yield result
     elif isinstance(result, list | tuple):
         for item in cast("list[Any]", result):
-            yield from _rows_in(item)
+            yield from rows_in(item)
     elif isinstance(result, dict):
         row = cast("dict[str, Any]", result)
         if "thread_id" in row:
             yield row
         else:
             for item in row.values():
-                yield from _rows_in(item)
+                yield from rows_in(item)
 
 
 class TenancyMachine(RuleBasedStateMachine):

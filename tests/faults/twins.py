@@ -121,7 +121,7 @@ class Twins:
             wanted = await self.model.outcome(call, self._warnings)
         finally:
             logger.removeHandler(self._warnings)
-        assert _is_same(found[:2], wanted[:2]), f"{call}\n  gives   {found[:2]!r}\n  model   {wanted[:2]!r}"
+        assert is_same(found[:2], wanted[:2]), f"{call}\n  gives   {found[:2]!r}\n  model   {wanted[:2]!r}"
         assert len(found[2]) == len(wanted[2]), f"{call}\n  logs    {found[2]}\n  model   {wanted[2]}"
 
     async def compare_everything(self) -> None:
@@ -153,7 +153,7 @@ def everything() -> list[Call]:
     ]
 
 
-def _is_same(found: tuple[str, Any], wanted: tuple[str, Any]) -> bool:
+def is_same(found: tuple[str, Any], wanted: tuple[str, Any]) -> bool:
     """Whether two outcomes are the same; which of two faults of a call is reported is not promised."""
     if found[0] != wanted[0]:
         return False

@@ -41,7 +41,7 @@ async def test_operations_are_counted_by_name_and_outcome(observed: MongoStorage
     assert _count(metrics, "runs.create") == 1
     assert _count(metrics, "runs.create", "RunExistsError") == 2
     assert _count(metrics, "runs.get") == 30
-    assert metrics["command_duration_seconds"]["find", "ok"].count >= 30
+    assert metrics["command_duration_seconds"]["insert", "ok"].count >= 3
     assert metrics["open_operations"] == 0
 
 
@@ -126,7 +126,7 @@ async def test_followers_are_those_that_are_open(observed: MongoStorage) -> None
 async def test_calls_that_wait_for_a_connection_are_counted(
     open_observed: OpenObserved, proxy: FaultProxy
 ) -> None:
-    async with open_observed(f"{proxy.url}&maxPoolSize=1") as storage:
+    async with open_observed(f"{proxy.url}&maxPoolSize=1", groups=False) as storage:
         before = storage.metrics()["pool_wait_seconds"]
         proxy.delay("find", 0.1, times=1)
         await _get(storage, 3)
@@ -148,7 +148,7 @@ async def test_calls_that_get_no_connection_are_pool_failures(
 
 async def test_callers_client_is_timed_from_outside(open_observed: OpenObserved, mongodb_url: str) -> None:
     client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(mongodb_url)
-    async with client, open_observed(client=client) as storage:
+    async with client, open_observed(client=client, groups=False) as storage:
         before = storage.metrics()["command_duration_seconds"]["find", "ok"].count
         await _get(storage, 4)
         metrics = storage.metrics()

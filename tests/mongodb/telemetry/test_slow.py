@@ -47,6 +47,20 @@ async def test_slow_operation_is_one_record(
     assert "run-1" not in record.getMessage()
 
 
+async def test_slow_call_that_shares_its_command_is_one_record_with_that_command(
+    open_observed: OpenObserved, proxy: FaultProxy, reports: Reports
+) -> None:
+    async with open_observed(proxy.url) as storage:
+        reports.clear()
+        proxy.delay("find", 0.2)
+        await asyncio.gather(*(storage.runs.get(f"run-{number}", user_id="alice") for number in range(9)))
+    found = {vars(record)["run_id"]: vars(record) for record in reports.slow}
+    assert found.keys() == {f"run-{number}" for number in range(9)}
+    assert {(fields["operation"], fields["commands"]) for fields in found.values()} == {("runs.get", 1)}
+    assert all(fields["command_ms"] >= 200 for fields in found.values())
+    assert found["run-8"]["duration_ms"] >= 400  # it waited for a command that it did not share
+
+
 async def test_slow_group_commit_is_one_record_per_call_with_the_groups_commands(
     open_observed: OpenObserved, proxy: FaultProxy, reports: Reports
 ) -> None:
