@@ -40,16 +40,15 @@ OF_EVERYBODY = ("runs.list_pending", "threads.search_threads")
 """What sees the rows of other tasks is called between two batches."""
 METHODS = [method for method in METHOD_KINDS if method not in OF_EVERYBODY]
 
+READS = ("runs.get", "runs.list_by_thread", "feedback.get", "threads.get_thread")
 OF_ANOTHER = (
-    "runs.get",
-    "runs.list_by_thread",
+    *READS,
+    *READS,
     "runs.create",
     "runs.delete",
     "runs.token_usage_by_thread",
-    "feedback.get",
     "feedback.delete",
     "feedback.list_by_run",
-    "threads.get_thread",
     "threads.update_thread_meta",
     "threads.merge_thread_metadata",
     "threads.ensure_thread",
@@ -89,9 +88,9 @@ class Task:
             return [{key: self._own(key, item) for key, item in event.items()} for event in value]
         return value
 
-    def on_row_of(self, other: str, call: Call, feedback_id: str) -> Call:
-        """The call with the ids of another user's rows, for this task's user."""
-        named = {"run_id": base(other), "thread_id": base(other), "feedback_id": feedback_id}
+    def on_base_of(self, owner: str, call: Call, feedback_id: str) -> Call:
+        """The call with the ids of rows that stay as they are, for this task's user."""
+        named = {"run_id": base(owner), "thread_id": base(owner), "feedback_id": feedback_id}
         changed = {name: value for name, value in named.items() if name in call.arguments}
         return Call(
             call.method, {**self.own(call).arguments, **changed, "user_id": self.user}, Actor(self.user)
@@ -137,6 +136,8 @@ class Task:
         if "feedback_id" not in row or "rating" not in row:
             return {name: self._common(side, item) for name, item in row.items()}
         ids = self.feedback_ids[side]
+        if row["thread_id"] in map(base, USERS):
+            return {**row, "feedback_id": "that of the base"}
         if row["feedback_id"] not in ids:
             ids.append(row["feedback_id"])
         return {**row, "feedback_id": ids.index(row["feedback_id"])}
@@ -171,10 +172,11 @@ class ConcurrentMachine(RuleBasedStateMachine):
         sides: list[list[tuple[int, Call]]] = [[], []]
         for _ in range(data.draw(st.integers(1, MOST_CALLS))):
             self._stamp_us += STEP_US
-            if data.draw(st.integers(0, 3)) == 3:
-                drawn = data.draw(calls_of(data.draw(st.sampled_from(OF_ANOTHER)), with_refused=False))
-                other = data.draw(st.sampled_from([user for user in USERS if user != task.user]))
-                calls = [task.on_row_of(other, drawn, ids[other]) for ids in self._bases]
+            if data.draw(st.booleans()):
+                owner = data.draw(st.sampled_from(USERS))
+                methods = READS if owner == task.user else OF_ANOTHER
+                drawn = data.draw(calls_of(data.draw(st.sampled_from(methods)), with_refused=False))
+                calls = [task.on_base_of(owner, drawn, ids[owner]) for ids in self._bases]
             else:
                 drawn = data.draw(calls_of(data.draw(st.sampled_from(METHODS)), with_refused=False))
                 calls = [task.own(drawn)] * 2
