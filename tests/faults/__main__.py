@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import sys
 
+from .load import WRITERS
 from .matrix import FREEZE_S, Plan, run_matrix
 from .servers import ELECTION_TIMEOUT_MS, ReplicaSet
 
@@ -31,6 +32,13 @@ def _arguments() -> argparse.Namespace:
     ):
         parser.add_argument(f"--{name}", type=int, default=0, metavar="N", help=what)
     parser.add_argument("--driver", choices=["pymongo", "motor"], default="pymongo")
+    parser.add_argument(
+        "--writers",
+        type=int,
+        default=WRITERS,
+        metavar="N",
+        help="of each client; from 16 on, calls share commands",
+    )
     parser.add_argument("--seconds-between", type=float, default=1.0, metavar="S", help="between two faults")
     parser.add_argument("--freeze-seconds", type=float, default=FREEZE_S, metavar="S")
     parser.add_argument("--election-timeout-ms", type=int, default=ELECTION_TIMEOUT_MS, metavar="MS")
@@ -67,6 +75,7 @@ def main() -> int:
                 driver=asked.driver,
                 uri_options=asked.uri_options,
                 timeout_ms=asked.timeout_ms,
+                writers=asked.writers,
                 progress=_progress,
             )
             report = asyncio.run(matrix)

@@ -349,8 +349,17 @@ class Load:
     """The writers and readers on some storages, running from entering to `stop`."""
 
     def __init__(
-        self, url: str, *, driver: str = "pymongo", database: str = "load", timeout_ms: int = 25_000
+        self,
+        url: str,
+        *,
+        driver: str = "pymongo",
+        database: str = "load",
+        timeout_ms: int = 25_000,
+        writers: int = WRITERS,
     ) -> None:
+        """`writers` is of each client: the more there are, the more calls share commands."""
+        self._writers = writers
+        self._storages: list[MongoStorage] = []
         self._config = {"backend": "mongodb", "url": url, "driver": driver, "database": database}
         self._config |= {"timeout_ms": timeout_ms}
         self._closing = AsyncExitStack()
@@ -362,12 +371,12 @@ class Load:
         self.ledger = Ledger()
 
     async def __aenter__(self) -> Self:
-        storages = [await self._open() for _ in range(CLIENTS)]
+        storages = self._storages = [await self._open() for _ in range(CLIENTS)]
         for thread in THREADS:
             await storages[0].threads.ensure_thread(thread_id=thread, user_id=USER)
             await storages[0].runs.create(_shared(thread), thread, user_id=USER)
         for client, storage in enumerate(storages):
-            for number in range(WRITERS):
+            for number in range(self._writers):
                 thread = THREADS[number % len(THREADS)]
                 writer = Writer(storage, self.ledger, f"writer-{client}-{number}", thread)
                 self._tasks.append(asyncio.create_task(writer.write_until(self._stop)))
@@ -388,6 +397,14 @@ class Load:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._closing.aclose()
+
+    def grouped_calls(self) -> dict[str, int]:
+        """How many calls of the writers and readers have shared a command, by kind."""
+        grouped: Counter[str] = Counter()
+        for storage in self._storages:
+            for kinds in storage.statistics().values():
+                grouped.update({kind: counts["grouped"] for kind, counts in kinds.items()})
+        return dict(grouped)
 
     async def until_written(self, writes: int, timeout_s: float = _END_TIMEOUT_S) -> None:
         """Return when so many more writes were acknowledged."""

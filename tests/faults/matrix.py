@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from .load import Figures, Load
+from .load import WRITERS, Figures, Load
 from .servers import ReplicaSet
 
 FREEZE_S = 6.0
@@ -60,16 +60,21 @@ class Plan:
 
 @dataclass
 class Report:
-    """The figures of the load; the longest call during each fault and its time without a primary, by kind."""
+    """The figures of the load; the longest call during each fault and its time without a primary, by kind.
+
+    `grouped_calls` are those that shared a command, by the kind of command.
+    """
 
     figures: Figures
     pauses_s: dict[str, list[float]]
     elections_s: dict[str, list[float]]
+    grouped_calls: dict[str, int]
 
     def table(self) -> str:
         """As text, with one line for each broken promise at the end."""
         rows = [(f"{kind}s", f"{len(pauses)}") for kind, pauses in self.pauses_s.items()]
         rows += self.figures.rows()
+        rows += [(f"calls that shared a command: {kind}", f"{n:,}") for kind, n in self.grouped_calls.items()]
         for title, found in (
             ("longest call during a", self.pauses_s),
             ("without a primary after a", self.elections_s),
@@ -124,13 +129,14 @@ async def run_matrix(
     uri_options: str = "",
     timeout_ms: int = 25_000,
     database: str = "load",
+    writers: int = WRITERS,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """The load on the healthy cluster, all faults of the plan one after the other, and the check."""
     windows: list[tuple[str, float, float]] = []
     elections_s: dict[str, list[float]] = defaultdict(list)
     url = cluster.url + uri_options
-    async with Load(url, driver=driver, database=database, timeout_ms=timeout_ms) as load:
+    async with Load(url, driver=driver, database=database, timeout_ms=timeout_ms, writers=writers) as load:
         await load.until_written(_WRITES_BEFORE_A_FAULT)
         progress(f"load with {driver} on {cluster.url}")
         faults = plan.faults()
@@ -152,4 +158,4 @@ async def run_matrix(
     pauses_s: dict[str, list[float]] = defaultdict(list)
     for fault, began, ended in windows:  # now that each call that was under way has ended
         pauses_s[fault].append(load.ledger.longest_call(began, ended)[0])
-    return Report(figures, pauses_s, elections_s)
+    return Report(figures, pauses_s, elections_s, load.grouped_calls())

@@ -13,7 +13,9 @@ import pytest
 from ..child_processes import communicate
 from .matrix import Plan, run_matrix
 from .servers import ReplicaSet
+from .settings import LONG_FORM
 
+GROUP_WRITERS = 40
 FROZEN_S = 10.0
 TIMEOUT_MS = 8_000
 """Less than the primary is frozen for: a client that waits for it reports errors."""
@@ -33,6 +35,16 @@ async def test_failovers_lose_double_and_hide_nothing_and_show_no_error(
     report = await run_matrix(replica_set, plan, driver=driver, database=f"failovers_{driver}")
     assert report.figures.broken == [], report.table()
     assert report.figures.errors == {}, report.table()
+
+
+async def test_kills_under_a_load_of_groups_lose_double_and_hide_nothing(replica_set: ReplicaSet) -> None:
+    """So many writers that most of their calls share commands."""
+    plan = Plan(kills=20 if LONG_FORM else 2, seconds_between=0.1)
+    report = await run_matrix(replica_set, plan, database="groups", writers=GROUP_WRITERS)
+    print("\n" + report.table())  # noqa: T201
+    assert report.figures.broken == [], report.table()
+    assert report.figures.errors == {}, report.table()
+    assert all(report.grouped_calls[kind] > 0 for kind in ("find", "insert", "update", "upsert"))
 
 
 async def test_frozen_primary_costs_a_pause_and_no_error(replica_set: ReplicaSet) -> None:
