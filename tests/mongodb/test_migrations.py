@@ -124,13 +124,13 @@ def _hold_commands(storage: MongoStorage, *, expected: int) -> list[str]:
 
     def held_collection(*args: Any) -> Any:
         found = collection(*args)
-        run = found._run
+        run = found.run
 
         async def held_run(operation: str, *args: Any) -> Any:
             await started(operation)
             return await run(operation, *args)
 
-        found._run = held_run
+        found.run = held_run
         return found
 
     driver.command, driver.collection = held_command, held_collection

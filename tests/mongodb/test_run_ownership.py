@@ -355,7 +355,7 @@ async def test_crash_at_each_step_of_an_interrupt_leaves_a_usable_thread(
 def _crash_at(patched: pytest.MonkeyPatch, runs: MongoRunStore, step: int, *, is_sent: bool) -> None:
     """The command of this number ends in a crash, before or after the server has executed it."""
     collection: Any = vars(runs)["_collection"]
-    run, sent = collection._run, 0
+    run, sent = collection.run, 0
 
     async def crashing(operation: str, call: Any, *written: Any) -> Any:
         nonlocal sent
@@ -367,7 +367,7 @@ def _crash_at(patched: pytest.MonkeyPatch, runs: MongoRunStore, step: int, *, is
                 await run(operation, call, *written)
         raise Crash
 
-    patched.setattr(collection, "_run", crashing)
+    patched.setattr(collection, "run", crashing)
 
 
 async def test_cancelled_admissions_leave_one_active_run_at_most(workers: list[MongoRunStore]) -> None:

@@ -182,13 +182,13 @@ def _count_commands(storage: MongoStorage, count: Any) -> None:
 
     def counted_collection(*args: Any, **kwargs: Any) -> Any:
         found = collection(*args, **kwargs)
-        run = found.run  # pyright: ignore[reportPrivateUsage]
+        run = found.run
 
         async def counted_run(*args: Any, **kwargs: Any) -> Any:
             count()
             return await run(*args, **kwargs)
 
-        found.run = counted_run  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+        found.run = counted_run
         return found
 
     driver.command, driver.collection = counted_command, counted_collection
