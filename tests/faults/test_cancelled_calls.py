@@ -13,7 +13,7 @@ import random
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,12 +123,42 @@ OPERATIONS: dict[str, Callable[[MongoStorage, str], Awaitable[Any]]] = {
     "ping": lambda s, _: s.ping(),
 }
 
+GROUPED = {
+    name: OPERATIONS[name]
+    for name in (
+        "create a run",
+        "count tokens",
+        "merge run metadata",
+        "vote",
+        "comment",
+        "create a thread",
+        "ensure a thread",
+        "merge thread metadata",
+        "get",
+        "list runs",
+    )
+}
+"""What shares commands."""
+CANCELLED_IN_GROUPS = 4_000
+GROUPED_CALLS, GROUPED_CALLERS = 6_000, 200
+"""More callers than calls that may be in flight, so that most calls wait when they are cancelled."""
 
-async def _call(storage: MongoStorage, ledger: Ledger, chance: random.Random, name: str) -> None:
+
+@dataclass(frozen=True)
+class Work:
+    operations: Mapping[str, Callable[[MongoStorage, str], Awaitable[Any]]]
+    calls: int
+    callers: int
+
+
+ALL, IN_GROUPS = Work(OPERATIONS, CALLS, CALLERS), Work(GROUPED, GROUPED_CALLS, GROUPED_CALLERS)
+
+
+async def _call(storage: MongoStorage, ledger: Ledger, chance: random.Random, work: Work, name: str) -> None:
     """One call, cancelled at some moment or not at all."""
-    operation = chance.choice(list(OPERATIONS))
+    operation = chance.choice(list(work.operations))
     with acting_as(ALICE):
-        task = asyncio.ensure_future(OPERATIONS[operation](storage, name))
+        task = asyncio.ensure_future(work.operations[operation](storage, name))
     if chance.random() < CANCELLED_SHARE:
         await asyncio.sleep(chance.uniform(0, LONGEST_DELAY_S))
         task.cancel()
@@ -142,14 +172,14 @@ async def _call(storage: MongoStorage, ledger: Ledger, chance: random.Random, na
     ledger.enter(operation, name, is_cancelled=task.cancelled())
 
 
-async def _load(storage: MongoStorage, ledger: Ledger) -> None:
+async def _load(storage: MongoStorage, ledger: Ledger, work: Work) -> None:
     async def caller(number: int) -> None:
         chance = random.Random(f"{SEED} {number}")  # noqa: S311 - the load of a test
-        for position in range(CALLS // CALLERS + 1):
-            await _call(storage, ledger, chance, f"{number}-{position}")
+        for position in range(work.calls // work.callers + 1):
+            await _call(storage, ledger, chance, work, f"{number}-{position}")
 
     async with asyncio.TaskGroup() as group:
-        for number in range(CALLERS):
+        for number in range(work.callers):
             group.create_task(caller(number))
 
 
@@ -158,7 +188,7 @@ async def _check_everything(storage: MongoStorage, ledger: Ledger) -> None:
     thread = await storage.threads.get_thread_meta(THREAD)
     assert run is not None
     assert thread is not None
-    many = 10 * CALLS
+    many = 10 * max(CALLS, GROUPED_CALLS)
     runs = await storage.runs.list_by_thread(THREAD, user_id=None, limit=many)
     feedback = await storage.feedback.list_by_thread(THREAD, limit=many)
     threads = [found.thread_id for found in await storage.threads.search_threads(user_id=None, limit=many)]
@@ -216,9 +246,32 @@ def _connections(raw: Raw, application: str) -> int:
     return len(list(raw.admin.aggregate(stages)))
 
 
-@pytest.mark.parametrize("driver", ["pymongo", "motor"])
+def _check_grouped(storage: MongoStorage, ledger: Ledger) -> None:
+    """Most calls have waited, and as many as are promised were cancelled."""
+    cancelled = sum(map(len, ledger.cancelled.values()))
+    counts = [kind for kinds in storage.statistics().values() for kind in kinds.values()]
+    print(f"\n{sum(kind['grouped'] for kind in counts):,} calls in groups")  # noqa: T201
+    assert cancelled >= CANCELLED_IN_GROUPS
+    assert sum(kind["grouped"] for kind in counts) > GROUPED_CALLS / 10
+
+
+def _blocked_lanes(storage: MongoStorage) -> list[str]:
+    """The kinds of groups that believe that a command is in flight, or have calls that wait."""
+    collections: list[Any] = vars(storage.driver)["_collections"]
+    lanes: list[Any] = [lane for collection in collections for lane in vars(collection)["_lanes"]]
+    states = [
+        (lane.name, [vars(lane)[name] for name in ("_in_flight", "_waiting", "_groups")]) for lane in lanes
+    ]
+    return [name for name, state in states if any(state)]
+
+
+@pytest.mark.parametrize(
+    ("driver", "work"),
+    [("pymongo", ALL), ("motor", ALL), ("pymongo", IN_GROUPS)],
+    ids=["pymongo", "motor", "pymongo, in groups"],
+)
 async def test_cancelled_calls_leave_nothing_broken(
-    driver: str, mongodb_url: str, raw_client: Raw, database_name: str, reported: list[str]
+    driver: str, work: Work, mongodb_url: str, raw_client: Raw, database_name: str, reported: list[str]
 ) -> None:
     application = f"cancelled-{uuid.uuid4().hex[:12]}"
     url = f"{mongodb_url}&appName={application}&maxPoolSize=20"
@@ -227,13 +280,16 @@ async def test_cancelled_calls_leave_nothing_broken(
     async with storage:
         await storage.runs.create(RUN, THREAD, user_id=ALICE)
         await storage.threads.ensure_thread(thread_id=THREAD, user_id=ALICE)
-        await _load(storage, ledger)
+        await _load(storage, ledger, work)
         await asyncio.wait_for(storage.run_events.flush(), END_TIMEOUT_S)
         assert storage.run_events.backlog == 0
         # A cancelled write may still be on its way to the server, on a connection that nobody reads.
         await asyncio.sleep(0.2)
         opened = _connections(raw_client, application)
         await _check_everything(storage, ledger)
+        assert _blocked_lanes(storage) == []
+        if work is IN_GROUPS:
+            _check_grouped(storage, ledger)
         for operation, make in OPERATIONS.items():
             with acting_as(ALICE):
                 await asyncio.wait_for(make(storage, f"{operation}-1"), END_TIMEOUT_S)
