@@ -257,12 +257,13 @@ def _check_grouped(storage: MongoStorage, ledger: Ledger) -> None:
 
 def _blocked_lanes(storage: MongoStorage) -> list[str]:
     """The kinds of groups that believe that a command is in flight, or have calls that wait."""
-    collections: list[Any] = vars(storage.driver)["_collections"]
-    lanes: list[Any] = [lane for collection in collections for lane in vars(collection)["_lanes"]]
-    states = [
-        (lane.name, [vars(lane)[name] for name in ("_in_flight", "_waiting", "_groups")]) for lane in lanes
-    ]
-    return [name for name, state in states if any(state)]
+    driver: Any = storage.driver
+    blocked: list[str] = []
+    for collection in driver._collections:
+        for lane in collection._lanes:
+            if lane._in_flight or lane._waiting or lane._groups:
+                blocked.append(f"{collection.name}: {lane.name}")
+    return blocked
 
 
 @pytest.mark.parametrize(
