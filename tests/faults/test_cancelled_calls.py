@@ -258,12 +258,12 @@ def _check_grouped(storage: MongoStorage, ledger: Ledger) -> None:
 def _blocked_lanes(storage: MongoStorage) -> list[str]:
     """The kinds of groups that believe that a command is in flight, or have calls that wait."""
     driver: Any = storage.driver
-    blocked: list[str] = []
-    for collection in driver._collections:
-        for lane in collection._lanes:
-            if lane._in_flight or lane._waiting or lane._groups:
-                blocked.append(f"{collection.name}: {lane.name}")
-    return blocked
+    return [
+        f"{collection.name}: {lane.name}"
+        for collection in driver._collections
+        for lane in collection._lanes
+        if lane._in_flight or lane._waiting or lane._groups
+    ]
 
 
 @pytest.mark.parametrize(
