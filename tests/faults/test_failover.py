@@ -15,7 +15,7 @@ from .matrix import Plan, run_matrix
 from .servers import ReplicaSet
 from .settings import LONG_FORM
 
-GROUP_WRITERS = 20
+GROUP_WRITERS = 20 if LONG_FORM else 10
 FROZEN_S = 10.0
 TIMEOUT_MS = 8_000
 """Less than the primary is frozen for: a client that waits for it reports errors."""
