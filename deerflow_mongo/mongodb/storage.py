@@ -64,6 +64,10 @@ _DRIVERS: dict[str, tuple[str, str, str, str]] = {
 }
 
 
+_LARGE_DOCUMENTS = frozenset({schema.RUN_EVENTS, schema.CHECKPOINTS})
+"""An aggregation copies each document, so that lists of these take longer together than alone."""
+
+
 def _driver_class(name: str) -> type[Driver]:
     module, class_name, package, extra = _DRIVERS[name]
     try:
@@ -406,7 +410,9 @@ class MongoStorage(Storage, Accounts, BulkRows, Checkpointing, Erasure, LimitedP
             await self._saver.aclose()
 
     def _collection(self, name: str, **options: Any) -> Collection:
-        return self._driver.collection(self._config.collection_prefix + name, options)
+        return self._driver.collection(
+            self._config.collection_prefix + name, options, shares_lists=name not in _LARGE_DOCUMENTS
+        )
 
     async def _had_retention(self) -> bool:
         return await migrations.had_retention(self._collection(schema.VERSIONS))

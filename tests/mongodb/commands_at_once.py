@@ -98,16 +98,8 @@ METHODS: Mapping[str, Mapping[str, Call]] = {
         "threads.search_threads": lambda s, n: s.threads.search_threads(
             user_id=USER, metadata={"k": n}, limit=LIMIT
         ),
-        "run_events.list_messages": lambda s, n: s.run_events.list_messages(f"thread-{n}", limit=LIMIT),
-        "run_events.list_events": lambda s, n: s.run_events.list_events(
-            f"thread-{n}", f"run-{n}", limit=LIMIT
-        ),
-        "run_events.list_messages_by_run": lambda s, n: s.run_events.list_messages_by_run(
-            f"thread-{n}", f"run-{n}", limit=LIMIT
-        ),
         "users.list_by_role": lambda s, n: s.users.list_by_role("user", limit=LIMIT),
         "users.get_by_email": lambda s, n: s.users.get_by_email(f"{n}@example.org"),
-        "run_events.put_if_absent": lambda s, n: s.run_events.put_if_absent(**_event(n)),
     },
     "insert": {
         "runs.create": lambda s, n: s.runs.create(f"new-{n}", f"thread-{n}", user_id=USER),
@@ -156,6 +148,14 @@ METHODS: Mapping[str, Mapping[str, Call]] = {
         "threads.ensure_thread": lambda s, n: s.threads.ensure_thread(thread_id=f"newer-{n}", user_id=USER),
     },
     "single": {
+        "run_events.list_messages": lambda s, n: s.run_events.list_messages(f"thread-{n}", limit=LIMIT),
+        "run_events.list_events": lambda s, n: s.run_events.list_events(
+            f"thread-{n}", f"run-{n}", limit=LIMIT
+        ),
+        "run_events.list_messages_by_run": lambda s, n: s.run_events.list_messages_by_run(
+            f"thread-{n}", f"run-{n}", limit=LIMIT
+        ),
+        "run_events.put_if_absent": lambda s, n: s.run_events.put_if_absent(**_event(n)),
         "runs.claim_for_takeover": lambda s, n: s.runs.claim_for_takeover(
             f"claimed-{n}", grace_seconds=0, error="E: x"
         ),

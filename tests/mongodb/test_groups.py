@@ -52,6 +52,16 @@ async def test_updates_that_a_cluster_refuses_as_upserts_go_alone_from_then_on(
     assert bulks == [len(names) - MAX_IN_FLIGHT]
 
 
+async def test_upsert_that_keeps_what_an_existing_document_has_goes_alone_at_once(
+    storage: MongoStorage,
+) -> None:
+    """What `ensure_thread_running` does not set may change between a read and a write of the group."""
+    threads = storage.threads
+    await asyncio.gather(*(threads.ensure_thread_running(thread_id=f"t-{number}") for number in range(20)))
+    upserts = storage.statistics()["threads"]["upsert"]
+    assert (upserts["alone"], upserts["groups"], upserts["waited_seconds"]) == (20, 0, 0.0)
+
+
 @pytest.mark.parametrize("update", [{"$inc": {"n": 1}}, {"$set": {"n": 1}, "$setOnInsert": {"m": 1}}])
 def test_update_of_a_group_keeps_what_the_caller_gave(update: dict[str, Any]) -> None:
     before = {name: dict(value) for name, value in update.items()}

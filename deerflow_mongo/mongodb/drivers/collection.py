@@ -61,12 +61,21 @@ class Collection:
     Raises the package's own errors, and `DuplicateKeyError` where a unique index refuses a write.
     """
 
-    def __init__(self, driver: CollectionDriver, name: str, options: Document | None = None) -> None:
+    def __init__(
+        self,
+        driver: CollectionDriver,
+        name: str,
+        options: Document | None = None,
+        *,
+        shares_lists: bool = True,
+    ) -> None:
+        """With `shares_lists`, lists that wait share commands, which pays where documents are small."""
         self._driver = driver
         self._name = name
         self._options = options or {}
         self._handle: Any = None
         self._has_groups = driver.has_groups
+        self._shares_lists = driver.has_groups and shares_lists
         self._reads = Reads(driver, self)
         self._lists = Lists(driver, self)
         self._inserts = Inserts(driver, self)
@@ -182,7 +191,7 @@ class Collection:
     ) -> list[Document]:
         """At most `limit` (from 1 up) documents, all in one answer unless they exceed what one holds."""
         given = ListQuery(query, sort, limit, skip, projection)
-        if self._has_groups:
+        if self._shares_lists:
             return await self._lists.run(given, self._find)
         return await self._find(given)
 

@@ -160,9 +160,11 @@ class Driver(ABC):
 
     # What is the same for all.
 
-    def collection(self, name: str, options: Document | None = None) -> Collection:
-        """`options` are the driver's own, such as `READ_COMMITTED`."""
-        return self.adopt(Collection(self, name, options))
+    def collection(
+        self, name: str, options: Document | None = None, *, shares_lists: bool = True
+    ) -> Collection:
+        """`options` are the driver's own, such as `READ_COMMITTED`; see `Collection` for `shares_lists`."""
+        return self.adopt(Collection(self, name, options, shares_lists=shares_lists))
 
     def adopt(self, collection: Collection) -> Collection:
         """Register a collection, whose handle is dropped when the driver is closed."""

@@ -361,7 +361,11 @@ class Upserts(Lane[UpsertQuery, Document]):
         self._collection = collection
 
     def can_group(self, given: UpsertQuery) -> bool:
-        return isinstance(given.update, dict) and given.update.keys() <= _WHOLE_FIELDS
+        update = given.update
+        if not isinstance(update, dict) or not update.keys() <= _WHOLE_FIELDS:
+            return False
+        # What only an insert sets may have changed since in a document that exists.
+        return "$set" not in update or update.get("$setOnInsert", {}).keys() <= {"_id", _VERSION}
 
     def measure(self, call: Call[UpsertQuery, Document]) -> int | None:
         try:

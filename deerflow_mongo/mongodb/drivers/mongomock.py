@@ -136,7 +136,9 @@ class MongomockDriver(Driver):
     def database_of(self, client: Any, options: DriverOptions) -> Any:
         return client[options.database]
 
-    def collection(self, name: str, options: Document | None = None) -> Collection:
+    def collection(
+        self, name: str, options: Document | None = None, *, shares_lists: bool = True
+    ) -> Collection:
         # There is one node and one process: every read returns what was written, without any options.
         return self.adopt(MongomockCollection(self, name))
 
