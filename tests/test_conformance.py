@@ -45,7 +45,7 @@ from deerflow_mongo.testing import (
     needs_new_database,
 )
 
-from .faults.settings import LONG_FORM
+from .long_form import LONG_FORM
 from .mongodb.drivers.forced_groups import forced_groups
 
 pytest_plugins = ["pytester"]

@@ -11,7 +11,7 @@ import tempfile
 import hypothesis
 from hypothesis.configuration import set_hypothesis_home_dir
 
-LONG_FORM = os.environ.get("DEERFLOW_MONGO_FAULTS") == "long"
+from ..long_form import LONG_FORM
 
 # Hypothesis stores tables there, and would make a folder in the repository for them.
 set_hypothesis_home_dir(os.path.join(tempfile.gettempdir(), "deerflow-mongo-hypothesis"))  # noqa: PTH118

@@ -38,8 +38,8 @@ from deerflow_mongo.testing.contract import RUN
 from deerflow_mongo.testing.methods import METHODS, OWNERSHIP_METHODS
 
 from ..child_processes import run_child
+from ..long_form import LONG_FORM
 from .secured_server import SecuredServer, running_secured_server
-from .settings import LONG_FORM
 
 DATABASE, APPLICATION, OPERATOR = "deerflow", "the application", "operator"
 

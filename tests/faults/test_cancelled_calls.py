@@ -23,7 +23,7 @@ import pytest
 from deerflow_mongo import MongoStorage, ThreadMetaCreate
 from deerflow_mongo.testing.contract import ALICE, acting_as
 
-from .settings import LONG_FORM
+from ..long_form import LONG_FORM
 
 SEED = random.SystemRandom().randrange(2**32) if LONG_FORM else 13
 CALLS = 4_000 if LONG_FORM else 800

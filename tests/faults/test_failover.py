@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from ..child_processes import communicate
+from ..long_form import LONG_FORM
 from .matrix import Plan, run_matrix
 from .servers import ReplicaSet
-from .settings import LONG_FORM
 
 GROUP_WRITERS = 20 if LONG_FORM else 10
 FROZEN_S = 10.0
