@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from .emptied_database import Opener, emptied_database
 from .proxy import FaultProxy
 from .servers import ReplicaSet
 
@@ -43,3 +45,16 @@ async def proxy(mongodb_url: str) -> AsyncIterator[FaultProxy]:
     """In front of the tests' server, which is a replica set of one member."""
     async with FaultProxy(mongodb_url).running() as running:
         yield running
+
+
+@pytest.fixture
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as running:
+        yield running
+
+
+@pytest.fixture
+def open_storage(mongodb_url: str, runner: asyncio.Runner) -> Iterator[Opener]:
+    """Empties one database and builds a storage on it, at each call."""
+    with emptied_database(mongodb_url, runner) as opener:
+        yield opener

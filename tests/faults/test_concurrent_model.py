@@ -24,7 +24,7 @@ from deerflow_mongo.contract.actor import is_auto
 from deerflow_mongo.contract.methods import METHOD_KINDS
 
 from ..mongodb.drivers.forced_groups import forced_groups
-from .emptied_database import Opener, emptied_database
+from .emptied_database import Opener
 from .random_calls import Actor, Call, FeedbackId, calls_of
 from .settings import bounded
 from .test_tenancy import rows_in
@@ -241,16 +241,10 @@ async def _check_bases(storage: Storage, ids: Mapping[str, str]) -> None:
 
 
 @pytest.fixture
-def runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[asyncio.Runner]:
+def runner(runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch) -> asyncio.Runner:
+    """The clock of a task has the stamp of the call that it makes."""
     monkeypatch.setattr(times.clock, "stamp_us", _stamp.get)
-    with asyncio.Runner() as running:
-        yield running
-
-
-@pytest.fixture
-def open_storage(mongodb_url: str, runner: asyncio.Runner) -> Iterator[Opener]:
-    with emptied_database(mongodb_url, runner) as opener:
-        yield opener
+    return runner
 
 
 @pytest.mark.parametrize("is_forced", [True, False], ids=["groups forced", "as usual"])

@@ -14,7 +14,7 @@ from deerflow_mongo import Storage, create_storage
 from deerflow_mongo.contract import times
 from deerflow_mongo.contract.methods import METHOD_KINDS, STORES, store_of
 
-from .emptied_database import Opener, emptied_database
+from .emptied_database import Opener
 from .random_calls import Call, calls_of, creations
 from .settings import bounded
 from .twins import StandingClock, Twins
@@ -72,18 +72,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> StandingClock:
     standing = StandingClock()
     monkeypatch.setattr(times.clock, "stamp_us", standing.stamp_us)
     return standing
-
-
-@pytest.fixture
-def runner() -> Iterator[asyncio.Runner]:
-    with asyncio.Runner() as running:
-        yield running
-
-
-@pytest.fixture
-def open_storage(mongodb_url: str, runner: asyncio.Runner) -> Iterator[Opener]:
-    with emptied_database(mongodb_url, runner) as opener:
-        yield opener
 
 
 @pytest.mark.parametrize("store", [*STORES, "all"])

@@ -318,12 +318,6 @@ def _first_rule() -> Any:
     return initialize(calls=creations(*STORES))(fill)
 
 
-@pytest.fixture
-def runner() -> Iterator[asyncio.Runner]:
-    with asyncio.Runner() as running:
-        yield running
-
-
 @pytest.fixture(params=["mongodb", "memory"])
 def open_storage(
     request: pytest.FixtureRequest, mongodb_url: str, runner: asyncio.Runner

@@ -7,14 +7,14 @@ every vote sets the time of the vote, and of accounts and threads a summary has 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final, TypeAlias
 
 from ...contract.bulk_rows import RowKind
 from .encoding import Document, UnreadableError, decode_mapping, decode_text
 from .feedback import VOTE
 from .runs import COUNT_PATHS
-from .stored_times import BELOW_MS, ORDER, time_of_stamp
+from .stored_times import BELOW_MS, ORDER, aware_time, time_of_stamp
 from .versions import SCHEMA_VERSION
 
 RowSummary: TypeAlias = tuple[Any, ...]
@@ -138,9 +138,7 @@ def _feedback(document: Document) -> RowSummary:
 
 def _updated(document: Document) -> datetime | None:
     date = document["updated_at"]
-    if date is None:
-        return None
-    return date.replace(tzinfo=UTC, microsecond=date.microsecond + document.get("updated_at" + BELOW_MS, 0))
+    return None if date is None else aware_time(date, document.get("updated_at" + BELOW_MS, 0))
 
 
 _READERS: Final[Mapping[RowKind, Callable[[Document], RowSummary]]] = {

@@ -49,6 +49,7 @@ class CollectionDriver(Protocol):
 
     @property
     def is_closed(self) -> bool: ...
+    def counts_of(self, collection: str, kind: str) -> GroupCounts: ...
     async def opened(self) -> Any: ...
     def handle_options(self, options: Document) -> Document: ...
     async def rows(self, cursor: Any) -> list[Document]: ...
@@ -82,17 +83,6 @@ class Collection:
         self._updates = Updates(driver, self)
         self._upserts = Upserts(driver, self)
         self._lanes = (self._reads, self._lists, self._inserts, self._updates, self._upserts)
-
-    @property
-    def group_counts(self) -> dict[str, GroupCounts]:
-        """How often calls shared a command, by kind."""
-        return {
-            "find": self._reads.counts,
-            "list": self._lists.counts,
-            "insert": self._inserts.counts,
-            "update": self._updates.counts,
-            "upsert": self._upserts.counts,
-        }
 
     def end_groups(self) -> set[asyncio.Task[None]]:
         """End the calls that wait to share a command; the commands that several share and that go on."""

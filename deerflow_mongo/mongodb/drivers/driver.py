@@ -7,11 +7,13 @@ The adapters for the drivers, in the modules beside this one, derive from `Drive
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
+from weakref import WeakSet
 
 from bson.codec_options import CodecOptions, DatetimeConversion
 from pymongo import ReadPreference, WriteConcern, timeout
@@ -24,7 +26,7 @@ from ..observation import BackgroundObserver, CommandObserver, Run, unobserved
 from .collection import Collection, Document
 from .errors import INDEX_NOT_FOUND_CODE, code_of, no_answer, translating
 from .event_loop import Owner, error_of_other_loop
-from .groups import GroupCounts, sum_of
+from .groups import GroupCounts, no_calls
 from .time_limit import LONG_RUNNING_TIMEOUT_S as LONG_RUNNING_TIMEOUT_S
 from .time_limit import TimeLimit, long_running
 
@@ -129,7 +131,8 @@ class Driver(ABC):
         self._own_client = client is None
         self._client: Any = client
         self._database: Any = None
-        self._collections: list[Collection] = []
+        self._collections: WeakSet[Collection] = WeakSet()
+        self._group_counts: dict[str, dict[str, GroupCounts]] = {}
         self._opening = asyncio.Lock()
         self._closed = False
 
@@ -167,8 +170,11 @@ class Driver(ABC):
         return self.adopt(Collection(self, name, options, shares_lists=shares_lists))
 
     def adopt(self, collection: Collection) -> Collection:
-        """Register a collection, whose handle is dropped when the driver is closed."""
-        self._collections.append(collection)
+        """Register a collection, whose handle is dropped when the driver is closed.
+
+        As long as it is in use: an erasure or a report has some of its own.
+        """
+        self._collections.add(collection)
         return collection
 
     @property
@@ -320,14 +326,13 @@ class Driver(ABC):
         if groups:
             await asyncio.wait(groups, timeout=CLOSE_TIMEOUT_S)
 
+    def counts_of(self, collection: str, kind: str) -> GroupCounts:
+        """What all objects of one collection count together."""
+        return self._group_counts.setdefault(collection, {}).setdefault(kind, no_calls())
+
     def group_counts(self) -> dict[str, dict[str, GroupCounts]]:
-        """How often calls shared a command: by collection, and by the kind of the command."""
-        total: dict[str, dict[str, GroupCounts]] = {}
-        for collection in self._collections:
-            kinds = total.setdefault(collection.name, {})
-            for kind, counts in collection.group_counts.items():
-                kinds[kind] = sum_of(kinds[kind], counts) if kind in kinds else counts
-        return total
+        """How often calls shared a command, up to now: by collection, and by kind."""
+        return copy.deepcopy(self._group_counts)
 
     async def _bounded_close(self, client: Any) -> None:
         # The driver's own timeout does not cover its locks, which a cancelled operation may have left locked.

@@ -2,7 +2,8 @@
 
 Each call is told what a command of its own would have told it. Where the shared answer does not say, the call
 was not carried out and goes alone: what the driver cannot encode, what the server refuses of several updates,
-a document that only the server can compare with the query."""
+a document that only the server can compare with the query.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +48,8 @@ _WHOLE_FIELDS: Final = frozenset({"$set", "$setOnInsert"})
 _NO_ID: Final = None
 """No document of ours has this id."""
 _Value = TypeVar("_Value")
+_Given = TypeVar("_Given")
+_Answer = TypeVar("_Answer")
 _OF_THE_CALL = (StorageAccessError, StorageClosedError, StorageConfigError, StorageUnavailableError)
 
 
@@ -85,18 +88,69 @@ def is_plain_by_id(query: Document) -> bool:
     return True
 
 
+def _is_plain(value: object) -> bool:
+    """Whether equality with a value in a document means what it means for the server."""
+    return value is None or type(value) is str
+
+
+class CommandLane(Lane[_Given, _Answer]):
+    """The calls of one kind on one collection, with what the kinds have in common."""
+
+    write_command = "update"
+    """The server's command of a group that writes, for the text of an error."""
+
+    def __init__(self, driver: GroupDriver, collection: GroupedCollection) -> None:
+        super().__init__(driver, driver.counts_of(collection.name, self.kind), collection.no_answer)
+        self._collection = collection
+
+    async def read(self, reading: Awaitable[list[Document]]) -> list[Document] | None:
+        """What is read for a group; None where the reason why it cannot be may lie in one of the calls."""
+        try:
+            return await reading
+        except _OF_THE_CALL:
+            raise
+        except StorageError:
+            return None
+
+    async def write(self, write: Callable[[Any], Awaitable[object]]) -> Outcome:
+        """Send an unordered write of several documents."""
+
+        async def send(handle: Any) -> Outcome:
+            try:
+                await write(handle)
+            except BulkWriteError as error:
+                return outcome_of(error)
+            return Outcome({}, None)
+
+        return await self._collection.run(self.write_command, send)
+
+    def refuse(self, call: Call[_Given, _Answer], error: Exception, written: object) -> None:
+        """Tell the call the driver's error of what it was to write."""
+        translated = self._collection.translate(error, self.write_command, written)
+        call.fail(with_cause(translated, error))
+
+
+def _all_alone(calls: Sequence[Call[Any, Any]]) -> None:
+    for call in calls:
+        call.go_alone()
+
+
+def _encoded_bytes(query: Document, update: Update) -> int | None:
+    """The size of an update; None if the driver cannot encode it."""
+    try:
+        return len(bson.encode({"q": query, "u": update}))
+    except DRIVER_ERRORS:
+        return None
+
+
 # -- reads -----------------------------------------------------------------------------------------
 
 
-class Reads(Lane[Document, Document]):
+class Reads(CommandLane[Document, Document]):
     """Reads by id. A document goes to the calls whose whole query it fulfils, to each as its own object."""
 
-    name = "find.group"
+    kind = "find"
     command = "find"
-
-    def __init__(self, driver: GroupDriver, collection: GroupedCollection) -> None:
-        super().__init__(driver, collection.no_answer)
-        self._collection = collection
 
     def can_group(self, given: Document) -> bool:
         return is_plain_by_id(given)
@@ -106,14 +160,10 @@ class Reads(Lane[Document, Document]):
         for call in calls:
             by_id.setdefault(call.given["_id"], []).append(call)
         query, clauses = _either([call.given for call in calls])
-        try:
-            documents = await self._collection.find_by_ids(query, clauses)
-        except StorageError as error:
-            if isinstance(error, _OF_THE_CALL):
-                raise
-            documents, by_id = [], {}
-            for call in calls:
-                call.go_alone()
+        documents = await self.read(self._collection.find_by_ids(query, clauses))
+        if documents is None:
+            _all_alone(calls)
+            return
         for document in documents:
             _hand_out(document, by_id.pop(document["_id"], []))
         for missing in by_id.values():
@@ -139,9 +189,8 @@ def _either(queries: Sequence[Document]) -> tuple[Document, int]:
 def _hand_out(document: Document, calls: Sequence[Call[Document, Document]]) -> None:
     """Give each call of the document's id the document, if it is the caller's; each an object of its own."""
     names = {name for call in calls for name in call.given if name != "_id"}
-    if any(not (document.get(name) is None or type(document[name]) is str) for name in names):
-        for call in calls:
-            call.go_alone()  # a broken document, which only the server compares as the server does
+    if not all(_is_plain(document.get(name)) for name in names):
+        _all_alone(calls)  # a broken document, which only the server compares as the server does
         return
     is_given = False
     for call in calls:
@@ -175,18 +224,11 @@ class ListQuery(NamedTuple):
     projection: Sequence[str] | None
 
 
-class Lists(Lane[ListQuery, list[Document]]):
-    """Reads of several documents, in their order, as the parts of one aggregation.
+class Lists(CommandLane[ListQuery, list[Document]]):
+    """Reads of several documents, in their order, as the parts of one aggregation."""
 
-    It costs the server half of what as many `find` cost, and the client two thirds.
-    """
-
-    name = "list.group"
+    kind = "list"
     command = "find"
-
-    def __init__(self, driver: GroupDriver, collection: GroupedCollection) -> None:
-        super().__init__(driver, collection.no_answer)
-        self._collection = collection
 
     def can_group(self, given: ListQuery) -> bool:
         return given.limit <= MAX_LISTED and bool(given.sort)
@@ -199,13 +241,9 @@ class Lists(Lane[ListQuery, list[Document]]):
         source = self._collection.name
         pipeline = first + [{"$unionWith": {"coll": source, "pipeline": stages}} for stages in others]
         rows = sum(call.given.limit for call in calls)
-        try:
-            documents = await self._collection.aggregate(pipeline, batch_size=rows + 1)
-        except StorageError as error:
-            if isinstance(error, _OF_THE_CALL):
-                raise
-            for call in calls:
-                call.go_alone()
+        documents = await self.read(self._collection.aggregate(pipeline, batch_size=rows + 1))
+        if documents is None:
+            _all_alone(calls)
             return
         found: list[list[Document]] = [[] for _ in calls]
         for document in documents:
@@ -230,15 +268,11 @@ def _stages(position: int, given: ListQuery) -> list[Document]:
 # -- writes ----------------------------------------------------------------------------------------
 
 
-class Inserts(Lane[Document, bool]):
+class Inserts(CommandLane[Document, bool]):
     """Inserts, in any order: what the server refuses reaches its own caller only."""
 
-    name = "insert.group"
-    command = "insert"
-
-    def __init__(self, driver: GroupDriver, collection: GroupedCollection) -> None:
-        super().__init__(driver, collection.no_answer)
-        self._collection = collection
+    kind = "insert"
+    command = write_command = "insert"
 
     def measure(self, call: Call[Document, bool]) -> int | None:
         try:
@@ -250,18 +284,16 @@ class Inserts(Lane[Document, bool]):
 
     async def send(self, calls: Sequence[Call[Document, bool]]) -> None:
         documents = [call.written for call in calls]
-        outcome = await _sent_write(
-            self._collection, "insert", lambda handle: handle.insert_many(documents, ordered=False)
-        )
+        outcome = await self.write(lambda handle: handle.insert_many(documents, ordered=False))
         for position, call in enumerate(calls):
             error = outcome.refused.get(position, outcome.unconfirmed)
             if error is None:
                 call.answer(True)
             else:
-                call.fail(with_cause(self._collection.translate(error, "insert", call.given), error))
+                self.refuse(call, error, call.given)
 
 
-class Updates(Lane[tuple[Document, Update], int]):
+class Updates(CommandLane[tuple[Document, Update], int]):
     """Updates of one document each, by id and any conditions.
 
     The server answers with the number of matches only. So each update is sent as an upsert whose insert can
@@ -270,31 +302,20 @@ class Updates(Lane[tuple[Document, Update], int]):
     alone. A document that matches is updated as without `upsert`.
     """
 
-    name = "update.group"
+    kind = "update"
     command = "update"
-
-    def __init__(self, driver: GroupDriver, collection: GroupedCollection) -> None:
-        super().__init__(driver, collection.no_answer)
-        self._collection = collection
-        self._is_sharded = False
+    _is_sharded = False
 
     def can_group(self, given: tuple[Document, Update]) -> bool:
         return not self._is_sharded and is_by_id(given[0])
 
     def measure(self, call: Call[tuple[Document, Update], int]) -> int | None:
-        query, update = call.given
-        try:
-            size = len(bson.encode({"q": query, "u": update}))
-        except DRIVER_ERRORS:
-            return None
-        call.written = never_inserting(query, update)
-        return size
+        call.written = never_inserting(*call.given)
+        return _encoded_bytes(*call.given)
 
     async def send(self, calls: Sequence[Call[tuple[Document, Update], int]]) -> None:
         operations = [call.written for call in calls]
-        outcome = await _sent_write(
-            self._collection, "update", lambda handle: handle.bulk_write(operations, ordered=False)
-        )
+        outcome = await self.write(lambda handle: handle.bulk_write(operations, ordered=False))
         for position, call in enumerate(calls):
             refused = outcome.refused.get(position)
             if refused is not None:
@@ -302,8 +323,7 @@ class Updates(Lane[tuple[Document, Update], int]):
                 self._is_sharded = self._is_sharded or refused.code == SHARD_KEY_NOT_FOUND_CODE
                 call.go_alone()
             elif outcome.unconfirmed is not None:
-                error = outcome.unconfirmed
-                call.fail(with_cause(self._collection.translate(error, "update", call.given[1]), error))
+                self.refuse(call, outcome.unconfirmed, call.given[1])
             else:
                 call.answer(1)
 
@@ -318,21 +338,6 @@ def never_inserting(query: Document, update: Update) -> UpdateOne:
     return UpdateOne(query, {**update, "$setOnInsert": on_insert}, upsert=True)
 
 
-async def _sent_write(
-    collection: GroupedCollection, operation: str, write: Callable[[Any], Awaitable[object]]
-) -> Outcome:
-    """Send an unordered write of several documents."""
-
-    async def send(handle: Any) -> Outcome:
-        try:
-            await write(handle)
-        except BulkWriteError as error:
-            return outcome_of(error)
-        return Outcome({}, None)
-
-    return await collection.run(operation, send)
-
-
 # -- upserts ---------------------------------------------------------------------------------------
 
 
@@ -344,7 +349,7 @@ class UpsertQuery(NamedTuple):
     sort: Sort | None
 
 
-class Upserts(Lane[UpsertQuery, Document]):
+class Upserts(CommandLane[UpsertQuery, Document]):
     """Upserts that return the document: one read of those that exist, and one write of all that change.
 
     For updates that set whole fields, where the document afterwards is known without a second read: nothing
@@ -353,12 +358,8 @@ class Upserts(Lane[UpsertQuery, Document]):
     refuses that, and the call goes alone.
     """
 
-    name = "upsert.group"
+    kind = "upsert"
     command = "findAndModify"
-
-    def __init__(self, driver: GroupDriver, collection: GroupedCollection) -> None:
-        super().__init__(driver, collection.no_answer)
-        self._collection = collection
 
     def can_group(self, given: UpsertQuery) -> bool:
         update = given.update
@@ -368,24 +369,15 @@ class Upserts(Lane[UpsertQuery, Document]):
         return "$set" not in update or update.get("$setOnInsert", {}).keys() <= {"_id", _VERSION}
 
     def measure(self, call: Call[UpsertQuery, Document]) -> int | None:
-        try:
-            return len(bson.encode({"q": call.given.query, "u": call.given.update}))
-        except DRIVER_ERRORS:
-            return None
+        return _encoded_bytes(call.given.query, call.given.update)
 
     async def send(self, calls: Sequence[Call[UpsertQuery, Document]]) -> None:
         by_key, query = _by_key(calls)
         sort = calls[0].given.sort or (("_id", 1),)
-        try:
-            documents = await self._collection.find_candidates(query, sort, MAX_CANDIDATES)
-        except StorageError as error:
-            if isinstance(error, _OF_THE_CALL):
-                raise
-            documents = None
+        documents = await self.read(self._collection.find_candidates(query, sort, MAX_CANDIDATES))
         first = None if documents is None else _first_by_key(documents, next(iter(by_key)), by_key)
         if first is None:
-            for call in calls:
-                call.go_alone()
+            _all_alone(calls)
             return
         changes: list[tuple[Call[UpsertQuery, Document], Document, InsertOne[Document] | UpdateOne]] = []
         for key, call in by_key.items():
@@ -393,15 +385,12 @@ class Upserts(Lane[UpsertQuery, Document]):
         if not changes:
             return
         operations = [operation for _, _, operation in changes]
-        outcome = await _sent_write(
-            self._collection, "update", lambda handle: handle.bulk_write(operations, ordered=False)
-        )
+        outcome = await self.write(lambda handle: handle.bulk_write(operations, ordered=False))
         for position, (call, document, _) in enumerate(changes):
             if position in outcome.refused:
                 call.go_alone()
             elif outcome.unconfirmed is not None:
-                error = outcome.unconfirmed
-                call.fail(with_cause(self._collection.translate(error, "update", call.given.update), error))
+                self.refuse(call, outcome.unconfirmed, call.given.update)
             else:
                 call.answer(document)
 
@@ -421,9 +410,7 @@ def _by_key(
     shape: tuple[Any, ...] | None = None
     for call in calls:
         query = call.given.query
-        key: _Key = tuple(
-            (name, value) for name, value in query.items() if value is None or type(value) is str
-        )
+        key: _Key = tuple((name, value) for name, value in query.items() if _is_plain(value))
         equal = {name for name, _ in key}
         others = [(name, value) for name, value in query.items() if name not in equal]
         own = ([name for name, _ in key], others, call.given.sort)
@@ -446,7 +433,7 @@ def _first_by_key(
     found: dict[_Key, Document] = {}
     for document in documents:
         key = tuple((name, document.get(name)) for name, _ in names)
-        if any(value is not None and type(value) is not str for _, value in key):
+        if not all(_is_plain(value) for _, value in key):
             return None  # a broken document, which only the server compares as the server does
         if key in wanted:
             found.setdefault(key, document)

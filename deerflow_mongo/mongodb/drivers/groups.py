@@ -51,16 +51,6 @@ class GroupCounts(TypedDict):
     """How long calls have waited, together, until they were sent."""
 
 
-def sum_of(one: GroupCounts, other: GroupCounts) -> GroupCounts:
-    return {
-        "alone": one["alone"] + other["alone"],
-        "groups": one["groups"] + other["groups"],
-        "grouped": one["grouped"] + other["grouped"],
-        "largest": max(one["largest"], other["largest"]),
-        "waited_seconds": one["waited_seconds"] + other["waited_seconds"],
-    }
-
-
 class GroupDriver(Protocol):
     """What a lane needs of its driver; see `Driver`."""
 
@@ -70,6 +60,11 @@ class GroupDriver(Protocol):
 
     @property
     def is_closed(self) -> bool: ...
+    def counts_of(self, collection: str, kind: str) -> GroupCounts: ...
+
+
+def no_calls() -> GroupCounts:
+    return {"alone": 0, "groups": 0, "grouped": 0, "largest": 0, "waited_seconds": 0.0}
 
 
 class Call(Generic[_Given, _Answer]):
@@ -109,25 +104,21 @@ class Call(Generic[_Given, _Answer]):
 class Lane(ABC, Generic[_Given, _Answer]):
     """The calls of one kind on one collection. An answer is never None: that is "go alone"."""
 
-    name: str
-    """Of the kind, for spans and metrics."""
+    kind: str
+    """For statistics, spans and metrics."""
     command: str
     """The server's command of a call alone, for the text of an error."""
 
-    def __init__(self, driver: GroupDriver, no_answer: Callable[[str], StorageError]) -> None:
-        """`no_answer` makes the error of a call to this command whose time is over."""
+    def __init__(
+        self, driver: GroupDriver, counts: GroupCounts, no_answer: Callable[[str], StorageError]
+    ) -> None:
+        """`counts` are added to; `no_answer` makes the error of a call to a command whose time is over."""
         self._driver = driver
+        self._counts = counts
         self._no_answer = no_answer
         self._in_flight = 0
         self._waiting: deque[Call[_Given, _Answer]] = deque()
         self._groups: set[asyncio.Task[None]] = set()
-        self.counts: GroupCounts = {
-            "alone": 0,
-            "groups": 0,
-            "grouped": 0,
-            "largest": 0,
-            "waited_seconds": 0.0,
-        }
 
     # What differs between kinds.
 
@@ -154,7 +145,7 @@ class Lane(ABC, Generic[_Given, _Answer]):
         if self._in_flight >= MAX_IN_FLIGHT and self.can_group(given) and not has_longer_limit():
             return await self._wait(given, alone)
         self._in_flight += 1
-        self.counts["alone"] += 1
+        self._counts["alone"] += 1
         try:
             return await alone(given)
         finally:
@@ -171,7 +162,7 @@ class Lane(ABC, Generic[_Given, _Answer]):
                 answer = await call.done
                 if answer is not None:
                     return answer
-                self.counts["alone"] += 1
+                self._counts["alone"] += 1
                 return await alone(given)
         except TimeoutError as error:
             raise self._no_answer(self.command) from error
@@ -195,14 +186,14 @@ class Lane(ABC, Generic[_Given, _Answer]):
             self._in_flight -= 1
             return
         now = time.monotonic()
-        self.counts["waited_seconds"] += sum(now - call.since for call in group)
+        self._counts["waited_seconds"] += sum(now - call.since for call in group)
         if len(group) < SMALLEST_GROUP:
             group[0].has_turn = True
             group[0].go_alone()
             return
-        self.counts["groups"] += 1
-        self.counts["grouped"] += len(group)
-        self.counts["largest"] = max(self.counts["largest"], len(group))
+        self._counts["groups"] += 1
+        self._counts["grouped"] += len(group)
+        self._counts["largest"] = max(self._counts["largest"], len(group))
         # In a context of its own: the time limit or the actor of one caller is not that of the others.
         task = asyncio.create_task(self._send(group), context=Context())
         self._groups.add(task)
@@ -231,7 +222,7 @@ class Lane(ABC, Generic[_Given, _Answer]):
 
     async def _send(self, group: list[Call[_Given, _Answer]]) -> None:
         try:
-            with self._driver.observe_background(self.name, group):
+            with self._driver.observe_background(f"{self.kind}.group", group):
                 await self.send(group)
         except StorageError as error:
             for call in group:

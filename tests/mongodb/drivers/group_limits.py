@@ -309,14 +309,18 @@ class GroupLimitContract(GroupFixtures):
         await _until(lambda: not asyncio.all_tasks() - before)
         assert proxy.seen[COMMANDS[kind][0]] == MAX_IN_FLIGHT
 
-    async def test_closing_leaves_a_callers_client_its_commands_and_ends_what_waits(
-        self, new_storage: Opener, proxy: FaultProxy
-    ) -> None:
+    async def _on_a_callers_client(self, new_storage: Opener, proxy: FaultProxy) -> tuple[Any, MongoStorage]:
         async with new_storage():
             pass
         client = self.client_class(proxy.url)
         storage = new_storage(client=client)
         await until_answered(storage.ping)
+        return client, storage
+
+    async def test_closing_leaves_a_callers_client_its_commands_and_ends_what_waits(
+        self, new_storage: Opener, proxy: FaultProxy
+    ) -> None:
+        client, storage = await self._on_a_callers_client(new_storage, proxy)
         rule = proxy.delay("insert", 0.5)
         tasks = [asyncio.create_task(GROUPED["insert"](storage, f"r-{number}")) for number in range(20)]
         await _until(lambda: rule.hits >= MAX_IN_FLIGHT)
@@ -330,11 +334,7 @@ class GroupLimitContract(GroupFixtures):
         self, new_storage: Opener, proxy: FaultProxy
     ) -> None:
         """A client of the caller's goes on with them: they are waited for together, for a moment."""
-        async with new_storage():
-            pass
-        client = self.client_class(proxy.url)
-        storage = new_storage(client=client)
-        await until_answered(storage.ping)
+        client, storage = await self._on_a_callers_client(new_storage, proxy)
         rule = proxy.stall("find", "insert", "update")
         stores = ("runs", "threads", "feedback", "users")
         collections = [storage.driver.collection(name) for name in stores]
