@@ -117,6 +117,10 @@ class Lane(ABC, Generic[_Given, _Answer]):
         self._counts = counts
         self._no_answer = no_answer
         self._in_flight = 0
+        self._unanswered = 0
+        """Calls of the commands in flight."""
+        self._is_lasting = False
+        """Whether calls have waited ever since the lane had nothing in flight."""
         self._waiting: deque[Call[_Given, _Answer]] = deque()
         self._groups: set[asyncio.Task[None]] = set()
 
@@ -145,10 +149,12 @@ class Lane(ABC, Generic[_Given, _Answer]):
         if self._in_flight >= MAX_IN_FLIGHT and self.can_group(given) and not has_longer_limit():
             return await self._wait(given, alone)
         self._in_flight += 1
+        self._unanswered += 1
         self._counts["alone"] += 1
         try:
             return await alone(given)
         finally:
+            self._unanswered -= 1
             self._next()
 
     async def _wait(self, given: _Given, alone: Callable[[_Given], Awaitable[_Answer]]) -> _Answer:
@@ -168,6 +174,7 @@ class Lane(ABC, Generic[_Given, _Answer]):
             raise self._no_answer(self.command) from error
         finally:
             if call.has_turn:
+                self._unanswered -= 1
                 self._next()
 
     def close(self) -> set[asyncio.Task[None]]:
@@ -184,13 +191,16 @@ class Lane(ABC, Generic[_Given, _Answer]):
         group = self._take() if self._in_flight <= MAX_IN_FLIGHT else []
         if not group:
             self._in_flight -= 1
+            self._is_lasting = self._is_lasting and self._in_flight > 0
             return
+        self._unanswered += len(group)
         now = time.monotonic()
         self._counts["waited_seconds"] += sum(now - call.since for call in group)
         if len(group) < SMALLEST_GROUP:
             group[0].has_turn = True
             group[0].go_alone()
             return
+        self._is_lasting = True
         self._counts["groups"] += 1
         self._counts["grouped"] += len(group)
         self._counts["largest"] = max(self._counts["largest"], len(group))
@@ -203,8 +213,8 @@ class Lane(ABC, Generic[_Given, _Answer]):
         """The next calls that go together; those that nobody waits for any more are dropped."""
         waiting = self._waiting
         group: list[Call[_Given, _Answer]] = []
-        left = MAX_BYTES
-        while waiting and len(group) < MAX_CALLS:
+        left, share = MAX_BYTES, self._share()
+        while waiting and len(group) < share:
             call = waiting[0]
             if call.done.done():
                 waiting.popleft()
@@ -219,6 +229,18 @@ class Lane(ABC, Generic[_Given, _Answer]):
             left -= size
             group.append(waiting.popleft())
         return group
+
+    def _share(self) -> int:
+        """How many calls the next command may carry.
+
+        A burst goes as one command. Under a load that lasts, that would leave the other places unused: the
+        callers of a large command call again all at once. So each place gets its part of all calls, and the
+        server works on one command while the callers of another read its answers.
+        """
+        if not self._is_lasting:
+            return MAX_CALLS
+        part = -(-(len(self._waiting) + self._unanswered) // MAX_IN_FLIGHT)
+        return min(max(part, SMALLEST_GROUP), MAX_CALLS)
 
     async def _send(self, group: list[Call[_Given, _Answer]]) -> None:
         try:
@@ -235,6 +257,8 @@ class Lane(ABC, Generic[_Given, _Answer]):
                 failure.__cause__ = error
                 call.fail(failure)
             raise
+        finally:
+            self._unanswered -= len(group)
 
     def _sent(self, task: asyncio.Task[None]) -> None:
         self._groups.discard(task)

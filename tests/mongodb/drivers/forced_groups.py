@@ -34,5 +34,6 @@ def forced_groups() -> Generator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lane, "run", run)
+        patch.setattr(lane, "_share", lambda _: groups.MAX_CALLS)
         patch.setattr(groups, "SMALLEST_GROUP", 1)
         yield

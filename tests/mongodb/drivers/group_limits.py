@@ -101,6 +101,31 @@ class GroupLimitContract(GroupFixtures):
         assert sent.most_under_way <= MAX_IN_FLIGHT
         assert counts_of(storage, kind)["largest"] == MAX_CALLS
 
+    @pytest.mark.parametrize("kind", ["find", "insert", "update"])
+    async def test_load_that_lasts_is_divided_between_the_commands_in_flight(
+        self, kind: str, listened: tuple[MongoStorage, SentCommands]
+    ) -> None:
+        """Else the callers of a large group call again at once, and all are in one command for ever."""
+        storage, sent = listened
+        callers, rounds = 8 * MAX_IN_FLIGHT, 20
+        names = [f"r-{number}" for number in range(callers * rounds)]
+        if kind == "update":
+            await asyncio.gather(*(GROUPED["insert"](storage, name) for name in names))
+            sent.clear()
+
+        async def caller(number: int) -> None:
+            for name in names[number::callers]:
+                await GROUPED[kind](storage, name)
+
+        await asyncio.gather(*map(caller, range(callers)))
+        sizes = [len(command.parts) for command in sent.named(kind)]
+        assert sum(sizes) == len(names)
+        alone, burst, *divided = sizes[MAX_IN_FLIGHT - 1 :]
+        assert (alone, burst) == (1, callers - MAX_IN_FLIGHT)
+        assert max(divided) == callers / MAX_IN_FLIGHT
+        assert len(divided) <= 1.5 * MAX_IN_FLIGHT * rounds
+        assert sent.most_under_way == MAX_IN_FLIGHT
+
     @pytest.mark.parametrize("kind", ["insert", "update"])
     async def test_group_has_a_largest_size(
         self, kind: str, listened: tuple[MongoStorage, SentCommands]
