@@ -1,6 +1,6 @@
 """The tables of the part `tasks`: calls by few and by many tasks, with and without groups.
 
-A group is one command for calls that wait; see `deerflow_mongo/mongodb/drivers/groups.py`. A table without
+A group is one command for calls that wait; see `deerflow_mongo/mongodb/drivers/groups/`. A table without
 records is empty.
 """
 

@@ -34,7 +34,7 @@ from .drivers.changes import changes
 from .drivers.collection import Collection
 from .drivers.driver import READ_COMMITTED, Driver, DriverOptions
 from .drivers.errors import MAX_DOCUMENT_BYTES, copied
-from .drivers.groups import GroupCounts
+from .drivers.groups.lane import GroupCounts
 from .drivers.threads import in_thread
 from .embedded.hold import EmbeddedHold
 from .erasure import Counting, Deleting, ErasableData, MongoErasure

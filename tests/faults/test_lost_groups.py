@@ -113,6 +113,10 @@ def _lists(s: MongoStorage, w: World) -> list[Awaitable[Any]]:
     return [s.runs.list_by_thread(w.id("thread"), limit=5, user_id=user) for user in (ALICE, "bob", None)]
 
 
+def _totals(s: MongoStorage, w: World) -> list[Awaitable[Any]]:
+    return [s.feedback.aggregate_by_run(w.id("thread"), run) for run in ("r", "none", "r")]
+
+
 GROUPS: dict[str, Group] = {
     "insert": Group("insert", _creates, [None, RunExistsError, None, None, RunExistsError]),
     "update": Group("update", _updates, [None] * 5 + [True, False, False]),
@@ -120,6 +124,7 @@ GROUPS: dict[str, Group] = {
     "upsert, existing": Group("update", _votes(*VOTERS), [...] * 3, "feedback"),
     "find": Group("find", _reads, [..., None, ..., None]),
     "list": Group("aggregate", _lists, [..., ..., ...]),
+    "aggregate": Group("aggregate", _totals, [..., ..., ...], "feedback"),
 }
 
 HARMS: dict[str, tuple[Harm, int]] = {

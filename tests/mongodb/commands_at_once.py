@@ -79,7 +79,10 @@ async def fill(storage: MongoStorage) -> None:
     await feedback.insert_many([{**vote, "_id": f"feedback-{n}"} for n in range(CALLS + 1)])
 
 
-COMMANDS: Final[Mapping[str, int]] = {"find": 3, "list": 3, "insert": 3, "update": 3, "upsert": 4}
+COMMANDS: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("find", "list", "aggregate", "insert", "update"), 3),
+    "upsert": 4,
+}
 """Of 64 calls at once: two alone and those of a group."""
 
 # By the kind of their groups, in the order in which they are called: what deletes comes last.
@@ -100,6 +103,21 @@ METHODS: Mapping[str, Mapping[str, Call]] = {
         ),
         "users.list_by_role": lambda s, n: s.users.list_by_role("user", limit=LIMIT),
         "users.get_by_email": lambda s, n: s.users.get_by_email(f"{n}@example.org"),
+    },
+    "aggregate": {
+        "runs.token_usage_by_thread": lambda s, n: s.runs.token_usage_by_thread(f"thread-{n}", user_id=USER),
+        "feedback.list_by_thread_grouped": lambda s, n: s.feedback.list_by_thread_grouped(
+            f"thread-{n}", user_id=USER
+        ),
+        "feedback.list_by_run_ids": lambda s, n: s.feedback.list_by_run_ids(
+            f"thread-{n}", [f"run-{n}"], user_id=USER
+        ),
+        "feedback.aggregate_by_run": lambda s, n: s.feedback.aggregate_by_run(f"thread-{n}", f"run-{n}"),
+        "run_events.count_messages": lambda s, n: s.run_events.count_messages(f"thread-{n}"),
+        "run_events.get_last_visible_ai_seq_by_run": lambda s, n: s.run_events.get_last_visible_ai_seq_by_run(
+            f"thread-{n}", [f"run-{n}"]
+        ),
+        "users.count": lambda s, n: s.users.count(),
     },
     "insert": {
         "runs.create": lambda s, n: s.runs.create(f"new-{n}", f"thread-{n}", user_id=USER),
@@ -172,20 +190,7 @@ METHODS: Mapping[str, Mapping[str, Call]] = {
         "runs.list_edit_regenerate_runs": lambda s, n: s.runs.list_edit_regenerate_runs(
             f"thread-{n}", user_id=USER
         ),
-        "runs.token_usage_by_thread": lambda s, n: s.runs.token_usage_by_thread(f"thread-{n}", user_id=USER),
-        "feedback.list_by_thread_grouped": lambda s, n: s.feedback.list_by_thread_grouped(
-            f"thread-{n}", user_id=USER
-        ),
-        "feedback.list_by_run_ids": lambda s, n: s.feedback.list_by_run_ids(
-            f"thread-{n}", [f"run-{n}"], user_id=USER
-        ),
-        "feedback.aggregate_by_run": lambda s, n: s.feedback.aggregate_by_run(f"thread-{n}", f"run-{n}"),
-        "run_events.count_messages": lambda s, n: s.run_events.count_messages(f"thread-{n}"),
-        "run_events.get_last_visible_ai_seq_by_run": lambda s, n: s.run_events.get_last_visible_ai_seq_by_run(
-            f"thread-{n}", [f"run-{n}"]
-        ),
         "users.get_by_oauth": lambda s, n: s.users.get_by_oauth("github", f"{n}"),
-        "users.count": lambda s, n: s.users.count(),
         "users.create": lambda s, n: s.users.create(f"new-{n}", email=f"new-{n}@example.org"),
         "runs.put": lambda s, n: s.runs.put(f"owned-{n}", thread_id=f"owned-{n}", user_id=USER, **_lease(n)),
         "runs.create_thread_operation_atomic": lambda s, n: s.runs.create_thread_operation_atomic(

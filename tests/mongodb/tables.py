@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Final
 
 from deerflow_mongo.mongodb.drivers.errors import SERVER_ERRORS, UNAVAILABLE_LABELS
-from deerflow_mongo.mongodb.drivers.grouped_commands import MAX_CANDIDATES, MAX_LISTED
-from deerflow_mongo.mongodb.drivers.groups import MAX_BYTES, MAX_CALLS, MAX_IN_FLIGHT
+from deerflow_mongo.mongodb.drivers.groups.lane import MAX_BYTES, MAX_CALLS, MAX_IN_FLIGHT
+from deerflow_mongo.mongodb.drivers.groups.unions import MAX_LISTED
+from deerflow_mongo.mongodb.drivers.groups.upserts import MAX_CANDIDATES
 from deerflow_mongo.mongodb.telemetry.metrics import METRICS
 from deerflow_mongo.mongodb.uri_options import PASSED, URI_OPTIONS
 from deerflow_mongo.mongodb.views import VIEWS
@@ -39,6 +40,7 @@ def uri_options() -> str:
 _KINDS: Final = {
     "find": ("reads by id", "one `find`"),
     "list": ("lists", "one `aggregate`"),
+    "aggregate": ("counts and totals", "one `aggregate`"),
     "insert": ("inserts", "one `insert`"),
     "update": ("updates by id", "one `update`"),
     "upsert": ("upserts", "one `find` and one write"),
@@ -67,6 +69,7 @@ def group_bounds() -> str:
         ("calls of a command", f"{MAX_CALLS}"),
         ("what the calls of a command write", f"{MAX_BYTES // 1024**2} MiB; a call of more goes alone"),
         ("rows of the lists of a command, by their limits", f"{MAX_LISTED:,}; a longer list goes alone"),
+        ("rows of the counts and totals of a command, as expected", f"{MAX_LISTED:,}"),
         ("rows that are read for a group of upserts", f"{MAX_CANDIDATES:,}; with more, each goes alone"),
     ]
     return "\n".join(["| bound | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])

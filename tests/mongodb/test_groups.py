@@ -11,8 +11,8 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import BulkWriteError
 
 from deerflow_mongo import MongoStorage, create_storage
-from deerflow_mongo.mongodb.drivers.grouped_commands import SHARD_KEY_NOT_FOUND_CODE, never_inserting
-from deerflow_mongo.mongodb.drivers.groups import MAX_IN_FLIGHT
+from deerflow_mongo.mongodb.drivers.groups.lane import MAX_IN_FLIGHT
+from deerflow_mongo.mongodb.drivers.groups.writes import SHARD_KEY_NOT_FOUND_CODE, never_inserting
 
 Opener = Callable[..., MongoStorage]
 

@@ -17,24 +17,17 @@ from ...contract.errors import StorageClosedError, StorageError, StorageUnavaila
 from ..observation import BackgroundObserver, CommandObserver
 from .errors import DRIVER_ERRORS, no_answer, refusals, translate, with_cause
 from .event_loop import Owner, error_of_other_loop
-from .grouped_commands import (
-    ID_INDEX,
-    NO_DOCUMENT,
-    Document,
-    Inserts,
-    ListQuery,
-    Lists,
-    Reads,
-    Sort,
-    Update,
-    Updates,
-    UpsertQuery,
-    Upserts,
-)
-from .groups import GroupCounts
+from .groups.command import Document, Sort, Update
+from .groups.lane import GroupCounts
+from .groups.reads import ID_INDEX, NO_DOCUMENT, Reads
+from .groups.unions import Aggregation, Aggregations, ListQuery, Lists
+from .groups.upserts import UpsertQuery, Upserts
+from .groups.writes import Inserts, Updates
 from .time_limit import TimeLimit
 
 _MAX_BATCH_SIZE = 2**31 - 1
+_FEW_BATCH = 100_000
+"""Of rows that are few, all; one answer ends at 16 MiB in any case."""
 
 
 class CollectionDriver(Protocol):
@@ -57,7 +50,7 @@ class CollectionDriver(Protocol):
 
 
 class Collection:
-    """One collection; each method is one command to the server, or a part of one: see `groups.py`.
+    """One collection; each method is one command to the server, or a part of one: see `groups/`.
 
     Raises the package's own errors, and `DuplicateKeyError` where a unique index refuses a write.
     """
@@ -79,10 +72,14 @@ class Collection:
         self._shares_lists = driver.has_groups and shares_lists
         self._reads = Reads(driver, self)
         self._lists = Lists(driver, self)
+        self._aggregations = Aggregations(driver, self)
         self._inserts = Inserts(driver, self)
         self._updates = Updates(driver, self)
         self._upserts = Upserts(driver, self)
-        self._lanes = (self._reads, self._lists, self._inserts, self._updates, self._upserts)
+        self._lanes = (
+            *(self._reads, self._lists, self._aggregations),
+            *(self._inserts, self._updates, self._upserts),
+        )
 
     def end_groups(self) -> set[asyncio.Task[None]]:
         """End the calls that wait to share a command; the commands that several share and that go on."""
@@ -245,6 +242,16 @@ class Collection:
             return await self._driver.rows(await self._driver.aggregate(handle, pipeline, given))
 
         return await self.run("aggregate", read)
+
+    async def aggregate_few(self, pipeline: list[Document], *, rows: int = 1) -> list[Document]:
+        """All documents of a pipeline that may be expected to give as few as `rows`, in one answer."""
+        given = Aggregation(pipeline, rows)
+        if self._has_groups:
+            return await self._aggregations.run(given, self._aggregate_few)
+        return await self._aggregate_few(given)
+
+    async def _aggregate_few(self, given: Aggregation) -> list[Document]:
+        return await self.aggregate(given.pipeline, batch_size=_FEW_BATCH)
 
     # Writing.
 

@@ -26,7 +26,7 @@ from ..observation import BackgroundObserver, CommandObserver, Run, unobserved
 from .collection import Collection, Document
 from .errors import INDEX_NOT_FOUND_CODE, code_of, no_answer, translating
 from .event_loop import Owner, error_of_other_loop
-from .groups import GroupCounts, no_calls
+from .groups.lane import GroupCounts, no_calls
 from .time_limit import LONG_RUNNING_TIMEOUT_S as LONG_RUNNING_TIMEOUT_S
 from .time_limit import TimeLimit, long_running
 
@@ -104,7 +104,7 @@ class Driver(ABC):
 
     name: str
     can_group = True
-    """Whether calls may share commands; see `groups.py`."""
+    """Whether calls may share commands; see `groups/`."""
     changes_pause_s = 0.0
     """How long a change stream rests after a read of the server that brought a change."""
 

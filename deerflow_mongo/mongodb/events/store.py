@@ -59,7 +59,8 @@ _NUMBERS_BYTES = 64
 CLOSE_TIMEOUT_S = 10.0
 _DELETION_PAUSE_S = 0.1
 _BY_ID = (("_id", 1),)
-_RUNS_PER_BATCH = 100_000
+_RUNS_OF_THREAD = 15
+"""Runs that a thread may be expected to have."""
 _FOLLOW_PAGE = 500
 _ERASED_AT_ONCE = 5_000
 """Events of one command: some 100 ms of the server."""
@@ -273,14 +274,14 @@ class MongoRunEventStore(RunEventStore, Following):
         if not wanted:
             return {}
         self._events.check_owner()
-        reading = self._committed.aggregate(last_visible_seq_pipeline(query), batch_size=_RUNS_PER_BATCH)
+        reading = self._committed.aggregate_few(last_visible_seq_pipeline(query), rows=_RUNS_OF_THREAD)
         return last_visible_seqs(await self._if_allowed(query["thread_id"], current_actor(), reading))
 
     async def count_messages(self, thread_id: str, *, user_id: UserId = None) -> int:
         query = queries.messages_of_thread(thread_id)
         queries.owned(query, user_id, "RunEventStore.count_messages")
         self._events.check_owner()
-        counting = self._committed.aggregate(count_pipeline(query))
+        counting = self._committed.aggregate_few(count_pipeline(query))
         return counted(await self._if_allowed(query["thread_id"], current_actor(), counting))
 
     async def _page(

@@ -32,8 +32,8 @@ _ORDERS: dict[str, Keys] = {"newest_first": NEWEST_FIRST, "oldest_first": OLDEST
 _UPSERT_ATTEMPTS = 5
 """Two are enough after a lost race against another first vote (MongoDB's upsert with a partial index)."""
 
-_RUNS_PER_BATCH = 100_000
-"""Runs of a thread in one answer of the server, unless they exceed 16 MiB."""
+_RUNS_OF_THREAD = 15
+"""Runs with votes that a thread may be expected to have."""
 
 
 class MongoFeedbackStore(FeedbackStore):
@@ -133,7 +133,7 @@ class MongoFeedbackStore(FeedbackStore):
 
     async def _newest_by_run(self, query: Query) -> dict[str, FeedbackRow]:
         pipeline = newest_by_run_pipeline(query, FEEDBACK_BY_USER.keys)
-        groups = await self._collection.aggregate(pipeline, batch_size=_RUNS_PER_BATCH)
+        groups = await self._collection.aggregate_few(pipeline, rows=_RUNS_OF_THREAD)
         rows = self._rows.rows(group["newest"] for group in groups)
         if len(rows) < len(groups):  # a run's newest row cannot be read: an older one may be
             rows = await self._rows.find(query, sort=OLDEST_FIRST, limit=arguments.MAX_LIMIT)
@@ -149,7 +149,7 @@ class MongoFeedbackStore(FeedbackStore):
 
     async def aggregate_by_run(self, thread_id: str, run_id: str) -> FeedbackTotals:
         query = queries.of_run(thread_id, run_id)
-        groups = await self._collection.aggregate(totals_pipeline(query))
+        groups = await self._collection.aggregate_few(totals_pipeline(query))
         return feedback_totals(arguments.identifier("run_id", run_id), groups)
 
     async def delete_by_run(self, *, thread_id: str, run_id: str, user_id: UserId) -> bool:

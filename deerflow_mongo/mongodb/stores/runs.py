@@ -250,7 +250,7 @@ class MongoRunStore(MongoRunOwnership, RunStore):
         query = queries.runs_of_thread(thread_id)
         queries.owned(query, user_id, "RunStore.token_usage_by_thread")
         queries.in_statuses(query, statuses)
-        [facets] = await self._collection.aggregate(token_usage_pipeline(queries.changeable(query)))
+        [facets] = await self._collection.aggregate_few(token_usage_pipeline(queries.changeable(query)))
         return token_usage(facets)
 
     async def _update(self, run_id: str, update: Update, operation: str) -> None:

@@ -138,7 +138,7 @@ class MongoUserStore(UserStore):
 
     async def count(self, *, system_role: str | None = None) -> int:
         pipeline = count_pipeline(queries.users_of_role(system_role))
-        return counted(await self._collection.aggregate(pipeline))
+        return counted(await self._collection.aggregate_few(pipeline))
 
     async def list_by_role(self, system_role: str, *, limit: int = 100) -> list[UserRow]:
         rows = arguments.row_limit("limit", limit)

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from deerflow_mongo.mongodb.drivers import groups
+from deerflow_mongo.mongodb.drivers.groups import lane as groups
 from deerflow_mongo.mongodb.drivers.time_limit import has_longer_limit
 
 
 @contextmanager
 def forced_groups() -> Generator[None]:
     """For all storages, until the context ends."""
-    lane: Any = groups.Lane
-    at_once: Callable[..., Awaitable[Any]] = lane.run
+    of_all: Any = groups.Lane
+    at_once: Callable[..., Awaitable[Any]] = of_all.run
 
     async def run(self: Any, given: Any, alone: Callable[[Any], Awaitable[Any]]) -> Any:
         self._driver.owner.check()
@@ -32,8 +32,11 @@ def forced_groups() -> Generator[None]:
             asyncio.get_running_loop().call_soon(self._next)
         return await self._wait(given, alone)
 
+    def whole(_: Any) -> int:
+        return groups.MAX_CALLS
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lane, "run", run)
-        patch.setattr(lane, "_share", lambda _: groups.MAX_CALLS)
+        patch.setattr(of_all, "run", run)
+        patch.setattr(of_all, "_share", whole)
         patch.setattr(groups, "SMALLEST_GROUP", 1)
         yield

@@ -14,7 +14,7 @@ import pytest
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
 from deerflow_mongo import MongoStorage
-from deerflow_mongo.mongodb.drivers.groups import GroupCounts
+from deerflow_mongo.mongodb.drivers.groups.lane import GroupCounts
 
 from .fixtures import DriverFixtures, Opener, close_client
 from .forced_groups import forced_groups
@@ -22,7 +22,7 @@ from .forced_groups import forced_groups
 Raw: TypeAlias = pymongo.MongoClient[dict[str, Any]]
 MakeCalls: TypeAlias = Callable[[MongoStorage], Sequence[Awaitable[Any]]]
 
-KINDS = ("find", "list", "insert", "update", "upsert")
+KINDS = ("find", "list", "aggregate", "insert", "update", "upsert")
 
 
 @dataclass(frozen=True)

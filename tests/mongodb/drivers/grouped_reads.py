@@ -12,7 +12,7 @@ import pytest
 from bson import Binary, Decimal128, Int64, ObjectId, Regex
 
 from deerflow_mongo import MongoStorage, ThreadMetaCreate
-from deerflow_mongo.mongodb.drivers.groups import MAX_IN_FLIGHT
+from deerflow_mongo.mongodb.drivers.groups.lane import MAX_IN_FLIGHT
 
 from .group_fixtures import GroupFixtures, SentCommands, answers_of, counts_of
 

@@ -35,7 +35,7 @@ from deerflow_mongo.mongodb.drivers.errors import (
     translating,
 )
 from deerflow_mongo.mongodb.drivers.event_loop import Owner
-from deerflow_mongo.mongodb.drivers.groups import GroupCounts, no_calls
+from deerflow_mongo.mongodb.drivers.groups.lane import GroupCounts, no_calls
 from deerflow_mongo.mongodb.drivers.pymongo_async import PyMongoDriver
 from deerflow_mongo.mongodb.drivers.time_limit import TimeLimit
 from deerflow_mongo.mongodb.observation import BackgroundObserver, CommandObserver, unobserved
@@ -301,6 +301,7 @@ _OPERATIONS: dict[str, tuple[str, Callable[[Collection], Awaitable[Any]]]] = {
     "find_page": ("find", lambda c: c.find_page({}, sort=[("_id", 1)], limit=1)),
     "stream": ("find", lambda c: anext(c.stream({}))),
     "aggregate": ("aggregate", lambda c: c.aggregate([])),
+    "aggregate_few": ("aggregate", lambda c: c.aggregate_few([])),
     "insert_one": ("insert", lambda c: c.insert_one({})),
     "insert_many": ("insert", lambda c: c.insert_many([{}])),
     "insert_each": ("insert", lambda c: c.insert_each([{}])),

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from deerflow_mongo import StorageUnavailableError
-from deerflow_mongo.mongodb.drivers.groups import MAX_IN_FLIGHT
+from deerflow_mongo.mongodb.drivers.groups.lane import MAX_IN_FLIGHT
 
 from ...busy_machine import until_answered
 from ...faults.proxy import FaultProxy

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deerflow_mongo import MongoStorage, RunExistsError
-from deerflow_mongo.mongodb.drivers.groups import MAX_IN_FLIGHT
+from deerflow_mongo.mongodb.drivers.groups.lane import MAX_IN_FLIGHT
 
 from .conftest import OpenObserved
 from .reports import Reports
@@ -32,6 +32,12 @@ KINDS: dict[str, tuple[str, list[str], int, Call]] = {
         ["aggregate"],
         0,
         lambda s, n: s.runs.list_by_thread(f"thread-{n}", limit=5, user_id="alice"),
+    ),
+    "aggregate": (
+        "feedback.aggregate_by_run",
+        ["aggregate"],
+        0,
+        lambda s, n: s.feedback.aggregate_by_run(f"thread-{n}", f"run-{n}"),
     ),
     "update": (
         "runs.update_model_name",

@@ -3,8 +3,7 @@
 A lane has the calls of one kind on one collection. While fewer commands are in flight than may be, a call
 goes out at once, as if there were no lane. Others wait, and the next answer sends what waits as one command:
 nothing waits for a timer, or for more calls to come. A call only joins a command that has not been sent, so a
-read sees every write that was acknowledged before it began. What a command is made of, and what each call is
-told, is in `grouped_commands.py`.
+read sees every write that was acknowledged before it began.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from collections.abc import Awaitable, Callable, Sequence, Sized
 from contextvars import Context
 from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar
 
-from ...contract.errors import StorageClosedError, StorageError, StorageUnavailableError
-from ..observation import BackgroundObserver, current_operation
-from .errors import copied
-from .event_loop import Owner
-from .time_limit import TimeLimit, has_longer_limit, seconds_left
+from ....contract.errors import StorageClosedError, StorageError, StorageUnavailableError
+from ...observation import BackgroundObserver, current_operation
+from ..errors import copied
+from ..event_loop import Owner
+from ..time_limit import TimeLimit, has_longer_limit, seconds_left
 
 MAX_IN_FLIGHT: Final = 2
 """Commands of a lane at once: one is on its way while the server works on the other."""
@@ -70,7 +69,7 @@ def no_calls() -> GroupCounts:
 class Call(Generic[_Given, _Answer]):
     """A call that waits; its future has the answer, or is done without one where it goes alone."""
 
-    __slots__ = ("done", "given", "has_turn", "operation", "since", "written")
+    __slots__ = ("done", "given", "has_turn", "key", "operation", "since", "written")
 
     def __init__(self, given: _Given) -> None:
         self.given = given
@@ -79,6 +78,8 @@ class Call(Generic[_Given, _Answer]):
         self.since = time.monotonic()
         self.written: Any = None
         """What it writes, as it is sent; see `Lane.measure`."""
+        self.key = b""
+        """Equal for calls that ask for the same; see `unions.py`."""
         self.has_turn = False
         """Whether a place in flight is this call's own."""
 
