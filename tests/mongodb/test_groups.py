@@ -12,7 +12,7 @@ from pymongo.errors import BulkWriteError
 
 from deerflow_mongo import MongoStorage, create_storage
 from deerflow_mongo.mongodb.drivers.groups.lane import MAX_IN_FLIGHT
-from deerflow_mongo.mongodb.drivers.groups.writes import SHARD_KEY_NOT_FOUND_CODE, never_inserting
+from deerflow_mongo.mongodb.drivers.groups.writes import SHARD_KEY_NOT_FOUND_CODE, refusing_inserts
 
 Opener = Callable[..., MongoStorage]
 
@@ -65,5 +65,5 @@ async def test_upsert_that_keeps_what_an_existing_document_has_goes_alone_at_onc
 @pytest.mark.parametrize("update", [{"$inc": {"n": 1}}, {"$set": {"n": 1}, "$setOnInsert": {"m": 1}}])
 def test_update_of_a_group_keeps_what_the_caller_gave(update: dict[str, Any]) -> None:
     before = {name: dict(value) for name, value in update.items()}
-    never_inserting({"_id": "r"}, update)
+    refusing_inserts(update)
     assert update == before

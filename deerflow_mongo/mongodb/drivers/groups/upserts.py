@@ -7,9 +7,9 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from pymongo import InsertOne, UpdateOne
 
-from .command import VERSION, CommandLane, Document, Sort, Update, all_alone, is_plain
+from .command import VERSION, CommandLane, Document, Sort, Update, all_alone, encoded, is_plain
 from .lane import Call
-from .writes import never_inserting, size_bytes
+from .writes import refusing_inserts
 
 MAX_CANDIDATES: Final = 1_000
 """Documents that are read for a group of upserts; where there are more, each goes alone."""
@@ -45,7 +45,8 @@ class Upserts(CommandLane[UpsertQuery, Document]):
         return "$set" not in update or update.get("$setOnInsert", {}).keys() <= {"_id", VERSION}
 
     def measure(self, call: Call[UpsertQuery, Document]) -> int | None:
-        return size_bytes(call.given.query, call.given.update)
+        data = encoded({"q": call.given.query, "u": call.given.update})
+        return None if data is None else len(data)
 
     async def send(self, calls: Sequence[Call[UpsertQuery, Document]]) -> None:
         by_key, query = _by_key(calls)
@@ -135,6 +136,10 @@ def _decide(
         call.answer(existing)
     elif existing.keys() <= {"_id", VERSION, *equalities, *fields}:
         query = {**call.given.query, "_id": existing["_id"]}
-        changes.append((call, {**existing, **fields}, never_inserting(query, {"$set": fields})))
+        changes.append((call, {**existing, **fields}, _updating(query, fields)))
     else:
         call.go_alone()
+
+
+def _updating(query: Document, fields: Document) -> UpdateOne:
+    return UpdateOne(query, refusing_inserts({"$set": fields}), upsert=True)

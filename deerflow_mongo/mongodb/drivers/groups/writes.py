@@ -27,12 +27,6 @@ def is_by_id(query: Document) -> bool:
     return True
 
 
-def size_bytes(query: Document, update: Update) -> int | None:
-    """The size of an update; None if the driver cannot encode it."""
-    data = encoded({"q": query, "u": update})
-    return None if data is None else len(data)
-
-
 class Inserts(CommandLane[Document, bool]):
     """Inserts, in any order: what the server refuses reaches its own caller only."""
 
@@ -74,8 +68,18 @@ class Updates(CommandLane[tuple[Document, Update], int]):
         return not self._is_sharded and is_by_id(given[0])
 
     def measure(self, call: Call[tuple[Document, Update], int]) -> int | None:
-        call.written = never_inserting(*call.given)
-        return size_bytes(*call.given)
+        query, update = call.given
+        update = refusing_inserts(update)
+        stages = update if isinstance(update, list) else [update]
+        # Encoded once: the driver copies these bytes into the command.
+        raw: list[RawBSONDocument] = []
+        for part in (query, *stages):
+            data = encoded(part)
+            if data is None:
+                return None
+            raw.append(RawBSONDocument(data))
+        call.written = UpdateOne(raw[0], raw[1:] if isinstance(update, list) else raw[1], upsert=True)
+        return sum(len(part.raw) for part in raw)
 
     async def send(self, calls: Sequence[Call[tuple[Document, Update], int]]) -> None:
         operations = [call.written for call in calls]
@@ -92,11 +96,11 @@ class Updates(CommandLane[tuple[Document, Update], int]):
                 call.answer(1)
 
 
-def never_inserting(query: Document, update: Update) -> UpdateOne:
-    """The update as an upsert that the server refuses where nothing matches."""
+def refusing_inserts(update: Update) -> Update:
+    """The update for an upsert that the server refuses where nothing matches."""
     if isinstance(update, list):
         is_new: Document = {"$eq": [{"$type": f"${VERSION}"}, "missing"]}
         refused: Document = {"$set": {"_id": {"$cond": [is_new, _NO_ID, "$_id"]}}}
-        return UpdateOne(query, [refused, *update], upsert=True)
+        return [refused, *update]
     on_insert: Document = {**update.get("$setOnInsert", {}), "_id": _NO_ID}
-    return UpdateOne(query, {**update, "$setOnInsert": on_insert}, upsert=True)
+    return {**update, "$setOnInsert": on_insert}
