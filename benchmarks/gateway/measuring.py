@@ -27,7 +27,7 @@ from deerflow_mongo.mongodb.embedded import start_embedded
 
 from .. import postgres
 from ..agreement import difference
-from ..contenders.known import CONTENDERS, OURS
+from ..contenders.known import CONTENDERS, OURS, SINGLE
 from ..loading import mongodb
 from ..measuring import round_of
 from ..results import Disagreement, Record, Results, Round
@@ -36,13 +36,14 @@ from .process import Gateway
 from .users import MODEL, Tally, User
 
 SQLITE, POSTGRESQL = "deerflow-sqlite", "deerflow-postgresql"
-NAMES = (OURS, SQLITE, POSTGRESQL)
+NAMES = (OURS, SINGLE, SQLITE, POSTGRESQL)
 OPERATION = "turn"
 DISTRIBUTION = "deerflow-kernel"
 
 _GATEWAY = {"app.gateway": f"{DISTRIBUTION} 'deerflow-mongo[gateway]'", "langgraph_sdk": "langgraph-sdk"}
 _NEEDED: Mapping[str, Mapping[str, str]] = {
     OURS: _GATEWAY,
+    SINGLE: _GATEWAY,
     SQLITE: {
         **_GATEWAY,
         "aiosqlite": "aiosqlite",
@@ -127,9 +128,10 @@ class Servers:
         database = f"bench_{uuid.uuid4().hex[:16]}"
         module, sections = "app.gateway.app", dict[str, Any]()
         with contextlib.ExitStack() as stack:
-            if name == OURS:
+            if name in (OURS, SINGLE):
                 module = "deerflow_mongo.hosts.gateway"
-                sections["storage"] = {"url": self.mongodb_url, "database": database}
+                options = CONTENDERS[name].options
+                sections["storage"] = {"url": self.mongodb_url, "database": database, **options}
                 stack.callback(mongodb.drop, self.mongodb_url, database)
             elif name == POSTGRESQL:
                 sections["database"] = {

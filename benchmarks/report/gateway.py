@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from ..contenders.known import OURS, SINGLE
 from ..results import Metric, Part
 from .cases import Case, Cases
 from .ratios import NOTHING, Table, counted, with_spread
 from .targets import Target, measured_targets, relative_to
 
-_COMPARED = ("deerflow-sqlite", "deerflow-postgresql")
+_COMPARED = (SINGLE, "deerflow-sqlite", "deerflow-postgresql")
 _METRICS: Sequence[tuple[str, Metric, float, int]] = (
     ("turns/s", "ops_per_s", 1, 1),
     ("p50, ms", "p50_ms", 1, 0),
@@ -22,16 +23,34 @@ _METRICS: Sequence[tuple[str, Metric, float, int]] = (
 
 
 _PART: Final[Part] = "gateway"
-TARGETS: Final = tuple(
+TARGETS: Final = (
+    *(
+        Target(
+            f"turns/s of {counted(users, 'user')}, relative to DeerFlow on SQLite",
+            "at least",
+            bound,
+            relative_to("deerflow-sqlite"),
+            _PART,
+            {"concurrency": users},
+        )
+        for users, bound in ((1, 1), (24, 1.6))
+    ),
     Target(
-        f"turns/s of {counted(users, 'user')}, relative to DeerFlow on SQLite",
+        "turns/s of 1 user, relative to groups off",
         "at least",
-        bound,
-        relative_to("deerflow-sqlite"),
+        0.98,
+        relative_to(SINGLE),
         _PART,
-        {"concurrency": users},
-    )
-    for users, bound in ((1, 1), (24, 1.6))
+        {"concurrency": 1},
+    ),
+    Target(
+        "CPU time of the gateway per turn of 24 users, relative to groups off",
+        "at most",
+        1,
+        relative_to(SINGLE, "cpu_us_per_op"),
+        _PART,
+        {"concurrency": 24},
+    ),
 )
 
 
@@ -39,9 +58,9 @@ def gateway(cases: Cases) -> str:
     """Ratios for the READMEs: the gateway on deerflow-mongo relative to DeerFlow's own storage."""
     of = _by_users(cases)
     table = Table("the whole gateway", "", *(counted(case.concurrency, "user") for case in of), texts=2)
-    for name in _COMPARED:
+    for name in cases.backends(of, _COMPARED):
         for title, metric, *_ in _METRICS[:-1]:
-            ratios = (cases.ratio(case, metric, "mongodb", name) for case in of)
+            ratios = (cases.ratio(case, metric, OURS, name) for case in of)
             table.add(f"relative to {cases.short(name)}", title.partition(",")[0], *map(with_spread, ratios))
     return str(table)
 
@@ -55,7 +74,7 @@ def absolute_values(cases: Cases) -> str:
     of = _by_users(cases)
     table = Table("storage of the gateway", "users", *(title for title, *_ in _METRICS), "failed turns")
     for case in of:
-        for name in cases.backends([case], ("mongodb", *_COMPARED)):
+        for name in cases.backends([case], (OURS, *_COMPARED)):
             record = cases.records(case)[name]
             cells = [
                 _with_range(record.values(metric), factor, decimals)
