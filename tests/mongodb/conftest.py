@@ -1,4 +1,4 @@
-"""Storages on the test's database, a proxy in front of the server, and an actor."""
+"""Storages on the test's database, a proxy in front of the server, its distance, and an actor."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from deerflow_mongo import (
     create_storage,
     reset_actor_context,
 )
+from deerflow_mongo.mongodb.drivers.driver import Driver
 
 from ..faults.proxy import FaultProxy
 
@@ -49,3 +50,13 @@ def alice() -> Iterator[None]:
     token = bind_actor_context(ActorContext(user_id="alice"))
     yield
     reset_actor_context(token)
+
+
+@pytest.fixture
+def nearby(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the numbers of commands exact: on a busy machine the driver may measure a long way."""
+
+    def round_trip_s(_: Driver) -> float:
+        return 0.0
+
+    monkeypatch.setattr(Driver, "_round_trip_s", round_trip_s)

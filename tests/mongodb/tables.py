@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Final
 
 from deerflow_mongo.mongodb.drivers.errors import SERVER_ERRORS, UNAVAILABLE_LABELS
-from deerflow_mongo.mongodb.drivers.groups.lane import MAX_BYTES, MAX_CALLS, MAX_IN_FLIGHT
+from deerflow_mongo.mongodb.drivers.groups.lane import MAX_BYTES, MAX_CALLS
+from deerflow_mongo.mongodb.drivers.groups.places import LEAST_IN_FLIGHT, MOST_IN_FLIGHT
 from deerflow_mongo.mongodb.drivers.groups.unions import MAX_LISTED
 from deerflow_mongo.mongodb.drivers.groups.upserts import MAX_CANDIDATES
 from deerflow_mongo.mongodb.telemetry.metrics import METRICS
@@ -65,7 +66,11 @@ def groups() -> str:
 def group_bounds() -> str:
     """A row for each constant."""
     rows = [
-        ("commands on their way at once, of a kind and collection", f"{MAX_IN_FLIGHT}"),
+        (
+            "commands on their way at once, of a kind and collection",
+            f"{LEAST_IN_FLIGHT}, and one more for each whole millisecond of the round trip to the server, "
+            f"up to {MOST_IN_FLIGHT}",
+        ),
         ("calls of a command", f"{MAX_CALLS}"),
         ("what the calls of a command write", f"{MAX_BYTES // 1024**2} MiB; a call of more goes alone"),
         ("rows of the lists of a command, by their limits", f"{MAX_LISTED:,}; a longer list goes alone"),

@@ -31,6 +31,7 @@ async def counted(
     await close_client(client)
 
 
+@pytest.mark.usefixtures("nearby")
 async def test_calls_at_once_send_as_many_commands_as_the_table_says(
     counted: tuple[MongoStorage, CommandCounts],
 ) -> None:

@@ -11,8 +11,10 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import BulkWriteError
 
 from deerflow_mongo import MongoStorage, create_storage
-from deerflow_mongo.mongodb.drivers.groups.lane import MAX_IN_FLIGHT
+from deerflow_mongo.mongodb.drivers.groups.places import LEAST_IN_FLIGHT
 from deerflow_mongo.mongodb.drivers.groups.writes import SHARD_KEY_NOT_FOUND_CODE, refusing_inserts
+
+pytestmark = pytest.mark.usefixtures("nearby")
 
 Opener = Callable[..., MongoStorage]
 
@@ -49,7 +51,7 @@ async def test_updates_that_a_cluster_refuses_as_upserts_go_alone_from_then_on(
         await asyncio.gather(*calls)
         rows = await storage.runs.list_by_thread("t", limit=100, user_id=None)
         assert {row["model_name"] for row in rows} == {model}
-    assert bulks == [len(names) - MAX_IN_FLIGHT]
+    assert bulks == [len(names) - LEAST_IN_FLIGHT]
 
 
 async def test_upsert_that_keeps_what_an_existing_document_has_goes_alone_at_once(

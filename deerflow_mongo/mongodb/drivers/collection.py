@@ -19,6 +19,7 @@ from .errors import DRIVER_ERRORS, no_answer, refusals, translate, with_cause
 from .event_loop import Owner, error_of_other_loop
 from .groups.command import Document, Sort, Update
 from .groups.lane import GroupCounts
+from .groups.places import Places
 from .groups.reads import ID_INDEX, NO_DOCUMENT, Reads
 from .groups.unions import Aggregation, Aggregations, ListQuery, Lists
 from .groups.upserts import UpsertQuery, Upserts
@@ -39,6 +40,7 @@ class CollectionDriver(Protocol):
     observer: CommandObserver | None
     observe_background: BackgroundObserver
     has_groups: bool
+    places: Places
 
     @property
     def is_closed(self) -> bool: ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from .collection import Collection, Document
 from .errors import INDEX_NOT_FOUND_CODE, code_of, no_answer, translating
 from .event_loop import Owner, error_of_other_loop
 from .groups.lane import GroupCounts, no_calls
+from .groups.places import Places
 from .time_limit import LONG_RUNNING_TIMEOUT_S as LONG_RUNNING_TIMEOUT_S
 from .time_limit import TimeLimit, long_running
 
@@ -126,6 +128,9 @@ class Driver(ABC):
         self.observer: CommandObserver | None = None
         self.observe_background: BackgroundObserver = unobserved
         self.has_groups = groups and self.can_group
+        self.places = Places(self._round_trip_s)
+        self._round_trips_s: dict[tuple[str, int | None], float] = {}
+        """The shortest one, by the server's address."""
         self._reads_committed = True
         self.database_name = ""
         self._own_client = client is None
@@ -325,6 +330,22 @@ class Driver(ABC):
         # Those of a caller's client, which goes on with them, are not waited for longer than a moment.
         if groups:
             await asyncio.wait(groups, timeout=CLOSE_TIMEOUT_S)
+
+    def _round_trip_s(self) -> float:
+        """The shortest round trip ever to the server that takes writes; 0 while it is not known.
+
+        As the driver measures it every few seconds, with commands that only ask for the server's state. A
+        busy event loop makes these longer than the link is, so that only the shortest counts.
+        """
+        if self._client is None:
+            return 0.0
+        for server in self._client.topology_description.server_descriptions().values():
+            if server.is_writable:
+                measured_s: float = server.min_round_trip_time or math.inf
+                shortest_s = min(self._round_trips_s.get(server.address, math.inf), measured_s)
+                self._round_trips_s[server.address] = shortest_s
+                return 0.0 if math.isinf(shortest_s) else shortest_s
+        return 0.0
 
     def counts_of(self, collection: str, kind: str) -> GroupCounts:
         """What all objects of one collection count together."""

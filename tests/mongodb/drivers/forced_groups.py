@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from deerflow_mongo.mongodb.drivers.groups import lane as groups
+from deerflow_mongo.mongodb.drivers.groups.places import LEAST_IN_FLIGHT
 from deerflow_mongo.mongodb.drivers.time_limit import has_longer_limit
 
 
@@ -26,7 +27,7 @@ def forced_groups() -> Generator[None]:
         self._driver.owner.check()
         if has_longer_limit() or not self.can_group(given):
             return await at_once(self, given, alone)
-        if self._in_flight < groups.MAX_IN_FLIGHT:
+        if self._in_flight < LEAST_IN_FLIGHT:
             # As a command whose answer comes behind the calls that other tasks make now.
             self._in_flight += 1
             asyncio.get_running_loop().call_soon(self._next)

@@ -106,6 +106,7 @@ def counts_of(storage: MongoStorage, kind: str) -> GroupCounts:
     }
 
 
+@pytest.mark.usefixtures("nearby")
 class GroupFixtures(DriverFixtures):
     """The parts below it compare a group with calls that were made one after the other, without groups."""
 

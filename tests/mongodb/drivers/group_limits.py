@@ -13,7 +13,8 @@ import pymongo
 import pytest
 
 from deerflow_mongo import MongoStorage, StorageClosedError, StorageError, StorageUnavailableError
-from deerflow_mongo.mongodb.drivers.groups.lane import MAX_BYTES, MAX_CALLS, MAX_IN_FLIGHT
+from deerflow_mongo.mongodb.drivers.groups.lane import MAX_BYTES, MAX_CALLS
+from deerflow_mongo.mongodb.drivers.groups.places import LEAST_IN_FLIGHT, MOST_IN_FLIGHT, Places
 
 from ...busy_machine import until_answered
 from ...faults.proxy import FaultProxy
@@ -62,7 +63,7 @@ async def _stalled(
     alone, group = COMMANDS[kind]
     rule = proxy.stall(alone, *group)
     tasks = [asyncio.create_task(GROUPED[kind](storage, f"r-{number}")) for number in range(calls)]
-    await _until(lambda: rule.hits >= MAX_IN_FLIGHT)
+    await _until(lambda: rule.hits >= LEAST_IN_FLIGHT)
     return tasks
 
 
@@ -81,11 +82,11 @@ class GroupLimitContract(GroupFixtures):
         storage, sent = listened
         await GROUPED["insert"](storage, "r")
         alone, group = COMMANDS[kind]
-        for calls in (1, MAX_IN_FLIGHT, 64):
+        for calls in (1, LEAST_IN_FLIGHT, 64):
             sent.clear()
             names = ["r"] * calls if kind == "update" else [f"r-{calls}-{number}" for number in range(calls)]
             await asyncio.gather(*(GROUPED[kind](storage, name) for name in names))
-            commands = [alone] * min(calls, MAX_IN_FLIGHT) + (group if calls > MAX_IN_FLIGHT else [])
+            commands = [alone] * min(calls, LEAST_IN_FLIGHT) + (group if calls > LEAST_IN_FLIGHT else [])
             assert [command.name for command in sent.all] == commands
             assert len(commands) <= 4
 
@@ -94,7 +95,7 @@ class GroupLimitContract(GroupFixtures):
         self, kind: str, listened: tuple[MongoStorage, SentCommands]
     ) -> None:
         storage, sent = listened
-        calls = 3 * MAX_CALLS + MAX_IN_FLIGHT
+        calls = 3 * MAX_CALLS + LEAST_IN_FLIGHT
         if kind == "update":
             await asyncio.gather(*(GROUPED["insert"](storage, f"r-{number}") for number in range(calls)))
             sent.clear()
@@ -103,7 +104,7 @@ class GroupLimitContract(GroupFixtures):
         assert sum(sizes) == calls
         # The last of them are divided where both commands before them were answered at the same moment.
         assert sizes in ([1, 1, *[MAX_CALLS] * 3], [1, 1, *[MAX_CALLS // 2] * 2, *[MAX_CALLS] * 2])
-        assert sent.most_under_way <= MAX_IN_FLIGHT
+        assert sent.most_under_way <= LEAST_IN_FLIGHT
         assert counts_of(storage, kind)["largest"] == MAX_CALLS
 
     @pytest.mark.parametrize("kind", ["find", "insert", "update"])
@@ -112,7 +113,7 @@ class GroupLimitContract(GroupFixtures):
     ) -> None:
         """Else the callers of a large group call again at once, and all are in one command for ever."""
         storage, sent = listened
-        callers, rounds = 8 * MAX_IN_FLIGHT, 20
+        callers, rounds = 8 * LEAST_IN_FLIGHT, 20
         names = [f"r-{number}" for number in range(callers * rounds)]
         if kind == "update":
             await asyncio.gather(*(GROUPED["insert"](storage, name) for name in names))
@@ -125,11 +126,35 @@ class GroupLimitContract(GroupFixtures):
         await asyncio.gather(*map(caller, range(callers)))
         sizes = [len(command.parts) for command in sent.named(kind)]
         assert sum(sizes) == len(names)
-        alone, burst, *divided = sizes[MAX_IN_FLIGHT - 1 :]
-        assert (alone, burst) == (1, callers - MAX_IN_FLIGHT)
-        assert max(divided) == callers / MAX_IN_FLIGHT
-        assert len(divided) <= 1.5 * MAX_IN_FLIGHT * rounds
-        assert sent.most_under_way == MAX_IN_FLIGHT
+        alone, burst, *divided = sizes[LEAST_IN_FLIGHT - 1 :]
+        assert (alone, burst) == (1, callers - LEAST_IN_FLIGHT)
+        assert max(divided) == callers / LEAST_IN_FLIGHT
+        assert len(divided) <= 1.5 * LEAST_IN_FLIGHT * rounds
+        assert sent.most_under_way == LEAST_IN_FLIGHT
+
+    @pytest.mark.parametrize("round_trip_ms", [0.9, 5, 20, 500])
+    async def test_far_from_the_server_more_commands_are_in_flight(
+        self, round_trip_ms: float, listened: tuple[MongoStorage, SentCommands]
+    ) -> None:
+        """One more for each whole millisecond of the round trip: a call that waits there loses much time."""
+        storage, sent = listened
+        storage.driver.places = Places(lambda: round_trip_ms / 1_000)
+        in_flight = min(LEAST_IN_FLIGHT + int(round_trip_ms), MOST_IN_FLIGHT)
+        await asyncio.gather(*(GROUPED["find"](storage, f"r-{number}") for number in range(64)))
+        sizes = sorted(len(command.parts) for command in sent.named("find"))
+        assert sizes == [1] * in_flight + [64 - in_flight]
+        assert sent.most_under_way <= in_flight
+
+    async def test_distance_of_the_server_is_measured_by_the_driver(
+        self, new_storage: Opener, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.undo()  # see `nearby`
+        delay_ms = 20
+        proxy.harm("delay", {"hello", "ismaster"}, delay_s=delay_ms / 1_000)
+        async with new_storage(url=f"{proxy.url}&heartbeatFrequencyMS=500") as storage:
+            await until_answered(storage.ping)
+            # The driver tells the shortest one once it has measured two.
+            await _until(lambda: storage.driver.places.number() >= LEAST_IN_FLIGHT + delay_ms)
 
     @pytest.mark.parametrize("kind", ["insert", "update"])
     async def test_group_has_a_largest_size(
@@ -174,13 +199,13 @@ class GroupLimitContract(GroupFixtures):
             assert {kind: before[kind]["alone"] + before[kind]["groups"] for kind in KINDS} == dict.fromkeys(
                 KINDS, 0
             )
-            proxy.delay("insert", 0.2, MAX_IN_FLIGHT)
+            proxy.delay("insert", 0.2, LEAST_IN_FLIGHT)
             await asyncio.gather(*(GROUPED["insert"](storage, f"r-{number}") for number in range(10)))
             await GROUPED["find"](storage, "r-1")
             after = storage.statistics()
-            inserts, grouped = after["runs"]["insert"], 10 - MAX_IN_FLIGHT
+            inserts, grouped = after["runs"]["insert"], 10 - LEAST_IN_FLIGHT
             assert inserts == {
-                "alone": MAX_IN_FLIGHT,
+                "alone": LEAST_IN_FLIGHT,
                 "groups": 1,
                 "grouped": grouped,
                 "largest": grouped,
@@ -201,7 +226,7 @@ class GroupLimitContract(GroupFixtures):
             pass
         storage = new_storage(url=proxy.url, timeout_ms=TIMEOUT_MS)
         await until_answered(storage.ping)
-        tasks = await _stalled(storage, proxy, kind, MAX_IN_FLIGHT + 1)
+        tasks = await _stalled(storage, proxy, kind, LEAST_IN_FLIGHT + 1)
         await asyncio.sleep(TIMEOUT_MS / 1000 * 0.75)
         later = asyncio.create_task(GROUPED[kind](storage, "later"))
         earlier = await _ended(tasks)
@@ -223,7 +248,7 @@ class GroupLimitContract(GroupFixtures):
         storage = new_storage(url=proxy.url, timeout_ms=20_000)
         await until_answered(storage.ping)
         delay_s = 2.5
-        proxy.delay(COMMANDS[kind][0], delay_s, MAX_IN_FLIGHT)
+        proxy.delay(COMMANDS[kind][0], delay_s, LEAST_IN_FLIGHT)
         calls = [asyncio.create_task(GROUPED[kind](storage, f"r-{number}")) for number in range(5)]
         await asyncio.sleep(0)  # two of them are in flight
 
@@ -283,9 +308,9 @@ class GroupLimitContract(GroupFixtures):
             names = [f"r-{number}" for number in range(8)]
             if kind == "update":
                 await asyncio.gather(*(GROUPED["insert"](storage, name) for name in names))
-            rule = proxy.delay(kind, 0.5, MAX_IN_FLIGHT)
+            rule = proxy.delay(kind, 0.5, LEAST_IN_FLIGHT)
             tasks = [asyncio.create_task(GROUPED[kind](storage, name)) for name in names]
-            await _until(lambda: rule.hits == MAX_IN_FLIGHT)
+            await _until(lambda: rule.hits == LEAST_IN_FLIGHT)
             for task in tasks[3::2]:
                 task.cancel()
             answers = await _ended(tasks)
@@ -329,7 +354,7 @@ class GroupLimitContract(GroupFixtures):
         await until_answered(storage.ping)
         tasks = await _stalled(storage, proxy, kind, 5 * MAX_CALLS)
         await storage.aclose()
-        waiting = await _ended(tasks[MAX_IN_FLIGHT:])
+        waiting = await _ended(tasks[LEAST_IN_FLIGHT:])
         assert {type(answer) for answer in waiting} == {StorageClosedError}
         assert len({id(answer) for answer in waiting}) == len(waiting)
         with pytest.raises(StorageClosedError):
@@ -337,7 +362,7 @@ class GroupLimitContract(GroupFixtures):
         proxy.go_down()
         assert {type(answer) for answer in await _ended(tasks)} == {StorageClosedError}
         await _until(lambda: not asyncio.all_tasks() - before)
-        assert proxy.seen[COMMANDS[kind][0]] == MAX_IN_FLIGHT
+        assert proxy.seen[COMMANDS[kind][0]] == LEAST_IN_FLIGHT
 
     async def _on_a_callers_client(self, new_storage: Opener, proxy: FaultProxy) -> tuple[Any, MongoStorage]:
         async with new_storage():
@@ -353,11 +378,11 @@ class GroupLimitContract(GroupFixtures):
         client, storage = await self._on_a_callers_client(new_storage, proxy)
         rule = proxy.delay("insert", 0.5)
         tasks = [asyncio.create_task(GROUPED["insert"](storage, f"r-{number}")) for number in range(20)]
-        await _until(lambda: rule.hits >= MAX_IN_FLIGHT)
+        await _until(lambda: rule.hits >= LEAST_IN_FLIGHT)
         await storage.aclose()
         answers = await _ended(tasks)
-        assert answers[:MAX_IN_FLIGHT] == [None] * MAX_IN_FLIGHT
-        assert {type(answer) for answer in answers[MAX_IN_FLIGHT:]} == {StorageClosedError}
+        assert answers[:LEAST_IN_FLIGHT] == [None] * LEAST_IN_FLIGHT
+        assert {type(answer) for answer in answers[LEAST_IN_FLIGHT:]} == {StorageClosedError}
         await close_client(client)
 
     async def test_closing_with_groups_in_flight_takes_no_longer_the_more_there_are(
@@ -394,9 +419,9 @@ class GroupLimitContract(GroupFixtures):
     ) -> None:
         async with new_storage(url=proxy.url) as storage:
             for kind in KINDS:
-                rule = proxy.delay(COMMANDS[kind][0], 0.2, MAX_IN_FLIGHT)
+                rule = proxy.delay(COMMANDS[kind][0], 0.2, LEAST_IN_FLIGHT)
                 tasks = [asyncio.create_task(GROUPED[kind](storage, f"r-{n}")) for n in range(5)]
-                await _until(lambda rule=rule: rule.hits == MAX_IN_FLIGHT)
+                await _until(lambda rule=rule: rule.hits == LEAST_IN_FLIGHT)
 
                 with pytest.raises(StorageError, match="one storage per event loop"):
                     await asyncio.to_thread(_run, GROUPED[kind](storage, "other"))

@@ -12,7 +12,7 @@ import pytest
 from bson import Binary, Decimal128, Int64, ObjectId, Regex
 
 from deerflow_mongo import MongoStorage, ThreadMetaCreate
-from deerflow_mongo.mongodb.drivers.groups.lane import MAX_IN_FLIGHT
+from deerflow_mongo.mongodb.drivers.groups.places import LEAST_IN_FLIGHT
 
 from .group_fixtures import GroupFixtures, SentCommands, answers_of, counts_of
 
@@ -80,7 +80,7 @@ class GroupedReadContract(GroupFixtures):
         storage, sent = listened
         reads = [(f"r-{number % 3}", user) for number in range(30) for user in ("alice", "bob")]
         await asyncio.gather(*(storage.runs.get(run_id, user_id=user) for run_id, user in reads))
-        assert [len(command.parts) for command in sent.all] == [1] * MAX_IN_FLIGHT + [2 * 3]
+        assert [len(command.parts) for command in sent.all] == [1] * LEAST_IN_FLIGHT + [2 * 3]
 
     async def test_read_that_starts_after_an_acknowledged_write_sees_it(self, storage: MongoStorage) -> None:
         """While other reads and writes of the collections are waiting and under way."""

@@ -36,6 +36,7 @@ from deerflow_mongo.mongodb.drivers.errors import (
 )
 from deerflow_mongo.mongodb.drivers.event_loop import Owner
 from deerflow_mongo.mongodb.drivers.groups.lane import GroupCounts, no_calls
+from deerflow_mongo.mongodb.drivers.groups.places import Places
 from deerflow_mongo.mongodb.drivers.pymongo_async import PyMongoDriver
 from deerflow_mongo.mongodb.drivers.time_limit import TimeLimit
 from deerflow_mongo.mongodb.observation import BackgroundObserver, CommandObserver, unobserved
@@ -256,6 +257,7 @@ class _StubDriver:
         self.is_closed = is_closed
         self.owner = Owner()
         self.time_limit = TimeLimit(25_000)
+        self.places = Places(lambda: 0.0)
 
     def handle_options(self, options: dict[str, Any]) -> dict[str, Any]:
         return options

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from deerflow_mongo import StorageUnavailableError
-from deerflow_mongo.mongodb.drivers.groups.lane import MAX_IN_FLIGHT
+from deerflow_mongo.mongodb.drivers.groups.places import LEAST_IN_FLIGHT
 
 from ...busy_machine import until_answered
 from ...faults.proxy import FaultProxy
@@ -101,7 +101,7 @@ class TimeLimitContract(DriverFixtures):
         stalled = proxy.stall("insert", "find")  # a thread's last number is read first
         puts = [asyncio.create_task(storage.run_events.put(**event(thread_id=f"t{n}"))) for n in range(5)]
         async with asyncio.timeout(60):
-            while stalled.hits < MAX_IN_FLIGHT:  # noqa: ASYNC110
+            while stalled.hits < LEAST_IN_FLIGHT:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         began = time.monotonic()
         await storage.aclose()

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from deerflow_mongo import MongoStorage, RunExistsError
-from deerflow_mongo.mongodb.drivers.groups.lane import MAX_IN_FLIGHT
+from deerflow_mongo.mongodb.drivers.groups.places import LEAST_IN_FLIGHT
 
 from .conftest import OpenObserved
 from .reports import Reports
 
+pytestmark = pytest.mark.usefixtures("nearby")
+
 CALLS = 10
-GROUPED = CALLS - MAX_IN_FLIGHT
+GROUPED = CALLS - LEAST_IN_FLIGHT
 
 Call = Callable[[MongoStorage, int], Awaitable[Any]]
 

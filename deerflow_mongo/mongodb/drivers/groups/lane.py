@@ -21,9 +21,8 @@ from ...observation import BackgroundObserver, current_operation
 from ..errors import copied
 from ..event_loop import Owner
 from ..time_limit import TimeLimit, has_longer_limit, seconds_left
+from .places import LEAST_IN_FLIGHT, Places
 
-MAX_IN_FLIGHT: Final = 2
-"""Commands of a lane at once: one is on its way while the server works on the other."""
 SMALLEST_GROUP: Final = 2
 """One call alone costs less as a command of its own."""
 MAX_CALLS: Final = 128
@@ -56,6 +55,7 @@ class GroupDriver(Protocol):
     owner: Owner
     time_limit: TimeLimit
     observe_background: BackgroundObserver
+    places: Places
 
     @property
     def is_closed(self) -> bool: ...
@@ -147,7 +147,13 @@ class Lane(ABC, Generic[_Given, _Answer]):
     async def run(self, given: _Given, alone: Callable[[_Given], Awaitable[_Answer]]) -> _Answer:
         """The answer of the server; `alone` sends the call as a command of its own."""
         self._driver.owner.check()
-        if self._in_flight >= MAX_IN_FLIGHT and self.can_group(given) and not has_longer_limit():
+        # In this order, the first of which is the cheapest and decides for most calls.
+        if (
+            self._in_flight >= LEAST_IN_FLIGHT
+            and self._in_flight >= self._driver.places.number()
+            and self.can_group(given)
+            and not has_longer_limit()
+        ):
             return await self._wait(given, alone)
         self._in_flight += 1
         self._unanswered += 1
@@ -189,7 +195,7 @@ class Lane(ABC, Generic[_Given, _Answer]):
 
     def _next(self) -> None:
         """Give the place of a command that was answered to those that wait."""
-        group = self._take() if self._in_flight <= MAX_IN_FLIGHT else []
+        group = self._take() if self._in_flight <= self._driver.places.number() else []
         if not group:
             self._in_flight -= 1
             self._is_lasting = self._is_lasting and self._in_flight > 0
@@ -240,7 +246,7 @@ class Lane(ABC, Generic[_Given, _Answer]):
         """
         if not self._is_lasting:
             return MAX_CALLS
-        part = -(-(len(self._waiting) + self._unanswered) // MAX_IN_FLIGHT)
+        part = -(-(len(self._waiting) + self._unanswered) // self._driver.places.number())
         return min(max(part, SMALLEST_GROUP), MAX_CALLS)
 
     async def _send(self, group: list[Call[_Given, _Answer]]) -> None:
