@@ -58,7 +58,7 @@ def gateway(cases: Cases) -> str:
     """Ratios for the READMEs: the gateway on deerflow-mongo relative to DeerFlow's own storage."""
     of = _by_users(cases)
     table = Table("the whole gateway", "", *(counted(case.concurrency, "user") for case in of), texts=2)
-    for name in cases.backends(of, _COMPARED):
+    for name in (name for name in cases.backends(of, _COMPARED) if name != OURS):
         for title, metric, *_ in _METRICS[:-1]:
             ratios = (cases.ratio(case, metric, OURS, name) for case in of)
             table.add(f"relative to {cases.short(name)}", title.partition(",")[0], *map(with_spread, ratios))
