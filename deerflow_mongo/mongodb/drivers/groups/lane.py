@@ -195,7 +195,8 @@ class Lane(ABC, Generic[_Given, _Answer]):
 
     def _next(self) -> None:
         """Give the place of a command that was answered to those that wait."""
-        group = self._take() if self._in_flight <= self._driver.places.number() else []
+        is_free = self._waiting and self._in_flight <= self._driver.places.number()
+        group = self._take() if is_free else []
         if not group:
             self._in_flight -= 1
             self._is_lasting = self._is_lasting and self._in_flight > 0
