@@ -21,6 +21,7 @@ _MARKED = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTAL
 _README_TABLES: Mapping[str, Callable[[Cases], str]] = {
     "summary": tables.summary,
     "gateway": gateway.gateway,
+    "gateway-groups": gateway.groups,
     "gateway-targets": gateway.targets,
     "overview": tables.overview,
     "losses": tables.losses,

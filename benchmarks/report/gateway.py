@@ -11,7 +11,7 @@ from .cases import Case, Cases
 from .ratios import NOTHING, Table, counted, with_spread
 from .targets import Target, measured_targets, relative_to
 
-_COMPARED = (SINGLE, "deerflow-sqlite", "deerflow-postgresql")
+_COMPARED = ("deerflow-sqlite", "deerflow-postgresql")
 _METRICS: Sequence[tuple[str, Metric, float, int]] = (
     ("turns/s", "ops_per_s", 1, 1),
     ("p50, ms", "p50_ms", 1, 0),
@@ -56,9 +56,19 @@ TARGETS: Final = (
 
 def gateway(cases: Cases) -> str:
     """Ratios for the READMEs: the gateway on deerflow-mongo relative to DeerFlow's own storage."""
+    return _relative_to(_COMPARED, cases)
+
+
+def groups(cases: Cases) -> str:
+    """The same relative to the gateway without groups."""
+    return _relative_to((SINGLE,), cases)
+
+
+def _relative_to(others: Sequence[str], cases: Cases) -> str:
     of = _by_users(cases)
     table = Table("the whole gateway", "", *(counted(case.concurrency, "user") for case in of), texts=2)
-    for name in (name for name in cases.backends(of, _COMPARED) if name != OURS):
+    measured = cases.backends(of)
+    for name in (name for name in others if name in measured):
         for title, metric, *_ in _METRICS[:-1]:
             ratios = (cases.ratio(case, metric, OURS, name) for case in of)
             table.add(f"relative to {cases.short(name)}", title.partition(",")[0], *map(with_spread, ratios))
@@ -74,7 +84,7 @@ def absolute_values(cases: Cases) -> str:
     of = _by_users(cases)
     table = Table("storage of the gateway", "users", *(title for title, *_ in _METRICS), "failed turns")
     for case in of:
-        for name in cases.backends([case], (OURS, *_COMPARED)):
+        for name in cases.backends([case], (OURS, SINGLE, *_COMPARED)):
             record = cases.records(case)[name]
             cells = [
                 _with_range(record.values(metric), factor, decimals)
