@@ -56,6 +56,9 @@ COUNT_PATHS: dict[str, str] = {
 }
 """A row's count -> its path in the document."""
 
+EXPECTED_RUNS = 15
+"""Runs that a thread may be expected to have, where no limit says how many rows there are."""
+
 REGENERATED_RUN_PATH = f"metadata.{REGENERATED_RUN}"
 REPLAY_KIND_PATH = f"metadata.{REPLAY_KIND}"
 """Keys and a text that `encode_mapping` stores as they are, so a filter finds them."""

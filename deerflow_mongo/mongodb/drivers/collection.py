@@ -14,37 +14,26 @@ from pymongo import DeleteMany, ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError, OperationFailure
 
 from ...contract.errors import StorageClosedError, StorageError, StorageUnavailableError
-from ..observation import BackgroundObserver, CommandObserver
+from ..observation import CommandObserver
 from .errors import DRIVER_ERRORS, no_answer, refusals, translate, with_cause
-from .event_loop import Owner, error_of_other_loop
+from .event_loop import error_of_other_loop
 from .groups.command import Document, Sort, Update
-from .groups.lane import GroupCounts
-from .groups.places import Places
+from .groups.lane import GroupDriver
 from .groups.reads import ID_INDEX, NO_DOCUMENT, Reads
-from .groups.unions import Aggregation, Aggregations, ListQuery, Lists
+from .groups.unions import FEW_BATCH, Aggregation, Aggregations, ListQuery, Lists
 from .groups.upserts import UpsertQuery, Upserts
 from .groups.writes import Inserts, Updates
-from .time_limit import TimeLimit
 
 _MAX_BATCH_SIZE = 2**31 - 1
-_FEW_BATCH = 100_000
-"""Of rows that are few, all; one answer ends at 16 MiB in any case."""
 
 
-class CollectionDriver(Protocol):
-    """What a collection needs of its driver; see `Driver`."""
+class CollectionDriver(GroupDriver, Protocol):
+    """What a collection needs of its driver, in addition to what its lanes need; see `Driver`."""
 
     database_name: str
-    owner: Owner
-    time_limit: TimeLimit
     observer: CommandObserver | None
-    observe_background: BackgroundObserver
     has_groups: bool
-    places: Places
 
-    @property
-    def is_closed(self) -> bool: ...
-    def counts_of(self, collection: str, kind: str) -> GroupCounts: ...
     async def opened(self) -> Any: ...
     def handle_options(self, options: Document) -> Document: ...
     async def rows(self, cursor: Any) -> list[Document]: ...
@@ -253,7 +242,7 @@ class Collection:
         return await self._aggregate_few(given)
 
     async def _aggregate_few(self, given: Aggregation) -> list[Document]:
-        return await self.aggregate(given.pipeline, batch_size=_FEW_BATCH)
+        return await self.aggregate(given.pipeline, batch_size=FEW_BATCH)
 
     # Writing.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -339,12 +338,13 @@ class Driver(ABC):
         """
         if self._client is None:
             return 0.0
+        shortest_s = self._round_trips_s
         for server in self._client.topology_description.server_descriptions().values():
             if server.is_writable:
-                measured_s: float = server.min_round_trip_time or math.inf
-                shortest_s = min(self._round_trips_s.get(server.address, math.inf), measured_s)
-                self._round_trips_s[server.address] = shortest_s
-                return 0.0 if math.isinf(shortest_s) else shortest_s
+                measured_s: float = server.min_round_trip_time  # 0 until there are two
+                if measured_s:
+                    shortest_s[server.address] = min(measured_s, shortest_s.get(server.address, measured_s))
+                return shortest_s.get(server.address, 0.0)
         return 0.0
 
     def counts_of(self, collection: str, kind: str) -> GroupCounts:

@@ -39,6 +39,7 @@ from ..documents.run_events import (
     last_visible_seqs,
     tombstone_update,
 )
+from ..documents.runs import EXPECTED_RUNS
 from ..documents.stored_times import time_fields
 from ..drivers.changes import NextChange
 from ..drivers.collection import Collection, Sort
@@ -59,8 +60,6 @@ _NUMBERS_BYTES = 64
 CLOSE_TIMEOUT_S = 10.0
 _DELETION_PAUSE_S = 0.1
 _BY_ID = (("_id", 1),)
-_RUNS_OF_THREAD = 15
-"""Runs that a thread may be expected to have."""
 _FOLLOW_PAGE = 500
 _ERASED_AT_ONCE = 5_000
 """Events of one command: some 100 ms of the server."""
@@ -274,7 +273,7 @@ class MongoRunEventStore(RunEventStore, Following):
         if not wanted:
             return {}
         self._events.check_owner()
-        reading = self._committed.aggregate_few(last_visible_seq_pipeline(query), rows=_RUNS_OF_THREAD)
+        reading = self._committed.aggregate_few(last_visible_seq_pipeline(query), rows=EXPECTED_RUNS)
         return last_visible_seqs(await self._if_allowed(query["thread_id"], current_actor(), reading))
 
     async def count_messages(self, thread_id: str, *, user_id: UserId = None) -> int:

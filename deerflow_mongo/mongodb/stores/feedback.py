@@ -21,6 +21,7 @@ from ..documents.feedback import (
     totals_pipeline,
     vote_update,
 )
+from ..documents.runs import EXPECTED_RUNS
 from ..drivers.collection import Collection
 from ..drivers.errors import DuplicateKeyError
 from ..queries import Query
@@ -31,9 +32,6 @@ _ORDERS: dict[str, Keys] = {"newest_first": NEWEST_FIRST, "oldest_first": OLDEST
 
 _UPSERT_ATTEMPTS = 5
 """Two are enough after a lost race against another first vote (MongoDB's upsert with a partial index)."""
-
-_RUNS_OF_THREAD = 15
-"""Runs with votes that a thread may be expected to have."""
 
 
 class MongoFeedbackStore(FeedbackStore):
@@ -133,7 +131,7 @@ class MongoFeedbackStore(FeedbackStore):
 
     async def _newest_by_run(self, query: Query) -> dict[str, FeedbackRow]:
         pipeline = newest_by_run_pipeline(query, FEEDBACK_BY_USER.keys)
-        groups = await self._collection.aggregate_few(pipeline, rows=_RUNS_OF_THREAD)
+        groups = await self._collection.aggregate_few(pipeline, rows=EXPECTED_RUNS)
         rows = self._rows.rows(group["newest"] for group in groups)
         if len(rows) < len(groups):  # a run's newest row cannot be read: an older one may be
             rows = await self._rows.find(query, sort=OLDEST_FIRST, limit=arguments.MAX_LIMIT)

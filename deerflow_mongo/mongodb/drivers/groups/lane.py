@@ -69,7 +69,7 @@ def no_calls() -> GroupCounts:
 class Call(Generic[_Given, _Answer]):
     """A call that waits; its future has the answer, or is done without one where it goes alone."""
 
-    __slots__ = ("done", "given", "has_turn", "key", "operation", "since", "written")
+    __slots__ = ("asked", "done", "given", "has_turn", "operation", "since", "written")
 
     def __init__(self, given: _Given) -> None:
         self.given = given
@@ -78,8 +78,8 @@ class Call(Generic[_Given, _Answer]):
         self.since = time.monotonic()
         self.written: Any = None
         """What it writes, as it is sent; see `Lane.measure`."""
-        self.key = b""
-        """Equal for calls that ask for the same; see `unions.py`."""
+        self.asked: Any = None
+        """What it reads, encoded and as the stages of a pipeline; see `unions.py`."""
         self.has_turn = False
         """Whether a place in flight is this call's own."""
 

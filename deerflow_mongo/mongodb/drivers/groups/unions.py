@@ -13,8 +13,8 @@ from .reads import copy_of
 MAX_LISTED: Final = 1_000
 """Documents that the lists of a group may have together: decoding them blocks the event loop."""
 
-_BATCH: Final = 100_000
-"""Documents of one answer, unless they exceed what the server puts into one."""
+FEW_BATCH: Final = 100_000
+"""Of documents that are few, all in one answer, unless they exceed what the server puts into one."""
 _LIST: Final = "list"
 """No document of ours has this field."""
 
@@ -50,23 +50,25 @@ class _Unions(CommandLane[_Given, list[Document]]):
         """How many documents it may get."""
 
     def measure(self, call: Call[_Given, list[Document]]) -> int | None:
-        key = encoded({"pipeline": self.stages(call.given)})
+        stages = self.stages(call.given)
+        key = encoded({"pipeline": stages})
         if key is None:
             return None
-        call.key = key
+        call.asked = key, stages
         return len(key) + self.rows(call.given) * (MAX_BYTES // MAX_LISTED)
 
     async def send(self, calls: Sequence[Call[_Given, list[Document]]]) -> None:
         equal: dict[bytes, list[Call[_Given, list[Document]]]] = {}
         for call in calls:
-            equal.setdefault(call.key, []).append(call)
+            key, _ = call.asked
+            equal.setdefault(key, []).append(call)
         first, *others = [
-            [*self.stages(each[0].given), {"$set": {_LIST: {"$literal": position}}}]
+            [*each[0].asked[1], {"$set": {_LIST: {"$literal": position}}}]
             for position, each in enumerate(equal.values())
         ]
         source = self._collection.name
         pipeline = first + [{"$unionWith": {"coll": source, "pipeline": stages}} for stages in others]
-        documents = await self.read(self._collection.aggregate(pipeline, batch_size=_BATCH))
+        documents = await self.read(self._collection.aggregate(pipeline, batch_size=FEW_BATCH))
         if documents is None:
             all_alone(calls)
             return

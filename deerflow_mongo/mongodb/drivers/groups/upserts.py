@@ -136,10 +136,7 @@ def _decide(
         call.answer(existing)
     elif existing.keys() <= {"_id", VERSION, *equalities, *fields}:
         query = {**call.given.query, "_id": existing["_id"]}
-        changes.append((call, {**existing, **fields}, _updating(query, fields)))
+        operation = UpdateOne(query, refusing_inserts({"$set": fields}), upsert=True)
+        changes.append((call, {**existing, **fields}, operation))
     else:
         call.go_alone()
-
-
-def _updating(query: Document, fields: Document) -> UpdateOne:
-    return UpdateOne(query, refusing_inserts({"$set": fields}), upsert=True)

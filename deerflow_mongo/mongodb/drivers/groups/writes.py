@@ -15,6 +15,8 @@ from .reads import ID_TYPES
 SHARD_KEY_NOT_FOUND_CODE: Final = 61
 _NO_ID: Final = None
 """No document of ours has this id."""
+_IS_NEW: Final[Document] = {"$eq": [{"$type": f"${VERSION}"}, "missing"]}
+_REFUSED_IF_NEW: Final[Document] = {"$set": {"_id": {"$cond": [_IS_NEW, _NO_ID, "$_id"]}}}
 
 
 def is_by_id(query: Document) -> bool:
@@ -99,8 +101,6 @@ class Updates(CommandLane[tuple[Document, Update], int]):
 def refusing_inserts(update: Update) -> Update:
     """The update for an upsert that the server refuses where nothing matches."""
     if isinstance(update, list):
-        is_new: Document = {"$eq": [{"$type": f"${VERSION}"}, "missing"]}
-        refused: Document = {"$set": {"_id": {"$cond": [is_new, _NO_ID, "$_id"]}}}
-        return [refused, *update]
+        return [_REFUSED_IF_NEW, *update]
     on_insert: Document = {**update.get("$setOnInsert", {}), "_id": _NO_ID}
     return {**update, "$setOnInsert": on_insert}
