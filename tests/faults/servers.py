@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -265,10 +265,25 @@ class Mongod:
         """Give up being the primary, and do not become it again for so long."""
         self.command({"replSetStepDown": for_s, "secondaryCatchUpPeriodSecs": for_s - 1, "force": True})
 
-    def set_fail_point(self, name: str, mode: str | Mapping[str, Any], **data: Any) -> None:
-        """Such as `set_fail_point("failCommand", {"times": 2}, failCommands=["update"], errorCode=91)`."""
+    def set_fail_point(self, name: str, mode: str | Mapping[str, Any], **data: Any) -> int:
+        """Such as `set_fail_point("failCommand", {"times": 2}, failCommands=["update"], errorCode=91)`.
+
+        Returns how often it was met before.
+        """
         command: dict[str, Any] = {"configureFailPoint": name, "mode": mode}
-        self.command({**command, "data": data} if data else command)
+        return self.command({**command, "data": data} if data else command)["count"]
+
+    @contextlib.contextmanager
+    def replication_held(self) -> Generator[None]:
+        """A secondary fetches no more writes; its heartbeats go on, so that nothing is elected."""
+        name = "stopReplProducer"
+        met = self.set_fail_point(name, "alwaysOn")
+        try:
+            limit_ms = int(START_TIMEOUT_S * 1000)
+            self.command({"waitForFailPoint": name, "timesEntered": met + 1, "maxTimeMS": limit_ms})
+            yield
+        finally:
+            self.set_fail_point(name, "off")
 
     def close(self) -> None:
         """Kill it and give its port back; the folder is its owner's."""

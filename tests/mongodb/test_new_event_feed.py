@@ -11,8 +11,10 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import pytest
+from bson import Timestamp
 
 from deerflow_mongo import StorageClosedError, StorageError, StorageUnavailableError
+from deerflow_mongo.mongodb.drivers.changes import Changes
 from deerflow_mongo.mongodb.events import following
 from deerflow_mongo.mongodb.events.following import Follower, NewEventFeed, Page, Position
 
@@ -28,6 +30,8 @@ class Events:
         self.statuses: dict[str, str] = {}
         self.changes: asyncio.Queue[dict[str, Any] | BaseException] = asyncio.Queue()
         self.reads: list[Position] = []
+        self.times = 0
+        self.read_as_of: list[int] = []
         self.opened = 0
         self.reading = self.most_reading = 0
         self.read_error: BaseException | None = None
@@ -35,13 +39,20 @@ class Events:
         self.pause: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0)
 
     @asynccontextmanager
-    async def open(self) -> AsyncGenerator[Callable[[], Awaitable[dict[str, Any] | None]]]:
+    async def open(self) -> AsyncGenerator[Changes]:
         await asyncio.sleep(0)
         if self.open_error is not None:
             raise self.open_error
         self.opened += 1
         self.changes = asyncio.Queue()
-        yield self._next
+        yield Changes(self._now(), self._next)
+
+    def _now(self) -> Timestamp:
+        self.times += 1
+        return Timestamp(self.times, 1)
+
+    def change(self, operation: str, **ids: str) -> None:
+        self.changes.put_nowait({"operationType": operation, "clusterTime": self._now(), **ids})
 
     async def _next(self) -> dict[str, Any] | None:
         try:
@@ -54,14 +65,16 @@ class Events:
 
     def put(self, thread_id: str = "t") -> None:
         self.stored[thread_id] = self.stored.get(thread_id, 0) + 1
-        self.changes.put_nowait({"operationType": "insert", "thread_id": thread_id})
+        self.change("insert", thread_id=thread_id)
 
     def end_run(self, run_id: str) -> None:
         self.statuses[run_id] = "success"
-        self.changes.put_nowait({"operationType": "update", "run_id": run_id})
+        self.change("update", run_id=run_id)
 
-    async def read(self, position: Position, *, check_run: bool) -> Page:
+    async def read(self, position: Position, as_of: Timestamp | None, *, check_run: bool) -> Page:
+        assert as_of is not None
         self.reads.append(position)
+        self.read_as_of.append(as_of.time)
         self.reading += 1
         self.most_reading = max(self.most_reading, self.reading)
         try:
@@ -158,6 +171,18 @@ async def test_followers_at_one_place_share_a_read() -> None:
     feed.close()
 
 
+async def test_reads_are_as_of_the_opening_and_then_of_the_last_change() -> None:
+    events = Events()
+    feed = events.feed()
+    tasks = await waiting_at(feed, 1)
+    assert set(events.read_as_of) == {1}
+    events.put("other")
+    events.put()
+    await outcomes(tasks)
+    assert events.read_as_of[-1] == events.times == 3
+    feed.close()
+
+
 async def test_other_tasks_run_while_many_followers_go_on() -> None:
     events = Events()
     feed = events.feed()
@@ -176,7 +201,7 @@ async def test_event_of_a_run_that_nobody_at_the_place_follows_wakes_nobody() ->
     events = Events()
     feed = events.feed()
     [task] = await waiting_at(feed, 1)
-    events.changes.put_nowait({"operationType": "insert", "thread_id": "t"})
+    events.change("insert", thread_id="t")
     events.put("other")
     await asyncio.sleep(0.05)
     assert not task.done()
@@ -346,9 +371,9 @@ async def test_status_of_an_active_run_is_read_once_until_it_changes() -> None:
     checked: list[bool] = []
     read = events.read
 
-    async def read_page(position: Position, *, check_run: bool) -> Page:
+    async def read_page(position: Position, as_of: Timestamp | None, *, check_run: bool) -> Page:
         checked.append(check_run)
-        return await read(position, check_run=check_run)
+        return await read(position, as_of, check_run=check_run)
 
     feed = NewEventFeed(events.open, cast("Any", read_page), 10)
     events.statuses["r"] = "running"

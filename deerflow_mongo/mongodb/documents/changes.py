@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from bson import Timestamp
+
 from ...contract.errors import StorageUnavailableError
 from ...contract.rows import ACTIVE_STATUSES
 from .encoding import Document
@@ -17,6 +19,8 @@ class Change(NamedTuple):
     thread_id: str | None
     run_id: str | None
     is_deletion: bool
+    time: Timestamp
+    """Of the cluster: a state as of then has the change."""
 
 
 def change_pipeline(events: str, runs: str) -> list[Document]:
@@ -42,6 +46,7 @@ def change_pipeline(events: str, runs: str) -> list[Document]:
     is_of_run = {"$eq": ["$ns.coll", runs]}
     ids: Document = {
         "operationType": 1,
+        "clusterTime": 1,
         "thread_id": {"$cond": [is_of_run, "$$REMOVE", "$fullDocument.thread_id"]},
         "run_id": {"$cond": [is_of_run, "$documentKey._id", "$$REMOVE"]},
     }
@@ -53,4 +58,5 @@ def change_of(document: Document) -> Change:
     operation = document["operationType"]
     if operation in _DROPPED or operation == "invalidate":
         raise StorageUnavailableError(f"the change stream ended: its collection is gone ({operation})")
-    return Change(document.get("thread_id"), document.get("run_id"), operation == "delete")
+    ids = document.get("thread_id"), document.get("run_id")
+    return Change(*ids, operation == "delete", document["clusterTime"])

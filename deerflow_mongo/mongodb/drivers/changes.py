@@ -10,7 +10,9 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from bson import Timestamp
 
 from ...contract.errors import StorageClosedError, StorageUnavailableError
 from .collection import Document, end_if_cancelled
@@ -29,6 +31,15 @@ _BUFFERED_S = 0.000_1
 NextChange: TypeAlias = Callable[[], Awaitable[Document | None]]
 
 
+class Changes(NamedTuple):
+    """An open change stream."""
+
+    opened_at: Timestamp | None
+    """A time of the cluster at which it was open; None from a server that has no keys yet to sign times."""
+    next_change: NextChange
+    """Returns the next change, or None if there was none for about a second."""
+
+
 class ChangesDriver(Protocol):
     """What a change stream needs of its driver; see `Driver`."""
 
@@ -40,14 +51,15 @@ class ChangesDriver(Protocol):
     def is_closed(self) -> bool: ...
     async def opened(self) -> Any: ...
     async def watch(self, database: Any, pipeline: list[Document]) -> Any: ...
+    async def command(self, document: Document) -> Document: ...
 
 
 @asynccontextmanager
-async def changes(driver: ChangesDriver, pipeline: list[Document]) -> AsyncGenerator[NextChange]:
-    """A change stream that is open on the server: from then on no change is missed.
+async def changes(driver: ChangesDriver, pipeline: list[Document]) -> AsyncGenerator[Changes]:
+    """A change stream that is open on the server: no change is missed that comes after `opened_at`.
 
-    That includes lost connections. The function returns the next change, or None if there was none for about
-    a second.
+    That includes lost connections. A change from before may be missed even where no majority has it yet, and
+    reads of what a majority has do not show it: read by `Collection.find_as_of`.
     """
     database = await driver.opened()
     pause_s = 0.0
@@ -72,7 +84,7 @@ async def changes(driver: ChangesDriver, pipeline: list[Document]) -> AsyncGener
                     raise StorageUnavailableError("the change stream ended: its database is gone")
                 return change
 
-            yield next_change
+            yield Changes((await driver.command({"ping": 1})).get("operationTime"), next_change)
     except TimeoutError as error:
         raise no_answer(WATCH, driver.database_name, driver.time_limit.timeout_ms) from error
     except DRIVER_ERRORS as error:

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from bson import Timestamp
 from pymongo import DeleteMany, ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError, OperationFailure
 
@@ -37,6 +38,7 @@ class CollectionDriver(GroupDriver, Protocol):
     async def opened(self) -> Any: ...
     def handle_options(self, options: Document) -> Document: ...
     async def rows(self, cursor: Any) -> list[Document]: ...
+    async def session(self) -> Any: ...
     async def aggregate(self, handle: Any, pipeline: list[Document], options: Document) -> Any: ...
 
 
@@ -173,16 +175,39 @@ class Collection:
             return await self._lists.run(given, self._find)
         return await self._find(given)
 
-    async def _find(self, given: ListQuery) -> list[Document]:
+    async def _find(self, given: ListQuery, as_of: Timestamp | None = None) -> list[Document]:
         query, sort, limit, skip, projection = given
         # One more than the limit lets the server close the cursor with its first answer.
-        batch_size = min(limit + 1, _MAX_BATCH_SIZE)
-        return await self.run(
-            "find",
-            lambda handle: self._driver.rows(
-                handle.find(query, projection, sort=sort, limit=limit, skip=skip, batch_size=batch_size)
-            ),
-        )
+        options: Document = {"skip": skip, "batch_size": min(limit + 1, _MAX_BATCH_SIZE)}
+
+        async def read(handle: Any, **session: Any) -> list[Document]:
+            found = handle.find(query, projection, sort=sort, limit=limit, **options, **session)
+            return await self._driver.rows(found)
+
+        async def read_as_of(handle: Any) -> list[Document]:
+            async with await self._driver.session() as session:
+                session.advance_operation_time(as_of)
+                return await read(handle, session=session)
+
+        return await self.run("find", read if as_of is None else read_as_of)
+
+    async def find_as_of(
+        self,
+        query: Document,
+        *,
+        sort: Sort,
+        limit: int,
+        as_of: Timestamp | None,
+        projection: Sequence[str] | None = None,
+    ) -> list[Document]:
+        """As `find`, of a state that has every write up to this time of the cluster; it is waited for.
+
+        Else a read of what a majority has may be of a state before a change that a change stream has told of:
+        just after another member became the primary.
+        """
+        if as_of is None:
+            return await self.find(query, sort=sort, limit=limit, projection=projection)
+        return await self._find(ListQuery(query, sort, limit, 0, projection), as_of)
 
     async def find_page(self, query: Document, *, sort: Sort, limit: int) -> list[Document]:
         """The first documents, at most `limit` and no more than one answer holds; none where there are none.

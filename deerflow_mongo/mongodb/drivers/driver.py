@@ -158,6 +158,11 @@ class Driver(ABC):
     async def rows(self, cursor: Any) -> list[Document]:
         return await cursor.to_list(None)
 
+    async def session(self) -> Any:
+        """A new session of an open client; its reads wait for the time that it was advanced to."""
+        self.check_open()
+        return self._client.start_session(causal_consistency=True)
+
     async def aggregate(self, handle: Any, pipeline: list[Document], options: Document) -> Any:
         return handle.aggregate(pipeline, **options)
 

@@ -39,6 +39,9 @@ class MotorDriver(Driver):
     async def close_client(self, client: Any) -> None:
         client.close()
 
+    async def session(self) -> Any:
+        return await (await super().session())  # Motor's own function is a coroutine
+
     async def watch(self, database: Any, pipeline: list[Document]) -> Any:
         await_ms = max_await_ms(database.delegate.client.options, self.time_limit.timeout_ms)
         stream = watched(database).watch(pipeline, max_await_time_ms=await_ms)

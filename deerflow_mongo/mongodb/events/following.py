@@ -5,7 +5,9 @@ seen, so that nothing is lost when the stream reconnects. A follower that waits 
 or a connection. How a page is read, and which followers may see it, is up to the store.
 
 Why nothing is missed: a topic counts its changes. A page knows the counts from before its read began, and a
-follower that comes back for the next page with older counts than the topic's has a read made at once.
+follower that comes back for the next page with older counts than the topic's has a read made at once. A read
+is of a state as of the last change that the stream told of, or as of its opening: a write that was on its way
+to the majority then is in no change, and a new primary may not know yet what its majority has.
 """
 
 from __future__ import annotations
@@ -14,17 +16,20 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 from weakref import WeakSet, WeakValueDictionary
+
+from bson import Timestamp
 
 from ...contract.actor import BoundActor
 from ...contract.errors import StorageClosedError, StorageError, StorageUnavailableError
 from ...contract.rows import JSONValue, RunEventRow
 from ..documents.changes import change_of
 from ..documents.encoding import Document
+from ..drivers.changes import Changes, NextChange
 from ..drivers.errors import copied, with_cause
 from ..observation import BackgroundObserver, unobserved
 
@@ -126,12 +131,15 @@ class _Group:
 
 
 class ReadPage(Protocol):
-    """The store's part: the page at a position, and the run's status before that if `check_run`."""
+    """The store's part: the page at a position, and the run's status before that if `check_run`.
 
-    async def __call__(self, position: Position, *, check_run: bool) -> Page: ...
+    Of a state that has everything up to `as_of`, a time of the cluster.
+    """
+
+    async def __call__(self, position: Position, as_of: Timestamp | None, *, check_run: bool) -> Page: ...
 
 
-OpenChanges: TypeAlias = Callable[[], AbstractAsyncContextManager[Callable[[], Awaitable[Document | None]]]]
+OpenChanges: TypeAlias = Callable[[], AbstractAsyncContextManager[Changes]]
 
 
 class NewEventFeed:
@@ -162,9 +170,9 @@ class NewEventFeed:
             self._stream = _Stream(self._open_changes, self._observed_page)
         return Follower(self._stream, thread_id, run_id, after_seq, until_run_ends)
 
-    async def _observed_page(self, position: Position, *, check_run: bool) -> Page:
+    async def _observed_page(self, position: Position, as_of: Timestamp | None, *, check_run: bool) -> Page:
         with self.observe(READ_PAGE):
-            return await self._read_page(position, check_run=check_run)
+            return await self._read_page(position, as_of, check_run=check_run)
 
     def close(self) -> None:
         """Accept no follower any more; those there are end at once with `StorageClosedError`."""
@@ -224,6 +232,8 @@ class _Stream:
         self._groups: dict[Position, _Group] = {}
         self._reading = asyncio.Semaphore(MAX_READS)
         self._is_open = False
+        self._as_of: Timestamp | None = None
+        """Of the last change, or of the opening."""
         self._error: StorageError | None = None
         self.followers: WeakSet[Follower] = WeakSet()
         # A context of its own: the time limit of the first caller is not that of the others.
@@ -246,8 +256,8 @@ class _Stream:
 
     async def _run(self) -> None:
         try:
-            async with self._open_changes() as next_change:
-                self._is_open = True
+            async with self._open_changes() as (opened_at, next_change):
+                self._is_open, self._as_of = True, opened_at
                 for group in list(self._groups.values()):
                     self._make_due(group)
                 await self._notify_until_unused(next_change)
@@ -257,7 +267,7 @@ class _Stream:
             logger.exception("reading the change stream failed", extra={"operation": "watch"})
             self.end(with_cause(StorageError(f"the change stream could not be read: {error}"), error))
 
-    async def _notify_until_unused(self, next_change: Callable[[], Awaitable[Document | None]]) -> None:
+    async def _notify_until_unused(self, next_change: NextChange) -> None:
         used_at = time.monotonic()
         while True:
             document = await next_change()
@@ -271,6 +281,7 @@ class _Stream:
 
     def _notify(self, document: Document) -> None:
         change = change_of(document)
+        self._as_of = change.time
         for kind, name in (("thread", change.thread_id), ("run", change.run_id)):
             topic = None if name is None else self._topics.get((kind, name))
             if topic is not None:
@@ -369,7 +380,7 @@ class _Stream:
         group.is_due, counts = False, group.counts()
         run = group.topics[1] if len(group.topics) > 1 else None
         check_run = run is not None and run.active_at != counts[1]
-        page = await self._read_page(group.position, check_run=check_run)
+        page = await self._read_page(group.position, self._as_of, check_run=check_run)
         if run is not None and page.run_is_stored and not page.run_has_ended:
             run.active_at = counts[1]
         return page, counts

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Seque
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack
 
-from bson import ObjectId
+from bson import ObjectId, Timestamp
 
 from ...contract import arguments
 from ...contract.actor import BoundActor, UserId, current_actor
@@ -41,7 +41,7 @@ from ..documents.run_events import (
 )
 from ..documents.runs import EXPECTED_RUNS
 from ..documents.stored_times import time_fields
-from ..drivers.changes import NextChange
+from ..drivers.changes import Changes
 from ..drivers.collection import Collection, Sort
 from ..drivers.errors import DRIVER_ERRORS, MAX_DOCUMENT_BYTES, translate
 from ..drivers.time_limit import shared_limit
@@ -65,7 +65,7 @@ _ERASED_AT_ONCE = 5_000
 """Events of one command: some 100 ms of the server."""
 _FEED_CLOSE_TIMEOUT_S = 0.5
 
-OpenChanges: TypeAlias = Callable[[list[Document]], AbstractAsyncContextManager[NextChange]]
+OpenChanges: TypeAlias = Callable[[list[Document]], AbstractAsyncContextManager[Changes]]
 
 _Found = TypeVar("_Found")
 
@@ -341,15 +341,15 @@ class MongoRunEventStore(RunEventStore, Following):
         finally:
             follower.leave()
 
-    async def _followed_page(self, position: Position, *, check_run: bool) -> Page:
+    async def _followed_page(self, position: Position, as_of: Timestamp | None, *, check_run: bool) -> Page:
         # The status is read first: what was stored before the run ended is then in the page.
-        status = await self._run_status(position.run_id) if check_run else None
+        status = await self._run_status(position.run_id, as_of) if check_run else None
         has_ended = status is not None and is_ending(status)
         query = queries.events_after(position.thread_id, position.run_id, position.after_seq)
         # Nothing is read after the end: a new primary has all events of before, and perhaps not yet in its
         # majority.
         events = self._events if has_ended else self._committed
-        reading = events.find(query, sort=SEQ_RISING, limit=_FOLLOW_PAGE)
+        reading = events.find_as_of(query, sort=SEQ_RISING, limit=_FOLLOW_PAGE, as_of=as_of)
         found = await self._if_allowed(position.thread_id, position.actor, reading)
         return Page(
             self._rows.rows(found),
@@ -359,9 +359,11 @@ class MongoRunEventStore(RunEventStore, Following):
             run_has_ended=has_ended,
         )
 
-    async def _run_status(self, run_id: str | None) -> str | None:
+    async def _run_status(self, run_id: str | None, as_of: Timestamp | None) -> str | None:
         """The run's status; None if it is not stored."""
-        found = await self._runs.find(queries.run_by_id(run_id), sort=_BY_ID, limit=1, projection=["status"])
+        found = await self._runs.find_as_of(
+            queries.run_by_id(run_id), sort=_BY_ID, limit=1, projection=["status"], as_of=as_of
+        )
         if not found:
             return None
         status = found[0].get("status")

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from bson import Timestamp
 from bson.errors import InvalidDocument
 from pymongo import WriteConcern, errors
 
@@ -277,10 +278,16 @@ class _StubDriver:
     async def rows(self, cursor: Any) -> Any:
         return await cursor
 
+    async def session(self) -> Any:
+        raise self.error
+
     async def aggregate(self, handle: Any, pipeline: Any, options: Any) -> Any:
         raise self.error
 
     async def watch(self, database: Any, pipeline: Any) -> Any:
+        raise self.error
+
+    async def command(self, document: dict[str, Any]) -> dict[str, Any]:
         raise self.error
 
     def __getattr__(self, name: str) -> Any:
@@ -298,6 +305,7 @@ async def _watch(driver: _StubDriver) -> None:
 _OPERATIONS: dict[str, tuple[str, Callable[[Collection], Awaitable[Any]]]] = {
     "find_one": ("find", lambda c: c.find_one({})),
     "find": ("find", lambda c: c.find({}, sort=[("_id", 1)], limit=1)),
+    "find_as_of": ("find", lambda c: c.find_as_of({}, sort=[("_id", 1)], limit=1, as_of=Timestamp(1, 1))),
     "find_by_ids": ("find", lambda c: c.find_by_ids({}, 1)),
     "find_candidates": ("find", lambda c: c.find_candidates({}, [("_id", 1)], 1)),
     "find_page": ("find", lambda c: c.find_page({}, sort=[("_id", 1)], limit=1)),
