@@ -134,15 +134,16 @@ async def _convert(driver: Driver, name: str, step: Step, update: list[Document]
     collection, total = driver.collection(name), await repeated(driver.count_documents, name)
     converted, checked, logged = 0, 0, time.monotonic()
     last: Any = None
-    while True:
-        report(Progress("convert", name, checked, max(checked, total), converted))
-        batch = await repeated(_next_batch, collection, last)
-        if not batch:
-            return converted
+    is_end = False
+    report(Progress("convert", name, 0, total, 0))
+    while not is_end and (batch := await repeated(_next_batch, collection, last)):
+        # Not until there is nothing more: events are stored behind the end all the time.
+        is_end = len(batch) < BATCH_DOCUMENTS
         last = batch[-1]["_id"]
         checked += len(batch)
         if any(document["schema_version"] == step.from_version for document in batch):
             converted += await _convert_batch(collection, step, batch, update)
+        report(Progress("convert", name, checked, max(checked, total), converted))
         if time.monotonic() - logged > _LOG_INTERVAL_S:
             logged = time.monotonic()
             logger.info(
@@ -152,6 +153,7 @@ async def _convert(driver: Driver, name: str, step: Step, update: list[Document]
                 converted,
                 extra={"operation": "setup", "collection": name},
             )
+    return converted
 
 
 async def _convert_batch(
