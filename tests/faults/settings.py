@@ -5,11 +5,13 @@ In the long form every run tries other examples; a failure prints the `reproduce
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 
 import hypothesis
 from hypothesis.configuration import set_hypothesis_home_dir
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from ..long_form import LONG_FORM
 
@@ -35,3 +37,13 @@ def bounded(examples: int, steps: int, *, long_form_factor: int = 40) -> hypothe
         phases=[phase for phase in hypothesis.Phase if LONG_FORM or phase is not hypothesis.Phase.shrink],
         suppress_health_check=_ON_A_SLOW_MACHINE,
     )
+
+
+def run_machine(machine: type[RuleBasedStateMachine], settings: hypothesis.settings) -> None:
+    """Run one state machine.
+
+    Hypothesis parses its source. Before Python 3.11.8 and 3.12.1 that fails (python/cpython#106905) where a
+    garbage collection in the middle logs a traceback of an earlier test, which is parsed as well.
+    """
+    gc.collect()
+    run_state_machine_as_test(machine, settings=settings)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, cast
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from deerflow_mongo import MongoStorage, Storage, StorageError, ThreadMeta, create_storage
 from deerflow_mongo.contract import times
@@ -26,7 +26,7 @@ from deerflow_mongo.contract.methods import METHOD_KINDS
 from ..mongodb.drivers.forced_groups import forced_groups
 from .emptied_database import Opener
 from .random_calls import Actor, Call, FeedbackId, calls_of
-from .settings import bounded
+from .settings import bounded, run_machine
 from .test_tenancy import rows_in
 from .twins import FIRST_STAMP_US, STEP_US, is_same
 
@@ -255,6 +255,6 @@ def test_users_at_once_get_what_each_alone_gets(
     fields = {"openers": [open_storage], "runner": runner, "calls": itertools.count(), "groups": groups}
     machine = type("Concurrent", (ConcurrentMachine,), fields)
     with forced_groups() if is_forced else nullcontext():
-        run_state_machine_as_test(machine, settings=bounded(examples=6, steps=10))
+        run_machine(machine, bounded(examples=6, steps=10))
     assert sum(groups) > 0
     print(f"\n{next(machine.calls):,} calls, {sum(groups):,} groups")  # noqa: T201

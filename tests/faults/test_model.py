@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from deerflow_mongo import Storage, create_storage
 from deerflow_mongo.contract import times
@@ -16,7 +16,7 @@ from deerflow_mongo.contract.methods import METHOD_KINDS, STORES, store_of
 
 from .emptied_database import Opener
 from .random_calls import Call, calls_of, creations
-from .settings import bounded
+from .settings import bounded, run_machine
 from .twins import StandingClock, Twins
 
 
@@ -80,7 +80,7 @@ def test_random_calls_give_what_the_model_gives(
 ) -> None:
     stores = STORES if store == "all" else (store,)
     machine = machine_of(*stores, openers=[open_storage], runner=runner, clock=clock, calls=itertools.count())
-    run_state_machine_as_test(machine, settings=bounded(examples=30 if store == "all" else 20, steps=25))
+    run_machine(machine, bounded(examples=30 if store == "all" else 20, steps=25))
     print(f"\n{store}: {next(machine.calls):,} calls")  # noqa: T201
 
 
@@ -94,4 +94,4 @@ def test_random_calls_on_the_mock_give_what_the_model_gives(
         return storage
 
     machine = machine_of(store, openers=[build], runner=runner, clock=clock)
-    run_state_machine_as_test(machine, settings=bounded(examples=10, steps=20))
+    run_machine(machine, bounded(examples=10, steps=20))

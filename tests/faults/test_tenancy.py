@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import pytest
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from deerflow_mongo import (
     ActorMissingError,
@@ -30,7 +30,7 @@ from deerflow_mongo.contract.regeneration import regenerated_run
 
 from .emptied_database import Opener, emptied_database
 from .random_calls import THREADS, USERS, Call, FeedbackId, calls, creations
-from .settings import bounded
+from .settings import bounded, run_machine
 
 _FOR_ONE_USER = (
     "feedback.upsert",
@@ -333,5 +333,5 @@ def test_no_user_reaches_a_row_of_another(open_storage: Opener, runner: asyncio.
     rules = {"fill": _first_rule()} | {store: _rule_for(store) for store in STORES}
     fields = {"openers": [open_storage], "runner": runner, "calls": itertools.count()}
     machine = type("Tenancy", (TenancyMachine,), {**rules, **fields})
-    run_state_machine_as_test(machine, settings=bounded(examples=20, steps=30))
+    run_machine(machine, bounded(examples=20, steps=30))
     print(f"\n{next(machine.calls):,} calls of {len(METHOD_KINDS)} methods")  # noqa: T201

@@ -17,12 +17,13 @@ from typing import Any, ClassVar, cast
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME, SCHEDULED
 
 from deerflow_mongo.mongodb.checkpoints.saver import MongoCheckpointSaver
 
+from ...faults.settings import run_machine
 from .answers import difference
 from .rows import config_of, metadata
 
@@ -310,9 +311,9 @@ def test_random_sequences_leave_what_sqlite_would_have(mongodb_url: str, databas
             pass
 
         Bound.saver = saver
-        run_state_machine_as_test(
+        run_machine(
             Bound,
-            settings=settings(
+            settings(
                 max_examples=MAX_SEQUENCES,
                 stateful_step_count=MAX_CALLS,
                 deadline=None,
