@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Final
 
 from deerflow_mongo.mongodb.drivers.errors import SERVER_ERRORS, UNAVAILABLE_LABELS
-from deerflow_mongo.mongodb.drivers.groups.lane import MAX_BYTES, MAX_CALLS
+from deerflow_mongo.mongodb.drivers.groups.lane import MAX_BYTES, MAX_CALLS, SMALLEST_GROUP
 from deerflow_mongo.mongodb.drivers.groups.places import LEAST_IN_FLIGHT, MOST_IN_FLIGHT
 from deerflow_mongo.mongodb.drivers.groups.unions import MAX_LISTED
-from deerflow_mongo.mongodb.drivers.groups.upserts import MAX_CANDIDATES
+from deerflow_mongo.mongodb.drivers.groups.upserts import MAX_CANDIDATES, Upserts
 from deerflow_mongo.mongodb.telemetry.metrics import METRICS
 from deerflow_mongo.mongodb.uri_options import PASSED, URI_OPTIONS
 from deerflow_mongo.mongodb.views import VIEWS
@@ -70,6 +70,10 @@ def group_bounds() -> str:
             "commands on their way at once, of a kind and collection",
             f"{LEAST_IN_FLIGHT}, and one more for each whole millisecond of the round trip to the server, "
             f"up to {MOST_IN_FLIGHT}",
+        ),
+        (
+            "more of them, after fewer calls have waited than waiting pays for",
+            f"up to {SMALLEST_GROUP - 1}; of upserts up to {Upserts.pays_from - 1}",
         ),
         ("calls of a command", f"{MAX_CALLS}"),
         ("what the calls of a command write", f"{MAX_BYTES // 1024**2} MiB; a call of more goes alone"),

@@ -109,6 +109,8 @@ class Lane(ABC, Generic[_Given, _Answer]):
     """For statistics, spans and metrics."""
     command: str
     """The server's command of a call alone, for the text of an error."""
+    pays_from: int = SMALLEST_GROUP
+    """As many calls must wait for waiting to pay; fewer are faster as commands of their own."""
 
     def __init__(
         self, driver: GroupDriver, counts: GroupCounts, no_answer: Callable[[str], StorageError]
@@ -120,6 +122,8 @@ class Lane(ABC, Generic[_Given, _Answer]):
         self._in_flight = 0
         self._unanswered = 0
         """Calls of the commands in flight."""
+        self._spare = 0
+        """Places for calls that waited in too small a number: see `_keep_from_waiting`."""
         self._is_lasting = False
         """Whether calls have waited ever since the lane had nothing in flight."""
         self._waiting: deque[Call[_Given, _Answer]] = deque()
@@ -150,7 +154,7 @@ class Lane(ABC, Generic[_Given, _Answer]):
         # In this order, the first of which is the cheapest and decides for most calls.
         if (
             self._in_flight >= LEAST_IN_FLIGHT
-            and self._in_flight >= self._driver.places.number()
+            and self._in_flight >= self._driver.places.number() + self._spare
             and self.can_group(given)
             and not has_longer_limit()
         ):
@@ -195,12 +199,13 @@ class Lane(ABC, Generic[_Given, _Answer]):
 
     def _next(self) -> None:
         """Give the place of a command that was answered to those that wait."""
-        is_free = self._waiting and self._in_flight <= self._driver.places.number()
+        is_free = self._waiting and self._in_flight <= self._driver.places.number() + self._spare
         group = self._take() if is_free else []
         if not group:
             self._in_flight -= 1
             self._is_lasting = self._is_lasting and self._in_flight > 0
             return
+        self._keep_from_waiting(len(group))
         self._unanswered += len(group)
         now = time.monotonic()
         self._counts["waited_seconds"] += sum(now - call.since for call in group)
@@ -237,6 +242,15 @@ class Lane(ABC, Generic[_Given, _Answer]):
             left -= size
             group.append(waiting.popleft())
         return group
+
+    def _keep_from_waiting(self, waited: int) -> None:
+        """Give callers that wait in too small a number places of their own, until there are more of them.
+
+        A third caller that waits for one of two commands each time has lost that time: nobody shares the next
+        one. Where so many wait that it pays, they need no such places.
+        """
+        callers = self._spare + waited
+        self._spare = callers if callers < self.pays_from else 0
 
     def _share(self) -> int:
         """How many calls the next command may carry.

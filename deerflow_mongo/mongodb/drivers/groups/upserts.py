@@ -36,6 +36,8 @@ class Upserts(CommandLane[UpsertQuery, Document]):
 
     kind = "upsert"
     command = "findAndModify"
+    pays_from = 6
+    """Measured near the server: a group is two commands, one after the other."""
 
     def can_group(self, given: UpsertQuery) -> bool:
         update = given.update
