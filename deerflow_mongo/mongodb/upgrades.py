@@ -134,11 +134,8 @@ async def _convert(driver: Driver, name: str, step: Step, update: list[Document]
     collection, total = driver.collection(name), await repeated(driver.count_documents, name)
     converted, checked, logged = 0, 0, time.monotonic()
     last: Any = None
-    is_end = False
     report(Progress("convert", name, 0, total, 0))
-    while not is_end and (batch := await repeated(_next_batch, collection, last)):
-        # Not until there is nothing more: events are stored behind the end all the time.
-        is_end = len(batch) < BATCH_DOCUMENTS
+    while batch := await repeated(_next_batch, collection, last):
         last = batch[-1]["_id"]
         checked += len(batch)
         if any(document["schema_version"] == step.from_version for document in batch):
@@ -153,6 +150,8 @@ async def _convert(driver: Driver, name: str, step: Step, update: list[Document]
                 converted,
                 extra={"operation": "setup", "collection": name},
             )
+        if len(batch) < BATCH_DOCUMENTS:
+            break  # not when there is nothing more: events are stored behind the end all the time
     return converted
 
 

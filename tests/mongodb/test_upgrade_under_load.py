@@ -154,9 +154,9 @@ async def test_upgrade_beside_old_and_new_processes_shows_no_error_and_loses_not
 
         def report(progress: Progress) -> None:
             actions.append(progress.action)
-            if progress.action == "convert" and not working:
-                working.append(asyncio.create_task(new.work()))
             if progress.action == "convert":
+                if not working:
+                    working.append(asyncio.create_task(new.work()))
                 old.wait_for_next()  # however slow the machine is, they work at the same time
             if progress.action == "drop_index":
                 old.stop()

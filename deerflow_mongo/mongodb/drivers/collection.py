@@ -175,21 +175,16 @@ class Collection:
             return await self._lists.run(given, self._find)
         return await self._find(given)
 
-    async def _find(self, given: ListQuery, as_of: Timestamp | None = None) -> list[Document]:
+    async def _find(self, given: ListQuery, **session: Any) -> list[Document]:
         query, sort, limit, skip, projection = given
         # One more than the limit lets the server close the cursor with its first answer.
-        options: Document = {"skip": skip, "batch_size": min(limit + 1, _MAX_BATCH_SIZE)}
-
-        async def read(handle: Any, **session: Any) -> list[Document]:
-            found = handle.find(query, projection, sort=sort, limit=limit, **options, **session)
-            return await self._driver.rows(found)
-
-        async def read_as_of(handle: Any) -> list[Document]:
-            async with await self._driver.session() as session:
-                session.advance_operation_time(as_of)
-                return await read(handle, session=session)
-
-        return await self.run("find", read if as_of is None else read_as_of)
+        size = min(limit + 1, _MAX_BATCH_SIZE)
+        return await self.run(
+            "find",
+            lambda handle: self._driver.rows(
+                handle.find(query, projection, sort=sort, limit=limit, skip=skip, batch_size=size, **session)
+            ),
+        )
 
     async def find_as_of(
         self,
@@ -207,7 +202,9 @@ class Collection:
         """
         if as_of is None:
             return await self.find(query, sort=sort, limit=limit, projection=projection)
-        return await self._find(ListQuery(query, sort, limit, 0, projection), as_of)
+        async with await self._driver.session() as session:
+            session.advance_operation_time(as_of)
+            return await self._find(ListQuery(query, sort, limit, 0, projection), session=session)
 
     async def find_page(self, query: Document, *, sort: Sort, limit: int) -> list[Document]:
         """The first documents, at most `limit` and no more than one answer holds; none where there are none.

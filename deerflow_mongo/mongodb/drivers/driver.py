@@ -159,8 +159,8 @@ class Driver(ABC):
         return await cursor.to_list(None)
 
     async def session(self) -> Any:
-        """A new session of an open client; its reads wait for the time that it was advanced to."""
-        self.check_open()
+        """A new session, whose reads wait for the time that it is advanced to."""
+        await self.opened()
         return self._client.start_session(causal_consistency=True)
 
     async def aggregate(self, handle: Any, pipeline: list[Document], options: Document) -> Any:

@@ -68,14 +68,20 @@ async def _stalled(
     return tasks
 
 
-async def _calls_in_turn(storage: MongoStorage, kind: str, callers: int, calls: int, prefix: str) -> None:
-    """Each of so many callers makes its calls one after the other."""
+async def _names(storage: MongoStorage, kind: str, number: int, prefix: str = "r") -> list[str]:
+    """So many different names for calls of a kind; of an update, those of runs that are stored."""
+    names = [f"{prefix}-{each}" for each in range(number)]
     if kind == "update":
-        await GROUPED["insert"](storage, prefix)
+        await asyncio.gather(*(GROUPED["insert"](storage, name) for name in names))
+    return names
+
+
+async def _in_turn(storage: MongoStorage, kind: str, names: list[str], callers: int) -> None:
+    """A call with each name, by so many callers, each of which makes one after the other."""
 
     async def caller(number: int) -> None:
-        for call in range(calls):
-            await GROUPED[kind](storage, prefix if kind == "update" else f"{prefix}-{number}-{call}")
+        for name in names[number::callers]:
+            await GROUPED[kind](storage, name)
 
     await asyncio.gather(*map(caller, range(callers)))
 
@@ -109,10 +115,9 @@ class GroupLimitContract(GroupFixtures):
     ) -> None:
         storage, sent = listened
         calls = 3 * MAX_CALLS + LEAST_IN_FLIGHT
-        if kind == "update":
-            await asyncio.gather(*(GROUPED["insert"](storage, f"r-{number}") for number in range(calls)))
-            sent.clear()
-        await asyncio.gather(*(GROUPED[kind](storage, f"r-{number}") for number in range(calls)))
+        names = await _names(storage, kind, calls)
+        sent.clear()
+        await asyncio.gather(*(GROUPED[kind](storage, name) for name in names))
         sizes = sorted(len(command.parts) for command in sent.named(kind))
         assert sum(sizes) == calls
         # The last of them are divided where both commands before them were answered at the same moment.
@@ -127,16 +132,9 @@ class GroupLimitContract(GroupFixtures):
         """Else the callers of a large group call again at once, and all are in one command for ever."""
         storage, sent = listened
         callers, rounds = 8 * LEAST_IN_FLIGHT, 20
-        names = [f"r-{number}" for number in range(callers * rounds)]
-        if kind == "update":
-            await asyncio.gather(*(GROUPED["insert"](storage, name) for name in names))
-            sent.clear()
-
-        async def caller(number: int) -> None:
-            for name in names[number::callers]:
-                await GROUPED[kind](storage, name)
-
-        await asyncio.gather(*map(caller, range(callers)))
+        names = await _names(storage, kind, callers * rounds)
+        sent.clear()
+        await _in_turn(storage, kind, names, callers)
         sizes = [len(command.parts) for command in sent.named(kind)]
         assert sum(sizes) == len(names)
         alone = next(place for place, size in enumerate(sizes) if size > 1)
@@ -154,8 +152,9 @@ class GroupLimitContract(GroupFixtures):
         rounds = 30
         pays_from = Upserts.pays_from if kind == "upsert" else SMALLEST_GROUP
         for callers in range(LEAST_IN_FLIGHT + 1, LEAST_IN_FLIGHT + pays_from):
+            names = await _names(storage, kind, callers * rounds, prefix=f"of {callers}")
             before = counts_of(storage, kind)
-            await _calls_in_turn(storage, kind, callers, rounds, prefix=f"of {callers}")
+            await _in_turn(storage, kind, names, callers)
             after = counts_of(storage, kind)
             assert after["grouped"] - before["grouped"] <= callers
             assert after["alone"] - before["alone"] >= callers * (rounds - 1)
@@ -163,10 +162,11 @@ class GroupLimitContract(GroupFixtures):
     @each_kind
     async def test_more_callers_share_commands_again(self, kind: str, storage: MongoStorage) -> None:
         """Those of before leave no place that keeps the others apart."""
-        rounds = 30
-        await _calls_in_turn(storage, kind, LEAST_IN_FLIGHT + 1, rounds, prefix="few")
+        few, many, rounds = LEAST_IN_FLIGHT + 1, 8 * LEAST_IN_FLIGHT, 30
+        await _in_turn(storage, kind, await _names(storage, kind, few * rounds, prefix="few"), few)
+        names = await _names(storage, kind, many * rounds, prefix="many")
         before = counts_of(storage, kind)["grouped"]
-        await _calls_in_turn(storage, kind, 8 * LEAST_IN_FLIGHT, rounds, prefix="many")
+        await _in_turn(storage, kind, names, many)
         assert counts_of(storage, kind)["grouped"] - before > 4 * LEAST_IN_FLIGHT * rounds
 
     @pytest.mark.parametrize("round_trip_ms", [0.9, 5, 20, 500])

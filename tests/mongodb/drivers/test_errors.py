@@ -6,6 +6,7 @@ import copy
 import pickle
 import traceback
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -279,7 +280,9 @@ class _StubDriver:
         return await cursor
 
     async def session(self) -> Any:
-        raise self.error
+        return nullcontext(self)
+
+    def advance_operation_time(self, time: Timestamp) -> None: ...
 
     async def aggregate(self, handle: Any, pipeline: Any, options: Any) -> Any:
         raise self.error

@@ -154,7 +154,7 @@ class Lane(ABC, Generic[_Given, _Answer]):
         # In this order, the first of which is the cheapest and decides for most calls.
         if (
             self._in_flight >= LEAST_IN_FLIGHT
-            and self._in_flight >= self._driver.places.number() + self._spare
+            and self._in_flight >= self._places()
             and self.can_group(given)
             and not has_longer_limit()
         ):
@@ -197,9 +197,13 @@ class Lane(ABC, Generic[_Given, _Answer]):
 
     # Sending.
 
+    def _places(self) -> int:
+        """How many commands may be in flight."""
+        return self._driver.places.number() + self._spare
+
     def _next(self) -> None:
         """Give the place of a command that was answered to those that wait."""
-        is_free = self._waiting and self._in_flight <= self._driver.places.number() + self._spare
+        is_free = self._waiting and self._in_flight <= self._places()
         group = self._take() if is_free else []
         if not group:
             self._in_flight -= 1
